@@ -1,0 +1,46 @@
+"""Creche looks after background work in async programs: named, grouped, observable and owned."""
+
+from __future__ import annotations
+
+from ._decorator import work
+from ._errors import (
+    DeadlockError,
+    NoActiveWorker,
+    WorkerCancelled,
+    WorkerDeclarationError,
+    WorkerError,
+    WorkerFailed,
+)
+from ._group import Overflow, WorkerGroup
+from ._manager import WorkerManager
+from ._message import Message
+from ._node import Node
+from ._state import WorkerState
+from ._worker import ResultType, Worker, WorkType, active_worker, get_current_worker
+
+__all__ = [
+    "DeadlockError",
+    "Message",
+    "NoActiveWorker",
+    "Node",
+    "Overflow",
+    "ResultType",
+    "WorkType",
+    "Worker",
+    "WorkerCancelled",
+    "WorkerDeclarationError",
+    "WorkerError",
+    "WorkerFailed",
+    "WorkerGroup",
+    "WorkerManager",
+    "WorkerState",
+    "active_worker",
+    "get_current_worker",
+    "work",
+]
+
+for _name in __all__:
+    _public = globals()[_name]
+    if getattr(_public, "__module__", "").startswith(f"{__name__}._"):
+        _public.__module__ = __name__  # what tracebacks, docs and pickles show
+del _name, _public

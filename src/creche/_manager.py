@@ -1,0 +1,181 @@
+"""The manager of a tree's workers: a view of the tree, with nothing of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._errors import WorkerError
+from ._group import WorkerGroup, in_order
+from ._worker import Worker, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ._nursery import Nursery
+
+
+class ManagedNode(Protocol):
+    """What the manager asks of the nodes of its tree."""
+
+    _nursery: Nursery
+
+    @property
+    def _groups(self) -> dict[str, WorkerGroup]: ...
+
+    @property
+    def path(self) -> str: ...
+
+    def _below(self) -> Iterator[ManagedNode]:
+        """Give the node and all below it."""
+        ...
+
+    def _take_in(self, worker: Worker[Any], *, start: bool, exclusive: bool) -> None: ...
+
+
+class WorkerManager:
+    """The unfinished workers of a whole tree of nodes, in order of creation.
+
+    Got from ``Node.workers``. ``len``, ``bool``, ``in``, iteration and ``reversed`` are of the
+    unfinished workers.
+    """
+
+    __slots__ = ("_root",)
+
+    def __init__(self, root: ManagedNode) -> None:
+        self._root = root
+
+    def _all(self) -> Iterator[Worker[Any]]:
+        for node in self._root._below():
+            for group in node._groups.values():
+                yield from group
+
+    def __iter__(self) -> Iterator[Worker[Any]]:
+        return iter(sorted(self._all(), key=in_order))
+
+    def __reversed__(self) -> Iterator[Worker[Any]]:
+        return iter(sorted(self._all(), key=in_order, reverse=True))
+
+    def __len__(self) -> int:
+        return sum(
+            len(group) for node in self._root._below() for group in node._groups.values()
+        )
+
+    def __contains__(self, worker: object) -> bool:
+        return isinstance(worker, Worker) and any(
+            worker in group for node in self._root._below() for group in node._groups.values()
+        )
+
+    def __repr__(self) -> str:
+        counts = Counter(worker.state for worker in self._all())
+        told = ", ".join(f"{counts[state]} {state.name}" for state in counts)
+        return f"<WorkerManager of {self._root.path!r}: {told or 'no workers'}>"
+
+    def add_worker(self, worker: Worker[Any], start: bool = True, exclusive: bool = True) -> None:  # noqa: FBT001, FBT002 (as ported)
+        """Add a worker that was made directly.
+
+        Args:
+            worker: The worker; its node must be in this tree.
+            start: Whether to start it. If not, see ``start_all()``.
+            exclusive: Whether its start cancels what is unfinished in its group.
+
+        Raises:
+            WorkerError: The worker was added before or belongs to another tree, or is to be started
+                and its node is not open. In the last case it is cancelled.
+
+        Threads:
+            Any thread.
+        """
+        if worker.node not in self._root._below():
+            raise WorkerError(
+                f"{worker._spoken()} is of node {worker.node.path!r}, which is not in the tree of "
+                f"{self._root.path!r}; add it to node.workers of its own node"
+            )
+        node: Any = worker.node
+        node._take_in(worker, start=start, exclusive=exclusive)
+
+    def start_all(self) -> None:
+        """Start all workers of the tree that were added with ``start=False``.
+
+        Raises:
+            WorkerError: A node with such workers is not open.
+
+        Threads:
+            Any thread.
+        """
+        self._root._nursery.bridge.call(self._start_all)
+
+    def _start_all(self) -> None:
+        for node in list(self._root._below()):
+            for group in list(node._groups.values()):
+                for worker in list(group._unstarted):
+                    group._start(worker)
+
+    def cancel_all(self, reason: object = None) -> None:
+        """Cancel all unfinished workers of the tree.
+
+        Args:
+            reason: See ``Worker.cancel_reason``.
+
+        Threads:
+            Any thread.
+        """
+        self._root._nursery.bridge.call(lambda: [worker.cancel(reason) for worker in self])
+
+    def cancel_group(self, node: ManagedNode, group: str) -> list[Worker[Any]]:
+        """Cancel the unfinished workers of a group.
+
+        Args:
+            node: The node that the group is in.
+            group: The name of the group.
+
+        Returns:
+            The workers that were cancelled by this call.
+
+        Threads:
+            Any thread.
+        """
+        found = node._groups.get(group)
+        if found is None:
+            return []
+        return node._nursery.bridge.call(lambda: found._cancel_all(None)) or []
+
+    def cancel_node(self, node: ManagedNode) -> list[Worker[Any]]:
+        """Cancel the unfinished workers of a node, and not those of the nodes below it.
+
+        Args:
+            node: The node.
+
+        Returns:
+            The workers that were cancelled by this call.
+
+        Threads:
+            Any thread.
+        """
+
+        def cancel() -> list[Worker[Any]]:
+            groups = list(node._groups.values())
+            return [worker for group in groups for worker in group._cancel_all(None)]
+
+        return node._nursery.bridge.call(cancel) or []
+
+    async def wait_for_complete(self, workers: Iterable[Worker[Any]] | None = None) -> None:
+        """Wait until started workers have ended, whichever way; raises for none of them.
+
+        Cancelling this call ends the wait; the workers go on.
+
+        Args:
+            workers: The workers; those that were never started are passed over. By default all
+                that are in the tree now; ``[]`` is none.
+
+        Raises:
+            DeadlockError: Called by one of the workers, or by one whose end they need.
+
+        Checkpoint:
+            Always.
+
+        Threads:
+            The node's event loop only.
+        """
+        waited = self if workers is None else workers
+        await wait_for([worker for worker in waited if worker._started])

@@ -1,0 +1,57 @@
+"""Messages: what nodes hand to their handlers."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def _snake(name: str) -> str:
+    return _WORD_START.sub("_", name).lower()
+
+
+class Message:
+    """Something that happened, on its way to a node's handler.
+
+    A subclass may be declared with ``class Saved(Message, bubble=True, namespace="editor")``. Its
+    handler is then the node's method ``on_editor_saved``. Without a namespace the name comes from
+    the last two parts of the qualified name: ``Editor.Saved`` is handled by ``on_editor_saved``
+    as well, and a class ``Saved`` at module level by ``on_saved``.
+    """
+
+    bubble: ClassVar[bool] = True
+    """Whether the message goes on to the parent of the node that handled it."""
+    handler_name: ClassVar[str] = "on_message"
+    """The name of the method that handles messages of this class."""
+
+    _stopped: bool = False
+
+    def __init_subclass__(cls, *, bubble: bool | None = None, namespace: str | None = None) -> None:
+        """Work out the handler's name.
+
+        Args:
+            bubble: Whether messages of this class go on to the parent node; inherited if ``None``.
+            namespace: The first part of the handler's name; by default the enclosing class.
+        """
+        super().__init_subclass__()
+        if bubble is not None:
+            cls.bubble = bubble
+        parts = cls.__qualname__.rpartition("<locals>.")[2].split(".")[-2:]
+        if namespace is not None:
+            parts = [namespace, cls.__name__]
+        cls.handler_name = "on_" + "_".join(_snake(part) for part in parts)
+
+    def stop(self) -> None:
+        """Keep the message from going on to the parent node.
+
+        Threads:
+            To be called by the handler.
+        """
+        self._stopped = True
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether ``stop()`` was called."""
+        return self._stopped

@@ -1,0 +1,431 @@
+"""The nursery of a node: a task group, what keeps it open, and how it ends.
+
+It knows nothing of trees, names, groups or messages. Its life is a table. What keeps it open is one
+number: its occupant holds it once for each thing that has to end first, and lets go of it as that
+ends. Leaving the block waits until the number is 0, asks the occupant whether it sets anything more
+in motion, and closes in the same step as the last of these checks. The wait is shielded: it is a
+watcher task that sees a cancellation from outside and turns it into the ordinary ``cancel()``.
+
+No task of a nursery ever raises: an error that left a task would make AnyIO cancel the group in its
+own way. Failures are handed to ``fail()``, gathered, and raised once, when all is over.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import sys
+import time
+from contextvars import Context
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+from anyio import lowlevel
+
+from ._bridge import Bridge
+from ._errors import WorkerError, uncancelled, unreported
+
+if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
+    from exceptiongroup import BaseExceptionGroup
+
+try:  # AnyIO asks sniffio which library runs, if it is installed
+    from sniffio import current_async_library_cvar as _library
+except ImportError:  # pragma: no cover (covered where Trio, which brings sniffio, is missing)
+    _library = None  # type: ignore[assignment]  # the module is absent, so there is no variable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from anyio.abc import TaskGroup
+
+
+class Life(enum.Enum):
+    """Where a nursery is in its life."""
+
+    NEW = "not open yet"
+    """Nothing can start."""
+    OPEN = "open"
+    """Work is admitted, also while the block is being left."""
+    CLOSING = "shutting down"
+    """No work is admitted; what was admitted goes on."""
+    CLOSED = "closed"
+    """Nothing is left, and nothing can start."""
+
+
+LIVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
+    {
+        Life.NEW: frozenset({Life.OPEN}),
+        Life.OPEN: frozenset({Life.CLOSING, Life.CLOSED}),
+        Life.CLOSING: frozenset({Life.CLOSED}),
+        Life.CLOSED: frozenset(),
+    }
+)
+"""From each stage, the stages that may follow; work is admitted in OPEN alone."""
+
+
+class Occupant(Protocol):
+    """What a nursery asks of the one that it serves."""
+
+    def _on_cancel(self, reason: object) -> None:
+        """Mark all that runs in the nursery as cancelled; called once."""
+        ...
+
+    def _on_quiet(self) -> bool:
+        """Set in motion what still has to end; tell whether there was anything."""
+        ...
+
+    def _spoken(self) -> str:
+        """Name the nursery in a sentence."""
+        ...
+
+
+class Nursery:
+    """A task group with admission, holds, gathered failures and one cancellation."""
+
+    __slots__ = (
+        "_base",
+        "_clock_offset",
+        "_failures",
+        "_group",
+        "_holds",
+        "_host",
+        "_idle",
+        "_killed",
+        "_occupant",
+        "_unborn",
+        "_watcher",
+        "blocks",
+        "bridge",
+        "cancel_reason",
+        "cancelled_class",
+        "is_cancelled",
+        "life",
+        "tree",
+        "unstepped",
+    )
+
+    def __init__(self, occupant: Occupant) -> None:
+        self._occupant = occupant
+        self.life = Life.NEW
+        self.bridge = Bridge(self._wake)
+        self.tree: object = self
+        """Stands for the whole tree of nurseries: no error is reported twice in one."""
+        self.is_cancelled = False
+        self.cancel_reason: object = None
+        self.cancelled_class: type[BaseException] = BaseException
+        self.blocks = 0
+        """How many of the holds are blocks of child nodes, which only their own tasks can end."""
+        self._holds = 0
+        self._idle: anyio.Event | None = None
+        self._failures: list[BaseException] = []
+        self._base: BaseException | None = None
+        self._killed = False
+        self._unborn: dict[object, Callable[[], object]] = {}
+        self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
+        """Coroutines of tasks that were called off before their first step, which takes them out."""
+        self._host: int | None = None
+        self._clock_offset = 0.0
+        self._group: TaskGroup | None = None
+        self._watcher: anyio.TaskHandle[None] | None = None
+
+    # life
+
+    def _move(self, life: Life) -> None:
+        assert life in LIVES[self.life], f"{self.life} cannot become {life}"
+        self.life = life
+
+    async def open(self) -> None:
+        """Enter the task group; the current task is the host and has to call ``close()``."""
+        group = anyio.create_task_group()
+        await group.__aenter__()
+        self._group = group
+        self._host = anyio.get_current_task().id
+        self.cancelled_class = anyio.get_cancelled_exc_class()
+        self._clock_offset = anyio.current_time() - time.monotonic()
+        self.bridge.open()
+        self._move(Life.OPEN)
+        self._watcher = self.spawn(self._watch(), name="creche watcher")
+        if self.is_cancelled:
+            group.cancel_scope.cancel()
+
+    def refuse(self) -> None:
+        """Admit no more work."""
+        if self.life is Life.OPEN:
+            self._move(Life.CLOSING)
+
+    def check_admission(self) -> None:
+        """Raise an error unless work may start.
+
+        Raises:
+            WorkerError: The nursery is not open.
+        """
+        if self.life is not Life.OPEN:
+            raise WorkerError(
+                f"cannot start work on {self._occupant._spoken()}, which is {self.life.value}; "
+                + ("enter its block first" if self.life is Life.NEW else "use a node that is open")
+            )
+
+    def now(self) -> float:
+        """Tell the time of the loop's clock, in seconds; from any thread."""
+        if self.bridge.is_here and self.life is not Life.CLOSED:
+            return anyio.current_time()
+        return time.monotonic() + self._clock_offset
+
+    # tasks
+
+    def spawn(
+        self, coro: Coroutine[Any, Any, None], *, name: str, context: Context | None = None
+    ) -> anyio.TaskHandle[None]:
+        """Start a task, which must not raise. On the loop only, while something holds the nursery."""
+        assert self._group is not None
+        try:
+            return self._group.create_task(coro, name=name, context=context)
+        except anyio.NoEventLoopError:
+            # No task runs: this is a call from another thread, and the context was captured where
+            # no loop ran, so that sniffio knows no better.
+            if _library is None or context is None:
+                raise
+            context.run(_library.set, "asyncio")
+            return self._group.create_task(coro, name=name, context=context)
+
+    def spawn_held(
+        self,
+        run: Callable[[], Coroutine[Any, Any, None]],
+        lost: Callable[[], object],
+        *,
+        name: str,
+        context: Context | None = None,
+    ) -> anyio.TaskHandle[None]:
+        """Start a task that holds the nursery until it ends.
+
+        Args:
+            run: What to run; it must not raise.
+            lost: Called in place of ``run`` if a native ``Task.cancel()`` kills the task before its
+                first step.
+            name: The name of the task.
+            context: The context variables of the task.
+        """
+
+        async def main() -> None:
+            del self._unborn[key]
+            try:
+                await run()
+            finally:
+                self.release()
+
+        def gone() -> None:
+            del self._unborn[key]
+            coro.close()
+            lost()
+            self.release()
+
+        key = object()
+        coro = main()
+        self._unborn[key] = gone
+        self.hold()
+        return self.spawn(coro, name=name, context=context)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await anyio.sleep_forever()
+            except self.cancelled_class:
+                if self.life is Life.CLOSED:
+                    raise
+                if self.is_scope_cancelled():
+                    break
+                # else a native cancellation that was aimed at this very task: not obeyed
+        self.cancel_from_outside()
+        with anyio.CancelScope(shield=True):
+            await self._bury_the_unborn()
+
+    async def _bury_the_unborn(self) -> None:
+        """Find the tasks that a native ``Task.cancel()`` killed before their first step.
+
+        AnyIO never enters them and cannot tell. What has not begun two turns of the loop after
+        it was spawned never will.
+        """
+        unborn = list(self._unborn.items())
+        if not unborn:
+            return
+        for _ in range(2):
+            try:
+                await lowlevel.cancel_shielded_checkpoint()
+            except self.cancelled_class:  # native again
+                continue
+        for key, gone in unborn:
+            if key in self._unborn:
+                gone()
+
+    # what keeps it open
+
+    def hold(self) -> None:
+        """Keep the nursery open, until ``release()`` is called as often."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Let go of one hold."""
+        self._holds -= 1
+        if self._idle is not None and self._holds <= self.blocks:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._idle is not None:
+            self._idle.set()
+            self._idle = None
+
+    async def quiet(self, *, blocks: bool = False) -> None:
+        """Wait until nothing holds the nursery and the occupant sets nothing more in motion.
+
+        Args:
+            blocks: Whether to leave aside the blocks of child nodes.
+        """
+        while True:
+            while self._holds > (self.blocks if blocks else 0) or self.bridge.in_flight:
+                if self._idle is None:
+                    self._idle = anyio.Event()
+                await self._idle.wait()
+            if not self._occupant._on_quiet():
+                return
+
+    # failure and cancellation
+
+    def fail(self, error: BaseException) -> None:
+        """Gather an error, to be raised by ``close()``, and cancel everything."""
+        fresh = unreported(error, self.tree)
+        if fresh is None or any(fresh is other for other in self._failures):
+            pass
+        elif isinstance(fresh, Exception) or self._base is not None:
+            self._failures.append(fresh)
+        else:
+            self._base = fresh
+        self.cancel(f"{self._occupant._spoken()} failed")
+
+    def cancel(self, reason: object) -> None:
+        """Cancel everything, the host's body included; on the loop only."""
+        if self.is_cancelled or self.life is Life.CLOSED:
+            return
+        self.is_cancelled = True
+        self.cancel_reason = reason
+        self._occupant._on_cancel(reason)
+        if self._group is not None:  # else it is done on entering
+            self._group.cancel_scope.cancel()
+
+    def is_scope_cancelled(self) -> bool:
+        """Whether a cancel scope round the current task is cancelled: else it was native."""
+        return anyio.current_effective_deadline() == -math.inf
+
+    def cancel_from_outside(self) -> None:
+        """Turn a cancellation that reached a task of the nursery from outside into ``cancel()``."""
+        assert self._group is not None
+        if not self.is_cancelled and self._group.cancel_scope.cancel_called:
+            self._killed = True  # nobody here did that: AnyIO did, for a task killed unborn
+        self.cancel("cancelled from outside")
+
+    # the end
+
+    async def close(self, error: BaseException | None) -> bool:
+        """Wait until nothing is left, leave the task group and raise what was gathered.
+
+        Args:
+            error: What left the body of the block, if anything.
+
+        Returns:
+            Whether to swallow that error: it was the nursery's own cancellation.
+
+        Raises:
+            BaseExceptionGroup: The failures.
+            BaseException: The one that goes bare, or a cancellation from outside.
+        """
+        assert self._group is not None
+        assert self._watcher is not None
+        if anyio.get_current_task().id != self._host:
+            raise WorkerError(
+                f"{self._occupant._spoken()} is left in another task than the one that entered it; "
+                "enter and leave its block in the same task"
+            )
+        cancellation: BaseException | None = None
+        if error is not None:
+            failure = uncancelled(error, lambda leaf: isinstance(leaf, self.cancelled_class))
+            if failure is not None:
+                self.fail(failure)
+            else:
+                cancellation = error
+                self.cancel_from_outside()
+        late = await self._drain()
+        cancellation = cancellation or late
+        self._watcher.cancel()
+        leaving: BaseException | None = None
+        swallowed = False
+        try:
+            if cancellation is None:
+                await lowlevel.checkpoint_if_cancelled()
+        except self.cancelled_class as exc:
+            cancellation = exc
+        try:
+            swallowed = bool(
+                await self._group.__aexit__(
+                    type(cancellation) if cancellation is not None else None,
+                    cancellation,
+                    cancellation.__traceback__ if cancellation is not None else None,
+                )
+            )
+        except BaseException as exc:  # noqa: BLE001 (weighed against the failures below)
+            leaving = exc
+        else:
+            if cancellation is not None and not swallowed:
+                leaving = cancellation
+        for coro in self.unstepped.values():
+            coro.close()  # killed natively: nobody awaited it
+        try:
+            return self._conclude(error, leaving)
+        finally:
+            del error, cancellation, late, leaving  # they hold this frame
+
+    async def _drain(self) -> BaseException | None:
+        """Wait until nothing is left and close; return what arrived natively in the meantime."""
+        late: BaseException | None = None
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    if self.is_cancelled:
+                        await self._bury_the_unborn()
+                    await self.quiet()
+            except self.cancelled_class as exc:
+                late = late or exc
+                self.cancel_from_outside()
+                continue
+            except KeyboardInterrupt as exc:
+                self.fail(exc)
+                continue
+            if self.bridge.close():
+                self._move(Life.CLOSED)
+                return late
+
+    def _conclude(self, error: BaseException | None, leaving: BaseException | None) -> bool:
+        failures, base, killed = self._failures, self._base, self._killed
+        self._failures, self._base = [], None
+        try:
+            if base is not None:
+                if failures and base.__cause__ is None:
+                    base.__cause__ = BaseExceptionGroup("other errors in workers", failures)
+                if base is error:
+                    return False
+                raise base
+            if failures:
+                raise BaseExceptionGroup(
+                    f"unhandled errors in {self._occupant._spoken()}", failures
+                ) from None
+            if leaving is not None:
+                if leaving is error:
+                    return False
+                raise leaving
+            if killed:
+                raise WorkerError(
+                    f"a native Task.cancel() hit a task of {self._occupant._spoken()} before its "
+                    "first step, so AnyIO cancelled them all; use Worker.cancel() instead"
+                )
+            return True
+        finally:
+            del failures, base, error, leaving

@@ -1,0 +1,270 @@
+"""The ways of running work.
+
+Each is one coroutine function that takes the job and returns what the work returned. ``job`` is
+told when the work is really entered; until then it is still PENDING and can be called off.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import anyio
+from anyio import lowlevel, to_thread
+
+from ._bridge import run_soon
+from ._errors import WorkerCancelled, WorkerError, strip_traceback
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio import CapacityLimiter
+
+_logger = logging.getLogger("creche")
+_OWN_FRAMES = f"{__package__}._"
+
+
+def _leaked(job: Job) -> WorkerError:
+    return WorkerError(
+        f"the work of {job._spoken()} raised a cancellation that nobody had asked for; "
+        "let cancellation out of the scope it belongs to only"
+    )
+
+
+class Job(Protocol):
+    """What a way of running asks of its worker."""
+
+    def _call(self) -> object:
+        """Call the work, or give it, if it is an awaitable."""
+        ...
+
+    def _is_to_await(self, value: object) -> bool:
+        """Whether a value that the work returned is to be awaited."""
+        ...
+
+    def _enter(self) -> None:
+        """Take note that the work is entered now; raises if it was called off."""
+        ...
+
+    def _wait_for_thread(self) -> None:
+        """Take note that the job waits for a thread."""
+        ...
+
+    def _notice_cancellation(self) -> None:
+        """Take note of a cancellation that came from outside."""
+        ...
+
+    def _on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        ...
+
+    def _note_abandoned(self, *, abandoned: bool) -> None:
+        """Take note that the thread was left to itself, or that it has ended since."""
+        ...
+
+    def _spoken(self) -> str:
+        """Name the worker in a sentence."""
+        ...
+
+
+async def in_task(job: Job) -> Any:
+    """Run async work in the current task, on the node's loop."""
+    value = job._call()
+    if not job._is_to_await(value):
+        if hasattr(value, "__await__"):
+            return value  # a worker: whoever wants its result awaits it
+        raise WorkerError(
+            f"the work of {job._spoken()} is a plain function that returned no awaitable but "
+            f"{value!r:.100}; run it with thread=True, or make it an async function"
+        )
+    return await cast("Awaitable[Any]", value)
+
+
+async def in_thread(job: Job, limiter: CapacityLimiter | None, *, abandon: bool) -> Any:
+    """Run a plain callable in a worker thread, or async work on an event loop of its own there."""
+    token = lowlevel.current_token()
+    call = _ThreadCall(
+        job, limiter or to_thread.current_default_thread_limiter(), token, abandon=abandon
+    )
+    try:
+        return await call.run()
+    finally:
+        del call  # its frames are in the traceback of what it raised
+
+
+class _ThreadCall:
+    """A call in a worker thread; and the limiter that AnyIO is given for it.
+
+    As a limiter it takes the real token and then, with no checkpoint in between, notes that the
+    work is entered: the call is certain from there on. AnyIO gives a token back when the task
+    stops waiting; this one goes back when the thread has really ended.
+    """
+
+    def __init__(
+        self, job: Job, limiter: CapacityLimiter, token: lowlevel.EventLoopToken, *, abandon: bool
+    ) -> None:
+        self._job = job
+        self._limiter = limiter
+        self._token = token
+        self._abandon = abandon
+        self._guard = anyio.CancelScope()
+        self._lock = threading.Lock()  # what follows is decided between the thread and its host
+        self._called_off = False
+        self._begun = False
+        self._ended = False
+        self._left: Callable[[], object] | None = None
+        self._has_token = False
+        self._value: object = None
+        self._error: BaseException | None = None
+
+    # the limiter
+
+    async def acquire_on_behalf_of(self, _borrower: object) -> None:
+        self._job._wait_for_thread()
+        await self._limiter.acquire_on_behalf_of(self)
+        self._has_token = True
+        self._job._enter()
+        # An abandoned call that no thread has picked up yet would never be made. So abandoning
+        # has to wait for the thread.
+        self._guard.shield = self._abandon
+
+    def release_on_behalf_of(self, _borrower: object) -> None:
+        """Keep the token: see the class."""
+
+    async def __aenter__(self) -> None:
+        await self.acquire_on_behalf_of(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release_on_behalf_of(self)
+
+    def _give_back(self) -> None:
+        if self._has_token:
+            self._has_token = False
+            self._limiter.release_on_behalf_of(self)
+
+    # the host
+
+    async def run(self) -> object:
+        try:
+            with self._guard:
+                await to_thread.run_sync(
+                    self._in_thread,
+                    abandon_on_cancel=self._abandon,
+                    limiter=cast("CapacityLimiter", self),
+                )
+        except BaseException:
+            if not await self._outlive_cancellation():
+                raise
+        self._give_back()
+        return await self._outcome()
+
+    async def _outlive_cancellation(self) -> bool:
+        """Deal with a wait that was cut short; tell whether the call has an outcome all the same."""
+        over = anyio.Event()
+        with self._lock:
+            if self._ended:
+                return True
+            if not self._begun:
+                self._called_off = True
+            elif self._abandon:
+                self._left = self._give_back
+            else:
+                self._left = over.set
+        if self._called_off:
+            self._give_back()
+            return False
+        if self._abandon:
+            self._job._note_abandoned(abandoned=True)
+            return False
+        # A native Task.cancel() went through AnyIO's shield. The thread cannot be killed, so the
+        # work has not left yet.
+        self._job._notice_cancellation()
+        while not over.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await over.wait()
+            except anyio.get_cancelled_exc_class():  # native once more
+                continue
+        return True
+
+    async def _outcome(self) -> object:
+        error, self._error = self._error, None
+        try:
+            if error is None:
+                return self._value
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                await lowlevel.checkpoint_if_cancelled()
+                error = _leaked(self._job)
+            raise error
+        finally:
+            del error, self
+
+    # the thread
+
+    def _in_thread(self) -> None:
+        with self._lock:
+            if self._called_off:
+                return
+            self._begun = True
+        if self._abandon:
+            run_soon(self._token, self._lift_guard)
+        try:
+            self._value = self._work()
+        except BaseException as error:
+            self._error = error
+        with self._lock:
+            self._ended = True
+            left = self._left
+        if left is not None:
+            self._report_late(left)
+
+    def _lift_guard(self) -> None:
+        self._guard.shield = False
+
+    def _work(self) -> object:
+        value = self._job._call()
+        if self._job._is_to_await(value):
+            return _on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
+        return value
+
+    def _report_late(self, left: Callable[[], object]) -> None:
+        if self._abandon:
+            self._job._note_abandoned(abandoned=False)
+            if self._error is not None and not isinstance(self._error, WorkerCancelled):
+                strip_traceback(self._error, _OWN_FRAMES)
+                _logger.error(
+                    "the abandoned thread of %s failed", self._job._spoken(), exc_info=self._error
+                )
+            self._value = self._error = None
+        run_soon(self._token, left)
+
+
+def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopToken) -> object:
+    """Await something on a new event loop of the host's backend, in the current thread."""
+
+    async def main() -> tuple[object, BaseException | None]:
+        token = lowlevel.current_token()
+        with anyio.CancelScope() as scope:
+            job._on_cancel(lambda: run_soon(token, scope.cancel))
+            try:
+                return await awaitable, None
+            except anyio.get_cancelled_exc_class():
+                if scope.cancel_called:
+                    raise
+                # It must not cross over: the host would take it for a cancellation of its own.
+                return None, _leaked(job)
+            except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
+                strip_traceback(error, _OWN_FRAMES)
+                return None, error
+        return None, WorkerCancelled(f"{job._spoken()} was cancelled")
+
+    module = host.backend_class.__module__
+    backend = next(name for name in anyio.get_all_backends() if name in module)
+    value, error = anyio.run(main, backend=backend)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error
+    return value

@@ -1,0 +1,54 @@
+"""The backends that every test runs on, and what must not be left when it ends."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+import threading
+
+import pytest
+
+BACKENDS = {"asyncio": ("asyncio", {"debug": True})}
+if importlib.util.find_spec("uvloop"):
+    BACKENDS["uvloop"] = ("asyncio", {"use_uvloop": True})
+if importlib.util.find_spec("trio"):
+    BACKENDS["trio"] = ("trio", {})
+
+
+@pytest.fixture(params=list(BACKENDS))
+def anyio_backend(request):
+    """Run an async test on each of the backends."""
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def backend(anyio_backend):
+    """The arguments for ``anyio.run()``, for tests that run a loop of their own."""
+    name, options = anyio_backend
+    return {"backend": name, "backend_options": options}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """No test leaves a worker thread behind, nor a coroutine that was never awaited."""
+    before = set(threading.enumerate())
+    yield
+    gc.collect()  # so that warnings of un-awaited coroutines come up here, as errors
+    left = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and not thread.name.startswith(("AnyIO worker", "Trio thread"))
+    ]
+    for thread in left:
+        thread.join(5)
+    assert not [thread for thread in left if thread.is_alive()], "a test left threads behind"
+
+
+if sys.version_info < (3, 11):
+    import builtins
+
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+    builtins.BaseExceptionGroup = BaseExceptionGroup
+    builtins.ExceptionGroup = ExceptionGroup
