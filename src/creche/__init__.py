@@ -39,8 +39,14 @@ __all__ = [
     "work",
 ]
 
+
+def _adopt(public: object) -> None:
+    """Give an object, and what is within it, this module: tracebacks, docs and pickles show it."""
+    if str(getattr(public, "__module__", "")).startswith(f"{__name__}._"):
+        public.__module__ = __name__
+        for inner in vars(public).values() if isinstance(public, type) else ():
+            _adopt(inner)
+
+
 for _name in __all__:
-    _public = globals()[_name]
-    if getattr(_public, "__module__", "").startswith(f"{__name__}._"):
-        _public.__module__ = __name__  # what tracebacks, docs and pickles show
-del _name, _public
+    _adopt(globals()[_name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
@@ -12,6 +11,7 @@ from ._node import Node
 
 if TYPE_CHECKING:
     import sys
+    from collections.abc import Awaitable, Callable
     from typing import Protocol
 
     from anyio import CapacityLimiter
@@ -45,12 +45,15 @@ if TYPE_CHECKING:
     class AsyncDecorator(Protocol):
         """What ``@work(...)`` gives without ``thread``."""
 
-        def __call__(
-            self, function: Callable[P, Awaitable[R]], /
-        ) -> Callable[P, Worker[R]]: ...
+        def __call__(self, function: Callable[P, Awaitable[R]], /) -> Callable[P, Worker[R]]: ...
 
     class ThreadDecorator(Protocol):
         """What ``@work(..., thread=True)`` gives."""
+
+        @overload
+        def __call__(
+            self, function: Callable[P, Worker[R]], /
+        ) -> Callable[P, Worker[Worker[R]]]: ...
 
         @overload
         def __call__(self, function: Callable[P, Awaitable[R]], /) -> Callable[P, Worker[R]]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ class WorkerDeclarationError(WorkerError):
 class WorkerFailed(WorkerError):
     """The work of a worker raised an error.
 
-    The message names the type and the text of the original error, however many workers handed it on.
+    The message names the type and the text of the original error, however many handed it on.
 
     Args:
         error: What the work raised; also the ``__cause__`` where ``Worker.wait()`` raises this.
@@ -50,7 +50,7 @@ class WorkerFailed(WorkerError):
 
     def __str__(self) -> str:
         error: BaseException = self
-        while isinstance(error, WorkerFailed):  # not repr(error), whose escapes double at each relay
+        while isinstance(error, WorkerFailed):  # not repr(error): its escapes double at each relay
             error = error.error
         text = str(error)
         return f"worker failed: {type(error).__name__}" + (f": {text}" if text else "")
@@ -80,7 +80,8 @@ def unreported(error: BaseException, tree: object) -> BaseException | None:
         The error, or the part of the group, that is still to be reported; ``None`` if nothing is.
     """
     if isinstance(error, BaseExceptionGroup):
-        return error.split(lambda leaf: _is_second_report(leaf, tree))[1]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return group.split(lambda leaf: _is_second_report(leaf, tree))[1]
     return None if _is_second_report(error, tree) else error
 
 
@@ -111,7 +112,9 @@ def uncancelled(
         What is left, ``None`` if it was nothing but cancellation.
     """
     if isinstance(error, BaseExceptionGroup):
-        return error.split(is_cancellation)[1]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        # Before Python 3.13 split() takes plain functions only, no bound methods.
+        return group.split(lambda leaf: is_cancellation(leaf))[1]  # noqa: PLW0108 (see above)
     return None if is_cancellation(error) else error
 
 
@@ -122,7 +125,7 @@ def add_note(error: BaseException, note: str) -> None:
         if sys.version_info >= (3, 11):
             error.add_note(note)
         else:  # pragma: no cover (3.10: the exceptiongroup package prints these)
-            error.__notes__ = [*notes, note]
+            error.__notes__ = [*notes, note]  # type: ignore[attr-defined]  # unknown to 3.10
 
 
 def strip_traceback(error: BaseException, package: str) -> None:

@@ -95,13 +95,22 @@ class WorkerGroup:
     Made by ``Node.group()``. Iterating gives the unfinished workers in order of creation.
     """
 
-    __slots__ = ("_called_off", "_limit", "_node", "_queue", "_running", "_unstarted", "name", "overflow")
+    __slots__ = (
+        "_called_off",
+        "_limit",
+        "_node",
+        "_queue",
+        "_running",
+        "_unstarted",
+        "name",
+        "overflow",
+    )
 
     def __init__(
         self, node: GroupNode, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
     ) -> None:
         self._node = node
-        self.name = name
+        self.name: str = name
         """The name of the group."""
         self.overflow: Overflow = overflow
         """What happens to a new worker when as many as the limit are running."""
@@ -188,6 +197,15 @@ class WorkerGroup:
     @overload
     def run_worker(
         self,
+        work: Callable[[], Worker[ResultType]],
+        name: str = "",
+        description: str = "",
+        **options: Unpack[StartOptions],
+    ) -> Worker[Worker[ResultType]]: ...
+
+    @overload
+    def run_worker(
+        self,
         work: Callable[[], Awaitable[ResultType]] | Awaitable[ResultType],
         name: str = "",
         description: str = "",
@@ -212,6 +230,15 @@ class WorkerGroup:
     ) -> Worker[Any]:
         """Run work in a worker of this group; as ``Node.run_worker()``."""
         return self._node.run_worker(work, name, self.name, description, **options)
+
+    @overload
+    async def start_worker(
+        self,
+        work: Callable[[], Worker[ResultType]],
+        name: str = "",
+        description: str = "",
+        **options: Unpack[RunOptions],
+    ) -> Worker[Worker[ResultType]]: ...
 
     @overload
     async def start_worker(
@@ -259,7 +286,7 @@ class WorkerGroup:
             return
         if exclusive:
             self._cancel_all("superseded by an exclusive worker", but=worker)
-        elif self._is_full and not self._make_room(worker):
+        elif self._is_full and not self._make_room():
             worker.cancel("dropped: its group is full")
             return
         del self._unstarted[worker]
@@ -270,7 +297,7 @@ class WorkerGroup:
     def _is_full(self) -> bool:
         return self._limit is not None and len(self._running) >= self._limit
 
-    def _make_room(self, worker: Worker[Any]) -> bool:
+    def _make_room(self) -> bool:
         """Apply the rule of overflow; tell whether the new worker may wait."""
         if self.overflow == "drop":
             return False

@@ -92,7 +92,7 @@ class Mailbox:
             message = self._waiting.popleft()
             try:
                 await self._handle(message)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 # A cancellation ends this handler, at its first await. The others have their turn.
                 failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
                 if failure is None:

@@ -57,9 +57,7 @@ class WorkerManager:
         return iter(sorted(self._all(), key=in_order, reverse=True))
 
     def __len__(self) -> int:
-        return sum(
-            len(group) for node in self._root._below() for group in node._groups.values()
-        )
+        return sum(len(group) for node in self._root._below() for group in node._groups.values())
 
     def __contains__(self, worker: object) -> bool:
         return isinstance(worker, Worker) and any(
@@ -71,7 +69,7 @@ class WorkerManager:
         told = ", ".join(f"{counts[state]} {state.name}" for state in counts)
         return f"<WorkerManager of {self._root.path!r}: {told or 'no workers'}>"
 
-    def add_worker(self, worker: Worker[Any], start: bool = True, exclusive: bool = True) -> None:  # noqa: FBT001, FBT002 (as ported)
+    def add_worker(self, worker: Worker[Any], start: bool = True, exclusive: bool = True) -> None:
         """Add a worker that was made directly.
 
         Args:
@@ -86,7 +84,8 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-        if worker.node not in self._root._below():
+        below: list[object] = list(self._root._below())
+        if worker.node not in below:
             raise WorkerError(
                 f"{worker._spoken()} is of node {worker.node.path!r}, which is not in the tree of "
                 f"{self._root.path!r}; add it to node.workers of its own node"
@@ -120,7 +119,12 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-        self._root._nursery.bridge.call(lambda: [worker.cancel(reason) for worker in self])
+
+        def cancel() -> None:
+            for worker in self:
+                worker.cancel(reason)
+
+        self._root._nursery.bridge.call(cancel)
 
     def cancel_group(self, node: ManagedNode, group: str) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a group.

@@ -59,7 +59,7 @@ class Node:
     def __init__(self, name: str = "", *, parent: Node | None = None) -> None:
         if parent is not None and not isinstance(parent, Node):
             raise WorkerError(f"parent must be a Node, not {parent!r:.100}")
-        self.name = name or type(self).__name__
+        self.name: str = name or type(self).__name__
         """The name of the node."""
         self._parent = parent
         self._children: dict[Node, None] = {}
@@ -120,7 +120,9 @@ class Node:
         """
         parent = self._parent
         if self._nursery.life is not Life.NEW:
-            raise WorkerError(f"{self._spoken()} was entered before; make a new Node for each block")
+            raise WorkerError(
+                f"{self._spoken()} was entered before; make a new Node for each block"
+            )
         if parent is not None and parent._nursery.life is not Life.OPEN:
             raise WorkerError(
                 f"cannot enter {self._spoken()}: its parent is {parent._nursery.life.value}"
@@ -223,7 +225,7 @@ class Node:
         for node in self._below():
             node._nursery.refuse()
         caller = active_worker.get(None)
-        if caller is not None and caller._is_acting() and caller._node in self._below():
+        if caller is not None and caller._is_acting() and caller._node in list(self._below()):
             caller._let_go()
         with anyio.move_on_after(grace):
             await self._settle()
@@ -295,7 +297,9 @@ class Node:
                 self._nursery.release()  # a mounted node keeps nothing open until told to leave
                 await leave.wait()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            failure = uncancelled(error, lambda leaf: isinstance(leaf, self._nursery.cancelled_class))
+            failure = uncancelled(
+                error, lambda leaf: isinstance(leaf, self._nursery.cancelled_class)
+            )
             if failure is not None:
                 for each in getattr(failure, "exceptions", (failure,)):
                     self._nursery.fail(each)
@@ -376,7 +380,7 @@ class Node:
     # work
 
     @overload
-    def run_worker(  # type: ignore[overload-overlap]  # a worker is awaitable, but not awaited
+    def run_worker(
         self,
         work: Callable[[], Worker[ResultType]],
         name: str = "",
@@ -465,6 +469,16 @@ class Node:
         )
         self._take_in(worker, start=start, exclusive=exclusive)
         return worker
+
+    @overload
+    async def start_worker(
+        self,
+        work: Callable[[], Worker[ResultType]],
+        name: str = "",
+        group: str | None = None,
+        description: str = "",
+        **options: Unpack[RunOptions],
+    ) -> Worker[Worker[ResultType]]: ...
 
     @overload
     async def start_worker(
@@ -628,13 +642,18 @@ class Node:
 
     @overload
     def call_from_thread(
+        self, fn: Callable[[Unpack[PosArgs]], Worker[T]], *args: Unpack[PosArgs]
+    ) -> Worker[T]: ...
+
+    @overload
+    def call_from_thread(
         self, fn: Callable[[Unpack[PosArgs]], Awaitable[T]], *args: Unpack[PosArgs]
     ) -> T: ...
 
     @overload
     def call_from_thread(self, fn: Callable[[Unpack[PosArgs]], T], *args: Unpack[PosArgs]) -> T: ...
 
-    def call_from_thread(self, fn: Callable[..., Any], *args: Any) -> Any:
+    def call_from_thread(self, fn: Callable[[Unpack[PosArgs]], Any], *args: Unpack[PosArgs]) -> Any:
         """Run a function, sync or async, on the node's event loop and return its value.
 
         Once the calling worker is cancelled the function is not run: nothing of a superseded
@@ -665,7 +684,9 @@ class Node:
                 "call the function"
             )
         if not self._nursery.bridge.post(lambda: _begin_call(self, caller, fn, args, future)):
-            raise WorkerError(f"{self._spoken()} is {self._nursery.life.value}; nothing can be called")
+            raise WorkerError(
+                f"{self._spoken()} is {self._nursery.life.value}; nothing can be called"
+            )
         return future.result()
 
 
@@ -728,7 +749,9 @@ async def _go_on(
             raise
         value = await awaitable
     except node._nursery.cancelled_class:
-        told = caller._tell_cancellation() if caller is not None else f"{node._spoken()} was cancelled"
+        told = (
+            caller._tell_cancellation() if caller is not None else f"{node._spoken()} was cancelled"
+        )
         future.set_exception(WorkerCancelled(told))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         future.set_exception(error)

@@ -16,7 +16,6 @@ import enum
 import math
 import sys
 import time
-from contextvars import Context
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +35,7 @@ except ImportError:  # pragma: no cover (covered where Trio, which brings sniffi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
+    from contextvars import Context
 
     from anyio.abc import TaskGroup
 
@@ -123,7 +123,7 @@ class Nursery:
         self._killed = False
         self._unborn: dict[object, Callable[[], object]] = {}
         self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
-        """Coroutines of tasks that were called off before their first step, which takes them out."""
+        """Coroutines of tasks that were called off before their first step; it takes them out."""
         self._host: int | None = None
         self._clock_offset = 0.0
         self._group: TaskGroup | None = None
@@ -177,7 +177,7 @@ class Nursery:
     def spawn(
         self, coro: Coroutine[Any, Any, None], *, name: str, context: Context | None = None
     ) -> anyio.TaskHandle[None]:
-        """Start a task, which must not raise. On the loop only, while something holds the nursery."""
+        """Start a task, which must not raise; on the loop, while something holds the nursery."""
         assert self._group is not None
         try:
             return self._group.create_task(coro, name=name, context=context)
@@ -294,13 +294,16 @@ class Nursery:
     def fail(self, error: BaseException) -> None:
         """Gather an error, to be raised by ``close()``, and cancel everything."""
         fresh = unreported(error, self.tree)
-        if fresh is None or any(fresh is other for other in self._failures):
-            pass
-        elif isinstance(fresh, Exception) or self._base is not None:
-            self._failures.append(fresh)
-        else:
-            self._base = fresh
-        self.cancel(f"{self._occupant._spoken()} failed")
+        try:
+            if fresh is None or id(fresh) in map(id, self._failures):
+                pass
+            elif isinstance(fresh, Exception) or self._base is not None:
+                self._failures.append(fresh)
+            else:
+                self._base = fresh
+            self.cancel(f"{self._occupant._spoken()} failed")
+        finally:
+            del error, fresh  # Trio's cancellations hold the frames that led to them
 
     def cancel(self, reason: object) -> None:
         """Cancel everything, the host's body included; on the loop only."""
@@ -381,6 +384,7 @@ class Nursery:
         try:
             return self._conclude(error, leaving)
         finally:
+            self._group = self._watcher = None
             del error, cancellation, late, leaving  # they hold this frame
 
     async def _drain(self) -> BaseException | None:

@@ -70,15 +70,20 @@ class Job(Protocol):
 
 async def in_task(job: Job) -> Any:
     """Run async work in the current task, on the node's loop."""
-    value = job._call()
-    if not job._is_to_await(value):
-        if hasattr(value, "__await__"):
-            return value  # a worker: whoever wants its result awaits it
-        raise WorkerError(
-            f"the work of {job._spoken()} is a plain function that returned no awaitable but "
-            f"{value!r:.100}; run it with thread=True, or make it an async function"
-        )
-    return await cast("Awaitable[Any]", value)
+    try:
+        value = job._call()
+        if not job._is_to_await(value):
+            if hasattr(value, "__await__"):
+                return value  # a worker: whoever wants its result awaits it
+            raise WorkerError(
+                f"the work of {job._spoken()} is a plain function that returned no awaitable but "
+                f"{value!r:.100}; run it with thread=True, or make it an async function"
+            )
+        return await cast("Awaitable[Any]", value)
+    finally:
+        # The frames of an error's traceback hold the frames below them, this one too, with all
+        # that these know: a worker must not be among it, as it holds the error.
+        del job
 
 
 async def in_thread(job: Job, limiter: CapacityLimiter | None, *, abandon: bool) -> Any:
@@ -160,7 +165,7 @@ class _ThreadCall:
         return await self._outcome()
 
     async def _outlive_cancellation(self) -> bool:
-        """Deal with a wait that was cut short; tell whether the call has an outcome all the same."""
+        """Deal with a wait that was cut short; tell whether there is an outcome all the same."""
         over = anyio.Event()
         with self._lock:
             if self._ended:
@@ -211,22 +216,26 @@ class _ThreadCall:
             run_soon(self._token, self._lift_guard)
         try:
             self._value = self._work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (the host raises it)
             self._error = error
         with self._lock:
             self._ended = True
             left = self._left
         if left is not None:
             self._report_late(left)
+        del self  # see in_task()
 
     def _lift_guard(self) -> None:
         self._guard.shield = False
 
     def _work(self) -> object:
-        value = self._job._call()
-        if self._job._is_to_await(value):
-            return _on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
-        return value
+        try:
+            value = self._job._call()
+            if self._job._is_to_await(value):
+                return _on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
+            return value
+        finally:
+            del self  # see in_task()
 
     def _report_late(self, left: Callable[[], object]) -> None:
         if self._abandon:

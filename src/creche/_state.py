@@ -14,7 +14,7 @@ class WorkerState(enum.Enum):
     """Where a worker is in its life."""
 
     PENDING = 1
-    """Created, or waiting for a slot in its group or for a thread; its work has not been entered."""
+    """Created, or waiting for a slot in its group or for a thread; the work was not entered."""
     RUNNING = 2
     """The work has been entered and has not left."""
     CANCELLED = 3

@@ -80,7 +80,9 @@ def _reachable(waiter: Party) -> dict[Party, _Needs]:
     while ahead:
         party = ahead.pop()
         if party not in needs:
-            needs[party] = ((), ()) if party.is_finished else (party._needs_all(), party._needs_one())
+            needs[party] = (
+                ((), ()) if party.is_finished else (party._needs_all(), party._needs_one())
+            )
             ahead.extend(needs[party][0])
             ahead.extend(needs[party][1])
     return needs

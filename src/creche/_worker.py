@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from types import CoroutineType
 from typing import (
     TYPE_CHECKING,
@@ -64,10 +64,10 @@ if TYPE_CHECKING:
 ResultType = TypeVar("ResultType")
 """What the work of a worker returns."""
 
+T = TypeVar("T")
+
 WorkType: TypeAlias = (
-    Callable[[], Coroutine[Any, Any, ResultType]]
-    | Callable[[], ResultType]
-    | Awaitable[ResultType]
+    Callable[[], Coroutine[Any, Any, ResultType]] | Callable[[], ResultType] | Awaitable[ResultType]
 )
 """What a worker can run: a coroutine function, a plain callable (in a thread), or an awaitable."""
 
@@ -211,6 +211,14 @@ class Worker(Generic[ResultType]):
 
     @overload
     def __init__(
+        self: Worker[Worker[T]],
+        node: WorkerNode,
+        work: Callable[[], Worker[T]],
+        **options: Unpack[_AllOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
         self,
         node: WorkerNode,
         work: Callable[[], Awaitable[ResultType]] | Awaitable[ResultType],
@@ -266,7 +274,7 @@ class Worker(Generic[ResultType]):
         self._holds = False
         self._place: Place | None = None
         self._handle: anyio.TaskHandle[None] | None = None
-        self._context: Context | None = None
+        self._context: Context | None = copy_context()
         self._hops: tuple[anyio.TaskHandle[None], ...] = ()  # calls of its thread, on the loop
         self._stops: tuple[Callable[[], object], ...] = ()
         self._waits_for_thread = False
@@ -456,18 +464,21 @@ class Worker(Generic[ResultType]):
         A subclass may implement this, in place of work or round ``await super().run()``. It runs in
         a task on the node's loop.
         """
-        if self._thread:
-            value = await in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
-        else:
-            value = await in_task(self)
-        return cast("ResultType", value)
+        try:
+            if self._thread:
+                value = await in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
+            else:
+                value = await in_task(self)
+            return cast("ResultType", value)
+        finally:
+            del self  # see in_task()
 
     @property
     def _nursery(self) -> Nursery:
         return self._node._nursery
 
     def _has_own_run(self) -> bool:
-        return type(self).run is not Worker.run
+        return type(self).run is not cast("type[Worker[Any]]", Worker).run
 
     def _admit(self, place: Place) -> None:
         """Take a place in a group; the first announcement."""
@@ -501,28 +512,33 @@ class Worker(Generic[ResultType]):
         if self._state in FINAL:
             self._nursery.unstepped.pop(self, None)
             return  # cancelled before this first step
+        failure: BaseException | None = None
         try:
             active_worker.set(self)
             if not self._thread or self._has_own_run():
                 self._enter()
-            result = await self.run()
+            self._result = await self.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
             # Cancellation ends here too: this is the top of the task. AnyIO would take a native
             # one that went further for a reason to cancel all the others.
-            self._fall(error)
-        else:
-            self._result = result
-            self._notice_cancellation(native=False)
-            self._end(WorkerState.SUCCESS)
+            failure = error
+        # Out of the handler: Trio makes the exceptions of a cancellation as it is requested, and
+        # they would have this one as their context, a cycle.
+        try:
+            if failure is not None:
+                self._fall(failure)
+            else:
+                self._notice_cancellation(native=False)
+                self._end(WorkerState.SUCCESS)
         finally:
-            del self  # a frame in the traceback of the error
+            del failure, self  # this frame is in the traceback of the error
 
     def _fall(self, error: BaseException) -> None:
         """End because the work raised something."""
         try:
+            self._notice_cancellation(native=False)
             if self._state in FINAL:
                 return  # cancelled while it waited for a thread
-            self._notice_cancellation(native=False)
             failure = uncancelled(error, self._is_cancellation)
             if failure is None:
                 self._notice_cancellation()
@@ -541,7 +557,12 @@ class Worker(Generic[ResultType]):
     # the job, as the ways of running see it
 
     def _call(self) -> object:
-        return self._work() if not inspect.isawaitable(self._work) else self._work  # type: ignore[operator]  # checked in __init__
+        try:
+            if inspect.isawaitable(self._work):
+                return self._work
+            return cast("Callable[[], object]", self._work)()
+        finally:
+            del self  # see in_task()
 
     def _is_to_await(self, value: object) -> bool:
         if type(value) is CoroutineType:
@@ -700,7 +721,8 @@ class Worker(Generic[ResultType]):
 
     def _close_work(self) -> None:
         if isinstance(self._work, Coroutine):
-            self._work.close()  # one that was never awaited would be warned about
+            # One that was never awaited would be warned about.
+            self._work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
         self._work = None
 
     def _assign(self, state: WorkerState) -> None:

@@ -1,0 +1,289 @@
+# ruff: noqa: PTH114, PTH116, PTH118, PTH123, PTH208
+# Names are bytes here, as the system has them; pathlib has none for those.
+"""A tour of Creche on real files: ``python -m creche [PATH ...]`` prints their SHA-256 sums.
+
+The node is the class ``Tour``. A thread worker finds the files. Then a worker hands them out, a few
+at a time, to thread workers in a group with a limit, one for each file. Two daemons look on: one
+draws, where there is a terminal, how far all of these are; the other waits for Ctrl+C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+import stat
+import sys
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from creche import Node, Worker, get_current_worker, work
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.live import Live
+
+CHUNK = 256 * 1024
+"""How many bytes a thread reads between two looks at whether it was cancelled."""
+INTERVAL = 0.1
+"""Seconds from one drawing of the live view to the next."""
+INTERRUPTED = 130
+"""The exit status after Ctrl+C, as shells have it."""
+
+
+class Tour(Node):
+    """Finds files and hashes them.
+
+    Args:
+        workers: How many files to hash at once.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__("tour")
+        self.hashes = self.group("hashes", limit=workers)
+        self.files: list[tuple[bytes, int]] = []  # path and size
+        self.sums: list[tuple[bytes, bytes]] = []  # path and digest
+        self.problems: list[tuple[bytes, str]] = []  # path and what is wrong with it
+        self.hashing: Worker[None] | None = None
+
+    async def run(self, paths: Sequence[str]) -> None:
+        """Do it all, and leave what came of it in the attributes."""
+        async with self:
+            self.wait_for_ctrl_c()
+            if sys.stderr.isatty():
+                self.show()
+            await self.find(paths)
+            self.hashing = self.hash_all()
+
+    @work(thread=True)
+    def find(self, paths: Sequence[str]) -> None:
+        """Find the files below the paths, those that links lead to as well."""
+        worker = get_current_worker()
+        nothing: frozenset[tuple[int, int]] = frozenset()
+        waiting = [(os.fsencode(path), nothing) for path in paths]  # each with the folders above it
+        while waiting:
+            worker.check_cancelled()
+            path, above = waiting.pop()
+            try:
+                found = os.stat(path)
+                folder = (found.st_dev, found.st_ino)
+                if stat.S_ISREG(found.st_mode):
+                    self.files.append((path, found.st_size))
+                elif not stat.S_ISDIR(found.st_mode):
+                    raise OSError("Not a regular file")  # to open a pipe could take for ever
+                elif folder in above:
+                    raise OSError("A loop: the folder is within itself")
+                else:
+                    above |= {folder}
+                    waiting += [(os.path.join(path, name), above) for name in os.listdir(path)]
+            except OSError as error:
+                broken = isinstance(error, FileNotFoundError) and os.path.islink(path)
+                self.complain(path, OSError("Broken link") if broken else error)
+        self.files.sort()
+
+    @work
+    async def hash_all(self) -> None:
+        """Hand out the files. The steps of this worker are the bytes of all of them."""
+        whole = get_current_worker()
+        whole.update(total_steps=sum(size for _, size in self.files))
+        threads = anyio.CapacityLimiter(self.hashes.limit or 1)
+        for path, _ in self.files:
+            # Returns once the worker has a slot and a thread: so at most one worker ever waits.
+            await self.hashes.start_worker(
+                partial(self.hash_file, path, whole), spoken(path), thread=True, limiter=threads
+            )
+        await self.hashes.wait()
+
+    def hash_file(self, path: bytes, whole: Worker[Any]) -> None:
+        """Hash a file; runs in a thread."""
+        worker = get_current_worker()
+        digest = hashlib.sha256()
+        try:
+            with open(path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                worker.update(total_steps=size)
+                while chunk := file.read(CHUNK):
+                    worker.check_cancelled()
+                    digest.update(chunk)
+                    worker.advance(len(chunk))
+                    whole.advance(len(chunk))
+                if os.fstat(file.fileno()).st_size < size:
+                    raise OSError("Shrank while it was read")
+        except OSError as error:
+            self.complain(path, error)
+        else:
+            self.sums.append((path, digest.digest()))
+
+    def complain(self, path: bytes, error: OSError) -> None:
+        """Take note of what is wrong with a path."""
+        self.problems.append((path, error.strerror or str(error)))
+
+    @work(daemon=True)
+    async def wait_for_ctrl_c(self) -> None:
+        """Fail with ``KeyboardInterrupt`` at Ctrl+C, which ends all the others in good order.
+
+        Left to themselves, the event loops differ: Trio may raise it in the midst of any line.
+        """
+        # asyncio cannot do this on Windows, where it cancels the main task: much the same.
+        with suppress(NotImplementedError), anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                raise KeyboardInterrupt
+
+    @work(daemon=True)
+    async def show(self) -> None:
+        """Draw how far it is, again and again."""
+        with live_view(self) as view:
+            while True:
+                view.refresh()
+                await anyio.sleep(INTERVAL)
+
+    def __str__(self) -> str:
+        if self.hashing is None:
+            return f"{len(self.files):,} files found"
+        done, total = self.hashing.completed_steps, self.hashing.total_steps or 0
+        rate = done / max(self.hashing.elapsed, 0.001)
+        return (
+            f"{len(self.sums):,} of {len(self.files):,} files, "
+            f"{in_bytes(done)} of {in_bytes(total)}, {in_bytes(rate)}/s"
+        )
+
+    @property
+    def at_work(self) -> list[Worker[Any]]:
+        """The workers that are hashing a file."""
+        return [worker for worker in self.hashes if worker.is_running]
+
+
+def live_view(tour: Tour) -> Live | Line:
+    """Make what draws the tour on the terminal, with Rich if it is installed."""
+    try:
+        from rich import console, live, progress_bar, table, text  # noqa: PLC0415 (may be missing)
+    except ImportError:
+        return Line(tour)
+
+    def row(progress: float, words: str) -> tuple[progress_bar.ProgressBar, text.Text]:
+        return progress_bar.ProgressBar(completed=progress), text.Text(words)
+
+    def picture() -> console.Group:
+        rows = table.Table.grid(
+            table.Column(width=16), table.Column(ratio=1, no_wrap=True), padding=(0, 1), expand=True
+        )
+        rows.add_row(*row(tour.hashing.progress if tour.hashing else 0.0, str(tour)))
+        for worker in tour.at_work:
+            rows.add_row(*row(worker.progress, worker.name))
+        return console.Group(rows, "")  # the cursor stays in the last line, for the ^C of Ctrl+C
+
+    return live.Live(
+        console=console.Console(stderr=True),
+        get_renderable=picture,
+        auto_refresh=False,
+        transient=True,
+    )
+
+
+class Line(AbstractContextManager["Line"]):
+    """A live view of one line.
+
+    Args:
+        tour: What to draw.
+    """
+
+    def __init__(self, tour: Tour) -> None:
+        self.tour = tour
+
+    def __exit__(self, *_: object) -> None:
+        print(end="\r\x1b[K", file=sys.stderr, flush=True)
+
+    def refresh(self) -> None:
+        """Draw it."""
+        at_work = [f"{worker.progress:.0f}% {worker.name}" for worker in self.tour.at_work]
+        room = os.get_terminal_size(sys.stderr.fileno()).columns - len("^C") - 1
+        line = " | ".join([str(self.tour), *at_work])[:room]
+        # Some letters are wider than others, so the terminal is told not to wrap the line.
+        print(end=f"\r\x1b[?7l{line}\x1b[K\x1b[?7h", file=sys.stderr, flush=True)
+
+
+def in_bytes(number: float) -> str:
+    """Tell a number of bytes."""
+    power = min(max(int(number).bit_length() - 1, 0) // 10, 4)
+    return f"{number / 1024**power:.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def spoken(path: bytes) -> str:
+    """Tell a path in one line of plain text, whatever bytes it is made of."""
+    text = path.decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def written(path: bytes, digest: bytes) -> bytes:
+    """Put a sum in a line as ``sha256sum`` does, which marks those with an escaped name."""
+    name = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    mark = b"" if name == path else b"\\"
+    return b"%s%s  %s\n" % (mark, digest.hex().encode(), name)
+
+
+def say(text: str) -> None:
+    """Write a line for people, away from the sums."""
+    print(f"creche: {text}", file=sys.stderr)
+
+
+def write_sums(sums: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Write the sums to standard output; tell whether that went well."""
+    try:
+        sys.stdout.buffer.writelines(written(path, digest) for path, digest in sums)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        with suppress(OSError):
+            sys.stdout.close()  # or Python would try once more, at its end
+        if not isinstance(error, BrokenPipeError):  # that is "| head": no reason to complain
+            say(f"cannot write the sums: {error.strerror}")
+        return False
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take the tour.
+
+    Args:
+        arguments: Those of the command line.
+
+    Returns:
+        The exit status: 0, or 1 if anything went wrong, or 130 after Ctrl+C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m creche",
+        description="Print the SHA-256 sums of files as sha256sum does, sorted by path. "
+        "A file that is given twice is printed twice. After Ctrl+C no sums are printed.",
+    )
+    parser.add_argument(
+        "paths", nargs="*", default=["."], metavar="PATH", help="file or folder [.]"
+    )
+    parser.add_argument("--backend", choices=anyio.get_available_backends(), default="asyncio")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error("--workers must be 1 or more")
+    tour = Tour(options.workers)
+    try:
+        try:
+            anyio.run(tour.run, options.paths, backend=options.backend)
+        finally:
+            for path, problem in sorted(tour.problems):
+                say(f"{spoken(path)}: {problem}")
+        if not tour.files:
+            say("no files found")
+        elif sys.stderr.isatty():
+            say(str(tour))
+        is_written = write_sums(sorted(tour.sums))
+    except KeyboardInterrupt:
+        say(f"stopped by Ctrl+C: {tour}")
+        return INTERRUPTED
+    return 1 if tour.problems or not is_written else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import anyio
+from anyio import lowlevel
+
+from creche import Node, Worker, WorkerState
+
+PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+else:
+    BaseExceptionGroup = BaseExceptionGroup  # noqa: PLW0127 (for the tests to import)
+
+RENDEZVOUS = 10.0
+"""Seconds after which a thread that nobody met gives up: a failure, never a delay."""
+
+
+class Listener(Node):
+    """A node that keeps the changes of state that its handler was told of."""
+
+    def __init__(self, name="app", **kwargs):
+        super().__init__(name, **kwargs)
+        self.told = []
+
+    def on_worker_state_changed(self, event: Worker.StateChanged):
+        self.told.append((event.worker, event.state))
+
+    def told_of(self, worker):
+        return [state for each, state in self.told if each is worker]
+
+
+class Meeting:
+    """A place in a thread at which it waits for the test, and the test for it."""
+
+    def __init__(self):
+        self.arrived = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self):
+        self.arrived.set()
+        assert self.go.wait(RENDEZVOUS), "nobody came"
+
+    async def until_arrived(self):
+        await anyio.to_thread.run_sync(self._wait)
+
+    def _wait(self):
+        assert self.arrived.wait(RENDEZVOUS), "the thread did not come"
+
+
+async def settle(turns=20):
+    """Let everything happen that needs no more than some turns of the loop."""
+    for _ in range(turns):
+        await lowlevel.checkpoint()
+
+
+async def until(condition):
+    """Turn the loop until something holds."""
+    with anyio.fail_after(RENDEZVOUS):
+        while not condition():
+            await lowlevel.checkpoint()
+
+
+def leaves(error):
+    """Give the single errors in a group, in order."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
+    return [error]

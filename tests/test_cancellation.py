@@ -1,0 +1,500 @@
+"""Cancellation from every side leads to the right state, at once, and spares the siblings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import anyio
+import pytest
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, leaves, settle, until
+
+from creche import Node, WorkerCancelled, WorkerError
+
+
+@pytest.fixture
+def native(anyio_backend):
+    """For tests of asyncio's own cancellation of a task; Trio has nothing like it."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+
+
+def native_task(name):
+    """The asyncio task of a name; there is one."""
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    return task
+
+
+async def test_cancel_spares_siblings_and_body():
+    """Cancelling one worker leaves the others and the body alone."""
+    async with Listener() as app:
+        first = app.run_worker(anyio.sleep_forever)
+        second = app.run_worker(anyio.sleep_forever)
+        await settle()
+        first.cancel()
+        await settle()
+        assert (first.state, second.state) == (CANCELLED, RUNNING)
+        second.cancel()
+
+
+async def test_group_and_node_of_the_manager():
+    """The manager cancels a group, or a node without those below, and tells which workers."""
+    async with Listener() as app, Node("page", parent=app) as page:
+        a = app.run_worker(anyio.sleep_forever, group="a")
+        b = app.run_worker(anyio.sleep_forever, group="b")
+        below = page.run_worker(anyio.sleep_forever, group="a")
+        await settle()
+        assert app.workers.cancel_group(app, "a") == [a]
+        assert app.workers.cancel_group(app, "nobody") == []
+        await settle()
+        assert [w.state for w in (a, b, below)] == [CANCELLED, RUNNING, RUNNING]
+        assert app.workers.cancel_node(app) == [b]
+        await settle()
+        assert below.state is RUNNING
+        app.workers.cancel_all("over")
+        await settle()
+        assert below.state is CANCELLED
+        assert below.cancel_reason == "over"
+
+
+async def test_node_cancel_ends_body_and_block_normally():
+    """Node.cancel() cancels workers, children and the body; the block ends without an error."""
+    reached = False
+    async with Listener() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        panel = await app.mount(Node("panel"))
+        below = panel.run_worker(anyio.sleep_forever)
+        await settle()
+        app.cancel("enough")
+        assert worker.is_cancelled
+        assert below.is_cancelled
+        assert worker.cancel_reason == "enough"
+        late = app.run_worker(anyio.sleep_forever())
+        assert late.state is CANCELLED
+        assert late.cancel_reason == "enough"
+        await anyio.sleep_forever()
+        reached = True
+    assert not reached
+    assert worker.state is CANCELLED
+    assert below.state is CANCELLED
+
+
+async def test_cancel_before_the_block_is_entered():
+    """A node that was cancelled before it was entered is cancelled from its first moment."""
+    app = Listener()
+    waiting = app.run_worker(anyio.sleep_forever, start=False)
+    app.cancel("not today")
+    assert waiting.state is CANCELLED
+    async with app:
+        assert app.run_worker(anyio.sleep_forever).state is CANCELLED
+        await anyio.sleep_forever()
+    assert app.told_of(waiting) == [PENDING, CANCELLED]
+
+
+async def test_outer_scope():
+    """A cancelled outer scope ends the workers CANCELLED and goes on its way."""
+    with anyio.CancelScope() as scope:
+        async with Listener() as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            event = worker.cancelled_event
+            await settle()
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert worker.state is CANCELLED
+    assert worker.is_cancelled
+    assert event.is_set()
+    assert app.told_of(worker) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_outer_scope_while_the_block_is_left():
+    """The same when the body has ended already."""
+    with anyio.CancelScope() as scope:
+        async with Listener() as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            app.run_worker(cancel_soon(scope))
+    assert scope.cancelled_caught
+    assert worker.state is CANCELLED
+
+
+async def cancel_soon(scope):
+    await settle()
+    scope.cancel()
+
+
+async def test_deadline():
+    """A deadline that expires outside ends the workers CANCELLED and raises TimeoutError."""
+    with pytest.raises(TimeoutError):
+        with anyio.fail_after(0.01):
+            async with Node() as app:
+                worker = app.run_worker(anyio.sleep_forever)
+    assert worker.state is CANCELLED
+    assert worker.is_cancelled
+
+
+async def test_cancelled_in_the_tick_in_which_it_returns():
+    """A worker that returns after an outer scope was cancelled never reports SUCCESS."""
+    gate = anyio.Event()
+
+    async def work():
+        with anyio.CancelScope(shield=True):
+            await gate.wait()
+        return "late"
+
+    with anyio.CancelScope() as scope:
+        async with Node() as app:
+            worker = app.run_worker(work)
+            await settle()
+            scope.cancel()
+            gate.set()
+    assert worker.state is CANCELLED
+    assert worker.result == "late"
+
+
+async def test_waiter_cancelled():
+    """Cancelling a wait leaves the worker alone."""
+    gate = anyio.Event()
+
+    async def work():
+        await gate.wait()
+        return 5
+
+    async with Node() as app:
+        worker = app.run_worker(work)
+        with anyio.CancelScope() as scope:
+            app.run_worker(cancel_soon(scope))
+            await worker.wait()
+        assert scope.cancelled_caught
+        assert worker.state is RUNNING
+        assert not worker.is_cancelled
+        gate.set()
+        assert await worker == 5
+
+
+async def test_many_waiters():
+    """Many may wait for one worker, and each gets the result."""
+    gate = anyio.Event()
+    got = []
+
+    async def work():
+        await gate.wait()
+        return 5
+
+    async def wait(worker):
+        got.append(await worker)
+
+    async with Node() as app:
+        worker = app.run_worker(work)
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(wait, worker)
+            await settle()
+            gate.set()
+    assert got == [5] * 10
+
+
+async def test_error_while_cancelled():
+    """A worker that raises while it is being cancelled ends ERROR, and the error gets out."""
+
+    async def work():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("while unwinding")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(work)
+            await settle()
+            worker.cancel()
+    assert worker.state is ERROR
+    assert [str(leaf) for leaf in leaves(caught.value)] == ["while unwinding"]
+
+
+async def test_error_beside_an_outer_cancellation():
+    """An error is not lost when an outer scope is cancelled as well."""
+
+    async def work():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("while unwinding")
+
+    with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'"):
+        with anyio.CancelScope() as scope:
+            async with Node("app") as app:
+                app.run_worker(work)
+                await settle()
+                scope.cancel()
+
+
+async def test_from_a_signal_handler():
+    """cancel() may be called where anything was interrupted, as a signal handler is."""
+    app = Node()
+    worker = app.run_worker(anyio.sleep_forever, start=False)
+    old = signal.signal(signal.SIGUSR1, lambda *_: worker.cancel("signal"))
+    try:
+        async with app:
+            app.workers.start_all()
+            await settle()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await until(lambda: worker.is_finished)
+            assert worker.cancel_reason == "signal"
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+async def test_from_a_foreign_thread():
+    """cancel() may be called from any thread; the mark is there at once."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        await settle()
+
+        def cancel():
+            worker.cancel("from afar")
+            assert worker.is_cancelled
+            assert worker.cancelled_event.is_set()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        await until(lambda: worker.is_finished)
+        thread.join()
+        assert worker.state is CANCELLED
+
+
+async def test_node_cancel_from_a_foreign_thread():
+    """Node.cancel() may be called from any thread."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        await settle()
+        thread = threading.Thread(target=app.cancel)
+        thread.start()
+        await anyio.sleep_forever()
+    thread.join()
+    assert worker.state is CANCELLED
+
+
+# native cancellation; asyncio alone has it
+
+
+async def test_native_cancel_of_a_worker(native):
+    """A native Task.cancel() of one worker's task ends it CANCELLED and spares all others."""
+    async with Listener() as app:
+        first = app.run_worker(anyio.sleep_forever, name="first")
+        second = app.run_worker(anyio.sleep_forever, name="second")
+        await settle()
+        native_task("app/default/first").cancel()
+        await settle()
+        assert (first.state, second.state) == (CANCELLED, RUNNING)
+        assert first.is_cancelled
+        assert first.cancel_reason == "its task was cancelled natively"
+        assert not second.is_cancelled
+        assert app.told_of(first) == [PENDING, RUNNING, CANCELLED]
+        second.cancel()
+    with pytest.raises(WorkerCancelled):
+        await first.wait()
+
+
+async def test_native_cancel_together_with_cancel(native):
+    """A native cancellation in the same tick as cancel() spares the others too."""
+    async with Listener() as app:
+        first = app.run_worker(anyio.sleep_forever, name="first")
+        second = app.run_worker(anyio.sleep_forever, name="second")
+        await settle()
+        first.cancel()
+        native_task("app/default/first").cancel()
+        await settle()
+        assert (first.state, second.state) == (CANCELLED, RUNNING)
+        second.cancel()
+
+
+async def test_native_cancel_before_the_first_step(native):
+    """Where a native cancellation makes AnyIO cancel all, the block says so; nothing is left."""
+    with pytest.raises(WorkerError, match="before its first step, so AnyIO cancelled them all"):
+        async with Listener() as app:
+            first = app.run_worker(anyio.sleep_forever, name="first")
+            second = app.run_worker(anyio.sleep_forever, name="second")
+            native_task("app/default/first").cancel()
+            await anyio.sleep_forever()
+    assert (first.state, second.state) == (CANCELLED, CANCELLED)
+
+
+async def test_native_cancel_before_the_first_step_while_leaving(native):
+    """The same when the body has ended already."""
+    with pytest.raises(WorkerError, match="before its first step"):
+        async with Listener() as app:
+            first = app.run_worker(anyio.sleep_forever, name="first")
+            native_task("app/default/first").cancel()
+    assert first.state is CANCELLED
+
+
+async def test_native_cancel_of_the_host(native):
+    """A native cancellation of the task that holds the block cancels all, and goes on."""
+    app = Listener()
+    ended = []
+
+    async def host():
+        async with app:
+            ended.append(app.run_worker(anyio.sleep_forever))
+            await anyio.sleep_forever()
+
+    task = asyncio.create_task(host())
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert ended[0].state is CANCELLED
+    assert app.told_of(ended[0]) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_native_cancel_of_the_host_while_leaving(native):
+    """The same while the block is being left, twice over."""
+    app = Listener()
+    gate = anyio.Event()
+    ended = []
+
+    async def stubborn():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await gate.wait()
+
+    async def host():
+        async with app:
+            ended.append(app.run_worker(stubborn))
+
+    task = asyncio.create_task(host())
+    await settle()
+    task.cancel()
+    await settle()
+    task.cancel()
+    await settle()
+    assert ended[0].state is RUNNING
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended[0].state is CANCELLED
+
+
+async def test_native_cancel_of_every_task(native):
+    """Cancelling every task there is, as a loop that is torn down does, leaves nothing and ends."""
+    app = Listener()
+    workers = []
+
+    async def host():
+        async with app:
+            workers.append(app.run_worker(anyio.sleep_forever))
+            await settle()
+            workers.append(app.run_worker(anyio.sleep_forever))  # neither it nor its handler began
+            inside.set()
+            await anyio.sleep_forever()
+
+    inside = anyio.Event()
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(host())
+    await inside.wait()
+    for each in asyncio.all_tasks() - before:
+        each.cancel()
+    with anyio.fail_after(5):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [worker.state for worker in workers] == [CANCELLED, CANCELLED]
+
+
+async def test_native_cancel_of_the_watcher(native):
+    """The library's own watcher does not obey a native cancellation that was aimed at it alone."""
+    with anyio.CancelScope() as scope:
+        async with Node("app") as app:
+            await settle()
+            native_task("creche watcher").cancel()
+            worker = app.run_worker(anyio.sleep_forever)
+            await settle()
+            assert worker.state is RUNNING
+            scope.cancel()
+            await until(lambda: False)
+    assert worker.state is CANCELLED
+
+
+async def test_awaiting_something_that_was_cancelled(native):
+    """A worker whose work awaited a cancelled asyncio future ends CANCELLED, alone."""
+    future = asyncio.get_running_loop().create_future()
+
+    async def work():
+        await future
+
+    async with Node() as app:
+        first = app.run_worker(work)
+        second = app.run_worker(anyio.sleep_forever)
+        await settle()
+        future.cancel()
+        await settle()
+        assert (first.state, second.state) == (CANCELLED, RUNNING)
+        second.cancel()
+
+
+PROGRAM = """
+import anyio, os, signal, sys
+import creche
+
+async def work():
+    try:
+        await anyio.sleep_forever()
+    finally:
+        print("unwound", flush=True)
+
+class App(creche.Node):
+    def on_worker_state_changed(self, event):
+        print(event.state.name, event.worker.is_cancelled, flush=True)
+
+async def main():
+    async with App() as app:
+        app.run_worker(work)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep_forever()
+
+try:
+    anyio.run(main, backend=sys.argv[1])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c(anyio_backend):
+    """Ctrl+C ends the workers CANCELLED and comes out as KeyboardInterrupt."""
+    name, options = anyio_backend
+    if options.get("use_uvloop"):
+        pytest.skip("the same runner as asyncio's")
+    if sys.version_info < (3, 11) and name == "asyncio":
+        pytest.skip("on 3.10 AnyIO itself ends in CancelledError on Ctrl+C")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split("\n")[-4:-1] == ["unwound", "CANCELLED True", "interrupted"], done
+    assert done.stderr == ""
+
+
+async def test_swallowed_native_cancel_is_no_cancellation(native):
+    """A worker that swallows a native cancellation and returns is a SUCCESS: nobody asked Creche."""
+
+    async def stubborn():
+        try:
+            await anyio.sleep_forever()
+        except asyncio.CancelledError:
+            return 5
+
+    async with Node("app") as app:
+        worker = app.run_worker(stubborn)
+        await settle()
+        native_task("app/default/stubborn").cancel()
+        await settle()
+        assert worker.state is SUCCESS

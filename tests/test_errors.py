@@ -1,0 +1,479 @@
+"""Errors come out once, with a note; what is not to end the program is stored and logged."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import weakref
+
+import anyio
+import pytest
+from helpers import CANCELLED, ERROR, RUNNING, Listener, leaves, settle
+
+from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
+
+
+class Boom(Exception):
+    """What the tests raise."""
+
+
+async def boom():
+    raise Boom("boom")
+
+
+async def test_failure_ends_the_node():
+    """The block raises the original in a group, with a note; all others are cancelled."""
+    with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'") as caught:
+        async with Listener() as app:
+            other = app.run_worker(anyio.sleep_forever)
+            await settle()
+            worker = app.run_worker(boom, group="bombs")
+            await anyio.sleep_forever()
+    (error,) = caught.value.exceptions
+    assert error is worker.error
+    assert error.__notes__ == ["in worker 'boom' of group 'bombs' on node 'app'"]
+    assert (worker.state, other.state) == (ERROR, CANCELLED)
+    assert other.cancel_reason == "node 'app' failed"
+
+
+async def test_body_that_awaits_learns_why():
+    """The body gets WorkerFailed, rather than the cancellation; it is not reported again."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(boom)
+            with pytest.raises(WorkerFailed, match="worker failed: Boom: boom") as failed:
+                await worker.wait()
+            raise failed.value
+    assert leaves(caught.value) == [worker.error]
+    assert failed.value.error is worker.error
+    assert failed.value.__cause__ is worker.error
+
+
+async def test_siblings_that_await_are_not_reported():
+    """Workers that relay the failure of another fail, but the group holds the original alone."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(boom, start=False)
+            relays = [app.run_worker(worker.wait)]
+            app.workers.start_all()
+            relays += [app.run_worker(relays[0].wait), app.run_worker(worker.wait)]
+            await anyio.sleep_forever()
+    assert leaves(caught.value) == [worker.error]
+
+
+async def test_each_waiter_gets_an_exception_of_its_own():
+    """A traceback does not grow with the number of waits."""
+    async with Node() as app:
+        worker = app.run_worker(boom, exit_on_error=False)
+        seen = []
+        for _ in range(3):
+            with pytest.raises(WorkerFailed) as caught:
+                await worker.wait()
+            seen.append(caught.value)
+    assert len(set(map(id, seen))) == 3
+    depths = {len(list(_frames(error.__cause__.__traceback__))) for error in seen}
+    assert depths == {1}
+
+
+def _frames(traceback):
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+async def test_stored_error(caplog):
+    """With exit_on_error=False the error is stored, announced and logged, and no one is hurt."""
+    async with Listener() as app:
+        other = app.run_worker(anyio.sleep_forever)
+        worker = app.run_worker(boom, exit_on_error=False)
+        with pytest.raises(WorkerFailed):
+            await worker.wait()
+        await settle()
+        assert (worker.state, other.state) == (ERROR, RUNNING)
+        assert app.told_of(worker)[-1] is ERROR
+        other.cancel()
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("creche", logging.ERROR)
+    assert record.getMessage() == "worker 'boom' failed"
+    assert record.exc_info[1] is worker.error
+
+
+async def test_stored_error_that_the_body_lets_out():
+    """A WorkerFailed of a stored error is nobody's second report, so it is raised, once."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(boom, exit_on_error=False)
+            app.run_worker(worker.wait)
+            app.run_worker(worker.wait)
+            await worker.wait()
+    (failed,) = leaves(caught.value)
+    assert isinstance(failed, WorkerFailed)
+    assert failed.error is worker.error
+
+
+async def test_body_error_is_in_the_group():
+    """The body's own error is raised in a group, as by a task group, and all is cancelled."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            await settle()
+            raise Boom("body")
+    assert [str(leaf) for leaf in leaves(caught.value)] == ["body"]
+    assert worker.state is CANCELLED
+
+
+async def test_errors_of_several_workers():
+    """Errors of workers that fail while others unwind are all there, each once."""
+
+    async def late():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise Boom("late")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            app.run_worker(late)
+            app.run_worker(late)
+            await settle()
+            app.run_worker(boom)
+    assert sorted(str(leaf) for leaf in leaves(caught.value)) == ["boom", "late", "late"]
+
+
+async def test_one_object_raised_by_two_workers():
+    """One exception object is reported once, with a note for each worker."""
+    shared = Boom("shared")
+
+    async def fail():
+        raise shared
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            first = app.run_worker(fail, name="first")
+            second = app.run_worker(fail, name="second", exit_on_error=False)
+            with anyio.CancelScope(shield=True):
+                await settle()
+    assert leaves(caught.value) == [shared]
+    assert first.state is ERROR
+    assert len(shared.__notes__) == (1 if second.state is CANCELLED else 2)
+
+
+async def test_child_block_raises_its_own_group():
+    """A child's block raises its group there, nested as the blocks nest."""
+    with pytest.raises(ExceptionGroup, match="node 'app'") as caught:
+        async with Node("app") as app, Node("page", parent=app) as page:
+            page.run_worker(boom)
+    (inner,) = caught.value.exceptions
+    assert isinstance(inner, ExceptionGroup)
+    assert inner.message == "unhandled errors in node 'app/page'"
+    assert [str(leaf) for leaf in inner.exceptions] == ["boom"]
+
+
+async def test_mounted_child_joins_its_parent():
+    """The errors of a mounted node join its parent's group, flat."""
+    with pytest.raises(ExceptionGroup, match="node 'app'") as caught:
+        async with Node("app") as app:
+            panel = await app.mount(Node("panel"))
+            worker = panel.run_worker(boom)
+            await anyio.sleep_forever()
+    assert list(caught.value.exceptions) == [worker.error]
+    assert worker.error.__notes__ == ["in worker 'boom' of group 'default' on node 'app/panel'"]
+
+
+async def test_relay_in_a_child_block():
+    """A child's worker that relays a failure of the parent's is not reported a second time."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app, Node("page", parent=app) as page:
+            worker = app.run_worker(boom, start=False)
+            worker_below = app.run_worker(boom, start=False)
+            worker_below.cancel()
+            app.workers.start_all()
+            page.run_worker(worker.wait)
+            await worker.wait()
+    assert leaves(caught.value) == [worker.error]
+
+
+async def test_relay_in_the_parent():
+    """A parent's worker that relays a failure of a child's is not reported a second time."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app, Node("page", parent=app) as page:
+            worker = page.run_worker(boom, start=False)
+            app.run_worker(start_and_wait(page, worker))
+            await anyio.sleep_forever()
+    assert leaves(caught.value) == [worker.error]
+
+
+async def start_and_wait(node, worker):
+    node.workers.start_all()
+    with anyio.CancelScope(shield=True):
+        await worker.wait()
+
+
+async def test_relay_after_the_failure_was_handled():
+    """A failure that a child's block has raised and the program has handled is not raised again."""
+    async with Node("app") as app:
+        try:
+            async with Node("page", parent=app) as page:
+                worker = page.run_worker(boom)
+        except ExceptionGroup as group:
+            assert leaves(group) == [worker.error]
+        with pytest.raises(WorkerFailed) as failed:
+            await worker.wait()
+        assert failed.value.error is worker.error
+
+
+async def test_relay_between_two_trees():
+    """A failure that another tree reports is news to this one."""
+    with pytest.raises(ExceptionGroup) as first:
+        async with Node("one") as one:
+            worker = one.run_worker(boom)
+    with pytest.raises(ExceptionGroup) as second:
+        async with Node("two") as two:
+            two.run_worker(worker.wait)
+    assert leaves(first.value) == [worker.error]
+    (relayed,) = leaves(second.value)
+    assert relayed.error is worker.error
+
+
+async def test_relay_in_a_group_of_the_users():
+    """Relays are taken out of exception groups as well."""
+
+    async def gather(worker):
+        async with anyio.create_task_group() as group:
+            group.start_soon(worker.wait)
+            group.start_soon(worker.wait)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(boom, start=False)
+            app.run_worker(gather(worker), start=False)
+            for each in app.workers:
+                each.group = "default"
+            app.workers.start_all()
+            await anyio.sleep_forever()
+    assert leaves(caught.value) == [worker.error]
+
+
+async def test_users_own_worker_failed():
+    """A WorkerFailed that the user made is an error like any other."""
+
+    async def fail():
+        raise WorkerFailed(Boom("mine"))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(fail)
+    assert leaves(caught.value) == [worker.error]
+
+
+async def test_message_does_not_grow_with_relays():
+    """The text of a failure names the original, however long the chain."""
+    async with Node() as app:
+        worker = app.run_worker(boom, exit_on_error=False)
+        for _ in range(50):
+            worker = app.run_worker(worker.wait, exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.wait()
+    assert str(caught.value) == "worker failed: Boom: boom"
+
+
+@pytest.mark.parametrize("exit_on_error", [True, False])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_base_exceptions_leave_bare(kind, exit_on_error):
+    """KeyboardInterrupt and SystemExit propagate bare, whatever exit_on_error says."""
+
+    async def leave():
+        raise kind(3)
+
+    with pytest.raises(kind) as caught:
+        async with Node() as app:
+            other = app.run_worker(anyio.sleep_forever)
+            worker = app.run_worker(leave, exit_on_error=exit_on_error)
+            await anyio.sleep_forever()
+    assert caught.value is worker.error
+    assert worker.state is ERROR
+    assert other.state is CANCELLED
+
+
+async def test_base_exception_takes_other_errors_along():
+    """Errors beside a SystemExit are not lost: they are its cause."""
+
+    async def late():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise Boom("late")
+
+    async def leave():
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        async with Node("app") as app:
+            app.run_worker(late)
+            await settle()
+            app.run_worker(leave)
+    assert [str(leaf) for leaf in leaves(caught.value.__cause__)] == ["late"]
+
+
+async def test_base_exception_of_the_body_leaves_bare():
+    """The body's own SystemExit is not put in a group."""
+    with pytest.raises(SystemExit):
+        async with Node() as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            raise SystemExit(3)
+    assert worker.state is CANCELLED
+
+
+async def test_base_exception_through_nested_nodes():
+    """It leaves every block bare, a mounted node's parent too."""
+
+    async def leave():
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        async with Node("app") as app:
+            async with Node("page", parent=app) as page:
+                page.run_worker(leave)
+    with pytest.raises(SystemExit):
+        async with Node("app") as app:
+            panel = await app.mount(Node("panel"))
+            panel.run_worker(leave)
+            await anyio.sleep_forever()
+
+
+def test_exit_status(anyio_backend):
+    """SystemExit(3) in a worker ends the program with status 3, and says nothing."""
+    program = """
+import anyio, sys, creche
+async def leave():
+    raise SystemExit(3)
+async def main():
+    async with creche.Node() as app:
+        app.run_worker(anyio.sleep_forever)
+        app.run_worker(leave)
+anyio.run(main, backend=sys.argv[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, anyio_backend[0]], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
+
+
+async def test_generator_exit_in_the_body_is_left_alone():
+    """A node in an async generator that is closed early ends as the generator wants."""
+    workers = []
+
+    async def generate():
+        async with Node() as app:
+            workers.append(app.run_worker(anyio.sleep_forever))
+            yield 1
+
+    generator = generate()
+    assert await generator.__anext__() == 1
+    await generator.aclose()
+    assert workers[0].state is CANCELLED
+
+
+async def test_worker_cancelled_of_another_is_an_error():
+    """A worker that lets out the WorkerCancelled of another has failed."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            other = app.run_worker(anyio.sleep_forever, name="other")
+            worker = app.run_worker(other.wait)
+            await settle()
+            other.cancel("no more")
+            await anyio.sleep_forever()
+    (error,) = leaves(caught.value)
+    assert isinstance(error, WorkerCancelled)
+    assert str(error) == "worker 'other' was cancelled: no more"
+    assert worker.state is ERROR
+
+
+async def test_group_of_nothing_but_cancellation():
+    """An error group that holds nothing but the cancellation is no error."""
+
+    async def work():
+        try:
+            await anyio.sleep_forever()
+        except BaseException as error:
+            raise BaseExceptionGroup("", [error]) from None
+
+    async with Node() as app:
+        worker = app.run_worker(work)
+        await settle()
+        worker.cancel()
+    assert worker.state is CANCELLED
+
+
+async def test_group_with_cancellation_and_an_error():
+    """Of a group that holds both, the error is what is left."""
+
+    async def work():
+        try:
+            await anyio.sleep_forever()
+        except BaseException as error:
+            raise BaseExceptionGroup("", [error, Boom("beside")]) from None
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            worker = app.run_worker(work)
+            await settle()
+            worker.cancel()
+    assert [str(leaf) for leaf in leaves(caught.value)] == ["beside"]
+    assert worker.state is ERROR
+
+
+async def test_plain_function_without_thread():
+    """A plain function that returns no awaitable is an error that names the cure."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            app.run_worker(lambda: 5, name="plain")
+    (error,) = leaves(caught.value)
+    assert isinstance(error, WorkerError)
+    assert str(error) == (
+        "the work of worker 'plain' is a plain function that returned no awaitable but 5; "
+        "run it with thread=True, or make it an async function"
+    )
+
+
+@pytest.mark.parametrize("kind", ["task", "thread", "own loop"])
+async def test_no_reference_cycle(kind):
+    """A failed worker and its error go as soon as nobody holds them, without the collector."""
+
+    class Traceable(Exception):
+        pass
+
+    def fail_plainly():
+        raise Traceable
+
+    async def fail():
+        raise Traceable
+
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            async with Node() as app:
+                worker = app.run_worker(fail)
+        except ExceptionGroup as group:
+            assert len(group.exceptions) == 1
+        error, weak_worker = weakref.ref(worker.error), weakref.ref(worker)
+        del worker
+        await settle()
+        assert weak_worker() is None
+        assert error() is None
+    finally:
+        gc.enable()
+
+
+async def test_adapter_that_reports_an_error():
+    """A worker that failed elsewhere makes its waiters fail, without an error to show."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever, start=False, name="far")
+        worker.state = RUNNING
+        worker.state = ERROR
+        with pytest.raises(WorkerFailed, match="worker failed: WorkerError: worker 'far' failed"):
+            await worker.wait()
+    assert isinstance(worker, Worker)

@@ -1,0 +1,271 @@
+"""The table of states, against every trigger in every state."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
+
+from creche import Worker, WorkerCancelled, WorkerError, WorkerState
+from creche._nursery import LIVES, Life
+from creche._state import FINAL, TRANSITIONS
+
+CONTRACT = {
+    PENDING: {RUNNING, CANCELLED},
+    RUNNING: {SUCCESS, ERROR, CANCELLED},
+    CANCELLED: set(),
+    ERROR: set(),
+    SUCCESS: set(),
+}
+
+
+def test_table_is_the_contract():
+    """The table has a row for each state and in it what the contract says."""
+    assert {state: set(following) for state, following in TRANSITIONS.items()} == CONTRACT
+    assert FINAL == {CANCELLED, ERROR, SUCCESS}
+    assert [(state.name, state.value) for state in WorkerState] == [
+        ("PENDING", 1),
+        ("RUNNING", 2),
+        ("CANCELLED", 3),
+        ("ERROR", 4),
+        ("SUCCESS", 5),
+    ]
+
+
+def test_table_cannot_be_changed():
+    """The table is data that nobody changes."""
+    with pytest.raises(TypeError):
+        TRANSITIONS[PENDING] = frozenset()
+
+
+def test_life_of_a_nursery_only_goes_on():
+    """A nursery never goes back to an earlier stage of its life."""
+    order = list(Life)
+    for life, following in LIVES.items():
+        assert all(order.index(later) > order.index(life) for later in following)
+
+
+async def reach(node, state):
+    """Make a worker that was not started here and bring it into a state by the setter."""
+    worker = node.run_worker(anyio.sleep_forever, start=False)
+    path = {PENDING: [], RUNNING: [RUNNING], CANCELLED: [CANCELLED]}.get(state, [RUNNING, state])
+    for each in path:
+        worker.state = each
+    assert worker.state is state
+    return worker
+
+
+@pytest.mark.parametrize("new", list(WorkerState))
+@pytest.mark.parametrize("old", list(WorkerState))
+async def test_setter_on_a_worker_not_started_here(old, new):
+    """An adapter may make the changes of the table, each announced once, and no other."""
+    async with Listener() as app:
+        worker = await reach(app, old)
+        await settle()
+        before = app.told_of(worker)
+        if new in CONTRACT[old]:
+            worker.state = new
+            assert worker.state is new
+            await settle()
+            assert app.told_of(worker) == [*before, new]
+        else:
+            with pytest.raises(WorkerError, match=f"is {old.name} and cannot become {new.name}"):
+                worker.state = new
+            assert worker.state is old
+            await settle()
+            assert app.told_of(worker) == before
+
+
+async def bring(node, state, gate):
+    """Have the node run a worker into a state."""
+
+    async def work():
+        await gate.wait()
+        if state is ERROR:
+            raise ValueError("planned")
+
+    if state is PENDING:
+        node.group("one", limit=1)
+        node.run_worker(gate.wait, group="one")
+        worker = node.run_worker(work, group="one")
+        await settle()
+        assert worker.is_queued
+        return worker
+    worker = node.run_worker(work, exit_on_error=False)
+    await settle()
+    if state is not RUNNING:
+        if state is CANCELLED:
+            worker.cancel("planned")
+        gate.set()
+        await settle()
+    assert worker.state is state
+    return worker
+
+
+TRIGGERS = {
+    "cancel": lambda app, worker: worker.cancel("again"),
+    "start_all": lambda app, worker: app.workers.start_all(),
+    "cancel_group": lambda app, worker: app.workers.cancel_group(app, worker.group),
+    "cancel_node": lambda app, worker: app.workers.cancel_node(app),
+    "cancel_all": lambda app, worker: app.workers.cancel_all(),
+    "set PENDING": lambda app, worker: setattr(worker, "state", PENDING),
+    "set RUNNING": lambda app, worker: setattr(worker, "state", RUNNING),
+    "set CANCELLED": lambda app, worker: setattr(worker, "state", CANCELLED),
+    "set ERROR": lambda app, worker: setattr(worker, "state", ERROR),
+    "set SUCCESS": lambda app, worker: setattr(worker, "state", SUCCESS),
+    "advance": lambda app, worker: worker.advance(),
+    "open the gate": lambda app, worker: None,
+}
+CANCELLING = {"cancel", "cancel_group", "cancel_node", "cancel_all", "set CANCELLED"}
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+@pytest.mark.parametrize("old", list(WorkerState))
+async def test_triggers_on_a_worker_started_here(caplog, old, trigger):
+    """Every trigger in every state leads where the contract says, and is announced so."""
+    gate = anyio.Event()
+    async with Listener() as app:
+        worker = await bring(app, old, gate)
+        final = old in FINAL
+        if trigger.startswith("set ") and not (trigger == "set CANCELLED" and not final):
+            with pytest.raises(WorkerError, match="was started here, cannot be set to"):
+                TRIGGERS[trigger](app, worker)
+            assert worker.state is old
+        else:
+            TRIGGERS[trigger](app, worker)
+        if trigger in CANCELLING and not final:
+            assert worker.is_cancelled
+            assert worker.state is (CANCELLED if old is PENDING else RUNNING)
+            await settle()
+            expected = CANCELLED
+        elif trigger == "open the gate" and not final:
+            gate.set()
+            await settle()
+            expected = SUCCESS
+        else:
+            await settle()
+            expected = old
+        assert worker.state is expected
+        path = {SUCCESS: [RUNNING, SUCCESS], ERROR: [RUNNING, ERROR], RUNNING: [RUNNING]}
+        told = [PENDING, *path.get(expected, [])]
+        if expected is CANCELLED:
+            told = [PENDING, CANCELLED] if old is PENDING else [PENDING, RUNNING, CANCELLED]
+        assert app.told_of(worker) == told
+        gate.set()
+
+
+async def test_first_reason_wins():
+    """Cancel may be called again and changes nothing then."""
+    async with Listener() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        worker.cancel("first")
+        worker.cancel("second")
+        assert worker.cancel_reason == "first"
+        assert worker.state is CANCELLED  # it had not begun
+        worker.cancel("third")
+        assert worker.cancel_reason == "first"
+
+
+async def test_cancel_of_a_finished_worker_changes_nothing():
+    """A worker that has ended is not cancelled any more."""
+    async with Listener() as app:
+        worker = app.run_worker(anyio.lowlevel.checkpoint)
+        await worker.wait()
+        worker.cancel()
+        assert not worker.is_cancelled
+        assert not worker.cancelled_event.is_set()
+        assert worker.state is SUCCESS
+
+
+async def test_cancelled_while_pending_is_never_entered():
+    """A worker cancelled before its first step is CANCELLED at once, and its work is not called."""
+    entered = []
+
+    async def work():
+        entered.append(True)
+
+    async with Listener() as app:
+        never = app.run_worker(work)
+        never.cancel()
+        assert never.state is CANCELLED
+        coroutine = app.run_worker(work())
+        coroutine.cancel()
+        unstarted = app.run_worker(work, start=False)
+        unstarted.cancel()
+        app.workers.start_all()
+        await settle()
+        assert unstarted.state is CANCELLED
+        assert app.told_of(never) == [PENDING, CANCELLED]
+    assert entered == []
+
+
+async def test_adapter_cannot_report_success_after_cancel():
+    """Cancel is final for work that runs elsewhere too."""
+    async with Listener() as app:
+        worker = await reach(app, RUNNING)
+        worker.cancel("no longer wanted")
+        assert worker.state is RUNNING
+        assert worker.cancelled_event.is_set()
+        with pytest.raises(WorkerError, match="was cancelled; only CANCELLED or ERROR can follow"):
+            worker.state = SUCCESS
+        worker.state = CANCELLED
+        with pytest.raises(WorkerCancelled, match="no longer wanted"):
+            await worker.wait()
+
+
+async def test_adapter_in_another_thread():
+    """The setter may be used in any thread; a wrong change is an error there."""
+
+    def adapt(worker):
+        worker.state = RUNNING
+        with pytest.raises(WorkerError, match="cannot become PENDING"):
+            worker.state = PENDING
+        worker.state = SUCCESS
+
+    async with Listener() as app:
+        worker = app.run_worker(anyio.sleep_forever, start=False)
+        await anyio.to_thread.run_sync(adapt, worker)
+        assert await worker.wait() is None
+        await settle()
+        assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
+
+
+async def test_adapter_that_never_ends_is_cancelled_with_the_node():
+    """Work that runs elsewhere does not keep a node open, and does not outlive it."""
+    async with Listener() as app:
+        running = await reach(app, RUNNING)
+        pending = await reach(app, PENDING)
+    assert running.state is CANCELLED
+    assert pending.state is CANCELLED
+    assert app.told_of(running) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_success_after_cancel_is_never_reported():
+    """Code that swallows its cancellation and returns a value is CANCELLED; the value stays."""
+
+    async def stubborn():
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            return "late"
+
+    async with Listener() as app:
+        worker = app.run_worker(stubborn)
+        await settle()
+        worker.cancel()
+        await settle()
+        assert worker.state is CANCELLED
+        assert worker.result == "late"
+        with pytest.raises(WorkerCancelled):
+            await worker.wait()
+        assert app.told_of(worker) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_state_of_a_worker_that_was_never_added():
+    """A worker that was made and never added can be run by an adapter as well."""
+    async with Listener() as app:
+        worker = Worker(app, anyio.sleep_forever)
+        worker.state = RUNNING
+        worker.state = SUCCESS
+        await settle()
+        assert app.told_of(worker) == [RUNNING, SUCCESS]
