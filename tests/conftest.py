@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import sys
 import threading
 
 import pytest
@@ -43,12 +42,3 @@ def nothing_left():
     for thread in left:
         thread.join(5)
     assert not [thread for thread in left if thread.is_alive()], "a test left threads behind"
-
-
-if sys.version_info < (3, 11):
-    import builtins
-
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
-
-    builtins.BaseExceptionGroup = BaseExceptionGroup
-    builtins.ExceptionGroup = ExceptionGroup

@@ -12,10 +12,12 @@ from creche import Node, Worker, WorkerState
 
 PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+if sys.version_info >= (3, 11):
+    from builtins import BaseExceptionGroup, ExceptionGroup
 else:
-    BaseExceptionGroup = BaseExceptionGroup  # noqa: PLW0127 (for the tests to import)
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+__all__ = ["BaseExceptionGroup", "ExceptionGroup"]
 
 RENDEZVOUS = 10.0
 """Seconds after which a thread that nobody met gives up: a failure, never a delay."""

@@ -11,9 +11,20 @@ import threading
 
 import anyio
 import pytest
-from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, leaves, settle, until
 
 from creche import Node, WorkerCancelled, WorkerError
+from helpers import (
+    CANCELLED,
+    ERROR,
+    PENDING,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    Listener,
+    leaves,
+    settle,
+    until,
+)
 
 
 @pytest.fixture

@@ -10,9 +10,18 @@ import weakref
 
 import anyio
 import pytest
-from helpers import CANCELLED, ERROR, RUNNING, Listener, leaves, settle
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
+from helpers import (
+    CANCELLED,
+    ERROR,
+    RUNNING,
+    BaseExceptionGroup,
+    ExceptionGroup,
+    Listener,
+    leaves,
+    settle,
+)
 
 
 class Boom(Exception):
@@ -333,9 +342,8 @@ async def test_base_exception_through_nested_nodes():
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        async with Node("app") as app:
-            async with Node("page", parent=app) as page:
-                page.run_worker(leave)
+        async with Node("app") as app, Node("page", parent=app) as page:
+            page.run_worker(leave)
     with pytest.raises(SystemExit):
         async with Node("app") as app:
             panel = await app.mount(Node("panel"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
 from creche import Worker, WorkerCancelled, WorkerError, WorkerState
 from creche._nursery import LIVES, Life
 from creche._state import FINAL, TRANSITIONS
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
 CONTRACT = {
     PENDING: {RUNNING, CANCELLED},
@@ -22,7 +22,7 @@ CONTRACT = {
 def test_table_is_the_contract():
     """The table has a row for each state and in it what the contract says."""
     assert {state: set(following) for state, following in TRANSITIONS.items()} == CONTRACT
-    assert FINAL == {CANCELLED, ERROR, SUCCESS}
+    assert {CANCELLED, ERROR, SUCCESS} == FINAL
     assert [(state.name, state.value) for state in WorkerState] == [
         ("PENDING", 1),
         ("RUNNING", 2),

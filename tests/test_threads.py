@@ -10,6 +10,8 @@ import threading
 import anyio
 import pytest
 from anyio import from_thread
+
+from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
 from helpers import (
     CANCELLED,
     ERROR,
@@ -17,14 +19,13 @@ from helpers import (
     RENDEZVOUS,
     RUNNING,
     SUCCESS,
+    ExceptionGroup,
     Listener,
     Meeting,
     leaves,
     settle,
     until,
 )
-
-from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
 
 variable = contextvars.ContextVar("variable", default="unset")
 
@@ -244,7 +245,9 @@ async def test_abandoned_thread(caplog):
         raise ValueError("nobody cares")
 
     async with Listener() as app:
-        worker = app.run_worker(work, thread=True, abandon_on_cancel=True, limiter=limiter, name="a")
+        worker = app.run_worker(
+            work, thread=True, abandon_on_cancel=True, limiter=limiter, name="a"
+        )
         await meeting.until_arrived()
         worker.cancel()
         await until(lambda: worker.is_finished)

@@ -9,7 +9,6 @@ import weakref
 
 import anyio
 import pytest
-from helpers import CANCELLED, PENDING, RUNNING, SUCCESS, Listener, settle
 
 from creche import (
     NoActiveWorker,
@@ -22,6 +21,7 @@ from creche import (
     get_current_worker,
     work,
 )
+from helpers import CANCELLED, PENDING, RUNNING, SUCCESS, Listener, settle
 
 variable = contextvars.ContextVar("variable", default="unset")
 

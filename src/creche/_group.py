@@ -130,7 +130,7 @@ class WorkerGroup:
         return len(self._unstarted) + self.running + self.queued
 
     def __iter__(self) -> Iterator[Worker[Any]]:
-        waiting = [worker for worker in self._queue if not worker.is_finished]
+        waiting = [worker for worker in list(self._queue) if not worker.is_finished]
         return iter(sorted([*self._unstarted, *self._running, *waiting], key=in_order))
 
     def __contains__(self, worker: object) -> bool:
@@ -270,11 +270,11 @@ class WorkerGroup:
 
     # the way in
 
-    def _add(self, worker: Worker[Any]) -> None:
+    def _add(self, worker: Worker[Any], *, exclusive: bool) -> None:
         self._unstarted[worker] = None
-        worker._admit(self)
+        worker._admit(self, exclusive=exclusive)
 
-    def _start(self, worker: Worker[Any], *, exclusive: bool = False) -> None:
+    def _start(self, worker: Worker[Any]) -> None:
         """Admit a worker: is the nursery open, is there a slot, then the task."""
         nursery = self._node._nursery
         nursery.check_admission()
@@ -284,7 +284,7 @@ class WorkerGroup:
         if nursery.is_cancelled:
             worker.cancel(nursery.cancel_reason)
             return
-        if exclusive:
+        if worker._exclusive:
             self._cancel_all("superseded by an exclusive worker", but=worker)
         elif self._is_full and not self._make_room():
             worker.cancel("dropped: its group is full")

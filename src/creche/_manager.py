@@ -45,10 +45,13 @@ class WorkerManager:
     def __init__(self, root: ManagedNode) -> None:
         self._root = root
 
-    def _all(self) -> Iterator[Worker[Any]]:
+    def _all_groups(self) -> Iterator[WorkerGroup]:
         for node in self._root._below():
-            for group in node._groups.values():
-                yield from group
+            yield from list(node._groups.values())
+
+    def _all(self) -> Iterator[Worker[Any]]:
+        for group in self._all_groups():
+            yield from group
 
     def __iter__(self) -> Iterator[Worker[Any]]:
         return iter(sorted(self._all(), key=in_order))
@@ -57,11 +60,11 @@ class WorkerManager:
         return iter(sorted(self._all(), key=in_order, reverse=True))
 
     def __len__(self) -> int:
-        return sum(len(group) for node in self._root._below() for group in node._groups.values())
+        return sum(len(group) for group in self._all_groups())
 
     def __contains__(self, worker: object) -> bool:
         return isinstance(worker, Worker) and any(
-            worker in group for node in self._root._below() for group in node._groups.values()
+            worker in group for group in self._all_groups()
         )
 
     def __repr__(self) -> str:

@@ -71,6 +71,7 @@ class Node:
         self._leave: anyio.Event | None = None  # set to tell a mounted node to leave
         self._gone: anyio.Event | None = None  # set once it has left
         self._opener: Worker[Any] | None = None
+        self._manager = WorkerManager(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {self._nursery.life.name}>"
@@ -100,7 +101,7 @@ class Node:
     @property
     def workers(self) -> WorkerManager:
         """The manager of all workers of the tree."""
-        return WorkerManager(self.root)
+        return self.root._manager
 
     def _below(self) -> Iterator[Node]:
         yield self
@@ -377,6 +378,11 @@ class Node:
     def _needs_one(self) -> Collection[Party]:
         return ()
 
+    def _is_opened_by_a_worker(self) -> bool:
+        if self._opener is not None:
+            return True
+        return self._parent is not None and self._parent._is_opened_by_a_worker()
+
     # work
 
     @overload
@@ -555,9 +561,9 @@ class Node:
             group = self._groups.get(worker.group)
             if group is None:
                 group = self._groups[worker.group] = WorkerGroup(self, worker.group)
-            group._add(worker)
+            group._add(worker, exclusive=exclusive)
             if start:
-                group._start(worker, exclusive=exclusive)
+                group._start(worker)
 
         self._nursery.bridge.call(take_in)
 

@@ -12,7 +12,7 @@ spawned: their owner may cancel them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,6 +37,9 @@ class Party(Protocol):
         ...
 
 
+_Needs: TypeAlias = "tuple[Collection[Party], Collection[Party]]"
+
+
 def find_deadlock(waiter: Party) -> str | None:
     """Tell whether a party that is about to wait would wait for ever.
 
@@ -48,17 +51,13 @@ def find_deadlock(waiter: Party) -> str | None:
     """
     needs = _reachable(waiter)
     free: set[Party] = set()
-    changed = True
-    while changed:
-        changed = False
-        for party, (every, one) in needs.items():
-            if (
-                party not in free
-                and all(other in free for other in every)
-                and (not one or any(other in free for other in one))
-            ):
-                free.add(party)
-                changed = True
+    # From what is found last, the far ends, so that a chain is freed in one pass.
+    ahead = list(reversed(needs))
+    while True:
+        stuck = [party for party in ahead if not _can_go(needs[party], free, party)]
+        if len(stuck) == len(ahead):
+            break
+        ahead = stuck
     if waiter in free:
         return None
     ring = [waiter]
@@ -71,7 +70,14 @@ def find_deadlock(waiter: Party) -> str | None:
         ring.append(following)
 
 
-_Needs = tuple["Collection[Party]", "Collection[Party]"]
+def _can_go(needs: _Needs, free: set[Party], party: Party) -> bool:
+    every, one = needs
+    if all(other in free for other in every) and (
+        not one or any(other in free for other in one)
+    ):
+        free.add(party)
+        return True
+    return False
 
 
 def _reachable(waiter: Party) -> dict[Party, _Needs]:

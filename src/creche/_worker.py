@@ -101,6 +101,10 @@ class WorkerNode(Protocol):
 
     def _announce(self, worker: Worker[Any], state: WorkerState) -> None: ...
 
+    def _is_opened_by_a_worker(self) -> bool:
+        """Tell whether a worker has the block of the node, or of one above, open."""
+        ...
+
 
 class Place(Protocol):
     """What a worker asks of its place among the others: its group."""
@@ -111,6 +115,11 @@ class Place(Protocol):
 
     def _left(self, worker: Worker[Any]) -> None:
         """Take note that a worker has ended."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """How many workers wait for a slot."""
         ...
 
 
@@ -166,6 +175,7 @@ class Worker(Generic[ResultType]):
         "_done",
         "_error",
         "_event",
+        "_exclusive",
         "_finished_at",
         "_handle",
         "_holds",
@@ -271,6 +281,7 @@ class Worker(Generic[ResultType]):
         self._begun: anyio.Event | None = None
         self._done: anyio.Event | None = None
         self._started = False
+        self._exclusive = False
         self._holds = False
         self._place: Place | None = None
         self._handle: anyio.TaskHandle[None] | None = None
@@ -480,9 +491,10 @@ class Worker(Generic[ResultType]):
     def _has_own_run(self) -> bool:
         return type(self).run is not cast("type[Worker[Any]]", Worker).run
 
-    def _admit(self, place: Place) -> None:
+    def _admit(self, place: Place, *, exclusive: bool) -> None:
         """Take a place in a group; the first announcement."""
         self._place = place
+        self._exclusive = exclusive
         self._created_at = self._nursery.now()
         self._node._announce(self, self._state)
 
@@ -804,6 +816,14 @@ class Worker(Generic[ResultType]):
             return ()
         return self._place._holders()
 
+    def _is_needed(self) -> bool:
+        """Whether anything might wait for this worker to end; else no wait of its closes a ring."""
+        return (
+            self._done is not None
+            or (self._place is not None and self._place.queued > 0)
+            or self._node._is_opened_by_a_worker()
+        )
+
     def _spoken(self) -> str:
         return f"worker {self.name or type(self).__name__!r}"
 
@@ -847,7 +867,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     me._waits = waited
     me._node._waiting.add(me)
     try:
-        ring = find_deadlock(me)
+        ring = find_deadlock(me) if me._is_needed() else None
         if ring is not None:
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
         await _wait_for(waited, begun=begun)

@@ -1,0 +1,277 @@
+"""Waits that would never end are an error at once; waits that can end are not."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from anyio import from_thread
+
+from creche import DeadlockError, Node, WorkerFailed, get_current_worker
+from helpers import CANCELLED, RUNNING, SUCCESS, settle
+
+
+async def waits_for_itself():
+    await get_current_worker().wait()
+
+
+@pytest.mark.parametrize("how", ["wait", "await", "wait_for_complete", "group"])
+async def test_self(how):
+    """A worker cannot wait for itself, in whatever way."""
+
+    async def work():
+        me = get_current_worker()
+        if how == "wait":
+            await me.wait()
+        elif how == "await":
+            await me
+        elif how == "wait_for_complete":
+            await app.workers.wait_for_complete()
+        else:
+            await app.group("default").wait()
+
+    async with Node() as app:
+        worker = app.run_worker(work, name="me", exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.wait()
+        assert isinstance(caught.value.error, DeadlockError)
+        assert str(caught.value.error) == (
+            "waiting would never end: worker 'me' waits for worker 'me'; let one of them go first"
+        )
+
+
+@pytest.mark.parametrize("length", [2, 3, 10])
+async def test_ring(length):
+    """A ring of any length is found when it closes, and named."""
+    workers = []
+
+    async def wait_for_next(n):
+        await anyio.lowlevel.checkpoint()
+        await workers[(n + 1) % length].wait()
+
+    async with Node() as app:
+        workers += [
+            app.run_worker(wait_for_next(n), name=f"w{n}", exit_on_error=False)
+            for n in range(length)
+        ]
+        await app.workers.wait_for_complete(workers)
+        errors = [worker.error for worker in workers]
+        (first,) = [error for error in errors if isinstance(error, DeadlockError)]
+        for n in range(length):
+            assert (
+                f"worker 'w{n}' waits for worker 'w{(n + 1) % length}'" in str(first)
+                or n == (errors.index(first) - 1) % length
+            )
+        assert sum(isinstance(error, WorkerFailed) for error in errors) == length - 1
+
+
+async def test_owner_of_the_node():
+    """A worker cannot wait for the one that has the node open in which it runs."""
+
+    async def owner():
+        async with Node("inner") as inner, Node("below", parent=inner) as below:
+            await below.run_worker(wait_for_owner, name="child")
+
+    async def wait_for_owner():
+        await worker.wait()
+
+    async with Node() as app:
+        worker = app.run_worker(owner, name="owner", exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.wait()
+    message = str(caught.value.error.exceptions[0].exceptions[0])
+    assert message.startswith("waiting would never end: worker 'child' waits for worker 'owner'")
+
+
+async def test_ring_through_an_owner():
+    """A ring that goes through a node and a worker elsewhere is found as well."""
+
+    async def owner():
+        async with Node("inner") as inner:
+            inner.run_worker(wait_for_far, name="near")
+
+    async def wait_for_far():
+        await far.wait()
+
+    async def far_away():
+        await settle()
+        await worker.wait()
+
+    async with Node() as app:
+        far = app.run_worker(far_away, name="far", exit_on_error=False)
+        worker = app.run_worker(owner, name="owner", exit_on_error=False)
+        await app.workers.wait_for_complete()
+        assert isinstance(far.error, DeadlockError)
+        assert "worker 'owner'" in str(far.error)
+
+
+async def test_daemon_may_wait_for_the_owner():
+    """A daemon is cancelled as its node is left, so it may wait for who has the node open."""
+
+    async def owner():
+        async with Node("inner") as inner:
+            inner.run_worker(wait_for_owner, daemon=True)
+            await settle()
+
+    async def wait_for_owner():
+        await worker.wait()
+
+    async with Node() as app:
+        worker = app.run_worker(owner)
+    assert worker.state is SUCCESS
+
+
+async def test_queue_behind_oneself():
+    """A worker that holds the only slot cannot wait for what is queued behind it."""
+
+    async def work():
+        inner = app.run_worker(anyio.lowlevel.checkpoint, group="one", name="inner")
+        try:
+            await inner.wait()
+        finally:
+            inner.cancel()
+
+    async with Node() as app:
+        app.group("one", limit=1)
+        worker = app.run_worker(work, group="one", name="outer", exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.wait()
+        assert str(caught.value.error).startswith(
+            "waiting would never end: worker 'outer' waits for worker 'inner' waits for worker 'outer'"
+        )
+
+
+async def test_start_worker_behind_oneself():
+    """Nor can it start one and wait for that to begin; the worker is withdrawn."""
+
+    async def work():
+        await app.group("one").start_worker(anyio.lowlevel.checkpoint, name="inner")
+
+    async with Node() as app:
+        group = app.group("one", limit=1)
+        worker = app.run_worker(work, group="one", exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.wait()
+        assert isinstance(caught.value.error, DeadlockError)
+        assert len(group) == 0
+
+
+async def test_all_holders_have_to_be_stuck():
+    """A queued worker is stuck only if every holder of a slot is."""
+    gate = anyio.Event()
+
+    async def work():
+        await settle()
+        await queued.wait()
+
+    async with Node() as app:
+        app.group("two", limit=2)
+        first = app.run_worker(work, group="two", exit_on_error=False)
+        other = app.run_worker(gate.wait, group="two")
+        queued = app.run_worker(anyio.lowlevel.checkpoint, group="two")
+        await settle(60)
+        assert first.state is RUNNING  # the other holder may still go
+        gate.set()
+        await first.wait()
+        assert (first.state, other.state, queued.state) == (SUCCESS, SUCCESS, SUCCESS)
+
+
+async def test_all_holders_stuck():
+    """When the last of the holders waits for the queue too, that is found."""
+
+    async def work(turns):
+        await settle(turns)
+        await queued.wait()
+
+    async with Node() as app:
+        app.group("two", limit=2)
+        workers = [app.run_worker(work(n), group="two", exit_on_error=False) for n in (5, 15)]
+        queued = app.run_worker(anyio.lowlevel.checkpoint, group="two")
+        await app.workers.wait_for_complete()
+        assert sum(isinstance(worker.error, DeadlockError) for worker in workers) == 1
+        assert queued.state is SUCCESS
+
+
+async def test_spawned_task_may_wait():
+    """A task that a worker spawned elsewhere may wait for the worker."""
+    got = []
+
+    async def watch(worker):
+        got.append(await worker.wait())
+
+    async def work():
+        outer.start_soon(watch, get_current_worker())
+        await settle()
+        return 5
+
+    async with anyio.create_task_group() as outer, Node() as app:
+        app.run_worker(work)
+    assert got == [5]
+
+
+async def test_waiting_for_the_cancelled_is_no_deadlock():
+    """Whoever is cancelled is woken, so it does not count as stuck."""
+
+    async def first():
+        try:
+            await b.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await settle()
+
+    async def second():
+        await gate.wait()
+        await a.wait()
+
+    gate = anyio.Event()
+    async with Node() as app:
+        a = app.run_worker(first, name="a")
+        b = app.run_worker(second, name="b", exit_on_error=False)
+        await settle()
+        a.cancel()
+        gate.set()
+        await app.workers.wait_for_complete()
+        assert a.state is CANCELLED
+        assert not isinstance(b.error, DeadlockError)
+
+
+WAYS = {
+    "from_thread": lambda node, worker: from_thread.run(worker.wait),
+    "call_from_thread": lambda node, worker: node.call_from_thread(worker.wait),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_threads(way):
+    """A thread's waits are judged as well: for itself, and in a ring."""
+
+    def wait_for_itself():
+        WAYS[way](app, get_current_worker())
+
+    def wait_for(other):
+        return lambda: WAYS[way](app, workers[other])
+
+    async with Node() as app:
+        worker = app.run_worker(wait_for_itself, thread=True, name="t", exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker.wait()
+        assert isinstance(caught.value.error, DeadlockError)
+        workers = {}
+        workers["a"] = app.run_worker(wait_for("b"), thread=True, exit_on_error=False, start=False)
+        workers["b"] = app.run_worker(wait_for("a"), thread=True, exit_on_error=False, start=False)
+        app.workers.start_all()
+        await app.workers.wait_for_complete()
+        errors = [worker.error for worker in workers.values()]
+        assert sorted(type(error).__name__ for error in errors) == ["DeadlockError", "WorkerFailed"]
+
+
+async def test_thread_may_wait_for_another():
+    """A thread may wait for a worker that can end."""
+
+    async def five():
+        await settle()
+        return 5
+
+    async with Node() as app:
+        other = app.run_worker(five)
+        for way in WAYS.values():
+            assert await app.run_worker(lambda way=way: way(app, other), thread=True) == 5

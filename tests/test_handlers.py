@@ -1,0 +1,334 @@
+"""Messages: which method handles them, in what order, how far they go."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import pytest
+
+import creche._node
+from creche import Message, Node, Worker, WorkerError, WorkerState
+from helpers import (
+    CANCELLED,
+    ERROR,
+    PENDING,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    Listener,
+    leaves,
+    settle,
+)
+
+
+class Saved(Message):
+    """A message of the module."""
+
+
+class Editor(Node):
+    class Saved(Message, bubble=False):
+        """A message of a class."""
+
+    class HTTPError(Message, namespace="net"):
+        """A message with a namespace."""
+
+
+def test_names_of_handlers():
+    """The handler's name comes from the namespace, or the class round the message, and its name."""
+    assert Saved.handler_name == "on_saved"
+    assert Editor.Saved.handler_name == "on_editor_saved"
+    assert Editor.HTTPError.handler_name == "on_net_http_error"
+    assert Worker.StateChanged.handler_name == "on_worker_state_changed"
+
+    class Local(Message):
+        pass
+
+    assert Local.handler_name == "on_local"
+    assert (Saved.bubble, Editor.Saved.bubble, Worker.StateChanged.bubble) == (True, False, False)
+
+    class Quiet(Editor.Saved):
+        pass
+
+    assert Quiet.bubble is False
+
+
+async def test_every_change_is_handled_in_order():
+    """A handler is told of each change, once, in order, the final one included."""
+
+    async def fail():
+        raise ValueError
+
+    class App(Node):
+        def __init__(self):
+            super().__init__("app")
+            self.told = []
+
+        async def on_worker_state_changed(self, event):
+            await anyio.lowlevel.checkpoint()
+            self.told.append((event.worker.name, event.state))
+            await anyio.lowlevel.checkpoint()
+
+    async with App() as app:
+        app.run_worker(anyio.lowlevel.checkpoint, name="a")
+        app.run_worker(fail, name="b", exit_on_error=False)
+        app.run_worker(anyio.sleep_forever, name="c").cancel()
+    for name, path in {
+        "a": [PENDING, RUNNING, SUCCESS],
+        "b": [PENDING, RUNNING, ERROR],
+        "c": [PENDING, CANCELLED],
+    }.items():
+        assert [state for each, state in app.told if each == name] == path
+
+
+async def test_handlers_run_one_at_a_time():
+    """No handler of a node begins before the one before it has ended."""
+
+    class App(Node):
+        running = 0
+
+        async def on_saved(self, message):
+            self.running += 1
+            assert self.running == 1
+            await settle(3)
+            self.running -= 1
+
+    async with App() as app:
+        for _ in range(5):
+            assert app.post_message(Saved()) is True
+
+
+@pytest.mark.parametrize("how", ["cancel", "fail", "outer", "remove", "body"])
+async def test_final_changes_reach_handlers(how):
+    """On a node that ends badly sync handlers run whole, and async ones to their first await."""
+
+    class App(Node):
+        def __init__(self):
+            super().__init__("app")
+            self.sync, self.begun, self.ended = [], [], []
+
+        async def on_worker_state_changed(self, event):
+            self.begun.append(event.state)
+            if event.state is CANCELLED:
+                await anyio.sleep_forever()
+                self.ended.append(event.state)
+
+        def on_saved(self, message):
+            self.sync.append("saved")
+
+    async def fail():
+        raise ValueError
+
+    app = App()
+    listener = Listener("listener")
+    with anyio.CancelScope() as scope:
+        try:
+            async with Node("root") as root:
+                await root.mount(app)
+                await root.mount(listener)
+                for node in (app, listener):
+                    for _ in range(2):
+                        node.run_worker(anyio.sleep_forever)
+                await settle()
+                if how == "cancel":
+                    root.cancel()
+                elif how == "fail":
+                    root.run_worker(fail)
+                elif how == "outer":
+                    scope.cancel()
+                elif how == "remove":
+                    app.post_message(Saved())
+                    await app.remove()
+                    await listener.remove()
+                else:
+                    raise ValueError
+                await settle()
+        except ExceptionGroup:
+            assert how in ("fail", "body")
+    assert app.begun == [PENDING, PENDING, RUNNING, RUNNING, CANCELLED, CANCELLED]
+    assert app.ended == []
+    assert [state for _, state in listener.told] == app.begun
+    if how == "remove":
+        assert app.sync == ["saved"]
+
+
+async def test_handler_that_raises_fails_its_node():
+    """An error of a handler is raised by the node's block, with a note."""
+
+    class App(Node):
+        def on_saved(self, message):
+            raise ValueError("handler")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with App("app") as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            app.post_message(Saved())
+            await anyio.sleep_forever()
+    (error,) = leaves(caught.value)
+    assert error.__notes__ == ["in on_saved of node 'app'"]
+    assert worker.state is CANCELLED
+
+
+async def test_bubbling():
+    """A message goes on to the parent unless it was stopped or is not of that kind."""
+    seen = []
+
+    class Level(Node):
+        stops = False
+
+        def on_saved(self, message):
+            seen.append(self.name)
+            if self.stops:
+                message.stop()
+                assert message.is_stopped
+
+        def on_editor_saved(self, message):
+            seen.append("editor " + self.name)
+
+    async with Level("a") as a, Level("b", parent=a) as b, Node("c", parent=b) as c:
+        c.post_message(Saved())
+        c.post_message(Editor.Saved())
+        await settle()
+        assert seen == ["b", "a"]
+        b.stops = True
+        c.post_message(Saved())
+        b.post_message(Editor.Saved())
+        await settle()
+    assert sorted(seen[2:]) == ["b", "editor b"]
+
+
+async def test_posted_before_the_node_is_open():
+    """What is posted before a node is entered is handled once it is."""
+
+    class App(Node):
+        got = 0
+
+        def on_saved(self, message):
+            self.got += 1
+
+    app = App()
+    assert app.post_message(Saved()) is True
+    async with app:
+        pass
+    assert app.got == 1
+    assert app.post_message(Saved()) is False
+
+
+async def test_handler_may_start_work_and_post():
+    """What a handler starts or posts as its node is left is waited for."""
+    done = []
+
+    class App(Node):
+        def on_saved(self, message):
+            if len(done) < 3:
+                done.append("saved")
+                self.post_message(Saved())
+            else:
+                self.run_worker(self.finish)
+
+        async def finish(self):
+            await settle(3)
+            done.append("finished")
+
+    async with App() as app:
+        app.post_message(Saved())
+    assert done == ["saved", "saved", "saved", "finished"]
+
+
+async def test_handler_has_the_nodes_context():
+    """A handler runs for the node, not for the worker that changed."""
+    seen = []
+
+    class App(Node):
+        def on_worker_state_changed(self, event):
+            from creche import active_worker
+
+            seen.append(active_worker.get(None))
+
+    async with App() as app:
+        await app.run_worker(anyio.lowlevel.checkpoint)
+    assert seen == [None, None, None]
+
+
+async def test_no_message_is_made_where_nobody_listens(monkeypatch):
+    """Where no handler is, no message object is allocated."""
+    made = []
+
+    class StateChanged(Worker.StateChanged, namespace="worker"):
+        def __init__(self, worker, state):
+            made.append(state)
+            super().__init__(worker, state)
+
+    monkeypatch.setattr(creche._node.Worker, "StateChanged", StateChanged)
+    async with Node() as quiet:
+        await quiet.run_worker(anyio.lowlevel.checkpoint)
+    assert made == []
+    async with Listener() as loud:
+        await loud.run_worker(anyio.lowlevel.checkpoint)
+    assert made == [PENDING, RUNNING, SUCCESS]
+
+
+async def test_post_from_threads_in_order():
+    """Messages of a thread are handled in the order in which it posted them."""
+
+    class Number(Message):
+        def __init__(self, number):
+            self.number = number
+
+    class App(Node):
+        def __init__(self):
+            super().__init__()
+            self.got = []
+
+        def on_number(self, message):
+            self.got.append(message.number)
+
+    async with App() as app:
+
+        def post():
+            for n in range(100):
+                app.post_message(Number(n))
+
+        await app.run_worker(post, thread=True)
+    assert app.got == list(range(100))
+
+
+async def test_bad_message():
+    """Only messages are posted."""
+    async with Node() as app:
+        with pytest.raises(WorkerError, match=r"post_message\(\) takes a Message, not 'text'"):
+            app.post_message("text")
+
+
+async def test_repr_of_a_change():
+    """A change of state tells what it is."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever, name="w")
+        assert repr(Worker.StateChanged(worker, WorkerState.RUNNING)) == (
+            "<StateChanged worker 'w' RUNNING>"
+        )
+        worker.cancel()
+
+
+async def test_base_exception_of_a_handler_leaves_bare():
+    """SystemExit in a handler ends the program, bare."""
+
+    class App(Node):
+        async def on_saved(self, message):
+            await anyio.lowlevel.checkpoint()
+            raise SystemExit(4)
+
+    with pytest.raises(SystemExit):
+        async with App() as app:
+            app.post_message(Saved())
+
+
+async def test_post_after_the_loop_has_gone():
+    """post_message() from a thread after the node was left says that nobody will handle it."""
+    async with Listener() as app:
+        pass
+    got = []
+    thread = threading.Thread(target=lambda: got.append(app.post_message(Saved())))
+    thread.start()
+    thread.join()
+    assert got == [False]

@@ -1,0 +1,681 @@
+"""Nodes: what keeps them open, how they end, trees, mounting, shutdown, daemons."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import anyio
+import pytest
+
+from creche import Message, Node, Worker, WorkerError
+from helpers import (
+    CANCELLED,
+    PENDING,
+    RENDEZVOUS,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    Listener,
+    Meeting,
+    leaves,
+    settle,
+    until,
+)
+
+
+async def test_leaving_waits():
+    """Leaving the block waits for every started worker, queued ones included."""
+    gate = anyio.Event()
+    order = []
+
+    async def work(number):
+        await gate.wait()
+        order.append(number)
+
+    async def open_gate():
+        await settle()
+        gate.set()
+
+    async with Node() as app:
+        app.group("one", limit=1)
+        workers = [app.run_worker(work(n), group="one") for n in range(5)]
+        app.run_worker(open_gate)
+    assert order == [0, 1, 2, 3, 4]
+    assert {worker.state for worker in workers} == {SUCCESS}
+
+
+async def test_work_may_start_more_work_while_leaving():
+    """A worker may start others on its node while the block is being left."""
+    done = []
+
+    async def chain(depth):
+        await anyio.lowlevel.checkpoint()
+        if depth:
+            app.run_worker(chain(depth - 1))
+        done.append(depth)
+
+    async with Node() as app:
+        app.run_worker(chain(10))
+    assert sorted(done) == list(range(11))
+
+
+async def test_never_started_work_ends_cancelled():
+    """Workers that were never started hold nothing, end CANCELLED, and their coroutine is closed."""
+
+    async def work():
+        raise AssertionError("must not run")
+
+    async with Listener() as app:
+        worker = app.run_worker(work(), start=False)
+    assert worker.state is CANCELLED
+    assert worker.cancel_reason == "its node closed"
+    assert app.told_of(worker) == [PENDING, CANCELLED]
+
+
+async def test_queued_work_never_runs_after_a_failure():
+    """When the body raises, what is queued ends CANCELLED and is never entered."""
+    entered = []
+
+    async def work():
+        entered.append(True)
+
+    with pytest.raises(ExceptionGroup):
+        async with Node() as app:
+            app.group("one", limit=1)
+            holder = app.run_worker(anyio.sleep_forever, group="one")
+            queued = [app.run_worker(work, group="one") for _ in range(3)]
+            await settle()
+            raise ValueError("body")
+    assert holder.state is CANCELLED
+    assert {worker.state for worker in queued} == {CANCELLED}
+    assert entered == []
+
+
+async def test_start_false():
+    """Work may be given to a node before it is opened, and is started later."""
+    app = Listener()
+    worker = app.run_worker(anyio.lowlevel.checkpoint, start=False)
+    assert list(app.workers) == [worker]
+    with pytest.raises(WorkerError, match="which is not open yet; enter its block first"):
+        app.workers.start_all()
+    assert worker.state is PENDING
+    async with app:
+        app.workers.start_all()
+        await worker
+        await settle()
+        assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
+
+
+async def test_refusal():
+    """Starting work on a node that is not open is an error, and the coroutine is closed."""
+
+    async def work():
+        pass
+
+    app = Node("app")
+    with pytest.raises(WorkerError, match="cannot start work on node 'app', which is not open yet"):
+        app.run_worker(work())
+    async with app:
+        pass
+    with pytest.raises(WorkerError, match="which is closed; use a node that is open"):
+        app.run_worker(work())
+    with pytest.raises(WorkerError, match="which is closed"):
+        app.run_worker(work(), start=False)
+    worker = Worker(app, work())
+    with pytest.raises(WorkerError, match="which is closed"):
+        app.workers.add_worker(worker)
+    assert worker.state is CANCELLED
+
+
+async def test_entered_once():
+    """A node can be entered once."""
+    app = Node("app")
+    async with app:
+        with pytest.raises(WorkerError, match="node 'app' was entered before"):
+            await app.__aenter__()
+    with pytest.raises(WorkerError, match="node 'app' was entered before"):
+        await app.__aenter__()
+
+
+async def test_left_in_another_task():
+    """Leaving a node in another task than the one that entered it is one clear error."""
+    app = Node("app")
+    errors = []
+
+    async def leave():
+        try:
+            await app.__aexit__(None, None, None)
+        except WorkerError as error:
+            errors.append(str(error))
+
+    async with app, anyio.create_task_group() as group:
+        group.start_soon(leave)
+    (error,) = errors
+    assert error.startswith("node 'app' is left in another task than the one that entered it")
+
+
+# trees
+
+
+async def test_tree():
+    """Nodes know their place in the tree; the manager is that of the root."""
+    async with Node("app") as app, Node("page", parent=app) as page:
+        panel = await page.mount(Node("panel"))
+        assert (app.parent, page.parent, panel.parent) == (None, app, page)
+        assert (app.children, page.children, panel.children) == ((page,), (panel,), ())
+        assert (app.root, panel.root) == (app, app)
+        assert (app.path, panel.path) == ("app", "app/page/panel")
+        assert repr(panel) == "<Node 'app/page/panel' OPEN>"
+        worker = panel.run_worker(anyio.sleep_forever)
+        other = app.run_worker(anyio.sleep_forever)
+        assert list(app.workers) == list(page.workers) == [worker, other]
+        app.workers.cancel_all()
+    assert (app.children, page.children) == ((), ())
+
+
+async def test_manager_is_a_container():
+    """The manager iterates in order of creation and holds what is unfinished."""
+    async with Node("app") as app, Node("page", parent=app) as page:
+        nodes = [app, page, app, page]
+        workers = [
+            node.run_worker(anyio.sleep_forever, group=str(n)) for n, node in enumerate(nodes)
+        ]
+        manager = app.workers
+        assert list(manager) == workers
+        assert list(reversed(manager)) == workers[::-1]
+        assert len(manager) == 4
+        assert bool(manager)
+        assert workers[0] in manager
+        assert "worker" not in manager
+        await settle()
+        assert repr(manager) == "<WorkerManager of 'app': 4 RUNNING>"
+        workers[1].cancel()
+        await settle()
+        assert workers[1] not in manager
+        assert list(manager) == [workers[0], workers[2], workers[3]]
+        manager.cancel_all()
+        await manager.wait_for_complete()
+        assert not manager
+        assert repr(manager) == "<WorkerManager of 'app': no workers>"
+
+
+async def test_add_worker():
+    """A worker is added once, to its own tree."""
+    async with Node("app") as app, Node("other") as other:
+        worker = Worker(app, anyio.sleep_forever, name="w")
+        with pytest.raises(
+            WorkerError, match="worker 'w' is of node 'app', which is not in the tree"
+        ):
+            other.workers.add_worker(worker)
+        app.workers.add_worker(worker, start=False)
+        assert worker.state is PENDING
+        with pytest.raises(WorkerError, match="worker 'w' was added before"):
+            app.workers.add_worker(worker)
+        app.workers.start_all()
+        app.workers.start_all()
+        await settle()
+        assert worker.state is RUNNING
+        second = Worker(app, anyio.sleep_forever)
+        app.workers.add_worker(second)  # exclusive, as the ported call is
+        await settle()
+        assert (worker.state, second.state) == (CANCELLED, RUNNING)
+        second.cancel()
+
+
+async def test_wait_for_complete():
+    """wait_for_complete() waits for all that was started, whichever way it ends."""
+    gate = anyio.Event()
+
+    async def fail():
+        raise ValueError
+
+    async with Node() as app:
+        workers = [
+            app.run_worker(gate.wait),
+            app.run_worker(fail, exit_on_error=False),
+            app.run_worker(anyio.sleep_forever),
+            app.run_worker(anyio.sleep_forever, start=False),
+        ]
+        workers[2].cancel()
+        await app.workers.wait_for_complete([])
+        assert not workers[0].is_finished  # [] is nothing, not everything
+        await settle()
+        gate.set()
+        await app.workers.wait_for_complete(workers)
+        assert [w.is_finished for w in workers] == [True, True, True, False]
+        await app.workers.wait_for_complete()
+
+
+async def test_child_ends_before_its_parent():
+    """A parent waits for the block of a child that some other task has open."""
+    order = []
+    gate = anyio.Event()
+
+    async def child():
+        async with Node("page", parent=app):
+            inside.set()
+            await gate.wait()
+        order.append("child")
+
+    inside = anyio.Event()
+    async with anyio.create_task_group() as group:
+        async with Node("app") as app:
+            group.start_soon(child)
+            await inside.wait()
+
+            async def open_gate():
+                await settle()
+                gate.set()
+
+            app.run_worker(open_gate)
+        order.append("parent")
+    assert order == ["child", "parent"]
+
+
+async def test_failure_of_the_parent_ends_a_child_in_another_task():
+    """A child whose block is open in another task is cancelled with its parent, and ends normally."""
+    workers = []
+
+    async def child():
+        async with Node("page", parent=app) as page:
+            workers.append(page.run_worker(anyio.sleep_forever))
+            inside.set()
+            await anyio.sleep_forever()
+        workers.append("after")
+
+    inside = anyio.Event()
+    async with anyio.create_task_group() as group:
+        with pytest.raises(ExceptionGroup):
+            async with Node("app") as app:
+                group.start_soon(child)
+                await inside.wait()
+                raise ValueError("body")
+        assert workers[1] == "after"
+    assert workers[0].state is CANCELLED
+
+
+async def test_parent_has_to_be_open():
+    """A node cannot be entered below one that is not open."""
+    app = Node("app")
+    with pytest.raises(
+        WorkerError, match="cannot enter node 'app/page': its parent is not open yet"
+    ):
+        async with Node("page", parent=app):
+            pass
+    with pytest.raises(WorkerError, match="parent must be a Node, not 'app'"):
+        Node("page", parent="app")
+    async with app:
+        app.cancel("over")
+        with anyio.CancelScope(shield=True):
+            async with Node("page", parent=app) as page:
+                assert page.run_worker(anyio.sleep_forever).cancel_reason == "over"
+
+
+async def test_parent_in_another_thread():
+    """A node cannot be entered on another loop than its parent's."""
+
+    async def elsewhere():
+        with pytest.raises(WorkerError, match="in another thread than its parent's event loop"):
+            async with Node("page", parent=app):
+                pass
+
+    async with Node("app") as app:
+        await app.run_worker(elsewhere, thread=True)
+
+
+async def test_work_given_to_a_child_that_is_never_opened():
+    """What is given to a child before it is opened ends with the parent."""
+    async with Node("app") as app:
+        page = Node("page", parent=app)
+        worker = page.run_worker(anyio.sleep_forever, start=False)
+        assert list(app.workers) == [worker]
+        assert app.children == ()
+    assert worker.state is CANCELLED
+
+
+# mounted nodes
+
+
+async def test_mount_and_remove():
+    """A mounted node lives until it is removed; then all in it is cancelled and it is gone."""
+    async with Node("app") as app:
+        panel = await app.mount(Listener("panel"))
+        worker = panel.run_worker(anyio.sleep_forever)
+        await settle()
+        await panel.remove()
+        assert worker.state is CANCELLED
+        assert worker.cancel_reason == "node 'app/panel' was removed"
+        assert panel.told_of(worker) == [PENDING, RUNNING, CANCELLED]
+        assert app.children == ()
+        await panel.remove()
+        with pytest.raises(WorkerError, match="which is closed"):
+            panel.run_worker(anyio.sleep_forever)
+
+
+async def test_mounted_nodes_are_told_to_leave():
+    """When its parent is left a mounted node waits for its own workers, then leaves."""
+    gate = anyio.Event()
+
+    async def open_gate():
+        await settle()
+        gate.set()
+
+    async with Node("app") as app:
+        panel = await app.mount(Node("panel"))
+        inner = await panel.mount(Node("inner"))
+        workers = [inner.run_worker(gate.wait), panel.run_worker(gate.wait)]
+        app.run_worker(open_gate)
+    assert {worker.state for worker in workers} == {SUCCESS}
+
+
+async def test_mounted_node_may_start_work_on_its_parent_while_leaving():
+    """Leaving goes on until nothing is left, whoever started it."""
+    done = []
+
+    async def last():
+        done.append("last")
+
+    async def start():
+        await settle()
+        app.run_worker(last)
+
+    async with Node("app") as app:
+        panel = await app.mount(Node("panel"))
+        panel.run_worker(start)
+    assert done == ["last"]
+
+
+async def test_remove_by_a_worker_of_the_removed_node():
+    """A worker may remove the node that it is in: it is cancelled with it."""
+    async with Node("app") as app:
+        panel = await app.mount(Node("panel"))
+        worker = panel.run_worker(panel.remove)
+        await until(lambda: not app.children)
+    assert worker.state is CANCELLED
+
+
+async def test_mount_refused():
+    """What cannot be mounted is refused at the call."""
+    app = Node("app")
+    with pytest.raises(WorkerError, match="which is not open yet"):
+        await app.mount(Node("panel"))
+    async with app:
+        with pytest.raises(WorkerError, match="cannot mount node 'app' on node 'app'"):
+            await app.mount(app)
+        with pytest.raises(WorkerError, match="it was opened before, or has a parent already"):
+            await app.mount(Node("page", parent=Node("other")))
+        with pytest.raises(
+            WorkerError, match="node 'app' was not mounted; leave its block instead"
+        ):
+            await app.remove()
+        app.cancel()
+        with pytest.raises(WorkerError, match="cannot mount on node 'app': cancelled"):
+            await app.mount(Node("panel"))
+
+
+async def test_mounting_twice_at_once():
+    """A node that is being mounted cannot be mounted again."""
+    async with Node("app") as app:
+        panel = Node("panel")
+        errors = []
+
+        async def mount():
+            try:
+                await app.mount(panel)
+            except WorkerError as error:
+                errors.append(str(error))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(mount)
+            group.start_soon(mount)
+    assert errors in (
+        ["node 'app/panel' is being mounted already"],
+        ["cannot mount node 'app/panel' on node 'app': it was opened before, or has a parent already; "
+         "mount a new Node"],
+    )  # fmt: skip
+
+
+async def test_mount_on_a_node_that_fails_meanwhile():
+    """A node that is mounted as its parent fails is left at once, and nothing hangs."""
+
+    async def fail():
+        raise ValueError("meanwhile")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            app.run_worker(fail)
+            panel = await app.mount(Node("panel"))
+            await anyio.sleep_forever()
+    assert [str(leaf) for leaf in leaves(caught.value)] == ["meanwhile"]
+    assert panel.is_finished
+
+
+# daemons
+
+
+async def test_daemon():
+    """A daemon does not keep its node open; it is cancelled when only daemons are left."""
+    gate = anyio.Event()
+
+    async def open_gate():
+        await settle()
+        assert daemon.state is RUNNING
+        gate.set()
+
+    async with Listener() as app:
+        daemon = app.run_worker(anyio.sleep_forever, daemon=True)
+        worker = app.run_worker(gate.wait)
+        app.run_worker(open_gate)
+    assert (daemon.state, worker.state) == (CANCELLED, SUCCESS)
+    assert daemon.cancel_reason == "only daemons were left"
+    assert app.told_of(daemon) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_daemon_that_starts_work_as_it_ends():
+    """What a daemon starts while it unwinds is waited for."""
+    done = []
+
+    async def last():
+        await settle()
+        done.append("last")
+
+    async def daemon():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            app.run_worker(last)
+
+    async with Node() as app:
+        app.run_worker(daemon, daemon=True)
+        await settle()
+    assert done == ["last"]
+
+
+async def test_daemon_that_fails():
+    """A daemon's error fails the node like any other."""
+
+    async def fail():
+        raise ValueError("daemon")
+
+    with pytest.raises(ExceptionGroup):
+        async with Node() as app:
+            app.run_worker(fail, daemon=True)
+            await anyio.sleep_forever()
+
+
+# shutdown
+
+
+async def test_shutdown_without_grace():
+    """shutdown() cancels all below and returns when nothing is left; the body goes on."""
+    async with Listener("app") as app, Node("page", parent=app) as page:
+        panel = await app.mount(Node("panel"))
+        workers = [node.run_worker(anyio.sleep_forever) for node in (app, page, panel)]
+        workers.append(app.run_worker(anyio.sleep_forever, daemon=True))
+        await settle()
+        await app.shutdown()
+        assert {worker.state for worker in workers} == {CANCELLED}
+        assert not app.workers
+        assert panel.is_finished
+        with pytest.raises(WorkerError, match="node 'app', which is shutting down"):
+            app.run_worker(anyio.sleep_forever)
+        with pytest.raises(WorkerError, match="node 'app/page', which is shutting down"):
+            page.run_worker(anyio.sleep_forever)
+        assert app.told_of(workers[0]) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_shutdown_with_grace():
+    """Within the time of grace workers may finish, queued ones too."""
+    gate = anyio.Event()
+
+    async def open_gate():
+        await settle()
+        gate.set()
+
+    async with Node() as app, anyio.create_task_group() as group:
+        app.group("one", limit=1)
+        workers = [app.run_worker(gate.wait, group="one") for _ in range(3)]
+        group.start_soon(open_gate)
+        await app.shutdown(grace=math.inf)
+        assert {worker.state for worker in workers} == {SUCCESS}
+
+
+async def test_shutdown_after_grace():
+    """When the time of grace is over the rest is cancelled."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        quick = app.run_worker(anyio.lowlevel.checkpoint)
+        await app.shutdown(grace=0.01)
+        assert (worker.state, quick.state) == (CANCELLED, SUCCESS)
+        assert worker.cancel_reason == "shut down"
+
+
+async def test_shutdown_by_a_worker():
+    """A worker that shuts its node down is a daemon from there on: cancelled after the others."""
+    gate = anyio.Event()
+
+    async def stop():
+        await app.shutdown(grace=math.inf)
+
+    async with Node() as app:
+        worker = app.run_worker(gate.wait)
+        caller = app.run_worker(stop)
+        await settle()
+        assert (worker.state, caller.state) == (RUNNING, RUNNING)
+        gate.set()
+    assert (worker.state, caller.state) == (SUCCESS, CANCELLED)
+
+
+async def test_shutdown_while_a_handler_hangs():
+    """A handler that does not end is cancelled too."""
+    inside = anyio.Event()
+
+    class App(Node):
+        async def on_worker_state_changed(self, event):
+            inside.set()
+            await anyio.sleep_forever()
+
+    async with App() as app:
+        app.run_worker(anyio.sleep_forever)
+        await inside.wait()
+        await app.shutdown()
+        assert not app.workers
+
+
+async def test_shutdown_misused():
+    """shutdown() is for open nodes, a sensible grace, and the node's loop."""
+    app = Node("app")
+    with pytest.raises(WorkerError, match="is for an open node"):
+        await app.shutdown()
+
+    async def elsewhere():
+        with pytest.raises(WorkerError, match="and its own event loop"):
+            await app.shutdown()
+
+    async with app:
+        for bad in (-1, math.nan):
+            with pytest.raises(WorkerError, match="grace must be 0 seconds or more"):
+                await app.shutdown(bad)
+        await app.run_worker(elsewhere, thread=True)
+    await app.shutdown()  # closed: nothing is left
+
+
+async def test_cancelled_shutdown():
+    """Cancelling the call ends the wait; admission stays closed."""
+    async with Node("app") as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        await settle()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await app.shutdown(grace=math.inf)
+        assert worker.state is RUNNING
+        with pytest.raises(WorkerError, match="shutting down"):
+            app.run_worker(anyio.sleep_forever)
+        worker.cancel()
+
+
+# threads and the end
+
+
+async def test_thread_is_waited_for():
+    """A block that was cancelled waits until the thread has really ended."""
+    meeting = Meeting()
+    ended = []
+
+    def work():
+        meeting()
+        ended.append(True)
+
+    async with Node() as app:
+        app.run_worker(work, thread=True)
+        await meeting.until_arrived()
+        app.cancel()
+        meeting.go.set()
+    assert ended == [True]
+
+
+async def test_messages_on_their_way_from_threads_are_waited_for():
+    """What a foreign thread has posted before the block ended is handled."""
+
+    class Note(Message):
+        pass
+
+    class App(Node):
+        got = 0
+
+        def on_note(self, message):
+            self.got += 1
+
+    for _ in range(20):
+        posted = threading.Event()
+        results = []
+
+        def post(app, results=results, posted=posted):
+            results.extend(app.post_message(Note()) for _ in range(10))
+            posted.set()
+
+        async with App() as app:
+            thread = threading.Thread(target=post, args=(app,))
+            thread.start()
+            assert posted.wait(RENDEZVOUS)  # blocks the loop: they are on their way now
+        thread.join()
+        assert results == [True] * 10
+        assert app.got == 10
+        assert app.post_message(Note()) is False
+
+
+async def test_long_lived_node_does_not_grow():
+    """Finished workers, removed nodes and groups that are empty leave nothing in the tree."""
+    async with Node() as app:
+        for n in range(50):
+            await app.run_worker(anyio.lowlevel.checkpoint, group=str(n))
+            worker = app.run_worker(anyio.sleep_forever)
+            worker.cancel()
+            panel = await app.mount(Node())
+            await panel.remove()
+        await settle()
+        assert app._groups == {}
+        assert app._nursery.unstepped == {}
+        assert app._children == {}
+        assert app._waiting == set()
