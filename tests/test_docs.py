@@ -1,0 +1,32 @@
+"""The code in README and docs runs as it stands, on every backend."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import anyio
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_code_runs(monkeypatch, backend, code):
+    """Each block of Python in the pages is a program that ends without an error."""
+    run = anyio.run
+    monkeypatch.setattr(anyio, "run", lambda main, **options: run(main, **(options or backend)))
+    exec(compile(code, "<docs>", "exec"), {"__name__": "__main__"})  # noqa: S102 (our own pages)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Each link to a file of the repository leads to one."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
