@@ -3,8 +3,8 @@
 """A tour of Creche on real files: ``python -m creche [PATH ...]`` prints their SHA-256 sums.
 
 The node is the class ``Tour``. A thread worker finds the files. Then a worker hands them out, a few
-at a time, to thread workers in a group with a limit, one for each file. Two daemons look on: one
-draws, where there is a terminal, how far all of these are; the other waits for Ctrl+C.
+at a time, to thread workers in a group with a limit, one for each file. Where there is a terminal a
+daemon draws how far all of these are. In a node around it another one waits for Ctrl+C.
 """
 
 from __future__ import annotations
@@ -50,15 +50,34 @@ class Tour(Node):
         self.sums: list[tuple[bytes, bytes]] = []  # path and digest
         self.problems: list[tuple[bytes, str]] = []  # path and what is wrong with it
         self.hashing: Worker[None] | None = None
+        self.is_stopped = False
 
     async def run(self, paths: Sequence[str]) -> None:
-        """Do it all, and leave what came of it in the attributes."""
-        async with self:
-            self.wait_for_ctrl_c()
-            if sys.stderr.isatty():
-                self.show()
-            await self.find(paths)
-            self.hashing = self.hash_all()
+        """Do it all, and leave what came of it in the attributes.
+
+        Raises:
+            KeyboardInterrupt: At Ctrl+C, when all has ended.
+        """
+        async with Node("outside") as outside:
+            await outside.start_worker(self.stop_at_ctrl_c, daemon=True)
+            async with self:
+                if sys.stderr.isatty():
+                    self.show()
+                await self.find(paths)
+                self.hashing = self.hash_all()
+        if self.is_stopped:
+            raise KeyboardInterrupt
+
+    async def stop_at_ctrl_c(self) -> None:
+        """Cancel the tour at Ctrl+C; goes on until it has ended, so a second one does no harm.
+
+        Left to themselves, event loops differ in what they do, and Trio may do it at any line.
+        """
+        # asyncio has no such thing on Windows; there it cancels the main task, which will do.
+        with suppress(NotImplementedError), anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                self.is_stopped = True
+                self.cancel("Ctrl+C")
 
     @work(thread=True)
     def find(self, paths: Sequence[str]) -> None:
@@ -122,17 +141,6 @@ class Tour(Node):
     def complain(self, path: bytes, error: OSError) -> None:
         """Take note of what is wrong with a path."""
         self.problems.append((path, error.strerror or str(error)))
-
-    @work(daemon=True)
-    async def wait_for_ctrl_c(self) -> None:
-        """Fail with ``KeyboardInterrupt`` at Ctrl+C, which ends all the others in good order.
-
-        Left to themselves, the event loops differ: Trio may raise it in the midst of any line.
-        """
-        # asyncio cannot do this on Windows, where it cancels the main task: much the same.
-        with suppress(NotImplementedError), anyio.open_signal_receiver(signal.SIGINT) as signals:
-            async for _ in signals:
-                raise KeyboardInterrupt
 
     @work(daemon=True)
     async def show(self) -> None:
