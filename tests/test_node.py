@@ -492,6 +492,27 @@ async def test_daemon_that_starts_work_as_it_ends():
     assert done == ["last"]
 
 
+async def test_queued_daemon():
+    """A daemon that waits for a slot held by another daemon does not hold its node up."""
+    async with Node() as app:
+        app.group("g", limit=1)
+        daemons = [app.run_worker(anyio.sleep_forever, group="g", daemon=True) for _ in range(3)]
+        await settle()
+    assert {daemon.state for daemon in daemons} == {CANCELLED}
+
+
+async def test_start_all_is_all_or_nothing():
+    """If one node of the tree is not open, start_all() starts nothing."""
+    async with Node("app") as app:
+        worker = app.run_worker(anyio.sleep_forever, start=False)
+        page = Node("page", parent=app)
+        other = page.run_worker(anyio.sleep_forever, start=False)
+        with pytest.raises(WorkerError, match="node 'app/page', which is not open yet"):
+            app.workers.start_all()
+        await settle()
+        assert (worker.state, other.state) == (PENDING, PENDING)
+
+
 async def test_daemon_that_fails():
     """A daemon's error fails the node like any other."""
 

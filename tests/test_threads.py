@@ -284,6 +284,32 @@ async def test_abandoning_waits_until_the_thread_has_begun():
     await until(lambda: limiter.borrowed_tokens == 0)
 
 
+async def test_abandoned_async_work():
+    """Async work that is abandoned in its thread is left alone by the node, and ends by itself."""
+    meeting = Meeting()
+    ended = []
+
+    async def work():
+        try:
+            await anyio.lowlevel.checkpoint()
+            meeting()
+            await anyio.sleep_forever()
+        finally:
+            ended.append(threading.get_ident())
+
+    async with Node() as app:
+        worker = app.run_worker(work(), thread=True, abandon_on_cancel=True)
+        await meeting.until_arrived()
+        worker.cancel()
+        await until(lambda: worker.is_finished)
+        assert (worker.state, worker.is_abandoned) == (CANCELLED, True)
+        assert ended == []
+    meeting.go.set()
+    await until(lambda: not worker.is_abandoned)
+    assert ended
+    assert ended[0] != threading.get_ident()
+
+
 async def test_native_cancel_of_a_thread_worker(anyio_backend):
     """A native cancellation goes through AnyIO's shield; the worker waits for its thread all the same."""
     if anyio_backend[0] != "asyncio":

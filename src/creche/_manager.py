@@ -108,10 +108,12 @@ class WorkerManager:
         self._root._nursery.bridge.call(self._start_all)
 
     def _start_all(self) -> None:
-        for node in list(self._root._below()):
-            for group in list(node._groups.values()):
-                for worker in list(group._unstarted):
-                    group._start(worker)
+        groups = [group for group in self._all_groups() if group._unstarted]
+        for group in groups:
+            group._node._nursery.check_admission()
+        for group in groups:
+            for worker in list(group._unstarted):
+                group._start(worker)
 
     def cancel_all(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the tree.

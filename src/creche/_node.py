@@ -356,8 +356,8 @@ class Node:
         rest = [worker for group in list(self._groups.values()) for worker in group]
         daemons = [worker for worker in rest if worker._started]
         for worker in daemons:
+            worker._hold()  # before it is cancelled, for one that is queued ends at once
             worker.cancel("only daemons were left")
-            worker._hold()
         if daemons:
             return True
         for child in self._children:  # what is left of them was never opened

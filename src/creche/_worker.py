@@ -705,6 +705,7 @@ class Worker(Generic[ResultType]):
 
     def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
         """End, in the order on which threads that read without a lock rely."""
+        # Work that was entered closes itself; in an abandoned thread it may still be running.
         fatal = False
         if error is not None:
             strip_traceback(error, _OWN_FRAMES)
@@ -725,8 +726,9 @@ class Worker(Generic[ResultType]):
             self._nursery.fail(error)
         if self._place is not None:
             self._place._left(self)
-        self._close_work()
-        self._handle = self._context = self._limiter = None
+        if self._started_at is None:
+            self._close_work()
+        self._work = self._handle = self._context = self._limiter = None
         self._stops = ()
         self._let_go()
         del error, self

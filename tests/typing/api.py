@@ -1,0 +1,331 @@
+"""What type checkers must find out about the public API; checked by them, never run.
+
+Each ``type: ignore`` stands on a call that must be an error: mypy says so if it is none, and so
+does pyright, by the switch below.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+
+from creche import (
+    Message,
+    Node,
+    Overflow,
+    Worker,
+    WorkerFailed,
+    WorkerGroup,
+    WorkerManager,
+    WorkerState,
+    WorkType,
+    active_worker,
+    get_current_worker,
+    work,
+)
+
+if sys.version_info >= (3, 11):
+    from typing import assert_type
+else:
+    from typing_extensions import assert_type
+
+
+async def fetch() -> bytes:
+    """Take nothing."""
+    return b""
+
+
+async def add(first: int, second: float) -> float:
+    """Take two."""
+    return first + second
+
+
+def crunch() -> int:
+    """Block, so run in a thread."""
+    return 1
+
+
+def scale(text: str, factor: int) -> str:
+    """Block, with arguments."""
+    return text * factor
+
+
+class Fetcher:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self) -> bytes:
+        return b""
+
+
+class Panel(Node):
+    """A node of the user's, with work of its own."""
+
+    @work
+    async def load(self, path: str, *, deep: bool = False) -> list[str]:
+        """Bare."""
+        return [path] if deep else []
+
+    @work(exclusive=True, group="search", exit_on_error=False)
+    async def search(self, text: str) -> int:
+        """With options."""
+        return len(text)
+
+    @work(thread=True)
+    def scan(self, size: int) -> bytes:
+        """In a thread."""
+        return bytes(size)
+
+    @work(thread=True)
+    def begin(self) -> Worker[bytes]:
+        """Start another, which nobody awaits."""
+        return self.run_worker(fetch)
+
+    @work(thread=True, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+    async def talk(self) -> str:
+        """Async, on a loop in a thread."""
+        return ""
+
+    @work(limit=2, overflow="keep_latest", description="", daemon=True)
+    async def draw(self) -> None:
+        """In a group with a limit."""
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Handle."""
+        assert_type(event.worker, Worker[Any])
+        assert_type(event.state, WorkerState)
+
+
+@work
+async def sync_files(node: Node, count: int) -> str:
+    """Take the node as a function's first argument."""
+    return node.name * count
+
+
+@work(thread=True)
+def hash_files(node: Panel, name: str) -> int:
+    """Take a node of one kind."""
+    return hash((node.name, name))
+
+
+class Saved(Message, bubble=True, namespace="editor"):
+    """A message of the user's."""
+
+
+class Sleeper(Worker[float]):
+    """A worker that is a class of its own."""
+
+    async def run(self) -> float:
+        """Do the work."""
+        await anyio.sleep(1)
+        return 1.0
+
+
+async def run_worker(node: Node) -> None:
+    """Know the result's type from the work."""
+    assert_type(node.run_worker(fetch), Worker[bytes])
+    assert_type(node.run_worker(fetch()), Worker[bytes])
+    assert_type(node.run_worker(add(1, 2.0), "add", "sums"), Worker[float])
+    assert_type(node.run_worker(functools.partial(add, 1, 2.0)), Worker[float])
+    assert_type(node.run_worker(lambda: add(1, 2.0), exclusive=True), Worker[float])
+    assert_type(node.run_worker(Fetcher()), Worker[bytes])
+    assert_type(node.run_worker(crunch, thread=True), Worker[int])
+    assert_type(node.run_worker(functools.partial(scale, "a", 2), thread=True), Worker[str])
+    assert_type(node.run_worker(lambda: scale("a", 2), thread=True), Worker[str])
+    assert_type(
+        node.run_worker(
+            fetch,
+            "name",
+            "group",
+            "description",
+            exit_on_error=False,
+            start=False,
+            exclusive=True,
+            thread=True,
+            daemon=True,
+            abandon_on_cancel=True,
+            limiter=anyio.CapacityLimiter(1),
+        ),
+        Worker[bytes],
+    )
+    # A worker that the work returns is not awaited: it is the result.
+    assert_type(node.run_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    # A worker that is itself the work is awaited.
+    assert_type(node.run_worker(node.run_worker(fetch)), Worker[bytes])
+
+    node.run_worker(add)  # type: ignore[arg-type]  # needs arguments
+    node.run_worker(1)  # type: ignore[call-overload]  # is no work
+    node.run_worker(fetch, thraed=True)  # type: ignore[call-overload]  # is no option
+    node.run_worker(fetch, start="no")  # type: ignore[call-overload]  # is no flag
+
+
+async def start_worker(node: Node) -> None:
+    """Know it just as well when the start is awaited."""
+    assert_type(await node.start_worker(fetch), Worker[bytes])
+    assert_type(await node.start_worker(fetch()), Worker[bytes])
+    assert_type(await node.start_worker(crunch, thread=True), Worker[int])
+    assert_type(await node.start_worker(functools.partial(add, 1, 2.0)), Worker[float])
+    assert_type(await node.start_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    await node.start_worker(fetch, start=False)  # type: ignore[call-overload]  # waits for the start
+
+
+async def groups(node: Node) -> None:
+    """Have groups that run work as nodes do."""
+    group = node.group("downloads", limit=4, overflow="enqueue")
+    assert_type(group, WorkerGroup)
+    assert_type(group.run_worker(fetch), Worker[bytes])
+    assert_type(group.run_worker(fetch(), "name", "description", exclusive=True), Worker[bytes])
+    assert_type(group.run_worker(crunch, thread=True), Worker[int])
+    assert_type(group.run_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(await group.start_worker(fetch), Worker[bytes])
+    assert_type(await group.start_worker(crunch, thread=True), Worker[int])
+    assert_type(await group.start_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(iter(group), Iterator[Worker[Any]])
+    assert_type(group.limit, int | None)
+    assert_type(group.total_steps, int | None)
+    assert_type(group.progress, float)
+    assert_type(group.overflow, Overflow)
+    assert_type(await group.wait(), None)
+    group.limit = None
+    node.group("downloads", overflow="queue")  # type: ignore[arg-type]  # is no rule
+    node.group("downloads", limit="4")  # type: ignore[arg-type]  # is no number
+
+
+async def workers(node: Node) -> None:
+    """Have workers that are made directly."""
+    assert_type(Worker(node, fetch), Worker[bytes])
+    assert_type(Worker(node, fetch(), name="n", group="g", description="d"), Worker[bytes])
+    assert_type(Worker(node, crunch, thread=True, exit_on_error=False), Worker[int])
+    assert_type(Worker(node, functools.partial(add, 1, 2.0)), Worker[float])
+    assert_type(Worker(node, lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(Worker(node, node.run_worker(fetch)), Worker[bytes])
+    sleeper = Sleeper(node, name="sleeper")
+    assert_type(await sleeper.wait(), float)
+    Worker(fetch)  # type: ignore[call-overload]  # the node is missing
+    Worker(node, 1)  # type: ignore[call-overload]  # is no work
+
+    worker = node.run_worker(fetch)
+    assert_type(await worker, bytes)
+    assert_type(await worker.wait(), bytes)
+    assert_type(await worker.run(), bytes)
+    assert_type(worker.result, bytes | None)
+    assert_type(worker.error, BaseException | None)
+    assert_type(worker.state, WorkerState)
+    assert_type(worker.progress, float)
+    assert_type(worker.total_steps, int | None)
+    assert_type(worker.cancelled_event, threading.Event)
+    assert_type(worker.is_cancelled, bool)
+    assert_type(worker.started_at, float | None)
+    assert_type(worker.elapsed, float)
+    assert_type(worker.cancel("reason"), None)
+    worker.advance()
+    worker.update(completed_steps=1, total_steps=None)
+    worker.state = WorkerState.CANCELLED
+    worker.result = b""  # type: ignore[misc]  # only the work sets it
+
+
+async def managers(node: Node) -> None:
+    """Have a manager of workers of all kinds."""
+    manager = node.workers
+    assert_type(manager, WorkerManager)
+    assert_type(list(manager), list[Worker[Any]])
+    assert_type(list(reversed(manager)), list[Worker[Any]])
+    assert_type(len(manager), int)
+    assert_type(manager.cancel_group(node, "group"), list[Worker[Any]])
+    assert_type(manager.cancel_node(node), list[Worker[Any]])
+    manager.add_worker(Worker(node, fetch), start=False, exclusive=False)
+    manager.add_worker(Sleeper(node))
+    await manager.wait_for_complete()
+    await manager.wait_for_complete([node.run_worker(fetch), node.run_worker(crunch, thread=True)])
+
+
+def decorated(panel: Panel, node: Node) -> None:
+    """Keep parameters and result of what was decorated, bound and unbound."""
+    assert_type(panel.load("/", deep=True), Worker[list[str]])
+    assert_type(Panel.load(panel, "/"), Worker[list[str]])
+    assert_type(panel.search("text"), Worker[int])
+    assert_type(Panel.search(panel, text="text"), Worker[int])
+    assert_type(panel.scan(1), Worker[bytes])
+    assert_type(Panel.scan(panel, size=1), Worker[bytes])
+    assert_type(panel.begin(), Worker[Worker[bytes]])
+    assert_type(panel.talk(), Worker[str])
+    assert_type(panel.draw(), Worker[None])
+    assert_type(sync_files(node, 1), Worker[str])
+    assert_type(sync_files(panel, count=1), Worker[str])
+    assert_type(hash_files(panel, "name"), Worker[int])
+
+    panel.load()  # type: ignore[call-arg]  # the path is missing
+    panel.load(1)  # type: ignore[arg-type]  # the path is no number
+    panel.load("/", shallow=True)  # type: ignore[call-arg]  # is no parameter
+    panel.search(1)  # type: ignore[arg-type]  # the text is no number
+    panel.scan("1")  # type: ignore[arg-type]  # the size is a number
+    sync_files(node)  # type: ignore[call-arg]  # the count is missing
+    hash_files(node, "name")  # type: ignore[arg-type]  # is no Panel
+
+
+def declarations() -> None:
+    """Refuse what cannot be a worker, and options that there are not."""
+    work(crunch)  # type: ignore[arg-type]  # blocks, so thread=True
+    work(exclusive=True)(crunch)  # type: ignore[arg-type]  # the same
+    work(abandon_on_cancel=True)  # type: ignore[call-overload]  # is for threads
+    work(overflow="queue")  # type: ignore[call-overload]  # is no rule
+    work(thraed=True)  # type: ignore[call-overload]  # is no option
+    work(1)  # type: ignore[call-overload]  # is no function
+
+
+def threads(node: Node) -> None:
+    """Call from a thread with the function's own arguments, and get its result."""
+    assert_type(node.call_from_thread(crunch), int)
+    assert_type(node.call_from_thread(scale, "a", 2), str)
+    assert_type(node.call_from_thread(fetch), bytes)
+    assert_type(node.call_from_thread(add, 1, 2.0), float)
+    assert_type(node.call_from_thread(node.run_worker(fetch).wait), bytes)
+    assert_type(node.call_from_thread(node.run_worker, fetch), Worker[bytes])
+    assert_type(node.call_from_thread(lambda: node.run_worker(fetch)), Worker[bytes])
+    assert_type(node.post_message(Saved()), bool)
+    node.call_from_thread(scale, "a")  # type: ignore[arg-type]  # the factor is missing
+    node.call_from_thread(crunch, 1)  # type: ignore[arg-type]  # takes none
+    node.post_message("saved")  # type: ignore[arg-type]  # is no message
+
+
+async def trees() -> None:
+    """Keep the type of a node where it is entered and mounted."""
+    async with Node("app") as app, Panel("panel", parent=app) as panel:
+        assert_type(app, Node)
+        assert_type(panel, Panel)
+        mounted = await app.mount(Panel("panel"))
+        assert_type(mounted, Panel)
+        assert_type(await mounted.remove(), None)
+        assert_type(app.children, tuple[Node, ...])
+        assert_type(app.parent, Node | None)
+        assert_type(app.root, Node)
+        assert_type(app.path, str)
+        await app.shutdown(grace=1)
+        app.cancel()
+    Node("page", app)  # type: ignore[call-arg]  # the parent goes by keyword
+    await app.mount("panel")  # type: ignore[type-var]  # is no node
+
+
+def current() -> None:
+    """Get the current worker, of any kind."""
+    assert_type(get_current_worker(), Worker[Any])
+    assert_type(active_worker, ContextVar[Worker[Any]])
+    assert_type(WorkerFailed(ValueError()).error, BaseException)
+
+
+def accepts(node: Node, anything: WorkType[int]) -> Worker[int]:
+    """Take whatever a worker can run."""
+    return node.run_worker(anything)
+
+
+def work_types() -> None:
+    """Have a name for whatever a worker can run."""
+    each: list[WorkType[bytes]] = [fetch, fetch(), Fetcher(), functools.partial(fetch), bytes]
+    assert_type(len(each), int)
