@@ -495,7 +495,7 @@ def test_ctrl_c(anyio_backend):
 
 
 async def test_swallowed_native_cancel_is_no_cancellation(native):
-    """A worker that swallows a native cancellation and returns is a SUCCESS: nobody asked Creche."""
+    """A worker that swallows a native cancellation is a SUCCESS: nobody asked Creche."""
 
     async def stubborn():
         try:

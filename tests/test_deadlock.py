@@ -136,7 +136,8 @@ async def test_queue_behind_oneself():
         with pytest.raises(WorkerFailed) as caught:
             await worker.wait()
         assert str(caught.value.error).startswith(
-            "waiting would never end: worker 'outer' waits for worker 'inner' waits for worker 'outer'"
+            "waiting would never end: worker 'outer' waits for worker 'inner' waits for "
+            "worker 'outer'"
         )
 
 

@@ -314,7 +314,7 @@ async def test_cancelled_at_any_moment(rule, kind):
 
 
 async def test_restart_lets_the_newest_run():
-    """When a restarted group gets another before the slot is free, the one that waited gives way."""
+    """If another comes before the slot is free, the one that waited for it gives way."""
     gate = anyio.Event()
 
     async def slow_to_leave():

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import creche._node
-from creche import Message, Node, Worker, WorkerError, WorkerState
+from creche import Message, Node, Worker, WorkerError, WorkerState, active_worker
 from helpers import (
     CANCELLED,
     ERROR,
@@ -241,8 +241,6 @@ async def test_handler_has_the_nodes_context():
 
     class App(Node):
         def on_worker_state_changed(self, event):
-            from creche import active_worker
-
             seen.append(active_worker.get(None))
 
     async with App() as app:

@@ -61,7 +61,7 @@ async def test_work_may_start_more_work_while_leaving():
 
 
 async def test_never_started_work_ends_cancelled():
-    """Workers that were never started hold nothing, end CANCELLED, and their coroutine is closed."""
+    """What was never started holds nothing, ends CANCELLED, and its coroutine is closed."""
 
     async def work():
         raise AssertionError("must not run")
@@ -274,7 +274,7 @@ async def test_child_ends_before_its_parent():
 
 
 async def test_failure_of_the_parent_ends_a_child_in_another_task():
-    """A child whose block is open in another task is cancelled with its parent, and ends normally."""
+    """A child that another task has open is cancelled with its parent, and ends normally."""
     workers = []
 
     async def child():
@@ -429,11 +429,8 @@ async def test_mounting_twice_at_once():
         async with anyio.create_task_group() as group:
             group.start_soon(mount)
             group.start_soon(mount)
-    assert errors in (
-        ["node 'app/panel' is being mounted already"],
-        ["cannot mount node 'app/panel' on node 'app': it was opened before, or has a parent already; "
-         "mount a new Node"],
-    )  # fmt: skip
+    (error,) = errors
+    assert "is being mounted already" in error or "it was opened before" in error
 
 
 async def test_mount_on_a_node_that_fails_meanwhile():

@@ -1,4 +1,4 @@
-"""Work in threads: when it counts as begun and ended, how it learns of cancellation, no late effects."""
+"""Work in threads: when it begins and ends, how it learns of cancellation, no late effects."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ async def test_abandoned_async_work():
 
 
 async def test_native_cancel_of_a_thread_worker(anyio_backend):
-    """A native cancellation goes through AnyIO's shield; the worker waits for its thread all the same."""
+    """A native cancellation goes through AnyIO's shield; the worker waits for its thread."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     meeting = Meeting()
@@ -337,7 +337,7 @@ async def test_native_cancel_of_a_thread_worker(anyio_backend):
 
 
 async def test_native_cancel_before_the_thread_begins(anyio_backend):
-    """A native cancellation between the token and the thread ends the worker, and no token is lost."""
+    """A native cancellation between token and thread ends the worker; no token is lost."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     limiter = anyio.CapacityLimiter(1)
@@ -736,7 +736,7 @@ async def test_wait_in_a_foreign_loop():
     async with Node() as app:
         other = app.run_worker(anyio.sleep_forever)
         worker = app.run_worker(work, thread=True, exit_on_error=False)
-        with pytest.raises(WorkerFailed, match="use node.call_from_thread"):
+        with pytest.raises(WorkerFailed, match=r"use node\.call_from_thread"):
             await worker.wait()
         other.cancel()
 

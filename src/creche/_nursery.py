@@ -250,10 +250,7 @@ class Nursery:
         if not unborn:
             return
         for _ in range(2):
-            try:
-                await lowlevel.cancel_shielded_checkpoint()
-            except self.cancelled_class:  # native again
-                continue
+            await lowlevel.cancel_shielded_checkpoint()
         for key, gone in unborn:
             if key in self._unborn:
                 gone()

@@ -1,0 +1,152 @@
+"""Hops between threads and loops: what was sent arrives, or the sender is told."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import anyio
+import pytest
+from helpers import CANCELLED, RENDEZVOUS, settle, until
+
+from creche import Node, WorkerCancelled, WorkerError
+from creche._bridge import Bridge, run_soon
+
+
+async def test_failing_call_is_logged(caplog):
+    """A posted call that raises is logged; it ends no loop."""
+    assert run_soon(anyio.lowlevel.current_token(), lambda: 1 // 0) is True
+    await until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert record.getMessage() == "a call from another thread failed on the event loop"
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+
+
+async def test_bridge_stays_open_for_what_is_on_its_way():
+    """A bridge does not close over a call that was sent."""
+    arrived = []
+    bridge = Bridge(lambda: arrived.append("landed"))
+    assert bridge.post(lambda: None) is False
+    bridge.open()
+    thread = threading.Thread(target=lambda: bridge.post(lambda: arrived.append("call")))
+    thread.start()
+    thread.join(RENDEZVOUS)
+    assert bridge.close() is False
+    await until(lambda: arrived)
+    assert arrived == ["call", "landed"]
+    assert bridge.close() is True
+    assert bridge.post(lambda: None) is False
+
+
+def test_loop_that_has_ended(backend):
+    """Whoever posts to a loop that ended is told so."""
+    bridge = Bridge(lambda: None)
+
+    async def open_bridge():
+        bridge.open()
+        return anyio.lowlevel.current_token()
+
+    token = anyio.run(open_bridge, **backend)
+    assert run_soon(token, lambda: None) is False
+    assert bridge.post(lambda: None) is False
+    assert bridge.in_flight == 0
+
+
+async def test_call_that_was_killed_before_its_first_step(anyio_backend):
+    """The thread whose call a native cancellation killed unborn is told, rather than left to wait."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+    got = []
+
+    def kill():
+        for task in asyncio.all_tasks():
+            if task.get_name() == "app: call from a thread":
+                task.cancel()
+
+    def make():
+        asyncio.get_running_loop().call_soon(kill)  # its turn comes before that of the new task
+        return settle()
+
+    def call():
+        try:
+            app.call_from_thread(make)
+        except WorkerCancelled as error:
+            got.append(str(error))
+
+    with pytest.raises(WorkerError, match="before its first step"):
+        async with Node("app") as app:
+            thread = threading.Thread(target=call)
+            thread.start()
+            await anyio.sleep_forever()
+    thread.join(RENDEZVOUS)
+    assert got == ["a call from a thread was cancelled natively"]
+
+
+async def test_handlers_that_were_killed_before_their_first_step(anyio_backend):
+    """The same for handlers: what they were to be told of, they are told."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+
+    class App(Node):
+        def __init__(self):
+            super().__init__("app")
+            self.told = []
+
+        def on_worker_state_changed(self, event):
+            self.told.append(event.state)
+
+    app = App()
+    with pytest.raises(WorkerError, match="before its first step"):
+        async with app:
+            worker = app.run_worker(anyio.sleep_forever)
+            for task in asyncio.all_tasks():
+                if task.get_name() == "handlers of node 'app'":
+                    task.cancel()
+            await anyio.sleep_forever()
+    assert worker.state is CANCELLED
+    assert app.told[-1] is CANCELLED
+
+
+PROGRAM = """
+import os, signal, sys, threading
+import anyio
+import creche
+
+async def work():
+    ready.set()
+    if sys.argv[1] == "asyncio":  # which may not wake from its sleep if a thread sends the signal
+        os.kill(os.getpid(), signal.SIGINT)
+    await anyio.sleep_forever()
+
+def interrupt():
+    ready.wait()
+    if sys.argv[1] == "trio":  # which raises in user code if there is any at that moment
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+async def main():
+    async with creche.Node() as app:
+        workers.append(app.run_worker(work))
+
+ready, workers = threading.Event(), []
+thread = threading.Thread(target=interrupt)
+thread.start()
+try:
+    anyio.run(main, backend=sys.argv[1])
+except KeyboardInterrupt:
+    print("interrupted", workers[0].state.name)
+thread.join()
+"""
+
+
+def test_ctrl_c_while_the_block_is_left(anyio_backend):
+    """Ctrl+C that comes while the block waits for its workers cancels them, and comes out bare."""
+    name, _ = anyio_backend
+    if sys.version_info < (3, 11) and name == "asyncio":
+        pytest.skip("on 3.10 AnyIO itself ends in CancelledError on Ctrl+C")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False
+    )
+    assert done.stdout in ("interrupted CANCELLED\n", "interrupted ERROR\n"), done
+    assert done.stderr == ""
