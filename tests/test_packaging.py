@@ -24,15 +24,15 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 # From the bottom up. A file imports from the files listed before it and from nothing else, be it
 # for types alone.
 FLOORS = (
-    ("_state", "_message", "_errors"),
+    ("_state", "_message", "_errors", "_context"),
     ("_bridge", "_waiting"),
     ("_running",),
     ("_nursery",),
     ("_mailbox",),
-    ("_worker",),
+    ("_options", "_record", "_life", "_worker"),
     ("_group",),
     ("_manager",),
-    ("_node",),
+    ("_tree", "_calls", "_node"),
     ("_decorator",),
     ("testing._scripts", "testing._virtual", "testing._world"),
     ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),

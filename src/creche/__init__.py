@@ -11,12 +11,14 @@ from ._errors import (
     WorkerError,
     WorkerFailed,
 )
-from ._group import Overflow, WorkerGroup
+from ._group import WorkerGroup
 from ._manager import WorkerManager
 from ._message import Message
 from ._node import Node
+from ._options import Overflow
+from ._record import ResultType
 from ._state import WorkerState
-from ._worker import ResultType, Worker, WorkType, active_worker, get_current_worker
+from ._worker import Worker, WorkType, active_worker, get_current_worker
 
 __all__ = [
     "DeadlockError",

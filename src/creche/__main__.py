@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from rich.live import Live
 
+    from creche import WorkerGroup
+
 CHUNK = 256 * 1024
 """How many bytes a thread reads between two looks at whether it was cancelled."""
 INTERVAL = 0.1
@@ -45,12 +47,12 @@ class Tour(Node):
 
     def __init__(self, workers: int) -> None:
         super().__init__("tour")
-        self.hashes = self.group("hashes", limit=workers)
+        self.hashes: WorkerGroup = self.group("hashes", limit=workers)
         self.files: list[tuple[bytes, int]] = []  # path and size
         self.sums: list[tuple[bytes, bytes]] = []  # path and digest
         self.problems: list[tuple[bytes, str]] = []  # path and what is wrong with it
         self.hashing: Worker[None] | None = None
-        self.is_stopped = False
+        self.is_stopped: bool = False
 
     async def run(self, paths: Sequence[str]) -> None:
         """Do it all, and leave what came of it in the attributes.

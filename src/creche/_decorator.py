@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._group import Overflow
+    from ._options import Overflow
     from ._worker import Worker
 
     if sys.version_info >= (3, 11):

@@ -9,65 +9,28 @@ from __future__ import annotations
 
 from collections import deque
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from ._errors import WorkerError
+from ._options import check_limit
 from ._state import WorkerState
-from ._worker import ResultType, Worker, WorkerOptions, WorkType, wait_for
+from ._worker import Worker, wait_for
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from ._nursery import Nursery
+    from ._options import Overflow, RunOptions, StartOptions
+    from ._record import ResultType
     from ._waiting import Party
+    from ._worker import WorkType
 
     if sys.version_info >= (3, 11):
         from typing import Unpack
     else:
         from typing_extensions import Unpack
 
-Overflow: TypeAlias = Literal["enqueue", "restart", "drop", "keep_latest"]
-"""What happens to a new worker when as many as the limit are running."""
-
-OVERFLOWS: tuple[Overflow, ...] = ("enqueue", "restart", "drop", "keep_latest")
-
 in_order = attrgetter("_order")
-
-
-class RunOptions(WorkerOptions, total=False):
-    """The options of work that is started."""
-
-    exclusive: bool
-
-
-class StartOptions(RunOptions, total=False):
-    """The options of work that may be started later."""
-
-    start: bool
-
-
-def check_limit(limit: object) -> int | None:
-    """Make sure that something is a limit.
-
-    Raises:
-        WorkerError: It is not.
-    """
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise WorkerError(f"limit must be 1 or more, or None for no limit, not {limit!r}")
-    return limit
-
-
-def check_overflow(overflow: object) -> Overflow:
-    """Make sure that something is a rule of overflow.
-
-    Raises:
-        WorkerError: It is not.
-    """
-    for each in OVERFLOWS:
-        if overflow == each:
-            return each
-    raise WorkerError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {overflow!r}")
 
 
 class GroupNode(Protocol):

@@ -30,8 +30,6 @@ class ManagedNode(Protocol):
         """Give the node and all below it."""
         ...
 
-    def _take_in(self, worker: Worker[Any], *, start: bool, exclusive: bool) -> None: ...
-
 
 class WorkerManager:
     """The unfinished workers of a whole tree of nodes, in order of creation.
@@ -63,9 +61,7 @@ class WorkerManager:
         return sum(len(group) for group in self._all_groups())
 
     def __contains__(self, worker: object) -> bool:
-        return isinstance(worker, Worker) and any(
-            worker in group for group in self._all_groups()
-        )
+        return isinstance(worker, Worker) and any(worker in group for group in self._all_groups())
 
     def __repr__(self) -> str:
         counts = Counter(worker.state for worker in self._all())

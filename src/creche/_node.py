@@ -1,46 +1,42 @@
-"""A node: a name in a tree, with a nursery, a mailbox and groups. All the calls that users make."""
+"""A node, with all the calls that users make to have work done, to post and to be called."""
 
 from __future__ import annotations
 
-import inspect
 from concurrent.futures import Future
-from contextvars import copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-import anyio
-
-from ._errors import WorkerCancelled, WorkerError, uncancelled
-from ._group import Overflow, WorkerGroup, check_limit, check_overflow
-from ._mailbox import Mailbox
+from ._calls import begin_call
+from ._context import current
+from ._errors import WorkerError
+from ._group import WorkerGroup
 from ._manager import WorkerManager
 from ._message import Message
-from ._nursery import Life, Nursery
-from ._worker import ResultType, Worker, WorkType, active_worker, wait_for
+from ._nursery import Life
+from ._options import check_limit, check_overflow
+from ._tree import Branch
+from ._worker import Worker, WorkType, wait_for
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Awaitable, Callable, Collection, Iterator
-    from types import TracebackType
+    from collections.abc import Awaitable, Callable
 
     from anyio import CapacityLimiter
 
-    from ._group import RunOptions, StartOptions
+    from ._options import Overflow, RunOptions, StartOptions
+    from ._record import ResultType
     from ._state import WorkerState
-    from ._waiting import Party
 
     if sys.version_info >= (3, 11):
-        from typing import Self, TypeVarTuple, Unpack
+        from typing import TypeVarTuple, Unpack
     else:
-        from typing_extensions import Self, TypeVarTuple, Unpack
+        from typing_extensions import TypeVarTuple, Unpack
 
     PosArgs = TypeVarTuple("PosArgs")
 
 T = TypeVar("T")
-NodeType = TypeVar("NodeType", bound="Node")
 
 
-class Node:
+class Node(Branch):
     """A place in a tree that owns workers: leaving its block means that all of them have ended.
 
     ``async with Node("app") as app: ...`` opens a root, ``async with Node("page", parent=app)`` a
@@ -59,329 +55,35 @@ class Node:
     def __init__(self, name: str = "", *, parent: Node | None = None) -> None:
         if parent is not None and not isinstance(parent, Node):
             raise WorkerError(f"parent must be a Node, not {parent!r:.100}")
-        self.name: str = name or type(self).__name__
-        """The name of the node."""
-        self._parent = parent
-        self._children: dict[Node, None] = {}
-        self._nursery = Nursery(self)
-        self._mailbox = Mailbox(self, self._nursery)
-        self._groups: dict[str, WorkerGroup] = {}
+        super().__init__(name or type(self).__name__, parent)
         self._declared: dict[str, tuple[int | None, Overflow]] = {}
-        self._waiting: set[Party] = set()
-        self._leave: anyio.Event | None = None  # set to tell a mounted node to leave
-        self._gone: anyio.Event | None = None  # set once it has left
-        self._opener: Worker[Any] | None = None
         self._manager = WorkerManager(self)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.path!r} {self._nursery.life.name}>"
 
     # the tree
 
     @property
     def parent(self) -> Node | None:
         """The node above, ``None`` for a root."""
-        return self._parent
+        return cast("Node | None", self._parent)
 
     @property
     def children(self) -> tuple[Node, ...]:
         """The nodes right below that are open."""
-        return tuple(child for child in self._children if child._nursery.life is not Life.NEW)
+        opened = [child for child in self._children if child._nursery.life is not Life.NEW]
+        return tuple(cast("list[Node]", opened))
 
     @property
     def root(self) -> Node:
         """The topmost node of the tree."""
-        return self if self._parent is None else self._parent.root
-
-    @property
-    def path(self) -> str:
-        """The names of the nodes from the root to this one, joined by slashes."""
-        return self.name if self._parent is None else f"{self._parent.path}/{self.name}"
+        node: Branch = self
+        while node._parent is not None:
+            node = node._parent
+        return cast("Node", node)
 
     @property
     def workers(self) -> WorkerManager:
         """The manager of all workers of the tree."""
         return self.root._manager
-
-    def _below(self) -> Iterator[Node]:
-        yield self
-        for child in list(self._children):
-            yield from child._below()
-
-    def _spoken(self) -> str:
-        return f"node {self.path!r}"
-
-    # the block
-
-    async def __aenter__(self) -> Self:
-        """Open the node.
-
-        Raises:
-            WorkerError: It was opened before, or its parent is not open.
-        """
-        parent = self._parent
-        if self._nursery.life is not Life.NEW:
-            raise WorkerError(
-                f"{self._spoken()} was entered before; make a new Node for each block"
-            )
-        if parent is not None and parent._nursery.life is not Life.OPEN:
-            raise WorkerError(
-                f"cannot enter {self._spoken()}: its parent is {parent._nursery.life.value}"
-            )
-        if parent is not None and parent._nursery.bridge.is_foreign:
-            raise WorkerError(
-                f"cannot enter {self._spoken()} in another thread than its parent's event loop"
-            )
-        await self._nursery.open()
-        if parent is not None:
-            self._nursery.tree = parent._nursery.tree
-            parent._children[self] = None
-            if self._leave is None:
-                parent._nursery.blocks += 1
-                parent._nursery.hold()
-            if parent._nursery.is_cancelled:
-                self._nursery.cancel(parent._nursery.cancel_reason)
-        opener = active_worker.get(None)
-        if opener is not None and opener._is_acting():
-            self._opener = opener
-            opener._opened += (self,)
-            opener._node._waiting.add(opener)
-        self._mailbox.open(copy_context())
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        """Leave the node, see the class.
-
-        Raises:
-            ExceptionGroup: What workers, handlers and the body raised, each once.
-            WorkerError: Left in another task than it was entered in; or a native cancellation hit
-                the task of a worker before its first step.
-        """
-        try:
-            return await self._nursery.close(exc)
-        finally:
-            if self._nursery.life is Life.CLOSED:
-                self._detach()
-            del exc, traceback
-
-    def _detach(self) -> None:
-        parent, opener = self._parent, self._opener
-        if parent is not None:
-            parent._children.pop(self, None)
-            if self._leave is None:
-                parent._nursery.blocks -= 1
-                parent._nursery.release()
-        if opener is not None:
-            opener._opened = tuple(node for node in opener._opened if node is not self)
-            if not opener._opened:
-                opener._node._waiting.discard(opener)
-            self._opener = None
-
-    def cancel(self, reason: object = None) -> None:
-        """Cancel all that runs below the node, the body of its block too; the block ends normally.
-
-        Work that is started on the node afterwards ends CANCELLED at once.
-
-        Args:
-            reason: See ``Worker.cancel_reason``.
-
-        Threads:
-            Any thread.
-        """
-        told = reason if reason is not None else f"{self._spoken()} was cancelled"
-        self._nursery.bridge.run(lambda: self._nursery.cancel(told))
-
-    async def shutdown(self, grace: float = 0) -> None:
-        """End all work below the node, while its block stays open.
-
-        No more work is admitted. What there is may go on for the time of grace and is cancelled
-        then; daemons and mounted nodes as when the block is left. A worker below the node that
-        calls this counts as a daemon from here on: it is cancelled when the others have ended.
-        Cancelling this call ends the wait; the node stays shut.
-
-        Args:
-            grace: Seconds.
-
-        Raises:
-            WorkerError: The node is not open; or grace is negative.
-
-        Checkpoint:
-            If there is anything to wait for.
-
-        Threads:
-            The node's event loop only.
-        """
-        if not grace >= 0:
-            raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
-        if self._nursery.life is Life.NEW or self._nursery.bridge.is_foreign:
-            raise WorkerError(
-                f"shutdown() is for an open node and its own event loop; {self._spoken()} is "
-                f"{self._nursery.life.value}"
-            )
-        for node in self._below():
-            node._nursery.refuse()
-        caller = active_worker.get(None)
-        if caller is not None and caller._is_acting() and caller._node in list(self._below()):
-            caller._let_go()
-        with anyio.move_on_after(grace):
-            await self._settle()
-        for node in list(self._below()):
-            node._mailbox.hurry()
-            if node._leave is not None and node is not self:
-                node._nursery.cancel("shut down")
-            for group in list(node._groups.values()):
-                group._cancel_all("shut down")
-        await self._settle()
-
-    async def _settle(self) -> None:
-        """Wait until nothing is left below but the blocks of nodes."""
-        for node in reversed(list(self._below())):
-            if node._nursery.life not in (Life.NEW, Life.CLOSED):
-                await node._nursery.quiet(blocks=True)
-
-    # mounted nodes
-
-    async def mount(self, child: NodeType) -> NodeType:
-        """Open a node that has no block of its own; it lives in this one's nursery.
-
-        It lives until ``remove()``, or until this node is left. Its errors are raised by this
-        node's block. Cancelling this call has no effect: it takes no time.
-
-        Args:
-            child: A node that was not opened yet, without a parent.
-
-        Returns:
-            The node, open.
-
-        Raises:
-            WorkerError: This node is not open or was cancelled, or the child has a parent or was
-                opened before.
-
-        Checkpoint:
-            Always.
-
-        Threads:
-            The node's event loop only.
-        """
-        self._nursery.check_admission()
-        if self._nursery.is_cancelled or self._nursery.bridge.is_foreign:
-            raise WorkerError(f"cannot mount on {self._spoken()}: cancelled, or in another thread")
-        if child._nursery.life is not Life.NEW or child._parent not in (None, self):
-            raise WorkerError(
-                f"cannot mount {child._spoken()} on {self._spoken()}: it was opened before, or has "
-                "a parent already; mount a new Node"
-            )
-        if child._leave is not None:
-            raise WorkerError(f"{child._spoken()} is being mounted already")
-        child._parent = self
-        child._leave, child._gone = anyio.Event(), anyio.Event()
-        ready = anyio.Event()
-        self._nursery.spawn_held(
-            partial(self._house, child, ready),
-            partial(self._unhouse, child, ready),
-            name=child.path,
-        )
-        with anyio.CancelScope(shield=True):
-            await ready.wait()
-        return child
-
-    async def _house(self, child: Node, ready: anyio.Event) -> None:
-        leave = cast("anyio.Event", child._leave)
-        try:
-            async with child:
-                ready.set()
-                self._nursery.release()  # a mounted node keeps nothing open until told to leave
-                await leave.wait()
-        except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            failure = uncancelled(
-                error, lambda leaf: isinstance(leaf, self._nursery.cancelled_class)
-            )
-            if failure is not None:
-                for each in getattr(failure, "exceptions", (failure,)):
-                    self._nursery.fail(each)
-        finally:
-            if ready.is_set() and not leave.is_set():
-                self._nursery.hold()
-            self._unhouse(child, ready)
-
-    def _unhouse(self, child: Node, ready: anyio.Event) -> None:
-        cast("anyio.Event", child._gone).set()
-        ready.set()
-
-    def _tell_to_leave(self) -> bool:
-        """Tell a mounted node to leave; whether that was news to it."""
-        if self._leave is None or self._leave.is_set() or self._parent is None:
-            return False
-        self._leave.set()
-        self._parent._nursery.hold()
-        return True
-
-    async def remove(self) -> None:
-        """Cancel a mounted node and wait until it has left.
-
-        May be called again. Cancelling this call ends the wait; the node leaves all the same.
-
-        Raises:
-            WorkerError: The node was not mounted.
-
-        Checkpoint:
-            Always.
-
-        Threads:
-            The node's event loop only.
-        """
-        if self._gone is None:
-            raise WorkerError(f"{self._spoken()} was not mounted; leave its block instead")
-        self._tell_to_leave()
-        self.cancel(f"{self._spoken()} was removed")
-        await self._gone.wait()
-
-    # what the nursery asks
-
-    def _on_cancel(self, reason: object) -> None:
-        for group in list(self._groups.values()):
-            group._cancel_with_nursery(reason)
-        for child in list(self._children):
-            child._nursery.cancel(reason)
-
-    def _on_quiet(self) -> bool:
-        told = [child._tell_to_leave() for child in list(self._children)]
-        if any(told):
-            return True
-        rest = [worker for group in list(self._groups.values()) for worker in group]
-        daemons = [worker for worker in rest if worker._started]
-        for worker in daemons:
-            worker._hold()  # before it is cancelled, for one that is queued ends at once
-            worker.cancel("only daemons were left")
-        if daemons:
-            return True
-        for child in self._children:  # what is left of them was never opened
-            rest += [worker for group in child._groups.values() for worker in group]
-        for worker in rest:
-            worker._disown()
-        return bool(rest)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the node has been left."""
-        return self._nursery.life is Life.CLOSED
-
-    def _needs_all(self) -> Collection[Party]:
-        held = [party for party in self._waiting if not cast("Worker[Any]", party).daemon]
-        return (*held, *self._children)
-
-    def _needs_one(self) -> Collection[Party]:
-        return ()
-
-    def _is_opened_by_a_worker(self) -> bool:
-        if self._opener is not None:
-            return True
-        return self._parent is not None and self._parent._is_opened_by_a_worker()
 
     # work
 
@@ -632,17 +334,11 @@ class Node:
         """
         if not isinstance(message, Message):
             raise WorkerError(f"post_message() takes a Message, not {message!r:.100}")
-        if self._nursery.bridge.is_foreign:
-            return self._nursery.bridge.post(lambda: self._mailbox.post(message))
-        return self._mailbox.post(message)
+        return self._post(message)
 
     def _announce(self, worker: Worker[Any], state: WorkerState) -> None:
         if getattr(self, Worker.StateChanged.handler_name, None) is not None:
             self._mailbox.post(Worker.StateChanged(worker, state))
-
-    def _pass_on(self, message: Message) -> None:
-        if self._parent is not None:
-            self._parent.post_message(message)
 
     # threads
 
@@ -681,7 +377,7 @@ class Node:
         Threads:
             Any but the event loop's; blocks until the function has returned.
         """
-        caller = active_worker.get(None)
+        caller = current.get(None)
         future: Future[Any] = Future()
         if not self._nursery.bridge.is_foreign:
             raise WorkerError(
@@ -689,77 +385,8 @@ class Node:
                 f"for open nodes ({self._spoken()} is {self._nursery.life.value}); on the loop, "
                 "call the function"
             )
-        if not self._nursery.bridge.post(lambda: _begin_call(self, caller, fn, args, future)):
+        if not self._nursery.bridge.post(lambda: begin_call(self, caller, fn, args, future)):
             raise WorkerError(
                 f"{self._spoken()} is {self._nursery.life.value}; nothing can be called"
             )
         return future.result()
-
-
-def _begin_call(
-    node: Node,
-    caller: Worker[Any] | None,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    future: Future[Any],
-) -> None:
-    """Make the call of a thread, on the loop; async functions go on in a task."""
-    try:
-        _check_call(node, caller)
-        value = fn(*args)
-    except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-        future.set_exception(error)
-        return
-    if not inspect.isawaitable(value) or isinstance(value, Worker):
-        future.set_result(value)
-        return
-
-    def lost() -> None:
-        if inspect.iscoroutine(value):
-            value.close()
-        future.set_exception(WorkerCancelled("a call from a thread was cancelled natively"))
-
-    async def go_on() -> None:
-        try:
-            await _go_on(node, caller, value, future)
-        finally:
-            if caller is not None:
-                caller._hops = tuple(hop for hop in caller._hops if hop is not handle)
-
-    handle = node._nursery.spawn_held(
-        go_on,
-        lost,
-        name=f"{node.path}: call from a thread",
-        context=copy_context(),
-    )
-    if caller is not None:
-        caller._hops += (handle,)
-
-
-def _check_call(node: Node, caller: Worker[Any] | None) -> None:
-    if caller is not None:
-        caller.check_cancelled()
-    if node._nursery.is_cancelled:
-        raise WorkerCancelled(f"{node._spoken()} was cancelled")
-
-
-async def _go_on(
-    node: Node, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
-) -> None:
-    try:
-        try:
-            _check_call(node, caller)
-        except WorkerCancelled:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-            raise
-        value = await awaitable
-    except node._nursery.cancelled_class:
-        told = (
-            caller._tell_cancellation() if caller is not None else f"{node._spoken()} was cancelled"
-        )
-        future.set_exception(WorkerCancelled(told))
-    except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-        future.set_exception(error)
-    else:
-        future.set_result(value)

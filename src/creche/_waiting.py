@@ -72,9 +72,7 @@ def find_deadlock(waiter: Party) -> str | None:
 
 def _can_go(needs: _Needs, free: set[Party], party: Party) -> bool:
     every, one = needs
-    if all(other in free for other in every) and (
-        not one or any(other in free for other in one)
-    ):
+    if all(other in free for other in every) and (not one or any(other in free for other in one)):
         free.add(party)
         return True
     return False

@@ -1,0 +1,83 @@
+"""Calls that threads make on the event loop of a node, without late effects."""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from ._errors import WorkerCancelled
+from ._worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from concurrent.futures import Future
+
+    from ._tree import Branch
+
+
+def begin_call(
+    node: Branch,
+    caller: Worker[Any] | None,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    future: Future[Any],
+) -> None:
+    """Make the call of a thread, on the loop; async functions go on in a task."""
+    try:
+        _check_call(node, caller)
+        value = fn(*args)
+    except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
+        future.set_exception(error)
+        return
+    if not inspect.isawaitable(value) or isinstance(value, Worker):
+        future.set_result(value)
+        return
+
+    def lost() -> None:
+        if inspect.iscoroutine(value):
+            value.close()
+        future.set_exception(WorkerCancelled("a call from a thread was cancelled natively"))
+
+    async def go_on() -> None:
+        await _go_on(node, caller, value, future)
+        if caller is not None:
+            caller._hops = tuple(hop for hop in caller._hops if hop is not handle)
+
+    handle = node._nursery.spawn_held(
+        go_on,
+        lost,
+        name=f"{node.path}: call from a thread",
+        context=copy_context(),
+    )
+    if caller is not None:
+        caller._hops += (handle,)
+
+
+def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
+    if caller is not None:
+        caller.check_cancelled()
+    if node._nursery.is_cancelled:
+        raise WorkerCancelled(f"{node._spoken()} was cancelled")
+
+
+async def _go_on(
+    node: Branch, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
+) -> None:
+    try:
+        try:
+            _check_call(node, caller)
+        except WorkerCancelled:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise
+        value = await awaitable
+    except node._nursery.cancelled_class:
+        told = (
+            caller._tell_cancellation() if caller is not None else f"{node._spoken()} was cancelled"
+        )
+        future.set_exception(WorkerCancelled(told))
+    except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
+        future.set_exception(error)
+    else:
+        future.set_result(value)

@@ -1,0 +1,357 @@
+"""The life of a worker, which has one path each way.
+
+One way in: its group admits it (``WorkerGroup._start``), finds it a slot and launches its task,
+whose first step enters the work. One cancellation: ``cancel()`` marks the worker in the calling
+thread, then on the loop tells whatever runs elsewhere and cancels the scope. One end: ``_end()``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError as ThreadCancelledError
+from types import CoroutineType
+from typing import TYPE_CHECKING, cast
+
+from ._context import current
+from ._errors import (
+    WorkerCancelled,
+    WorkerError,
+    WorkerFailed,
+    add_note,
+    strip_traceback,
+    uncancelled,
+)
+from ._record import Record, ResultType, lock
+from ._running import in_task, in_thread
+from ._state import FINAL, TRANSITIONS, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._record import Place
+
+_logger = logging.getLogger("creche")
+_OWN_FRAMES = f"{__package__}._"
+
+
+class Life(Record[ResultType]):
+    """A worker as its node runs it."""
+
+    __slots__ = ()
+
+    @property
+    def state(self) -> WorkerState:
+        """The state, see ``WorkerState``.
+
+        It may be assigned for a worker that was not started here: that is how an adapter runs the
+        work elsewhere. A change that the table of states allows is made and announced. Once the
+        worker was started here only CANCELLED may be assigned, which is ``cancel()``. The node
+        does not wait for a worker that runs elsewhere; it is CANCELLED when the node closes.
+
+        Raises:
+            WorkerError: On assignment: the change is not allowed; nothing was changed.
+
+        Threads:
+            To be read and assigned in any thread.
+        """
+        return self._state
+
+    @state.setter
+    def state(self, state: WorkerState) -> None:
+        self._nursery.bridge.call(lambda: self._assign(state))
+
+    async def run(self) -> ResultType:
+        """Run the work and return its result; called once, by the node.
+
+        A subclass may implement this, in place of work or round ``await super().run()``. It runs in
+        a task on the node's loop.
+        """
+        try:
+            if self._thread:
+                value = await in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
+            else:
+                value = await in_task(self)
+            return cast("ResultType", value)
+        finally:
+            del self  # see in_task()
+
+    def _has_own_run(self) -> bool:
+        return type(self).run is not cast("type[Life[object]]", Life).run
+
+    def _admit(self, place: Place, *, exclusive: bool) -> None:
+        """Take a place in a group; the first announcement."""
+        self._place = place
+        self._exclusive = exclusive
+        self._created_at = self._nursery.now()
+        self._node._announce(self, self._state)
+
+    def _take_up(self) -> None:
+        """Count as started from here on, and keep the nursery open unless a daemon."""
+        self._started = True
+        if not self.daemon:
+            self._hold()
+
+    def _hold(self) -> None:
+        if not self._holds:
+            self._holds = True
+            self._nursery.hold()
+
+    def _let_go(self) -> None:
+        if self._holds:
+            self._holds = False
+            self._nursery.release()
+
+    def _launch(self) -> None:
+        """Start the task; it has a slot."""
+        context, self._context = self._context, None
+        name = f"{self._node.path}/{self.group}/{self.name}"
+        self._handle = self._nursery.spawn(self._main(), name=name, context=context)
+
+    async def _main(self) -> None:
+        if self._state in FINAL:
+            self._nursery.unstepped.pop(self, None)
+            return  # cancelled before this first step
+        failure: BaseException | None = None
+        try:
+            current.set(self)
+            if not self._thread or self._has_own_run():
+                self._enter()
+            self._result = await self.run()
+        except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
+            # Cancellation ends here too: this is the top of the task. AnyIO would take a native
+            # one that went further for a reason to cancel all the others.
+            failure = error
+        # Out of the handler: Trio makes the exceptions of a cancellation as it is requested, and
+        # they would have this one as their context, a cycle.
+        try:
+            if failure is not None:
+                self._fall(failure)
+            else:
+                self._notice_cancellation(native=False)
+                self._end(WorkerState.SUCCESS)
+        finally:
+            del failure, self  # this frame is in the traceback of the error
+
+    def _fall(self, error: BaseException) -> None:
+        """End because the work raised something."""
+        try:
+            self._notice_cancellation(native=False)
+            if self._state in FINAL:
+                return  # cancelled while it waited for a thread
+            failure = uncancelled(error, self._is_cancellation)
+            if failure is None:
+                self._notice_cancellation()
+                self._end(WorkerState.CANCELLED)
+            else:
+                self._end(WorkerState.ERROR, failure)
+        finally:
+            del error, self
+
+    def _is_cancellation(self, error: BaseException) -> bool:
+        if isinstance(error, self._nursery.cancelled_class):
+            return True
+        # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
+        return self._cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
+
+    # the job, as the ways of running see it
+
+    def _call(self) -> object:
+        try:
+            if inspect.isawaitable(self._work):
+                return self._work
+            return cast("Callable[[], object]", self._work)()
+        finally:
+            del self  # see in_task()
+
+    def _is_to_await(self, value: object) -> bool:
+        if type(value) is CoroutineType:
+            return True
+        return inspect.isawaitable(value) and not isinstance(value, Record)
+
+    def _wait_for_thread(self) -> None:
+        self._waits_for_thread = True
+
+    def _enter(self) -> None:
+        """Become RUNNING, for the work is entered now; raise if it has been called off."""
+        with lock:
+            if self._state is WorkerState.RUNNING:
+                return  # a subclass's run() that calls super().run()
+            if not self._cancelled:
+                self._waits_for_thread = False
+                self._move(WorkerState.RUNNING)
+                return
+        self._unwind()
+        raise WorkerCancelled(f"{self._spoken()} was cancelled")
+
+    def _note_abandoned(self, *, abandoned: bool) -> None:
+        self._is_abandoned = abandoned
+
+    def _on_cancel(self, stop: Callable[[], object]) -> None:
+        with lock:
+            if not self._cancelled:
+                self._stops = (*self._stops, stop)
+                return
+        stop()
+
+    # cancellation
+
+    def cancel(self, reason: object = None) -> None:
+        """Request cancellation. The first request counts; on a finished worker it changes nothing.
+
+        A worker that has not begun is CANCELLED at once and its work is never called. A running one
+        gets its backend's cancellation at the next checkpoint and never reports SUCCESS, whatever
+        it does. A thread cannot be stopped: it has to ask, see ``check_cancelled()``.
+
+        Args:
+            reason: Anything that tells why; see ``cancel_reason``.
+
+        Threads:
+            Any thread.
+        """
+        if self._mark(reason):
+            self._nursery.bridge.run(self._unwind)
+
+    def check_cancelled(self) -> None:
+        """Raise an error if cancellation was requested.
+
+        Raises:
+            WorkerCancelled: It was. Let it out of the work, and the worker ends CANCELLED.
+
+        Threads:
+            Any thread.
+        """
+        if self._cancelled:
+            raise WorkerCancelled(self._tell_cancellation())
+
+    def _tell_cancellation(self) -> str:
+        reason = f": {self._cancel_reason}" if self._cancel_reason is not None else ""
+        return f"{self._spoken()} was cancelled{reason}"
+
+    def _mark(self, reason: object) -> bool:
+        with lock:
+            if self._cancelled or self._state in FINAL:
+                return False
+            self._cancelled = True
+            self._cancel_reason = reason
+            event = self._event
+        if event is not None:
+            event.set()
+        return True
+
+    def _unwind(self, *, by_nursery: bool = False) -> None:
+        """Do on the loop what follows from the mark."""
+        handle = self._handle
+        if self._state is WorkerState.PENDING:
+            if handle is not None:
+                self._nursery.unstepped[self] = handle.coro
+            self._end(WorkerState.CANCELLED)
+        for stop in self._stops:
+            stop()
+        for hop in self._hops:
+            hop.cancel()
+        if handle is not None and not by_nursery:
+            handle.cancel()
+
+    def _cancel_with_nursery(self, reason: object) -> None:
+        """Be cancelled by the nursery, which cancels the scope of all its tasks at once."""
+        self._mark(reason)
+        self._unwind(by_nursery=True)
+
+    def _notice_cancellation(self, *, native: bool = True) -> None:
+        """Find out about a cancellation that nobody asked this worker for.
+
+        Args:
+            native: Whether it is certain that there was one.
+        """
+        if self._cancelled:
+            return
+        if self._nursery.is_scope_cancelled():
+            self._nursery.cancel_from_outside()  # which comes back to this worker
+        elif native:
+            self._mark("its task was cancelled natively")
+
+    # the end
+
+    def _move(self, state: WorkerState) -> None:
+        """Change the state; the one place that does."""
+        with lock:
+            if state is WorkerState.SUCCESS and self._cancelled:
+                state = WorkerState.CANCELLED  # cancel is final
+            if state not in TRANSITIONS[self._state]:
+                raise WorkerError(
+                    f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
+                )
+            self._state = state
+            if state is WorkerState.RUNNING:
+                self._started_at = self._nursery.now()
+            else:
+                self._finished_at = self._nursery.now()
+        self._node._announce(self, state)
+        if self._begun is not None:
+            self._begun.set()
+
+    def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
+        """End, in the order on which threads that read without a lock rely."""
+        # Work that was entered closes itself; in an abandoned thread it may still be running.
+        fatal = False
+        if error is not None:
+            strip_traceback(error, _OWN_FRAMES)
+            add_note(
+                error,
+                f"in {self._spoken()} of group {self.group!r} on node {self._node.path!r}",
+            )
+            self._error = error
+            fatal = self.exit_on_error or not isinstance(error, Exception)
+            if not fatal:
+                _logger.error("%s failed", self._spoken(), exc_info=error)
+            elif not isinstance(error, WorkerFailed):
+                self._reported_in = self._nursery.tree
+        self._move(state)
+        if self._done is not None:
+            self._done.set()  # before the node is cancelled: who waits here learns why
+        if fatal and error is not None:
+            self._nursery.fail(error)
+        if self._place is not None:
+            self._place._left(self)
+        if self._started_at is None:
+            self._close_work()
+        self._work = self._handle = self._context = self._limiter = None
+        self._stops = ()
+        self._let_go()
+        del error, self
+
+    def _close_work(self) -> None:
+        if isinstance(self._work, Coroutine):
+            # One that was never awaited would be warned about.
+            self._work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
+        self._work = None
+
+    def _assign(self, state: WorkerState) -> None:
+        """Change the state on behalf of an adapter, see ``state``."""
+        if self._started:
+            if state is not WorkerState.CANCELLED or self._state in FINAL:
+                raise WorkerError(
+                    f"the state of {self._spoken()}, which is {self._state.name} and was started "
+                    f"here, cannot be set to {state.name}; only to CANCELLED before it has ended"
+                )
+            self.cancel()
+        elif state not in TRANSITIONS[self._state]:
+            raise WorkerError(
+                f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
+            )
+        elif state is WorkerState.RUNNING:
+            self._enter()
+        elif state is WorkerState.SUCCESS and self._cancelled:
+            raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
+        else:
+            if state is WorkerState.CANCELLED:
+                self._mark(None)
+            self._end(state)
+
+    def _disown(self) -> None:
+        """End a worker that its closing node never started."""
+        self._mark("its node closed")
+        if self._state not in FINAL:
+            self._end(WorkerState.CANCELLED)

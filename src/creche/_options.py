@@ -1,0 +1,68 @@
+"""The options that the calls share, and what is allowed for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+
+from ._errors import WorkerError
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
+Overflow: TypeAlias = Literal["enqueue", "restart", "drop", "keep_latest"]
+"""What happens to a new worker when as many as the limit are running."""
+
+OVERFLOWS: tuple[Overflow, ...] = ("enqueue", "restart", "drop", "keep_latest")
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options of a worker."""
+
+    exit_on_error: bool
+    thread: bool
+    daemon: bool
+    abandon_on_cancel: bool
+    limiter: CapacityLimiter | None
+
+
+class AllOptions(WorkerOptions, total=False):
+    """The options of a worker that is made directly."""
+
+    name: str
+    group: str
+    description: str
+
+
+class RunOptions(WorkerOptions, total=False):
+    """The options of work that is started."""
+
+    exclusive: bool
+
+
+class StartOptions(RunOptions, total=False):
+    """The options of work that may be started later."""
+
+    start: bool
+
+
+def check_limit(limit: object) -> int | None:
+    """Make sure that something is a limit.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise WorkerError(f"limit must be 1 or more, or None for no limit, not {limit!r}")
+    return limit
+
+
+def check_overflow(overflow: object) -> Overflow:
+    """Make sure that something is a rule of overflow.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    for each in OVERFLOWS:
+        if overflow == each:
+            return each
+    raise WorkerError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {overflow!r}")

@@ -1,0 +1,310 @@
+"""What is known of a worker: what it was given and how it stands. It changes no state."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from ._state import FINAL, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from contextvars import Context
+
+    import anyio
+    from anyio import CapacityLimiter
+
+    from ._message import Message
+    from ._nursery import Nursery
+    from ._waiting import Party
+
+ResultType = TypeVar("ResultType")
+"""What the work of a worker returns."""
+
+_order = itertools.count()
+# For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
+# Can be entered again: a signal handler may call cancel() in the midst of one.
+lock = threading.RLock()
+
+
+class WorkerNode(Protocol):
+    """What a worker asks of the node that owns it."""
+
+    name: str
+    _nursery: Nursery
+    _waiting: set[Party]
+
+    @property
+    def path(self) -> str:
+        """The names of the nodes from the root to this one, joined by slashes."""
+        ...
+
+    def cancel(self, reason: object = None) -> None:
+        """Cancel all below the node, and its body."""
+        ...
+
+    def post_message(self, message: Message) -> bool:
+        """Hand a message to the node's handler."""
+        ...
+
+    def _announce(self, worker: Any, state: WorkerState) -> None: ...
+
+    def _is_opened_by_a_worker(self) -> bool:
+        """Tell whether a worker has the block of the node, or of one above, open."""
+        ...
+
+
+class Place(Protocol):
+    """What a worker asks of its place among the others: its group."""
+
+    def _holders(self) -> Collection[Party]:
+        """Tell the workers that hold the slots."""
+        ...
+
+    def _left(self, worker: Any) -> None:
+        """Take note that a worker has ended."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """How many workers wait for a slot."""
+        ...
+
+
+class Record(Generic[ResultType]):
+    """The facts of a worker. All of them may be read from any thread."""
+
+    __slots__ = (
+        "__weakref__",
+        "_abandon_on_cancel",
+        "_begun",
+        "_cancel_reason",
+        "_cancelled",
+        "_completed",
+        "_context",
+        "_created_at",
+        "_done",
+        "_error",
+        "_event",
+        "_exclusive",
+        "_finished_at",
+        "_handle",
+        "_holds",
+        "_hops",
+        "_is_abandoned",
+        "_limiter",
+        "_node",
+        "_opened",
+        "_order",
+        "_place",
+        "_reported_in",
+        "_result",
+        "_started",
+        "_started_at",
+        "_state",
+        "_stops",
+        "_thread",
+        "_total",
+        "_waits",
+        "_waits_for_thread",
+        "_work",
+        "daemon",
+        "description",
+        "exit_on_error",
+        "group",
+        "name",
+    )
+
+    def __init__(
+        self,
+        node: WorkerNode,
+        work: object,
+        *,
+        name: str,
+        group: str,
+        description: str,
+        exit_on_error: bool,
+        thread: bool,
+        daemon: bool,
+        abandon_on_cancel: bool,
+        limiter: CapacityLimiter | None,
+    ) -> None:
+        self._node = node
+        self._work = work
+        self.name = name
+        """A short name for messages and logs."""
+        self.group = group
+        """The group, within the node, that the worker belongs to."""
+        self.description = description
+        """A longer text for people."""
+        self.exit_on_error = exit_on_error
+        """Whether an error of the work fails the node."""
+        self.daemon = daemon
+        """Whether the node may close without waiting for the worker."""
+        self._thread = thread
+        self._abandon_on_cancel = abandon_on_cancel
+        self._limiter = limiter
+        self._state = WorkerState.PENDING
+        self._result: ResultType | None = None
+        self._error: BaseException | None = None
+        self._cancelled = False
+        self._cancel_reason: object = None
+        self._event: threading.Event | None = None  # these three are made when asked for
+        self._begun: anyio.Event | None = None
+        self._done: anyio.Event | None = None
+        self._started = False
+        self._exclusive = False
+        self._holds = False
+        self._place: Place | None = None
+        self._handle: anyio.TaskHandle[None] | None = None
+        self._context: Context | None = copy_context()
+        self._hops: tuple[anyio.TaskHandle[None], ...] = ()  # calls of its thread, on the loop
+        self._stops: tuple[Callable[[], object], ...] = ()
+        self._waits_for_thread = False
+        self._is_abandoned = False
+        self._waits: Collection[Party] = ()
+        self._opened: tuple[Party, ...] = ()
+        self._reported_in: object = None
+        self._completed = 0
+        self._total: int | None = None
+        self._created_at: float | None = None
+        self._started_at: float | None = None
+        self._finished_at: float | None = None
+        self._order = next(_order)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name!r} {self._state.name} group={self.group!r} "
+            f"node={self._node.path!r}>"
+        )
+
+    @property
+    def node(self) -> WorkerNode:
+        """The node that owns the worker."""
+        return self._node
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancellation was requested; the work may still be running."""
+        return self._cancelled
+
+    @property
+    def cancel_reason(self) -> object:
+        """The reason that came with the first request for cancellation."""
+        return self._cancel_reason
+
+    @property
+    def cancelled_event(self) -> threading.Event:
+        """An event that is set when cancellation is requested, from whatever side."""
+        with lock:
+            if self._event is None:
+                self._event = threading.Event()
+                if self._cancelled:
+                    self._event.set()
+            return self._event
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the state is RUNNING."""
+        return self._state is WorkerState.RUNNING
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the state is a final one."""
+        return self._state in FINAL
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the worker was started and waits, for a slot of its group or for a thread."""
+        return self._state is WorkerState.PENDING and (
+            self._waits_for_thread or (self._started and self._handle is None)
+        )
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the worker has ended but its thread has not."""
+        return self._is_abandoned
+
+    @property
+    def result(self) -> ResultType | None:
+        """What the work returned, ``None`` while there is nothing."""
+        return self._result
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the work raised, ``None`` if it did not."""
+        return self._error
+
+    @property
+    def created_at(self) -> float | None:
+        """When the worker was added to its open node, in seconds of the loop's clock."""
+        return self._created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """When the work was entered, in seconds of the loop's clock."""
+        return self._started_at
+
+    @property
+    def finished_at(self) -> float | None:
+        """When the worker ended, in seconds of the loop's clock."""
+        return self._finished_at
+
+    @property
+    def elapsed(self) -> float:
+        """For how many seconds the work has run, or ran; 0.0 if it was never entered."""
+        if self._started_at is None:
+            return 0.0
+        end = self._finished_at if self._finished_at is not None else self._nursery.now()
+        return end - self._started_at
+
+    @property
+    def completed_steps(self) -> int:
+        """The number of completed steps."""
+        return self._completed
+
+    @property
+    def total_steps(self) -> int | None:
+        """The number of steps in all, ``None`` if that is not known."""
+        return self._total
+
+    @property
+    def progress(self) -> float:
+        """How much is done, from 0.0 to 100.0 percent; 0.0 while the total is unknown or 0."""
+        if not self._total:
+            return 0.0
+        return max(0.0, min(100.0, self._completed / self._total * 100.0))
+
+    def advance(self, steps: int = 1) -> None:
+        """Add to the number of completed steps.
+
+        Threads:
+            Any thread; nothing is lost.
+        """
+        with lock:
+            self._completed += steps
+
+    def update(self, completed_steps: int | None = None, total_steps: int | None = -1) -> None:
+        """Set the number of completed steps, or of all steps, or both.
+
+        Args:
+            completed_steps: How many steps are completed; ``None`` leaves the number as it is.
+            total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
+
+        Threads:
+            Any thread.
+        """
+        with lock:
+            if completed_steps is not None:
+                self._completed = completed_steps
+            if total_steps != -1:
+                self._total = None if total_steps is None else max(0, total_steps)
+
+    @property
+    def _nursery(self) -> Nursery:
+        return self._node._nursery
+
+    def _spoken(self) -> str:
+        return f"worker {self.name or type(self).__name__!r}"
