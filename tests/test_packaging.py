@@ -25,7 +25,7 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 # for types alone.
 FLOORS = (
     ("_state", "_message", "_errors", "_context"),
-    ("_bridge", "_waiting"),
+    ("_bridge", "_waiting", "_failures"),
     ("_running",),
     ("_nursery",),
     ("_mailbox",),

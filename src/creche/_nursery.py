@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import enum
 import math
-import sys
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,10 +22,8 @@ import anyio
 from anyio import lowlevel
 
 from ._bridge import Bridge
-from ._errors import WorkerError, uncancelled, unreported
-
-if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
-    from exceptiongroup import BaseExceptionGroup
+from ._errors import WorkerError, uncancelled
+from ._failures import Failures
 
 try:  # AnyIO asks sniffio which library runs, if it is installed
     from sniffio import current_async_library_cvar as _library
@@ -84,7 +81,6 @@ class Nursery:
     """A task group with admission, holds, gathered failures and one cancellation."""
 
     __slots__ = (
-        "_base",
         "_clock_offset",
         "_failures",
         "_group",
@@ -118,8 +114,7 @@ class Nursery:
         """How many of the holds are blocks of child nodes, which only their own tasks can end."""
         self._holds = 0
         self._idle: anyio.Event | None = None
-        self._failures: list[BaseException] = []
-        self._base: BaseException | None = None
+        self._failures = Failures()
         self._killed = False
         self._unborn: dict[object, Callable[[], object]] = {}
         self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
@@ -290,17 +285,11 @@ class Nursery:
 
     def fail(self, error: BaseException) -> None:
         """Gather an error, to be raised by ``close()``, and cancel everything."""
-        fresh = unreported(error, self.tree)
         try:
-            if fresh is None or id(fresh) in map(id, self._failures):
-                pass
-            elif isinstance(fresh, Exception) or self._base is not None:
-                self._failures.append(fresh)
-            else:
-                self._base = fresh
+            self._failures.add(error, self.tree)
             self.cancel(f"{self._occupant._spoken()} failed")
         finally:
-            del error, fresh  # Trio's cancellations hold the frames that led to them
+            del error  # Trio's cancellations hold the frames that led to them
 
     def cancel(self, reason: object) -> None:
         """Cancel everything, the host's body included; on the loop only."""
@@ -338,8 +327,6 @@ class Nursery:
             BaseExceptionGroup: The failures.
             BaseException: The one that goes bare, or a cancellation from outside.
         """
-        assert self._group is not None
-        assert self._watcher is not None
         if anyio.get_current_task().id != self._host:
             raise WorkerError(
                 f"{self._occupant._spoken()} is left in another task than the one that entered it; "
@@ -354,35 +341,45 @@ class Nursery:
                 cancellation = error
                 self.cancel_from_outside()
         late = await self._drain()
-        cancellation = cancellation or late
-        self._watcher.cancel()
-        leaving: BaseException | None = None
-        swallowed = False
+        leaving = await self._leave_group(cancellation or late)
+        for coro in self.unstepped.values():
+            coro.close()  # killed natively: nobody awaited it
+        where = self._occupant._spoken()
+        if self._killed and leaving is None:
+            leaving = WorkerError(
+                f"a native Task.cancel() hit a task of {where} before its first step, so "
+                "AnyIO cancelled them all; use Worker.cancel() instead"
+            )
         try:
-            if cancellation is None:
+            return self._failures.conclude(where, error, leaving)
+        finally:
+            del error, cancellation, late, leaving  # they hold this frame
+
+    async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
+        """Leave the task group, now empty, with a cancellation if there is one.
+
+        Returns:
+            The cancellation that goes on its way, as it was not the group's own.
+        """
+        assert self._group is not None
+        assert self._watcher is not None
+        self._watcher.cancel()
+        try:
+            if cancellation is None:  # the wait was shielded, so it may be due
                 await lowlevel.checkpoint_if_cancelled()
         except self.cancelled_class as exc:
             cancellation = exc
+        kind = type(cancellation) if cancellation is not None else None
+        traceback = cancellation.__traceback__ if cancellation is not None else None
         try:
-            swallowed = bool(
-                await self._group.__aexit__(
-                    type(cancellation) if cancellation is not None else None,
-                    cancellation,
-                    cancellation.__traceback__ if cancellation is not None else None,
-                )
-            )
-        except BaseException as exc:  # noqa: BLE001 (weighed against the failures below)
-            leaving = exc
+            swallowed = await self._group.__aexit__(kind, cancellation, traceback)
+        except self.cancelled_class as exc:
+            return exc
         else:
-            if cancellation is not None and not swallowed:
-                leaving = cancellation
-        for coro in self.unstepped.values():
-            coro.close()  # killed natively: nobody awaited it
-        try:
-            return self._conclude(error, leaving)
+            return None if swallowed else cancellation
         finally:
             self._group = self._watcher = None
-            del error, cancellation, late, leaving  # they hold this frame
+            del cancellation, traceback
 
     async def _drain(self) -> BaseException | None:
         """Wait until nothing is left and close; return what arrived natively in the meantime."""
@@ -403,30 +400,3 @@ class Nursery:
             if self.bridge.close():
                 self._move(Life.CLOSED)
                 return late
-
-    def _conclude(self, error: BaseException | None, leaving: BaseException | None) -> bool:
-        failures, base, killed = self._failures, self._base, self._killed
-        self._failures, self._base = [], None
-        try:
-            if base is not None:
-                if failures and base.__cause__ is None:
-                    base.__cause__ = BaseExceptionGroup("other errors in workers", failures)
-                if base is error:
-                    return False
-                raise base
-            if failures:
-                raise BaseExceptionGroup(
-                    f"unhandled errors in {self._occupant._spoken()}", failures
-                ) from None
-            if leaving is not None:
-                if leaving is error:
-                    return False
-                raise leaving
-            if killed:
-                raise WorkerError(
-                    f"a native Task.cancel() hit a task of {self._occupant._spoken()} before its "
-                    "first step, so AnyIO cancelled them all; use Worker.cancel() instead"
-                )
-            return True
-        finally:
-            del failures, base, error, leaving

@@ -1,0 +1,67 @@
+"""The failures of a nursery: gathered while it ends, raised once when it has ended."""
+
+from __future__ import annotations
+
+import sys
+
+from ._errors import unreported
+
+if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
+    from exceptiongroup import BaseExceptionGroup
+
+
+class Failures:
+    """What is to be raised by a block when all is over."""
+
+    __slots__ = ("_bare", "_errors")
+
+    def __init__(self) -> None:
+        self._errors: list[BaseException] = []
+        self._bare: BaseException | None = None  # a SystemExit or the like
+
+    def add(self, error: BaseException, tree: object) -> None:
+        """Take in an error, unless it is here or its tree reports it already."""
+        fresh = unreported(error, tree)
+        try:
+            if fresh is None or id(fresh) in map(id, self._errors):
+                pass
+            elif isinstance(fresh, Exception) or self._bare is not None:
+                self._errors.append(fresh)
+            else:
+                self._bare = fresh
+        finally:
+            del error, fresh
+
+    def conclude(
+        self, where: str, error: BaseException | None, leaving: BaseException | None
+    ) -> bool:
+        """Raise what was gathered.
+
+        Args:
+            where: The block, in words.
+            error: What left the body of the block.
+            leaving: What is to be raised if nothing was gathered.
+
+        Returns:
+            Whether to swallow the error of the body; ``False`` where that itself is to be raised.
+
+        Raises:
+            BaseExceptionGroup: The failures.
+            BaseException: The one that goes bare, with the failures as its cause; or ``leaving``.
+        """
+        errors, bare = self._errors, self._bare
+        self._errors, self._bare = [], None
+        try:
+            if bare is not None:
+                if errors and bare.__cause__ is None:
+                    bare.__cause__ = BaseExceptionGroup("other errors in workers", errors)
+                leaving = bare
+            elif errors:
+                raise BaseExceptionGroup(f"unhandled errors in {where}", errors) from None
+            if leaving is None:
+                return True
+            if leaving is error:
+                return False
+            raise leaving
+        finally:
+            del errors, bare, error, leaving
