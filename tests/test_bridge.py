@@ -9,10 +9,11 @@ import threading
 
 import anyio
 import pytest
-from helpers import CANCELLED, RENDEZVOUS, settle, until
 
 from creche import Node, WorkerCancelled, WorkerError
 from creche._bridge import Bridge, run_soon
+from creche._nursery import Nursery
+from helpers import CANCELLED, RENDEZVOUS, settle, until
 
 
 async def test_failing_call_is_logged(caplog):
@@ -55,7 +56,7 @@ def test_loop_that_has_ended(backend):
 
 
 async def test_call_that_was_killed_before_its_first_step(anyio_backend):
-    """The thread whose call a native cancellation killed unborn is told, rather than left to wait."""
+    """The thread whose call was killed unborn, natively, is told rather than left to wait."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     got = []
@@ -107,6 +108,35 @@ async def test_handlers_that_were_killed_before_their_first_step(anyio_backend):
             await anyio.sleep_forever()
     assert worker.state is CANCELLED
     assert app.told[-1] is CANCELLED
+
+
+async def test_nursery_does_not_close_over_a_late_post():
+    """What a thread posts between the last look and the closing is done before it closes."""
+    done = []
+
+    class Occupant:
+        asked = 0
+
+        def _on_cancel(self, reason):
+            pass
+
+        def _on_quiet(self):
+            self.asked += 1
+            if self.asked == 1:
+                thread = threading.Thread(
+                    target=lambda: nursery.bridge.post(lambda: done.append("late"))
+                )
+                thread.start()
+                thread.join(RENDEZVOUS)
+            return False
+
+        def _spoken(self):
+            return "the nursery"
+
+    nursery = Nursery(Occupant())
+    await nursery.open()
+    await nursery.close(None)
+    assert done == ["late"]
 
 
 PROGRAM = """

@@ -209,6 +209,28 @@ async def test_spawned_task_may_wait():
     assert got == [5]
 
 
+async def test_spawned_task_that_outlives_its_worker():
+    """A task that a worker spawned elsewhere may open nodes and wait when the worker has ended."""
+    gate = anyio.Event()
+    done = []
+
+    async def later(worker):
+        await gate.wait()
+        async with Node("later") as later:
+            await later.run_worker(anyio.lowlevel.checkpoint)
+        done.append(await worker.wait())
+
+    async def work():
+        outer.start_soon(later, get_current_worker())
+        return 5
+
+    async with anyio.create_task_group() as outer:
+        async with Node() as app:
+            app.run_worker(work)
+        gate.set()
+    assert done == [5]
+
+
 async def test_waiting_for_the_cancelled_is_no_deadlock():
     """Whoever is cancelled is woken, so it does not count as stuck."""
 

@@ -169,6 +169,19 @@ async def test_one_object_raised_by_two_workers():
     assert len(shared.__notes__) == (1 if second.state is CANCELLED else 2)
 
 
+async def test_note_is_added_once():
+    """An error that the same worker raises again has one note of it."""
+    shared = Boom("shared")
+
+    async def fail():
+        raise shared
+
+    async with Node("app") as app:
+        for _ in range(2):
+            await app.workers.wait_for_complete([app.run_worker(fail, exit_on_error=False)])
+    assert shared.__notes__ == ["in worker 'fail' of group 'default' on node 'app'"]
+
+
 async def test_child_block_raises_its_own_group():
     """A child's block raises its group there, nested as the blocks nest."""
     with pytest.raises(ExceptionGroup, match="node 'app'") as caught:

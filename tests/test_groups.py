@@ -495,6 +495,22 @@ async def test_cancelled_in_the_queue_do_not_pile_up():
         group.cancel()
 
 
+async def test_cancelled_in_the_queue_are_passed_over():
+    """When its turn comes, one that was cancelled in the queue is passed over."""
+    gate = anyio.Event()
+    async with Node() as app:
+        group = app.group("g", limit=1)
+        group.run_worker(gate.wait)
+        queued = [group.run_worker(anyio.sleep_forever) for _ in range(4)]
+        queued[0].cancel()
+        await settle()
+        gate.set()
+        await settle()
+        assert [worker.state for worker in queued] == [CANCELLED, RUNNING, PENDING, PENDING]
+        assert (group.running, group.queued) == (1, 2)
+        group.cancel()
+
+
 async def test_failure_in_a_group():
     """A failed worker frees its slot; a stored error lets the next one run."""
 

@@ -34,20 +34,11 @@ FLOORS = (
     ("_manager",),
     ("_tree", "_calls", "_node"),
     ("_decorator",),
-    ("testing._scripts", "testing._virtual", "testing._world"),
-    ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
-    ("testing._model",),
-    ("testing._invariants",),
-    ("testing._base",),
-    ("testing._rules",),
-    ("testing._races",),
-    ("testing._machine",),
-    ("testing.__init__",),
     ("__init__",),
     ("__main__",),
 )
 ORDER = [module for floor in FLOORS for module in floor]
-PUBLIC_MODULES = ["testing"]
+PUBLIC_MODULES: list[str] = []
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
@@ -55,7 +46,7 @@ PUBLIC_MODULES = ["testing"]
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "rich"}
-OF_PACKAGES = {"testing": {"hypothesis", "pytest", "trio"}}
+OF_PACKAGES: dict[str, set[str]] = {}
 OF_TYPES_IN_FILES = {"__main__": {"rich"}}
 
 

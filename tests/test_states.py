@@ -230,6 +230,15 @@ async def test_adapter_in_another_thread():
         assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
 
 
+async def test_start_all_leaves_an_adapters_worker_alone():
+    """What an adapter runs is not started here as well."""
+    async with Listener() as app:
+        worker = await reach(app, RUNNING)
+        app.workers.start_all()
+        await settle()
+        assert app.told_of(worker) == [PENDING, RUNNING]
+
+
 async def test_adapter_that_never_ends_is_cancelled_with_the_node():
     """Work that runs elsewhere does not keep a node open, and does not outlive it."""
     async with Listener() as app:

@@ -12,6 +12,7 @@ import pytest
 from anyio import from_thread
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
+from creche._running import _ThreadCall
 from helpers import (
     CANCELLED,
     ERROR,
@@ -565,6 +566,65 @@ async def test_call_under_way_is_cancelled_with_its_worker():
             assert worker.state is CANCELLED
             await until(lambda worker=worker: not worker.is_abandoned)
     assert unwound == [True, True]
+
+
+async def test_awaitable_that_is_no_coroutine_is_not_entered_either():
+    """The same for awaitables of another kind than coroutines."""
+    entered = []
+    meeting = Meeting()
+
+    class Effect:
+        def __await__(self):
+            entered.append(True)
+            return anyio.lowlevel.checkpoint().__await__()
+
+    def make():
+        worker.cancel()
+        return Effect()
+
+    def work():
+        meeting()
+        app.call_from_thread(make)
+
+    async with Node() as app:
+        worker = app.run_worker(work, thread=True)
+        await meeting.until_arrived()
+        meeting.go.set()
+    assert entered == []
+    assert worker.state is CANCELLED
+
+
+async def test_thread_that_ended_as_its_wait_was_cut_short():
+    """What a thread returned counts, if it had ended when the wait for it was cancelled."""
+
+    class Job:
+        def _call(self):
+            return 5
+
+        def _is_to_await(self, value):
+            return False
+
+    limiter = anyio.CapacityLimiter(1)
+    token = anyio.lowlevel.current_token()
+    call = _ThreadCall(Job(), limiter, token, abandon=True)
+    await anyio.to_thread.run_sync(call._in_thread)
+    assert await call._outlive_cancellation() is True
+    assert await call._outcome() == 5
+
+
+async def test_call_that_was_called_off_is_not_made():
+    """A thread that gets to a call after it was called off does not make it."""
+    called = []
+
+    class Job:
+        def _call(self):
+            called.append(True)
+
+    token = anyio.lowlevel.current_token()
+    call = _ThreadCall(Job(), anyio.CapacityLimiter(1), token, abandon=True)
+    assert await call._outlive_cancellation() is False
+    await anyio.to_thread.run_sync(call._in_thread)
+    assert called == []
 
 
 async def test_call_of_a_foreign_thread_on_a_cancelled_node():

@@ -35,8 +35,7 @@ def begin_call(
         return
 
     def lost() -> None:
-        if inspect.iscoroutine(value):
-            value.close()
+        _close(value)
         future.set_exception(WorkerCancelled("a call from a thread was cancelled natively"))
 
     async def go_on() -> None:
@@ -54,6 +53,11 @@ def begin_call(
         caller._hops += (handle,)
 
 
+def _close(awaitable: object) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()  # one that was never awaited would be warned about
+
+
 def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
     if caller is not None:
         caller.check_cancelled()
@@ -68,8 +72,7 @@ async def _go_on(
         try:
             _check_call(node, caller)
         except WorkerCancelled:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
+            _close(awaitable)
             raise
         value = await awaitable
     except node._nursery.cancelled_class:

@@ -94,9 +94,8 @@ class Life(Record[ResultType]):
             self._hold()
 
     def _hold(self) -> None:
-        if not self._holds:
-            self._holds = True
-            self._nursery.hold()
+        self._holds = True
+        self._nursery.hold()
 
     def _let_go(self) -> None:
         if self._holds:
@@ -277,12 +276,12 @@ class Life(Record[ResultType]):
     def _move(self, state: WorkerState) -> None:
         """Change the state; the one place that does."""
         with lock:
-            if state is WorkerState.SUCCESS and self._cancelled:
-                state = WorkerState.CANCELLED  # cancel is final
             if state not in TRANSITIONS[self._state]:
                 raise WorkerError(
                     f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
                 )
+            if state is WorkerState.SUCCESS and self._cancelled:
+                state = WorkerState.CANCELLED  # cancel is final
             self._state = state
             if state is WorkerState.RUNNING:
                 self._started_at = self._nursery.now()
@@ -337,14 +336,10 @@ class Life(Record[ResultType]):
                     f"here, cannot be set to {state.name}; only to CANCELLED before it has ended"
                 )
             self.cancel()
-        elif state not in TRANSITIONS[self._state]:
-            raise WorkerError(
-                f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
-            )
-        elif state is WorkerState.RUNNING:
-            self._enter()
-        elif state is WorkerState.SUCCESS and self._cancelled:
+        elif state is WorkerState.SUCCESS and self._cancelled and self._state not in FINAL:
             raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
+        elif state not in FINAL:
+            self._move(state)
         else:
             if state is WorkerState.CANCELLED:
                 self._mark(None)
@@ -353,5 +348,4 @@ class Life(Record[ResultType]):
     def _disown(self) -> None:
         """End a worker that its closing node never started."""
         self._mark("its node closed")
-        if self._state not in FINAL:
-            self._end(WorkerState.CANCELLED)
+        self._end(WorkerState.CANCELLED)

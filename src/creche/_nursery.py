@@ -179,8 +179,8 @@ class Nursery:
         except anyio.NoEventLoopError:
             # No task runs: this is a call from another thread, and the context was captured where
             # no loop ran, so that sniffio knows no better.
-            if _library is None or context is None:
-                raise
+            assert _library is not None
+            assert context is not None
             context.run(_library.set, "asyncio")
             return self._group.create_task(coro, name=name, context=context)
 

@@ -45,6 +45,16 @@ class WorkerNode(Protocol):
         """Cancel all below the node, and its body."""
         ...
 
+    @property
+    def run_worker(self) -> Callable[..., Any]:
+        """Run work in a worker of the node."""
+        ...
+
+    @property
+    def call_from_thread(self) -> Callable[..., Any]:
+        """Run a function on the node's event loop, from a thread."""
+        ...
+
     def post_message(self, message: Message) -> bool:
         """Hand a message to the node's handler."""
         ...

@@ -1,0 +1,117 @@
+"""The checks. ``nox`` runs tests, typing and lint; ``nox -l`` lists them all."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests", "typing", "lint"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = nox.project.python_versions(PROJECT)
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def is_found(version: str) -> bool:
+    """Tell whether a version of Python can be run; pyenv has names for those that cannot."""
+    command = shutil.which(f"python{version}")
+    if command is None:
+        return False
+    return not subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode  # noqa: S603 (a fixed command)
+
+
+# The Python that runs nox is there in any case, so there is never none.
+FOUND = [version for version in SUPPORTED if is_found(version)] or [RUNNING]
+OLDEST, NEWEST = SUPPORTED[0], SUPPORTED[-1]
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Give the requirements of a dependency group of pyproject.toml."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+def lowest() -> list[str]:
+    """Give the lowest version of all that the package and its tests state that they need."""
+    project = PROJECT["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    stated = {*project["dependencies"], *extras, *group("tests")}
+    return sorted(each.replace(">=", "==", 1) for each in stated)
+
+
+@nox.session(python=FOUND)
+def tests(session: nox.Session) -> None:
+    """Run the tests, and demand that they reach every branch."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "-m", "pytest", "--cov=creche", *session.posargs)
+
+
+@nox.session(python=FOUND[0])
+def tests_lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest dependencies, on the oldest Python."""
+    session.install("-e", ".", *lowest())
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
+def tests_asyncio_only(session: nox.Session) -> None:
+    """Run the tests where there is neither Trio nor what comes with it."""
+    session.install("-e", ".", *group("tests-asyncio"))
+    for absent in ("trio", "sniffio", "rich", "uvloop"):
+        session.run("python", "-c", f"import {absent}", success_codes=[1], silent=True)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
+def wheel(session: nox.Session) -> None:
+    """Build, install the wheel and run the tests of the source archive, without its ``src``."""
+    place = Path(session.create_tmp()).resolve()
+    shutil.rmtree(place)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(place), silent=True)
+    (built,) = place.glob("*.whl")
+    (source,) = place.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(place, filter="data")
+    away = place / source.name.removesuffix(".tar.gz")
+    shutil.rmtree(away / "src")
+    session.install("--force-reinstall", str(built), *group("tests"))
+    session.chdir(away)
+    session.run("python", "-c", "import creche; assert 'site-packages' in creche.__file__")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Run mypy and pyright, both strict, for the oldest and the newest Python."""
+    session.install(".", *group("typing"))
+    for version in (OLDEST, NEWEST):
+        session.run("mypy", "--python-version", version)
+        session.run("pyright", "--pythonversion", version)
+        # Of the package as installed; it fails below 100 %.
+        session.run(
+            *("pyright", "--pythonversion", version),
+            *("--verifytypes", "creche", "--ignoreexternal"),
+        )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Run ruff, the linter and the formatter."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(name="format")
+def format_(session: nox.Session) -> None:
+    """Rewrite the code in the one format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", "--fix")
+    session.run("ruff", "format")
