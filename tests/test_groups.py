@@ -337,6 +337,31 @@ async def test_restart_lets_the_newest_run():
         group.cancel()
 
 
+async def test_restart_while_all_are_on_their_way_out():
+    """If all that run are cancelled already, a new worker cancels nobody and waits for a slot."""
+    gate = anyio.Event()
+
+    async def slow_to_leave():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await gate.wait()
+
+    async with Node() as app:
+        group = app.group("g", limit=1, overflow="restart")
+        first = group.run_worker(slow_to_leave)
+        await settle()
+        first.cancel("mine")
+        second = group.run_worker(anyio.sleep_forever)
+        assert first.cancel_reason == "mine"
+        assert second.is_queued
+        gate.set()
+        await settle()
+        assert second.state is RUNNING
+        group.cancel()
+
+
 # exclusive
 
 
