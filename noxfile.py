@@ -109,6 +109,13 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
 
 
+@nox.session(python=FOUND[-1])
+def bench(session: nox.Session) -> None:
+    """Measure what a worker costs, as ratios to other ways; ``-- --full`` for the real sizes."""
+    session.install("-e", ".", *group("bench"))
+    session.run("python", "benchmarks/bench.py", *session.posargs)
+
+
 @nox.session(name="format")
 def format_(session: nox.Session) -> None:
     """Rewrite the code in the one format."""
