@@ -143,15 +143,15 @@ class Record(Generic[ResultType]):
     ) -> None:
         self._node = node
         self._work = work
-        self.name = name
+        self.name: str = name
         """A short name for messages and logs."""
-        self.group = group
+        self.group: str = group
         """The group, within the node, that the worker belongs to."""
-        self.description = description
+        self.description: str = description
         """A longer text for people."""
-        self.exit_on_error = exit_on_error
+        self.exit_on_error: bool = exit_on_error
         """Whether an error of the work fails the node."""
-        self.daemon = daemon
+        self.daemon: bool = daemon
         """Whether the node may close without waiting for the worker."""
         self._thread = thread
         self._abandon_on_cancel = abandon_on_cancel
