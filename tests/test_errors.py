@@ -339,6 +339,50 @@ async def test_base_exception_takes_other_errors_along():
     assert [str(leaf) for leaf in leaves(caught.value.__cause__)] == ["late"]
 
 
+async def test_base_exception_of_a_mounted_node_takes_all_errors_along():
+    """Errors beside it are its cause, those of the mounted node and those of its parent."""
+
+    async def late(text):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise Boom(text)
+
+    async def leave():
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        async with Node("app") as app:
+            panel = await app.mount(Node("panel"))
+            app.run_worker(late("parent"))
+            panel.run_worker(late("child"))
+            await settle()
+            panel.run_worker(leave)
+            await anyio.sleep_forever()
+    assert sorted(str(leaf) for leaf in leaves(caught.value.__cause__)) == ["child", "parent"]
+
+
+async def test_base_exception_with_a_cause_of_its_own():
+    """A cause that the work gave is not replaced by the errors beside it."""
+    cause = Boom("cause")
+
+    async def late():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise Boom("late")
+
+    async def leave():
+        raise SystemExit(3) from cause
+
+    with pytest.raises(SystemExit) as caught:
+        async with Node("app") as app:
+            app.run_worker(late)
+            await settle()
+            app.run_worker(leave)
+    assert caught.value.__cause__ is cause
+
+
 async def test_base_exception_of_the_body_leaves_bare():
     """The body's own SystemExit is not put in a group."""
     with pytest.raises(SystemExit):

@@ -223,6 +223,21 @@ async def test_add_worker():
         second.cancel()
 
 
+async def test_add_worker_to_a_node_that_was_left():
+    """A worker of a node that was removed is refused, cancelled, and its coroutine closed."""
+
+    async def work():
+        pass
+
+    async with Node("app") as app:
+        panel = await app.mount(Node("panel"))
+        await panel.remove()
+        worker = Worker(panel, work())
+        with pytest.raises(WorkerError, match="node 'app/panel', which is closed"):
+            panel.workers.add_worker(worker)
+        assert worker.state is CANCELLED
+
+
 async def test_wait_for_complete():
     """wait_for_complete() waits for all that was started, whichever way it ends."""
     gate = anyio.Event()

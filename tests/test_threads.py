@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import sys
 import threading
 
 import anyio
@@ -335,6 +336,36 @@ async def test_native_cancel_of_a_thread_worker(anyio_backend):
         assert limiter.borrowed_tokens == 0
         assert other.state is RUNNING
         other.cancel()
+
+
+async def test_native_cancel_as_the_thread_ends(anyio_backend):
+    """A native cancellation that comes when the thread has just ended is not lost."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+    meeting = Meeting()
+    calls = []
+
+    def work():
+        frame = sys._getframe()
+        while frame.f_code.co_name != "_in_thread":
+            frame = frame.f_back
+        calls.append(frame.f_locals["self"])
+        meeting()
+        return 5
+
+    async with Node("app") as app:
+        worker = app.run_worker(work, thread=True, name="t")
+        await meeting.until_arrived()
+        meeting.go.set()
+        while not calls[0]._ended:
+            pass  # the loop stands still: the thread's report cannot be heard yet
+        for task in asyncio.all_tasks():
+            if task.get_name() == "app/default/t":
+                task.cancel()
+        await until(lambda: worker.is_finished)
+        assert worker.state is CANCELLED
+        assert worker.is_cancelled
+        assert worker.result == 5
 
 
 async def test_native_cancel_before_the_thread_begins(anyio_backend):

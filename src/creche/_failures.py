@@ -51,9 +51,13 @@ class Failures:
         """
         errors, bare = self._errors, self._bare
         self._errors, self._bare = [], None
+        context = bare.__context__ if bare is not None else None
         try:
             if bare is not None:
-                if errors and bare.__cause__ is None:
+                before = bare.__cause__
+                if isinstance(before, BaseExceptionGroup):  # of a node below, from which it came
+                    errors = [*before.exceptions, *errors]
+                if errors and (before is None or isinstance(before, BaseExceptionGroup)):
                     bare.__cause__ = BaseExceptionGroup("other errors in workers", errors)
                 leaving = bare
             elif errors:
@@ -64,4 +68,8 @@ class Failures:
                 return False
             raise leaving
         finally:
-            del errors, bare, error, leaving
+            if bare is not None:
+                # It was raised while the cancellation of the body was handled, which on Trio holds
+                # the frames of the cancel, the tasks and so the worker: a cycle.
+                bare.__context__ = context
+            del errors, bare, error, leaving, context

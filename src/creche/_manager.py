@@ -83,13 +83,12 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-        below: list[object] = list(self._root._below())
-        if worker.node not in below:
+        node: Any = worker.node
+        if node.root is not self._root:
             raise WorkerError(
                 f"{worker._spoken()} is of node {worker.node.path!r}, which is not in the tree of "
                 f"{self._root.path!r}; add it to node.workers of its own node"
             )
-        node: Any = worker.node
         node._take_in(worker, start=start, exclusive=exclusive)
 
     def start_all(self) -> None:

@@ -161,6 +161,8 @@ class _ThreadCall:
         except BaseException:
             if not await self._outlive_cancellation():
                 raise
+            # The thread was quicker than a native cancellation, of which nobody else hears.
+            self._job._notice_cancellation()
         self._give_back()
         return await self._outcome()
 
@@ -220,7 +222,7 @@ class _ThreadCall:
             self._error = error
         with self._lock:
             self._ended = True
-            left = self._left
+            left, self._left = self._left, None  # may be a method of its own: a cycle
         if left is not None:
             self._report_late(left)
         del self  # see in_task()

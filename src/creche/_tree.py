@@ -265,8 +265,10 @@ class Branch:
                 error, lambda leaf: isinstance(leaf, self._nursery.cancelled_class)
             )
             if failure is not None:
-                for each in getattr(failure, "exceptions", (failure,)):
-                    self._nursery.fail(each)
+                errors = list(getattr(failure, "exceptions", (failure,)))
+                while errors:
+                    self._nursery.fail(errors.pop(0))
+            del failure  # this frame is in its traceback: a cycle, with all the errors in it
         finally:
             if ready.is_set() and not leave.is_set():
                 self._nursery.hold()
