@@ -110,6 +110,20 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def proof(session: nox.Session) -> None:
+    """Run random programs and every fault at every moment against the library's invariants."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/proof"]))
+
+
+@nox.session(python=FOUND[-1])
+def mutants(session: nox.Session) -> None:
+    """Plant faults in a copy of the core, one at a time; each has to be noticed."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "tests/mutants/run.py", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def bench(session: nox.Session) -> None:
     """Measure what a worker costs, as ratios to other ways; ``-- --full`` for the real sizes."""
     session.install("-e", ".", *group("bench"))

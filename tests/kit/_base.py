@@ -1,0 +1,272 @@
+"""How a machine acts on its trees: nodes are opened, workers are made, and all is kept in mind."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
+
+from ._invariants import Invariants, is_plain
+from ._model import FREE, ODD, QUEUE, Place, Record, Waiter
+from ._recorder import EventRecorder
+from ._scripts import Play, Script
+from ._world import PATIENCE, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from creche import Overflow
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "function": {},
+    "coroutine": {},
+    "partial": {},
+    "thread": {"thread": True},
+    "abandoned": {"thread": True, "abandon_on_cancel": True},
+}
+
+
+class Base(Invariants):
+    """A machine without rules."""
+
+    # what users may override
+
+    def make_node(self, name: str, parent: Node | None) -> Node:
+        """Make a node; to be overridden for a class of one's own.
+
+        Args:
+            name: Its name.
+            parent: The node above, if it has one already.
+        """
+        return Node(name, parent=parent)
+
+    def make_worker(self, node: Node, work: Any, **options: Any) -> Worker[Any]:
+        """Make a worker of a script; to be overridden for a class of one's own.
+
+        Args:
+            node: The node.
+            work: The work to run.
+            options: The other arguments of ``Worker``.
+        """
+        return Worker(node, work, **options)
+
+    # the loop
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Do one thing on the loop, and let everything happen that follows."""
+        self.steps += 1
+        for place in self.places():
+            place.highest.clear()
+        try:
+            self.world.do(action)
+        except BaseException:
+            self.has_broken = True
+            raise
+
+    def begin(self) -> None:
+        """Start the loop."""
+        self.world = World(self.backend, dict(self.backend_options))
+
+    # nodes
+
+    def add_place(
+        self, kind: str, parent: Place | None, limit: int = 1, overflow: Overflow = "restart"
+    ) -> Place:
+        """Make a node, with its groups; on the loop."""
+        number = sum(1 for _ in self.places())
+        above = parent.node if parent is not None and kind == "block" else None
+        node = self.make_node(f"{kind}{number}", above)
+        place = Place(node, kind, parent, EventRecorder(node))
+        place.name = f"{parent.name}/{node.name}" if parent is not None else node.name
+        place.limits = {FREE: None, QUEUE: limit, ODD: limit}
+        node.group(FREE)
+        node.group(QUEUE, limit=limit)
+        node.group(ODD, limit=limit, overflow=overflow)
+        if parent is None:
+            self.roots.append(place)
+        return place
+
+    async def open_block(self, place: Place) -> None:
+        """Open a node in a task of its own, and stay in its block until it is told to leave."""
+        ready = anyio.Event()
+        self.world.spawn(partial(self._stay, place, ready))
+        await ready.wait()
+
+    async def _stay(self, place: Place, ready: anyio.Event) -> None:
+        try:
+            with place.scope:
+                async with place.node:
+                    ready.set()
+                    await place.leave.wait()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            place.raised = error
+        finally:
+            place.has_ended = True
+            ready.set()
+
+    @staticmethod
+    def root_of(place: Place) -> Place:
+        """Give the root of the tree that a node is in."""
+        while place.parent is not None:
+            place = place.parent
+        return place
+
+    # workers
+
+    def run_worker(
+        self,
+        place: Place,
+        script: Script,
+        *,
+        group: str = FREE,
+        kind: str = "function",
+        start: bool = True,
+        exclusive: bool = False,
+        fatal: bool = False,
+        daemon: bool = False,
+    ) -> Record:
+        """Add a worker to a node and keep in mind what must follow; on the loop."""
+        self.made += 1
+        name = f"w{self.made}"
+        play = Play(script, name)
+        record = Record(place, group, play, fatal=fatal, daemon=daemon, kind=kind)
+        record.order = self.made
+        play._noted = partial(self._note, record)
+        options = {"name": name, "group": group, "exit_on_error": fatal, "daemon": daemon}
+        record.worker = self.make_worker(place.node, _work(play, kind), **options, **_KINDS[kind])
+        refused = place.refuses
+        before = [other for other in place.unfinished(group) if other is not record]
+        try:
+            place.node.workers.add_worker(record.worker, start=start, exclusive=exclusive)
+        except WorkerError:
+            assert refused or place.is_closing, f"{place} refused a worker"
+            place.records.remove(record)
+            play._noted = None
+            assert record.worker.is_finished, f"{record} was refused and is unfinished"
+            assert not play.is_entered, f"{record} was refused and entered"
+        else:
+            assert not refused, f"{place} took a worker, and should refuse it"
+            if start:
+                self.note_start(record, before, exclusive=exclusive)
+        return record
+
+    def note_start(self, record: Record, before: list[Record], *, exclusive: bool) -> None:
+        """Keep in mind what the start of a worker does to others."""
+        self.starts += 1
+        record.started = self.starts
+        if record.place.has_fallen:
+            record.ask("its node has fallen")
+            record.may_be_cancelled = True
+        elif exclusive:
+            for other in before:
+                other.ask(f"{record.play.__name__} is exclusive")
+                other.may_be_cancelled = True
+        elif record.group == ODD:
+            for other in (*before, record):
+                other.may_be_cancelled = True
+
+    def _note(self, record: Record, what: str) -> None:
+        """See what the work does, as it does it."""
+        worker = record.worker
+        if what == "entered":
+            record.entered = self.steps
+            inside = [each for each in record.place.unfinished(record.group) if each.play.is_inside]
+            place = record.place
+            limit = place.highest.get(record.group, place.limits[record.group])
+            if limit is not None and len(inside) > limit:
+                self.violations.append(
+                    f"{record} was entered as one of {len(inside)}, above {limit}"
+                )
+        if not worker.is_running and record.kind != "abandoned":
+            self.violations.append(f"{record} was {worker.state.name} as its work {what}")
+
+    def add_waiter(self, record: Record) -> Waiter:
+        """Set a task going that waits for a worker; on the loop."""
+        waiter = Waiter(record)
+        self.world.spawn(partial(_wait, waiter))
+        return waiter
+
+    # the end
+
+    def teardown(self) -> None:
+        """End everything, look once more, and see that nothing is left."""
+        if not hasattr(self, "world"):
+            return
+        try:
+            if not self.has_broken:
+                self._end_all()
+        finally:
+            for record in self.records():
+                record.play.open_gate()
+                record.play.let_go()
+            self.world.close()
+
+    def _end_all(self) -> None:
+        for record in self.records():
+            if record.in_thread:
+                record.play.open_gate()
+        self.do(self._let_everything_go)
+        for record in self.records():
+            if record.in_thread and record.play.is_entered:
+                assert record.play.left.wait(PATIENCE), f"the thread of {record} does not end"
+                self.world.until(lambda: not record.worker.is_abandoned)  # noqa: B023 (called here)
+        over = self.world.until(lambda: all(place.is_over for place in self.places()))
+        assert over, f"{[place for place in self.places() if not place.is_over]} do not end"
+        self.all_holds()
+        left = self.world.tasks_left()
+        assert not left, f"these tasks are left: {left}"
+        # An error holds the frames that it went through: those of a run() of its own hold the
+        # worker; and those of a thread of Trio hold the task, and with it the worker.
+        kept = [
+            weakref.ref(record.worker)
+            for record in self.records()
+            if record.worker.error is None
+            or (is_plain(record) and not (self.backend == "trio" and record.in_thread))
+        ]
+        for record in self.records():
+            del record.worker
+            record.waiters.clear()
+            record.play._noted = None
+            record.play.errors.clear()
+        for place in self.places():
+            place.recorder.events.clear()
+            del place.node, place.recorder
+            place.raised = None
+            place.records.clear()
+        # Not at once: a thread may be on its way back to its pool.
+        gone = self.world.until(lambda: not any(each() for each in kept), patience=1.0)
+        assert gone, f"reference cycles keep {[str(each()) for each in kept if each() is not None]}"
+
+    def _let_everything_go(self) -> None:
+        for place in self.places():
+            place.is_cancelled = True
+            if not place.is_over:
+                place.node.cancel("the end of the test")
+        for record in self.records():
+            record.play.let_go()
+
+
+async def _wait(waiter: Waiter) -> None:
+    try:
+        with waiter.scope:
+            waiter.outcome = ("value", await waiter.record.worker.wait())
+    except WorkerFailed as failed:
+        waiter.outcome = ("failed", failed.error)
+    except WorkerCancelled:
+        waiter.outcome = ("cancelled", None)
+    if waiter.outcome is None:
+        waiter.outcome = ("gave up", None)
+
+
+def _work(play: Play, kind: str) -> Any:
+    if kind == "coroutine":
+        return play()
+    if kind == "partial":
+        return partial(play)
+    return play.in_thread if kind in {"thread", "abandoned"} else play

@@ -1,0 +1,147 @@
+"""What a program must not leave behind."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import lowlevel
+
+from creche import Worker
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    if sys.version_info >= (3, 11):
+        from typing import Self
+    else:
+        from typing_extensions import Self
+
+# The code of a pool: a thread that has no other on its stack waits for something to do.
+_POOLS = ("threading", "queue", "concurrent", "anyio", "trio", "outcome", "contextlib")
+
+
+def assert_nothing_left(grace: float = 1.0) -> NothingLeft:
+    """Make sure that a block of a test leaves nothing behind.
+
+    Round a whole run, ``with assert_nothing_left(): anyio.run(main)``; or in a running event loop,
+    ``async with assert_nothing_left(): ...``, where tasks count too. Only what came into being in
+    the block counts: tasks, threads but for those of a pool that wait for something to do, workers
+    that have not ended, and coroutines that nobody awaited.
+
+    Args:
+        grace: For how many seconds, of real time, threads may go on after the block.
+
+    Returns:
+        A context manager, of both kinds.
+
+    Raises:
+        AssertionError: On leaving: something was left; the message lists it. An exception of the
+            block itself goes first.
+
+    Threads:
+        Any.
+    """
+    return NothingLeft(grace)
+
+
+class NothingLeft:
+    """What ``assert_nothing_left()`` gives."""
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._threads: set[threading.Thread] = set()
+        self._tasks: set[int] = set()
+        self._workers: weakref.WeakSet[Worker[Any]] = weakref.WeakSet()
+
+    def __enter__(self) -> Self:
+        self._threads = {thread for thread in threading.enumerate() if _occupation(thread)}
+        self._workers = weakref.WeakSet(_unfinished())
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            end = time.monotonic() + self._grace
+            while self._find_threads() and time.monotonic() < end:
+                time.sleep(0.001)
+            _complain(self._find())
+
+    async def __aenter__(self) -> Self:
+        self._tasks = {task.id for task in anyio.get_running_tasks()}
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            return
+        end = time.monotonic() + self._grace
+        while self._find_threads() and time.monotonic() < end:
+            await lowlevel.checkpoint()
+        for _ in range(8):  # what is at its end may end
+            await lowlevel.checkpoint()
+        tasks = [
+            f"task {task.name!r}"
+            for task in anyio.get_running_tasks()
+            if task.id not in self._tasks
+        ]
+        _complain([*tasks, *self._find()])
+
+    def _find(self) -> list[str]:
+        return [*self._find_threads(), *self._find_workers(), *_find_coroutines()]
+
+    def _find_threads(self) -> list[str]:
+        return [
+            f"thread {thread.name!r}, {occupation}"
+            for thread in threading.enumerate()
+            if thread not in self._threads and (occupation := _occupation(thread)) is not None
+        ]
+
+    def _find_workers(self) -> list[str]:
+        return [repr(worker) for worker in _unfinished() if worker not in self._workers]
+
+
+def _unfinished() -> list[Worker[Any]]:
+    """Find the workers that were added to a node and have not ended."""
+    found = [each for each in gc.get_objects() if issubclass(type(each), Worker)]
+    # One that could not be made lacks its state.
+    return [each for each in found if getattr(each, "created_at", None) and not each.is_finished]
+
+
+def _occupation(thread: threading.Thread) -> str | None:
+    """Tell what a thread is at, ``None`` if it is one of a pool that waits for something to do."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if module not in _POOLS:
+            code = frame.f_code
+            return f"in {code.co_name} ({code.co_filename}:{frame.f_lineno})"
+        frame = frame.f_back
+    pooled = thread.name.startswith(("AnyIO worker", "Trio"))
+    return None if pooled else "which is of no pool"
+
+
+def _find_coroutines() -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gc.collect()
+    return [str(each.message) for each in caught if "never awaited" in str(each.message)]
+
+
+def _complain(left: list[str]) -> None:
+    if left:
+        raise AssertionError("\n  ".join(["these were left behind:", *left]))

@@ -1,0 +1,195 @@
+"""What a machine knows of nodes and workers: what it did to them, and what their logs say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ._scripts import OnCancel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from creche import Node, Worker
+
+    from ._recorder import EventRecorder
+    from ._scripts import Play
+
+FREE, QUEUE, ODD = "free", "queue", "odd"
+"""The groups of each node: without a limit; with one, first in first out; with another overflow."""
+
+
+class Place:
+    """A node of the tree, and what was done to it."""
+
+    def __init__(
+        self, node: Node, kind: str, parent: Place | None, recorder: EventRecorder
+    ) -> None:
+        self.node = node
+        self.name = node.path
+        self.kind = kind  # root, block (a child with a block of its own), mounted
+        self.parent = parent
+        self.recorder = recorder
+        self.children: list[Place] = []
+        self.records: list[Record] = []
+        self.limits: dict[str, int | None] = {}
+        self.highest: dict[str, int | None] = {}  # that the limits were in the current step
+        self.scope = anyio.CancelScope()
+        self.leave = anyio.Event()
+        self.is_leaving = False
+        self.is_shut = False
+        self.is_cancelled = False
+        self.has_ended = False
+        self.raised: BaseException | None = None
+        if parent is not None:
+            parent.children.append(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def below(self) -> Iterator[Place]:
+        """Give this place and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.below()
+
+    def mounted(self) -> Iterator[Place]:
+        """Give this place and those whose errors its block raises."""
+        yield self
+        for child in self.children:
+            if child.kind == "mounted":
+                yield from child.mounted()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the node has been left."""
+        return self.node.is_finished if self.kind == "mounted" else self.has_ended
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether work raised an error that fails this node."""
+        return any(record.has_failed for place in self.mounted() for record in place.records)
+
+    @property
+    def has_fallen(self) -> bool:
+        """Whether this node was cancelled, or has failed, or one above it."""
+        if self.is_cancelled or self.has_failed:
+            return True
+        return self.parent is not None and self.parent.has_fallen
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether this node is told to leave: daemons and unstarted workers may be cancelled."""
+        if self.is_leaving or self.is_shut or self.is_over:
+            return True
+        return self.parent is not None and self.parent.is_closing
+
+    @property
+    def refuses(self) -> bool:
+        """Whether no work may start any more."""
+        return self.is_shut or self.is_over or (self.parent is not None and self.parent.is_shut)
+
+    def change_limit(self, group: str, limit: int) -> None:
+        """Change the limit of a group. Who has got a slot already, keeps it."""
+        before = self.limits[group]
+        self.node.group(group).limit = limit
+        self.limits[group] = limit
+        self.highest[group] = max(limit, before or limit, self.highest.get(group) or 0)
+
+    def unfinished(self, group: str | None = None) -> list[Record]:
+        """Give the workers of this node that have not ended, or those of one of its groups."""
+        return [
+            record
+            for record in self.records
+            if not record.worker.is_finished and group in (None, record.group)
+        ]
+
+
+class Record:
+    """A worker, its script, and what was done to it."""
+
+    def __init__(
+        self, place: Place, group: str, play: Play, *, fatal: bool, daemon: bool, kind: str
+    ) -> None:
+        self.worker: Worker[Any]
+        self.place = place
+        self.group = group
+        self.play = play
+        self.fatal = fatal
+        self.daemon = daemon
+        self.kind = kind  # function, coroutine, thread, abandoned
+        self.asked: str | None = None
+        """Who asked for cancellation while the worker was unfinished; it is certain."""
+        self.may_be_cancelled = False
+        """Whether something was done that may have led to a cancellation."""
+        self.is_deaf = False
+        """Whether its work may keep a native cancellation to itself, and succeed."""
+        self.order = 0
+        self.started: int | None = None
+        self.entered: int | None = None
+        self.final: object = None
+        self.waiters: list[Waiter] = []
+        place.records.append(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.play.__name__} in {self.place.name}/{self.group}: {self.play.script}>"
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether the work runs in a thread."""
+        return self.kind in {"thread", "abandoned"}
+
+    def ask(self, who: str) -> None:
+        """Note that cancellation is asked for."""
+        if self.asked is None and not self.worker.is_finished:
+            self.asked = who
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the work raised an error that fails the node."""
+        if not self.play.log or self.kind == "abandoned":
+            error = getattr(self.worker, "error", None)
+            return error is not None and (self.fatal or not isinstance(error, Exception))
+        last = self.play.log[-1]
+        return last == "raised base" or (last == "raised" and self.fatal)
+
+    @property
+    def holds_on(self) -> bool:
+        """Whether the work is inside and does not leave by itself though it was cancelled."""
+        if not self.play.is_inside:
+            return False
+        if self.in_thread:
+            return self.kind == "thread"
+        return "cancelled" in self.play.log and self.play.script.on_cancel is OnCancel.HOLD
+
+    @property
+    def may_end_cancelled(self) -> bool:
+        """Whether anything was done that explains a cancellation."""
+        if self.asked is not None or self.may_be_cancelled or self.is_deaf or self.place.has_fallen:
+            return True
+        return self.place.is_closing and (self.daemon or self.started is None)
+
+
+class Waiter:
+    """A task that waits for a worker."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.scope = anyio.CancelScope()
+        self.outcome: tuple[str, object] | None = None
+        record.waiters.append(self)
+
+    def __repr__(self) -> str:
+        return f"<waiter for {self.record.play.__name__}>"
+
+
+def leaves(error: BaseException | None) -> list[BaseException]:
+    """Give the single errors in what a block raised, those behind a bare one included."""
+    if error is None:
+        return []
+    inner: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
+    if inner is not None:
+        return [leaf for each in inner for leaf in leaves(each)]
+    behind = error.__cause__
+    return [error, *(leaves(behind) if hasattr(behind, "exceptions") else [])]

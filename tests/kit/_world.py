@@ -1,0 +1,123 @@
+"""The event loop of a state machine: quiet whenever the machine draws.
+
+A rule is synchronous. It hands one action to the loop, in another thread, which does it and then
+lets everything happen that can happen. So nothing runs while Hypothesis decides, and a program
+repeats exactly.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import lowlevel
+from anyio.from_thread import start_blocking_portal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+PATIENCE = 20.0
+"""Real seconds after which something that must happen has failed to; never a delay."""
+_TURNS = 32
+
+
+async def turn(times: int = 1) -> None:
+    """Let the loop go round."""
+    for _ in range(times):
+        await lowlevel.checkpoint()
+
+
+async def settle() -> None:
+    """Let everything happen that can, until all tasks wait for something.
+
+    The turns come first because on asyncio ``wait_all_tasks_blocked()`` sleeps between its looks.
+    """
+    await turn(_TURNS)
+    with anyio.fail_after(PATIENCE):
+        await anyio.wait_all_tasks_blocked()
+
+
+class World:
+    """An event loop in a thread, with a task group for what machines set going.
+
+    Args:
+        backend: The name of AnyIO's backend.
+        options: The backend's options.
+    """
+
+    def __init__(self, backend: str, options: dict[str, Any]) -> None:
+        self._stack = ExitStack()
+        self._caught = self._stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        self._portal = self._stack.enter_context(start_blocking_portal(backend, options))
+        self._tasks: TaskGroup
+        self._over: anyio.Event
+        self._host, _ = self._portal.start_task(self._stay)
+        self._own = set(self._portal.call(self._task_ids))
+
+    async def _stay(self, *, task_status: TaskStatus[None]) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            self._over = anyio.Event()
+            task_status.started()
+            await self._over.wait()
+            self._tasks.cancel_scope.cancel()
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Do something on the loop, then let everything happen that can.
+
+        Args:
+            action: A function, sync or async.
+        """
+        self._portal.call(self._do, action)
+
+    async def _do(self, action: Callable[[], object]) -> None:
+        outcome = action()
+        if inspect.isawaitable(outcome):
+            await outcome
+        await settle()
+
+    def until(self, condition: Callable[[], bool], patience: float = PATIENCE) -> bool:
+        """Wait for what a thread does; tell whether it came about."""
+        end = time.monotonic() + patience
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            self._portal.call(lowlevel.checkpoint)
+        self._portal.call(settle)
+        return True
+
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task; on the loop only."""
+        self._tasks.start_soon(function)
+
+    async def _task_ids(self) -> list[int]:
+        return [task.id for task in anyio.get_running_tasks()]
+
+    def tasks_left(self) -> list[str]:
+        """Name the tasks that are neither the loop's own nor the one that looks."""
+
+        async def look() -> list[str]:
+            me = anyio.get_current_task().id
+            own = {*self._own, me}
+            return [task.name or "" for task in anyio.get_running_tasks() if task.id not in own]
+
+        return self._portal.call(look)
+
+    def never_awaited(self) -> list[str]:
+        """Tell the warnings of coroutines that nobody awaited."""
+        told = [str(each.message) for each in self._caught]
+        return [each for each in told if "never awaited" in each]
+
+    def close(self) -> None:
+        """End the loop, whatever still runs."""
+        try:
+            self._portal.call(self._over.set)
+            self._host.result(PATIENCE)
+        finally:
+            self._stack.close()

@@ -1,0 +1,126 @@
+"""Plant faults in a copy of the core, one at a time, and see that the tests catch each.
+
+``python tests/mutants/run.py [WORD ...]``: all of mutants.toml, or those whose names contain one
+of the words. A fault that nothing notices is a failure, and so is one whose text is not found: the
+core has changed, and the list has to follow. A run that hangs, and is ended, has noticed.
+"""
+
+# ruff: noqa: T201 (it prints its verdicts)
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+LIST = HERE / "mutants.toml"
+# What is quick and looks at the core comes first; the first failure ends the run of a mutant.
+QUICK = ("states", "worker", "groups", "node", "handlers", "errors", "cancellation", "threads")
+THOROUGH = ("deadlock",)
+LIMIT = 240.0  # seconds for one mutant
+
+
+def selection(root):
+    names = [root / "tests" / f"test_{name}.py" for name in (*QUICK, *THOROUGH)]
+    return [str(name) for name in [*names, root / "tests" / "proof"] if name.exists()]
+
+
+def prepare(place):
+    for name in ("src", "tests"):
+        shutil.copytree(
+            ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "mutants")
+        )
+    shutil.copy(ROOT / "pyproject.toml", place)
+
+
+def plant(place, mutant):
+    """Put the fault in; tell what is wrong if that is not possible."""
+    files = [
+        path
+        for path in (place / "src" / "creche").glob("*.py")
+        if mutant["search"] in path.read_text(encoding="utf-8")
+    ]
+    if len(files) != 1:
+        return f"found in {len(files)} files"
+    text = files[0].read_text(encoding="utf-8")
+    if text.count(mutant["search"]) != 1:
+        return f"found {text.count(mutant['search'])} times in {files[0].name}"
+    files[0].write_text(text.replace(mutant["search"], mutant["replace"]), encoding="utf-8")
+    return None
+
+
+def run_tests(place):
+    """Give the exit status and the first failed test; ``None`` for a run that had to be ended."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["-o", "faulthandler_timeout=60", *selection(place)]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(place / "src"), "CRECHE_PROFILE": "quick"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None, "the time limit"
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode, failed[0].partition(" - ")[
+        0
+    ] if failed else "the end of a run that hung"
+
+
+def judge(mutant):
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        prepare(place)
+        wrong = plant(place, mutant) if mutant is not None else None
+        if wrong is not None:
+            return mutant, f"STALE: {wrong}", 0.0
+        status, by = run_tests(place)
+    if status == 0:
+        return mutant, "SURVIVED", time.monotonic() - began
+    return mutant, f"caught by {by}", time.monotonic() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="words of the names of mutants")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at once")
+    options = parser.parse_args()
+    mutants = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"]
+    if options.names:
+        mutants = [each for each in mutants if any(word in each["name"] for word in options.names)]
+    _, verdict, seconds = judge(None)
+    if verdict != "SURVIVED":
+        sys.exit(f"the tests fail without any fault: {verdict}")
+    print(f"without a fault: {seconds:.0f} s")
+    bad = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, verdict, seconds in pool.map(judge, mutants):
+            caught = verdict.startswith("caught")
+            bad += not caught
+            print(f"{'ok ' if caught else 'BAD'} {seconds:4.0f} s  {mutant['name']}: {verdict}")
+            sys.stdout.flush()
+    print(f"{len(mutants) - bad} of {len(mutants)} caught")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()

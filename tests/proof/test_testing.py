@@ -1,0 +1,332 @@
+"""The helpers of the test kit: virtual time, the recorder, scripts, and what must not be left."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import anyio
+import pytest
+from anyio._backends._asyncio import AsyncIOBackend
+from hypothesis import given
+
+from creche import Node
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, settle, until
+from kit import (
+    Ending,
+    EventRecorder,
+    OnCancel,
+    Play,
+    Script,
+    ScriptBaseError,
+    ScriptError,
+    assert_nothing_left,
+    scripts,
+    virtual_time,
+)
+
+# the recorder
+
+
+async def test_recorder_keeps_every_change():
+    """The recorder has every change in order, and the node's own handler is called as well."""
+    own = []
+
+    class Loud(Node):
+        async def on_worker_state_changed(self, event):
+            own.append(event.state)
+
+    app = Loud()
+    recorder = EventRecorder(app)
+    async with app:
+        worker = app.run_worker(settle)
+    assert recorder.states(worker) == [PENDING, RUNNING, SUCCESS] == own
+    assert list(recorder) == [(worker, PENDING), (worker, RUNNING), (worker, SUCCESS)]
+    assert len(recorder) == 3
+    assert repr(recorder) == "<EventRecorder of 3 events>"
+    recorder.assert_states(worker, PENDING, RUNNING, SUCCESS)
+    recorder.assert_orderly()
+
+
+async def test_recorder_tells_what_happened():
+    """A failed comparison tells both lists, and all that was recorded."""
+    async with Node("app") as app:
+        recorder = EventRecorder(app)
+        worker = app.run_worker(settle, name="sync", group="net")
+    with pytest.raises(AssertionError) as caught:
+        recorder.assert_states(worker, PENDING, CANCELLED)
+    assert str(caught.value) == (
+        "worker 'sync' went through PENDING, RUNNING, SUCCESS; expected PENDING, CANCELLED\n"
+        "recorded:\n"
+        "    0 worker 'sync' of app/net: PENDING\n"
+        "    1 worker 'sync' of app/net: RUNNING\n"
+        "    2 worker 'sync' of app/net: SUCCESS"
+    )
+    with pytest.raises(AssertionError, match="nothing was recorded"):
+        EventRecorder().assert_states(worker, PENDING)
+
+
+@pytest.mark.parametrize(
+    ("states", "wrong"),
+    [
+        ([RUNNING, SUCCESS], "worker 'sync' began as RUNNING, not as PENDING"),
+        ([PENDING, SUCCESS], "worker 'sync' went from PENDING to SUCCESS"),
+        (
+            [PENDING, RUNNING],
+            "worker 'sync' is SUCCESS, but the last that was announced of it is RUNNING",
+        ),
+    ],
+    ids=["first", "edge", "last"],
+)
+async def test_recorder_judges_a_life(states, wrong):
+    """A life that the table does not allow is told as what it is."""
+    async with Node("app") as app:
+        worker = app.run_worker(settle, name="sync")
+    recorder = EventRecorder()
+    recorder.events = [(worker, state) for state in states]
+    with pytest.raises(AssertionError) as caught:
+        recorder.assert_orderly()
+    assert str(caught.value).splitlines()[0] == wrong
+
+
+# scripts
+
+
+async def test_play_logs_what_it_does():
+    """A script that is let through its gate says so in its log."""
+    play = Play(Script(before=1, after=2), "first")
+    async with Node() as app:
+        worker = app.run_worker(play)
+        await until(play.arrived.is_set)
+        assert play.is_inside
+        assert repr(play) == "<Play 'first': entered, at the gate>"
+        play.open_gate()
+    assert play.log == ["entered", "at the gate", "returned"]
+    assert (worker.name, worker.result) == ("first", play.value)
+    assert not play.is_inside
+    assert play.left.is_set()
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "last"),
+    [(Ending.RAISE, ScriptError, "raised"), (Ending.RAISE_BASE, ScriptBaseError, "raised base")],
+    ids=["raise", "base"],
+)
+async def test_play_raises(ending, kind, last):
+    """A script may end in an error of either kind."""
+    play = Play(Script(gated=False, ending=ending))
+    with pytest.raises(kind):
+        await play()
+    assert play.log[-1] == last
+    assert [type(error) for error in play.errors] == [kind]
+
+
+@pytest.mark.parametrize(
+    ("answer", "last", "state"),
+    [
+        (OnCancel.OBEY, "unwound", CANCELLED),
+        (OnCancel.RESIST, "unwound", CANCELLED),
+        (OnCancel.HOLD, "unwound", CANCELLED),
+        (OnCancel.SWALLOW, "returned", CANCELLED),
+        (OnCancel.RAISE, "raised", ERROR),
+    ],
+    ids=lambda value: value.value if isinstance(value, OnCancel) else None,
+)
+async def test_play_answers_cancellation(answer, last, state):
+    """A script does with a cancellation what it says."""
+    play = Play(Script(on_cancel=answer, unwinding=5))
+    async with Node() as app:
+        worker = app.run_worker(play, exit_on_error=False)
+        await until(play.arrived.is_set)
+        worker.cancel()
+        await settle()
+        assert play.is_inside is (answer is OnCancel.HOLD)
+        play.let_go()
+    assert play.log == ["entered", "at the gate", "cancelled", last]
+    assert worker.state is state
+
+
+async def test_play_in_a_thread():
+    """A script runs in a thread as well, and meets the test at its gate."""
+    play, failing = Play(Script()), Play(Script(ending=Ending.RAISE, gated=False))
+    async with Node() as app:
+        worker = app.run_worker(play.in_thread, thread=True)
+        failed = app.run_worker(failing.in_thread, thread=True, exit_on_error=False)
+        await until(play.arrived.is_set)
+        play.open_gate()
+        assert await worker is play.value
+    assert failed.error is failing.errors[0]
+    assert play.log == ["entered", "at the gate", "returned"]
+
+
+@given(script=scripts(endings=[Ending.RETURN], gated=False, checkpoints=2))
+def test_drawn_scripts(script):
+    """Scripts are drawn within what was asked for."""
+    play = Play(script)
+    assert anyio.run(play) is play.value
+    assert max(script.before, script.after) <= 2
+
+
+# what is left
+
+
+async def test_nothing_left():
+    """A node that was left, with threads in the pool, leaves nothing."""
+    async with assert_nothing_left(), Node() as app:
+        app.run_worker(settle)
+        await app.run_worker(threading.get_ident, thread=True)
+        app.run_worker(settle, start=False)
+
+
+def test_nothing_left_round_a_run(backend):
+    """The check goes round a whole run of a loop as well."""
+
+    async def main():
+        async with Node() as app:
+            app.run_worker(threading.get_ident, thread=True)
+
+    with assert_nothing_left():
+        anyio.run(main, **backend)
+
+
+async def test_left_task_and_worker():
+    """A task and a worker that go on are named."""
+    gate = anyio.Event()
+    async with anyio.create_task_group() as group, Node("app") as app:
+        with pytest.raises(AssertionError) as caught:
+            async with assert_nothing_left():
+                group.start_soon(gate.wait, name="straggler")
+                worker = app.run_worker(gate.wait, name="sync")
+        gate.set()
+    told = str(caught.value)
+    assert "task 'straggler'" in told
+    assert "<Worker 'sync' RUNNING group='default' node='app'>" in told
+    assert worker.is_finished
+
+
+async def test_left_thread():
+    """A thread that goes on is named, with the place that it is at."""
+    play = Play(Script(), "busy")
+    async with Node() as app:
+        with pytest.raises(AssertionError) as caught:
+            async with assert_nothing_left(grace=0):
+                app.run_worker(play.in_thread, thread=True)
+                await until(play.arrived.is_set)
+        play.open_gate()
+    assert ", in in_thread (" in str(caught.value)
+    assert "_scripts.py" in str(caught.value)
+
+
+def test_left_plain_thread():
+    """A thread of the program's own counts as well."""
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait, args=(10,), name="mine")
+    with pytest.raises(AssertionError, match="thread 'mine'"), assert_nothing_left(grace=0):
+        thread.start()
+    go.set()
+    thread.join()
+
+
+def test_left_coroutine():
+    """A coroutine that nobody awaited and that a cycle keeps is found."""
+    never = "coroutine 'settle' was never awaited"
+    with pytest.raises(AssertionError, match=never), assert_nothing_left():
+        cycle = [settle()]
+        cycle.append(cycle)
+        del cycle
+
+
+async def test_error_of_the_block_goes_first():
+    """What the block raised is not hidden by what it left."""
+    with pytest.raises(ZeroDivisionError):
+        async with assert_nothing_left():
+            1 // 0  # noqa: B018 (its failure is the point)
+    with pytest.raises(ZeroDivisionError), assert_nothing_left():
+        1 // 0  # noqa: B018 (the same)
+
+
+# virtual time
+
+
+@pytest.fixture
+def virtual(anyio_backend, request):
+    if "uvloop" in request.node.name:
+        pytest.skip("virtual time is a loop of its own")
+    with virtual_time(anyio_backend[0]) as (name, options):
+        yield {"backend": name, "backend_options": options}
+
+
+def test_hours_take_no_time(virtual):
+    """An hour of sleep passes at once, and the times of workers are of that clock."""
+
+    async def main():
+        async with Node() as app:
+            start = anyio.current_time()
+            worker = app.run_worker(lambda: anyio.sleep(3600), name="nap")
+            with anyio.move_on_after(600) as scope:
+                await worker
+            assert scope.cancelled_caught
+            assert anyio.current_time() - start == pytest.approx(600)
+        assert worker.elapsed == pytest.approx(3600)
+
+    began = time.monotonic()
+    anyio.run(main, **virtual)
+    assert time.monotonic() - began < 60
+
+
+def test_threads_are_waited_for(virtual):
+    """The clock does not jump over a thread that is about to finish."""
+
+    async def main():
+        async with Node() as app:
+            with anyio.fail_after(600):
+                for _ in range(20):
+                    await app.run_worker(threading.get_ident, thread=True)
+
+    anyio.run(main, **virtual)
+
+
+def test_thread_that_waits_for_the_clock(virtual):
+    """A thread that waits for what only the clock brings does not stop it."""
+    go = threading.Event()
+
+    async def main():
+        async with Node() as app:
+            worker = app.run_worker(lambda: go.wait(10), thread=True)
+            await anyio.sleep(3600)
+            go.set()
+            assert await worker
+
+    anyio.run(main, **virtual)
+
+
+def test_loop_in_a_thread_is_real(virtual):
+    """Async work in a thread has a loop with a real clock, and its threads do not count."""
+
+    async def work():
+        await settle()
+        return await anyio.to_thread.run_sync(threading.get_ident)
+
+    async def main():
+        async with Node() as app:
+            assert await app.run_worker(work, thread=True) != threading.get_ident()
+
+    anyio.run(main, **virtual)
+
+
+def test_virtual_time_is_over_after_the_block():
+    """What virtual time has changed of AnyIO is as it was."""
+    before = vars(AsyncIOBackend)["run_sync_in_worker_thread"]
+    with virtual_time():
+        assert vars(AsyncIOBackend)["run_sync_in_worker_thread"] is not before
+    assert vars(AsyncIOBackend)["run_sync_in_worker_thread"] is before
+
+
+def test_unknown_backend():
+    """Another backend is refused by name."""
+    refused = "backend must be 'asyncio' or 'trio', not 'curio'"
+    with pytest.raises(ValueError, match=refused), virtual_time("curio"):
+        pass
+
+
+# what is not installed

@@ -1,0 +1,32 @@
+"""The fixture of the virtual clock, as a user's module asks for it."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from creche import Node
+from kit import virtual_backend as anyio_backend  # noqa: F401 (pytest finds it by name)
+
+
+@pytest.fixture
+async def app():
+    async with Node("app") as app:
+        yield app
+
+
+async def test_ten_minute_timeout(app):
+    """A timeout of ten minutes is tested at once, with async fixtures too."""
+    start = anyio.current_time()
+    worker = app.run_worker(anyio.sleep_forever)
+    with anyio.move_on_after(600):
+        await worker
+    assert anyio.current_time() - start == pytest.approx(600)
+    worker.cancel()
+
+
+async def test_clock_of_its_own(app):
+    """Each test has a clock of its own."""
+    start = anyio.current_time()
+    await anyio.sleep(3600)
+    assert anyio.current_time() - start == pytest.approx(3600)
