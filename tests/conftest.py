@@ -28,8 +28,17 @@ def backend(anyio_backend):
     return {"backend": name, "backend_options": options}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def imported():
+    """Take what the imports made out of every later collection, of which each test has one."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left(imported):
     """No test leaves a worker thread behind, nor a coroutine that was never awaited."""
     before = set(threading.enumerate())
     yield
