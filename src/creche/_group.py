@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from ._options import check_limit
-from ._state import WorkerState
+from ._state import PENDING
 from ._worker import Worker, wait_for
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class WorkerGroup:
         """Admit a worker: is the nursery open, is there a slot, then the task."""
         nursery = self._node._nursery
         nursery.check_admission()
-        if worker not in self._unstarted or worker._state is not WorkerState.PENDING:
+        if worker not in self._unstarted or worker._state is not PENDING:
             return
         worker._take_up()
         if nursery.is_cancelled:

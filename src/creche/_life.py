@@ -25,7 +25,7 @@ from ._errors import (
 )
 from ._record import Record, ResultType, lock
 from ._running import in_task, in_thread
-from ._state import FINAL, TRANSITIONS, WorkerState
+from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +129,7 @@ class Life(Record[ResultType]):
                 self._fall(failure)
             else:
                 self._notice_cancellation(native=False)
-                self._end(WorkerState.SUCCESS)
+                self._end(SUCCESS)
         finally:
             del failure, self  # this frame is in the traceback of the error
 
@@ -142,9 +142,9 @@ class Life(Record[ResultType]):
             failure = uncancelled(error, self._is_cancellation)
             if failure is None:
                 self._notice_cancellation()
-                self._end(WorkerState.CANCELLED)
+                self._end(CANCELLED)
             else:
-                self._end(WorkerState.ERROR, failure)
+                self._end(ERROR, failure)
         finally:
             del error, self
 
@@ -175,11 +175,11 @@ class Life(Record[ResultType]):
     def _enter(self) -> None:
         """Become RUNNING, for the work is entered now; raise if it has been called off."""
         with lock:
-            if self._state is WorkerState.RUNNING:
+            if self._state is RUNNING:
                 return  # a subclass's run() that calls super().run()
             if not self._cancelled:
                 self._waits_for_thread = False
-                self._move(WorkerState.RUNNING)
+                self._move(RUNNING)
                 return
         self._unwind()
         raise WorkerCancelled(f"{self._spoken()} was cancelled")
@@ -242,10 +242,10 @@ class Life(Record[ResultType]):
     def _unwind(self, *, by_nursery: bool = False) -> None:
         """Do on the loop what follows from the mark."""
         handle = self._handle
-        if self._state is WorkerState.PENDING:
+        if self._state is PENDING:
             if handle is not None:
                 self._nursery.unstepped[self] = handle.coro
-            self._end(WorkerState.CANCELLED)
+            self._end(CANCELLED)
         for stop in self._stops:
             stop()
         for hop in self._hops:
@@ -280,10 +280,10 @@ class Life(Record[ResultType]):
                 raise WorkerError(
                     f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
                 )
-            if state is WorkerState.SUCCESS and self._cancelled:
-                state = WorkerState.CANCELLED  # cancel is final
+            if state is SUCCESS and self._cancelled:
+                state = CANCELLED  # cancel is final
             self._state = state
-            if state is WorkerState.RUNNING:
+            if state is RUNNING:
                 self._started_at = self._nursery.now()
             else:
                 self._finished_at = self._nursery.now()
@@ -330,22 +330,22 @@ class Life(Record[ResultType]):
     def _assign(self, state: WorkerState) -> None:
         """Change the state on behalf of an adapter, see ``state``."""
         if self._started:
-            if state is not WorkerState.CANCELLED or self._state in FINAL:
+            if state is not CANCELLED or self._state in FINAL:
                 raise WorkerError(
                     f"the state of {self._spoken()}, which is {self._state.name} and was started "
                     f"here, cannot be set to {state.name}; only to CANCELLED before it has ended"
                 )
             self.cancel()
-        elif state is WorkerState.SUCCESS and self._cancelled and self._state not in FINAL:
+        elif state is SUCCESS and self._cancelled and self._state not in FINAL:
             raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
         elif state not in FINAL:
             self._move(state)
         else:
-            if state is WorkerState.CANCELLED:
+            if state is CANCELLED:
                 self._mark(None)
             self._end(state)
 
     def _disown(self) -> None:
         """End a worker that its closing node never started."""
         self._mark("its node closed")
-        self._end(WorkerState.CANCELLED)
+        self._end(CANCELLED)

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from ._errors import add_note, uncancelled
-from ._nursery import Life
+from ._nursery import CLOSED
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -64,7 +64,7 @@ class Mailbox:
         Returns:
             Whether it will be delivered: ``False`` once the nursery is closed.
         """
-        if self._nursery.life is Life.CLOSED:
+        if self._nursery.life is CLOSED:
             return False
         self._waiting.append(message)
         self._deliver()

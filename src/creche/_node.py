@@ -11,7 +11,7 @@ from ._errors import WorkerError
 from ._group import WorkerGroup
 from ._manager import WorkerManager
 from ._message import Message
-from ._nursery import Life
+from ._nursery import NEW
 from ._options import check_limit, check_overflow
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
@@ -69,7 +69,7 @@ class Node(Branch):
     @property
     def children(self) -> tuple[Node, ...]:
         """The nodes right below that are open."""
-        opened = [child for child in self._children if child._nursery.life is not Life.NEW]
+        opened = [child for child in self._children if child._nursery.life is not NEW]
         return tuple(cast("list[Node]", opened))
 
     @property
@@ -253,7 +253,7 @@ class Node(Branch):
             if worker._place is not None:
                 raise WorkerError(f"{worker._spoken()} was added before")
             try:
-                if start or self._nursery.life is not Life.NEW:
+                if start or self._nursery.life is not NEW:
                     self._nursery.check_admission()
             except WorkerError:
                 worker.cancel("refused")

@@ -50,12 +50,14 @@ class Life(enum.Enum):
     """Nothing is left, and nothing can start."""
 
 
+NEW, OPEN, CLOSING, CLOSED = Life
+
 LIVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
     {
-        Life.NEW: frozenset({Life.OPEN}),
-        Life.OPEN: frozenset({Life.CLOSING, Life.CLOSED}),
-        Life.CLOSING: frozenset({Life.CLOSED}),
-        Life.CLOSED: frozenset(),
+        NEW: frozenset({OPEN}),
+        OPEN: frozenset({CLOSING, CLOSED}),
+        CLOSING: frozenset({CLOSED}),
+        CLOSED: frozenset(),
     }
 )
 """From each stage, the stages that may follow; work is admitted in OPEN alone."""
@@ -103,7 +105,7 @@ class Nursery:
 
     def __init__(self, occupant: Occupant) -> None:
         self._occupant = occupant
-        self.life = Life.NEW
+        self.life = NEW
         self.bridge = Bridge(self._wake)
         self.tree: object = self
         """Stands for the whole tree of nurseries: no error is reported twice in one."""
@@ -139,15 +141,15 @@ class Nursery:
         self.cancelled_class = anyio.get_cancelled_exc_class()
         self._clock_offset = anyio.current_time() - time.monotonic()
         self.bridge.open()
-        self._move(Life.OPEN)
+        self._move(OPEN)
         self._watcher = self.spawn(self._watch(), name="creche watcher")
         if self.is_cancelled:
             group.cancel_scope.cancel()
 
     def refuse(self) -> None:
         """Admit no more work."""
-        if self.life is Life.OPEN:
-            self._move(Life.CLOSING)
+        if self.life is OPEN:
+            self._move(CLOSING)
 
     def check_admission(self) -> None:
         """Raise an error unless work may start.
@@ -155,15 +157,15 @@ class Nursery:
         Raises:
             WorkerError: The nursery is not open.
         """
-        if self.life is not Life.OPEN:
+        if self.life is not OPEN:
             raise WorkerError(
                 f"cannot start work on {self._occupant._spoken()}, which is {self.life.value}; "
-                + ("enter its block first" if self.life is Life.NEW else "use a node that is open")
+                + ("enter its block first" if self.life is NEW else "use a node that is open")
             )
 
     def now(self) -> float:
         """Tell the time of the loop's clock, in seconds; from any thread."""
-        if self.bridge.is_here and self.life is not Life.CLOSED:
+        if self.bridge.is_here and self.life is not CLOSED:
             return anyio.current_time()
         return time.monotonic() + self._clock_offset
 
@@ -226,7 +228,7 @@ class Nursery:
             try:
                 await anyio.sleep_forever()
             except self.cancelled_class:
-                if self.life is Life.CLOSED:
+                if self.life is CLOSED:
                     raise
                 if self.is_scope_cancelled():
                     break
@@ -293,7 +295,7 @@ class Nursery:
 
     def cancel(self, reason: object) -> None:
         """Cancel everything, the host's body included; on the loop only."""
-        if self.is_cancelled or self.life is Life.CLOSED:
+        if self.is_cancelled or self.life is CLOSED:
             return
         self.is_cancelled = True
         self.cancel_reason = reason
@@ -398,5 +400,5 @@ class Nursery:
                 self.fail(exc)
                 continue
             if self.bridge.close():
-                self._move(Life.CLOSED)
+                self._move(CLOSED)
                 return late

@@ -7,7 +7,7 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ._state import FINAL, WorkerState
+from ._state import FINAL, PENDING, RUNNING, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -156,7 +156,7 @@ class Record(Generic[ResultType]):
         self._thread = thread
         self._abandon_on_cancel = abandon_on_cancel
         self._limiter = limiter
-        self._state = WorkerState.PENDING
+        self._state = PENDING
         self._result: ResultType | None = None
         self._error: BaseException | None = None
         self._cancelled = False
@@ -218,7 +218,7 @@ class Record(Generic[ResultType]):
     @property
     def is_running(self) -> bool:
         """Whether the state is RUNNING."""
-        return self._state is WorkerState.RUNNING
+        return self._state is RUNNING
 
     @property
     def is_finished(self) -> bool:
@@ -228,7 +228,7 @@ class Record(Generic[ResultType]):
     @property
     def is_queued(self) -> bool:
         """Whether the worker was started and waits, for a slot of its group or for a thread."""
-        return self._state is WorkerState.PENDING and (
+        return self._state is PENDING and (
             self._waits_for_thread or (self._started and self._handle is None)
         )
 

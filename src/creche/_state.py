@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class WorkerState(enum.Enum):
     """Where a worker is in its life."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and a worker needs it often
+
     PENDING = 1
     """Created, or waiting for a slot in its group or for a thread; the work was not entered."""
     RUNNING = 2
@@ -25,15 +27,16 @@ class WorkerState(enum.Enum):
     """Final: the work returned, and nobody had asked for its cancellation."""
 
 
-_PENDING, _RUNNING, _CANCELLED, _ERROR, _SUCCESS = WorkerState
+# For the core: a name of a module costs a tenth of an attribute of an Enum.
+PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 
 TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = MappingProxyType(
     {
-        _PENDING: frozenset({_RUNNING, _CANCELLED}),
-        _RUNNING: frozenset({_SUCCESS, _ERROR, _CANCELLED}),
-        _CANCELLED: frozenset(),
-        _ERROR: frozenset(),
-        _SUCCESS: frozenset(),
+        PENDING: frozenset({RUNNING, CANCELLED}),
+        RUNNING: frozenset({SUCCESS, ERROR, CANCELLED}),
+        CANCELLED: frozenset(),
+        ERROR: frozenset(),
+        SUCCESS: frozenset(),
     }
 )
 """From each state, the states that may follow; ``Worker._move`` alone looks it up."""

@@ -11,7 +11,7 @@ import anyio
 from ._context import current
 from ._errors import WorkerError, uncancelled
 from ._mailbox import Mailbox
-from ._nursery import Life, Nursery
+from ._nursery import CLOSED, NEW, OPEN, Nursery
 
 if TYPE_CHECKING:
     import sys
@@ -82,11 +82,11 @@ class Branch:
             WorkerError: It was opened before, or its parent is not open.
         """
         parent = self._parent
-        if self._nursery.life is not Life.NEW:
+        if self._nursery.life is not NEW:
             raise WorkerError(
                 f"{self._spoken()} was entered before; make a new Node for each block"
             )
-        if parent is not None and parent._nursery.life is not Life.OPEN:
+        if parent is not None and parent._nursery.life is not OPEN:
             raise WorkerError(
                 f"cannot enter {self._spoken()}: its parent is {parent._nursery.life.value}"
             )
@@ -127,7 +127,7 @@ class Branch:
         try:
             return await self._nursery.close(exc)
         finally:
-            if self._nursery.life is Life.CLOSED:
+            if self._nursery.life is CLOSED:
                 self._detach()
             del exc, traceback
 
@@ -180,7 +180,7 @@ class Branch:
         """
         if not grace >= 0:
             raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
-        if self._nursery.life is Life.NEW or self._nursery.bridge.is_foreign:
+        if self._nursery.life is NEW or self._nursery.bridge.is_foreign:
             raise WorkerError(
                 f"shutdown() is for an open node and its own event loop; {self._spoken()} is "
                 f"{self._nursery.life.value}"
@@ -204,7 +204,7 @@ class Branch:
     async def _settle(self) -> None:
         """Wait until nothing is left below but the blocks of nodes."""
         for node in reversed(list(self._below())):
-            if node._nursery.life not in (Life.NEW, Life.CLOSED):
+            if node._nursery.life not in (NEW, CLOSED):
                 await node._nursery.quiet(blocks=True)
 
     # mounted nodes
@@ -234,7 +234,7 @@ class Branch:
         self._nursery.check_admission()
         if self._nursery.is_cancelled or self._nursery.bridge.is_foreign:
             raise WorkerError(f"cannot mount on {self._spoken()}: cancelled, or in another thread")
-        if child._nursery.life is not Life.NEW or child._parent not in (None, self):
+        if child._nursery.life is not NEW or child._parent not in (None, self):
             raise WorkerError(
                 f"cannot mount {child._spoken()} on {self._spoken()}: it was opened before, or has "
                 "a parent already; mount a new Node"
@@ -334,7 +334,7 @@ class Branch:
     @property
     def is_finished(self) -> bool:
         """Whether the node has been left."""
-        return self._nursery.life is Life.CLOSED
+        return self._nursery.life is CLOSED
 
     def _needs_all(self) -> Collection[Party]:
         held = [party for party in self._waiting if not cast("Worker[Any]", party).daemon]

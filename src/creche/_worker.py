@@ -14,7 +14,7 @@ from ._errors import DeadlockError, NoActiveWorker, WorkerCancelled, WorkerError
 from ._life import Life
 from ._message import Message
 from ._record import ResultType
-from ._state import WorkerState
+from ._state import CANCELLED, ERROR, PENDING, WorkerState
 from ._waiting import find_deadlock
 
 if TYPE_CHECKING:
@@ -173,16 +173,16 @@ class Worker(Life[ResultType]):
             The node's event loop only; from a thread, ``node.call_from_thread(worker.wait)``.
         """
         await wait_for((self,))
-        if self._error is not None and self._state is WorkerState.ERROR:
+        if self._error is not None and self._state is ERROR:
             failed = WorkerFailed(self._error)  # a fresh one: a traceback grows at each raise
             failed._source = self
             try:
                 raise failed from self._error
             finally:
                 del failed
-        if self._state is WorkerState.ERROR:
+        if self._state is ERROR:
             raise WorkerFailed(WorkerError(f"{self._spoken()} failed elsewhere"))
-        if self._state is WorkerState.CANCELLED:
+        if self._state is CANCELLED:
             raise WorkerCancelled(self._tell_cancellation())
         return cast("ResultType", self._result)
 
@@ -231,7 +231,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     """
     waited = [worker for worker in workers if not worker.is_finished]
     for worker in waited:
-        if not worker._started and worker._state is WorkerState.PENDING:
+        if not worker._started and worker._state is PENDING:
             raise WorkerError(
                 f"cannot wait for {worker._spoken()}, which was never started; start it first"
             )
@@ -262,7 +262,7 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
         await lowlevel.checkpoint()
     for worker in waited:
         if begun:
-            while worker._state is WorkerState.PENDING:
+            while worker._state is PENDING:
                 worker._begun = worker._begun or anyio.Event()
                 await worker._begun.wait()
         elif not worker.is_finished:
