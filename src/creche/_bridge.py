@@ -52,20 +52,21 @@ class Bridge:
         landed: Called on the loop after each arrival.
     """
 
-    __slots__ = ("_is_open", "_landed", "_lock", "_thread", "_token", "in_flight")
+    __slots__ = ("_is_open", "_landed", "_lock", "_token", "in_flight", "thread")
 
     def __init__(self, landed: Callable[[], None]) -> None:
         self._lock = threading.Lock()
         self._is_open = False
         self._landed = landed
-        self._thread: int | None = None
+        self.thread: int | None = None
+        """The thread of the loop, once it is known."""
         self._token: lowlevel.EventLoopToken | None = None
         self.in_flight = 0
 
     def open(self) -> None:
         """Take the running loop and the current thread as the far end."""
         self._token = lowlevel.current_token()
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._is_open = True
 
     def close(self) -> bool:
@@ -83,14 +84,9 @@ class Bridge:
         return self._token
 
     @property
-    def is_here(self) -> bool:
-        """Whether the caller is in the thread of the loop (which another loop may share, later)."""
-        return self._thread == threading.get_ident()
-
-    @property
     def is_foreign(self) -> bool:
         """Whether the caller is in another thread than the loop's, once the loop is known."""
-        return self._thread is not None and self._thread != threading.get_ident()
+        return self.thread is not None and self.thread != threading.get_ident()
 
     def post(self, call: Callable[[], object]) -> bool:
         """Have the loop make a call soon.

@@ -253,8 +253,13 @@ class WorkerGroup:
             worker.cancel("dropped: its group is full")
             return
         del self._unstarted[worker]
-        self._queue.append(worker)
-        self._fill()
+        if self._queue or self._is_full:
+            worker._keep_context()
+            self._queue.append(worker)
+            self._fill()
+        else:
+            self._running[worker] = None
+            worker._launch()
 
     @property
     def _is_full(self) -> bool:

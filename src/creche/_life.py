@@ -11,8 +11,9 @@ import inspect
 import logging
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
-from types import CoroutineType
-from typing import TYPE_CHECKING, cast
+from contextvars import copy_context
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, cast
 
 from ._context import current
 from ._errors import (
@@ -62,30 +63,31 @@ class Life(Record[ResultType]):
     def state(self, state: WorkerState) -> None:
         self._nursery.bridge.call(lambda: self._assign(state))
 
-    async def run(self) -> ResultType:
-        """Run the work and return its result; called once, by the node.
+    def run(self) -> Coroutine[Any, Any, ResultType]:
+        """Run the work and return its result; called once, by the node, and awaited.
 
-        A subclass may implement this, in place of work or round ``await super().run()``. It runs in
-        a task on the node's loop.
+        A subclass may implement this as ``async def run(self)``, in place of work or round
+        ``await super().run()``. It runs in a task on the node's loop.
         """
-        try:
-            if self._thread:
-                value = await in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
-            else:
-                value = await in_task(self)
-            return cast("ResultType", value)
-        finally:
-            del self  # see in_task()
+        # Not async itself: that would be one more coroutine a worker.
+        if self._thread:
+            return in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
+        return in_task(self)
 
     def _has_own_run(self) -> bool:
-        return type(self).run is not cast("type[Life[object]]", Life).run
+        return type(self).run is not _RUN
 
     def _admit(self, place: Place, *, exclusive: bool) -> None:
         """Take a place in a group; the first announcement."""
         self._place = place
         self._exclusive = exclusive
-        self._created_at = self._nursery.now()
+        self._created_at = self._node._nursery.now()
         self._node._announce(self, self._state)
+
+    def _keep_context(self) -> None:
+        """Keep the context variables of the caller, for a task that is started later."""
+        if self._context is None:
+            self._context = copy_context()
 
     def _take_up(self) -> None:
         """Count as started from here on, and keep the nursery open unless a daemon."""
@@ -95,18 +97,18 @@ class Life(Record[ResultType]):
 
     def _hold(self) -> None:
         self._holds = True
-        self._nursery.hold()
+        self._node._nursery.hold()
 
     def _let_go(self) -> None:
         if self._holds:
             self._holds = False
-            self._nursery.release()
+            self._node._nursery.release()
 
     def _launch(self) -> None:
         """Start the task; it has a slot."""
         context, self._context = self._context, None
         name = f"{self._node.path}/{self.group}/{self.name}"
-        self._handle = self._nursery.spawn(self._main(), name=name, context=context)
+        self._handle = self._node._nursery.spawn(self._main(), name=name, context=context)
 
     async def _main(self) -> None:
         if self._state in FINAL:
@@ -128,7 +130,8 @@ class Life(Record[ResultType]):
             if failure is not None:
                 self._fall(failure)
             else:
-                self._notice_cancellation(native=False)
+                if not self._cancelled:
+                    self._notice_cancellation(native=False)
                 self._end(SUCCESS)
         finally:
             del failure, self  # this frame is in the traceback of the error
@@ -158,15 +161,14 @@ class Life(Record[ResultType]):
 
     def _call(self) -> object:
         try:
-            if inspect.isawaitable(self._work):
-                return self._work
-            return cast("Callable[[], object]", self._work)()
+            work = self._work
+            if not isinstance(work, _FUNCTIONS) and inspect.isawaitable(work):
+                return work
+            return cast("Callable[[], object]", work)()
         finally:
             del self  # see in_task()
 
     def _is_to_await(self, value: object) -> bool:
-        if type(value) is CoroutineType:
-            return True
         return inspect.isawaitable(value) and not isinstance(value, Record)
 
     def _wait_for_thread(self) -> None:
@@ -174,15 +176,12 @@ class Life(Record[ResultType]):
 
     def _enter(self) -> None:
         """Become RUNNING, for the work is entered now; raise if it has been called off."""
-        with lock:
-            if self._state is RUNNING:
-                return  # a subclass's run() that calls super().run()
-            if not self._cancelled:
-                self._waits_for_thread = False
-                self._move(RUNNING)
-                return
-        self._unwind()
-        raise WorkerCancelled(f"{self._spoken()} was cancelled")
+        if self._state is RUNNING:
+            return  # a subclass's run() that calls super().run()
+        self._waits_for_thread = False
+        if not self._move(RUNNING):
+            self._unwind()
+            raise WorkerCancelled(f"{self._spoken()} was cancelled")
 
     def _note_abandoned(self, *, abandoned: bool) -> None:
         self._is_abandoned = abandoned
@@ -273,23 +272,31 @@ class Life(Record[ResultType]):
 
     # the end
 
-    def _move(self, state: WorkerState) -> None:
-        """Change the state; the one place that does."""
+    def _move(self, state: WorkerState) -> bool:
+        """Change the state; the one place that does.
+
+        Returns:
+            Whether it did: work that was called off is not entered.
+        """
+        now = self._node._nursery.now()
         with lock:
             if state not in TRANSITIONS[self._state]:
                 raise WorkerError(
                     f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
                 )
-            if state is SUCCESS and self._cancelled:
-                state = CANCELLED  # cancel is final
-            self._state = state
             if state is RUNNING:
-                self._started_at = self._nursery.now()
+                if self._cancelled:
+                    return False
+                self._started_at = now
             else:
-                self._finished_at = self._nursery.now()
+                if state is SUCCESS and self._cancelled:
+                    state = CANCELLED  # cancel is final
+                self._finished_at = now
+            self._state = state
         self._node._announce(self, state)
         if self._begun is not None:
             self._begun.set()
+        return True
 
     def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
         """End, in the order on which threads that read without a lock rely."""
@@ -339,7 +346,8 @@ class Life(Record[ResultType]):
         elif state is SUCCESS and self._cancelled and self._state not in FINAL:
             raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
         elif state not in FINAL:
-            self._move(state)
+            if not self._move(state):
+                raise WorkerError(f"{self._spoken()} was cancelled and cannot be entered")
         else:
             if state is CANCELLED:
                 self._mark(None)
@@ -349,3 +357,8 @@ class Life(Record[ResultType]):
         """End a worker that its closing node never started."""
         self._mark("its node closed")
         self._end(CANCELLED)
+
+
+_RUN = cast("type[Life[object]]", Life).run
+# What cannot be awaited itself; to ask of anything else takes twenty times as long.
+_FUNCTIONS = (FunctionType, MethodType)

@@ -13,6 +13,7 @@ from ._manager import WorkerManager
 from ._message import Message
 from ._nursery import NEW
 from ._options import check_limit, check_overflow
+from ._record import Record
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
 
@@ -163,18 +164,24 @@ class Node(Branch):
             Any thread.
         """
         called = getattr(getattr(work, "func", work), "__name__", "")
-        worker = Worker[Any](
+        # As Worker() does, but without keywords, which would cost a twentieth of a worker; and
+        # without the context, which a task that is started at once inherits.
+        worker: Worker[Any] = Worker.__new__(Worker)
+        Record.__init__(
+            worker,
             self,
             work,
-            name=name or called,
-            group=group if group is not None else (called if exclusive and called else "default"),
-            description=description,
-            exit_on_error=exit_on_error,
-            thread=thread,
-            daemon=daemon,
-            abandon_on_cancel=abandon_on_cancel,
-            limiter=limiter,
+            name or called,
+            group if group is not None else (called if exclusive and called else "default"),
+            description,
+            exit_on_error,
+            thread,
+            daemon,
+            abandon_on_cancel,
+            limiter,
+            None,
         )
+        worker._check()
         self._take_in(worker, start=start, exclusive=exclusive)
         return worker
 
@@ -249,25 +256,31 @@ class Node(Branch):
         return worker
 
     def _take_in(self, worker: Worker[Any], *, start: bool, exclusive: bool) -> None:
-        def take_in() -> None:
-            if worker._place is not None:
-                raise WorkerError(f"{worker._spoken()} was added before")
-            try:
-                if start or self._nursery.life is not NEW:
-                    self._nursery.check_admission()
-            except WorkerError:
-                worker.cancel("refused")
-                raise
-            if self._parent is not None:
-                self._parent._children[self] = None  # not opened yet, but it holds something
-            group = self._groups.get(worker.group)
-            if group is None:
-                group = self._groups[worker.group] = WorkerGroup(self, worker.group)
-            group._add(worker, exclusive=exclusive)
-            if start:
-                group._start(worker)
+        bridge = self._nursery.bridge
+        if bridge.is_foreign or not start:
+            worker._keep_context()
+        if bridge.is_foreign:
+            bridge.call(lambda: self._take_in_here(worker, start, exclusive))
+        else:
+            self._take_in_here(worker, start, exclusive)
 
-        self._nursery.bridge.call(take_in)
+    def _take_in_here(self, worker: Worker[Any], start: bool, exclusive: bool) -> None:
+        if worker._place is not None:
+            raise WorkerError(f"{worker._spoken()} was added before")
+        try:
+            if start or self._nursery.life is not NEW:
+                self._nursery.check_admission()
+        except WorkerError:
+            worker.cancel("refused")
+            raise
+        if self._parent is not None:
+            self._parent._children[self] = None  # not opened yet, but it holds something
+        group = self._groups.get(worker.group)
+        if group is None:
+            group = self._groups[worker.group] = WorkerGroup(self, worker.group)
+        group._add(worker, exclusive=exclusive)
+        if start:
+            group._start(worker)
 
     # groups
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ._state import FINAL, PENDING, RUNNING, WorkerState
@@ -131,7 +130,6 @@ class Record(Generic[ResultType]):
         self,
         node: WorkerNode,
         work: object,
-        *,
         name: str,
         group: str,
         description: str,
@@ -140,6 +138,7 @@ class Record(Generic[ResultType]):
         daemon: bool,
         abandon_on_cancel: bool,
         limiter: CapacityLimiter | None,
+        context: Context | None,
     ) -> None:
         self._node = node
         self._work = work
@@ -169,7 +168,7 @@ class Record(Generic[ResultType]):
         self._holds = False
         self._place: Place | None = None
         self._handle: anyio.TaskHandle[None] | None = None
-        self._context: Context | None = copy_context()
+        self._context = context
         self._hops: tuple[anyio.TaskHandle[None], ...] = ()  # calls of its thread, on the loop
         self._stops: tuple[Callable[[], object], ...] = ()
         self._waits_for_thread = False

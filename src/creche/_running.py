@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
@@ -72,14 +73,14 @@ async def in_task(job: Job) -> Any:
     """Run async work in the current task, on the node's loop."""
     try:
         value = job._call()
-        if not job._is_to_await(value):
+        if type(value) is not CoroutineType and not job._is_to_await(value):
             if hasattr(value, "__await__"):
                 return value  # a worker: whoever wants its result awaits it
             raise WorkerError(
                 f"the work of {job._spoken()} is a plain function that returned no awaitable but "
                 f"{value!r:.100}; run it with thread=True, or make it an async function"
             )
-        return await cast("Awaitable[Any]", value)
+        return await value
     finally:
         # The frames of an error's traceback hold the frames below them, this one too, with all
         # that these know: a worker must not be among it, as it holds the error.

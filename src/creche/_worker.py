@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import anyio
@@ -124,31 +125,33 @@ class Worker(Life[ResultType]):
         super().__init__(
             node,
             work,
-            name=name,
-            group=group,
-            description=description,
-            exit_on_error=exit_on_error,
-            thread=thread,
-            daemon=daemon,
-            abandon_on_cancel=abandon_on_cancel,
-            limiter=limiter,
+            name,
+            group,
+            description,
+            exit_on_error,
+            thread,
+            daemon,
+            abandon_on_cancel,
+            limiter,
+            copy_context(),
         )
-        wrong = self._what_is_wrong()
-        if wrong is not None:
+        self._check()
+
+    def _check(self) -> None:
+        """Raise an error if what the worker was given makes no sense; its work is closed then."""
+        work, wrong = self._work, ""
+        if not hasattr(self._node, "_nursery"):
+            wrong = f"node must be a Node, not {self._node!r:.100}"
+        elif work is None:
+            if not self._has_own_run():
+                wrong = "give it work to do, or implement run() in a subclass"
+        elif not callable(work) and not inspect.isawaitable(work):
+            wrong = "work must be a coroutine function, a callable or an awaitable"
+        if not self._thread and (self._abandon_on_cancel or self._limiter is not None):
+            wrong = wrong or "abandon_on_cancel and limiter are for threads; add thread=True"
+        if wrong:
             self._close_work()
             raise WorkerError(f"cannot make a worker of {work!r:.100}: {wrong}")
-
-    def _what_is_wrong(self) -> str | None:
-        if not hasattr(self._node, "_nursery"):
-            return f"node must be a Node, not {self._node!r:.100}"
-        if self._work is None:
-            if not self._has_own_run():
-                return "give it work to do, or implement run() in a subclass"
-        elif not callable(self._work) and not inspect.isawaitable(self._work):
-            return "work must be a coroutine function, a callable or an awaitable"
-        if not self._thread and (self._abandon_on_cancel or self._limiter is not None):
-            return "abandon_on_cancel and limiter are for threads; add thread=True"
-        return None
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.
