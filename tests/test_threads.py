@@ -104,6 +104,21 @@ async def test_waiting_for_a_token_is_pending():
     assert limiter.borrowed_tokens == 0
 
 
+async def test_cancelled_in_the_moment_it_gets_a_token():
+    """The thread is not begun, and the token goes back."""
+    called = []
+    limiter = anyio.CapacityLimiter(1)
+    async with Node() as app:
+        await limiter.acquire_on_behalf_of("test")
+        worker = app.run_worker(lambda: called.append(1), thread=True, limiter=limiter)
+        await until(lambda: limiter.statistics().tasks_waiting)
+        limiter.release_on_behalf_of("test")
+        worker.cancel()
+        assert worker.state is CANCELLED
+    assert not called
+    assert limiter.borrowed_tokens == 0
+
+
 async def test_outer_cancellation_while_waiting_for_a_token():
     """The same when the cancellation comes from outside."""
     meeting = Meeting()

@@ -270,12 +270,13 @@ async def test_context_of_the_creator():
         holder = app.run_worker(gate.wait, group="one")
         early = app.run_worker(read, group="one")
         late = app.run_worker(read, start=False)
+        later = app.run_worker(read, group="one", start=False)
         direct = Worker(app, read)
         variable.set("second")
         app.workers.start_all()
         app.workers.add_worker(direct, exclusive=False)
         gate.set()
-        assert [await each for each in (early, late, direct)] == ["first"] * 3
+        assert [await each for each in (early, late, later, direct)] == ["first"] * 4
         assert await app.run_worker(read) == "second"
         assert holder.state is SUCCESS
         variable.set("unset")

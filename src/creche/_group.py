@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._nursery import Nursery
     from ._options import Overflow, RunOptions, StartOptions
     from ._record import ResultType
+    from ._state import WorkerState
     from ._waiting import Party
     from ._worker import WorkType
 
@@ -46,6 +47,8 @@ class GroupNode(Protocol):
 
     @property
     def start_worker(self) -> Callable[..., Awaitable[Worker[Any]]]: ...
+
+    def _announce(self, worker: Any, state: WorkerState) -> None: ...
 
     def _forget(self, group: WorkerGroup) -> None:
         """Take note that a group has become empty."""
@@ -233,27 +236,32 @@ class WorkerGroup:
 
     # the way in
 
-    def _add(self, worker: Worker[Any], *, exclusive: bool) -> None:
+    def _add(self, worker: Worker[Any], exclusive: bool) -> None:
+        """Give a worker its place; the first announcement."""
         self._unstarted[worker] = None
-        worker._admit(self, exclusive=exclusive)
+        worker._place = self
+        worker._exclusive = exclusive
+        worker._created_at = self._node._nursery.clock()
+        self._node._announce(worker, worker._state)
 
     def _start(self, worker: Worker[Any]) -> None:
-        """Admit a worker: is the nursery open, is there a slot, then the task."""
+        """Start an admitted worker, once there is a slot."""
         nursery = self._node._nursery
-        nursery.check_admission()
         if worker not in self._unstarted or worker._state is not PENDING:
             return
-        worker._take_up()
+        worker._started = True
+        if not worker.daemon:
+            worker._hold()
         if nursery.is_cancelled:
             worker.cancel(nursery.cancel_reason)
             return
         if worker._exclusive:
             self._cancel_all("superseded by an exclusive worker", but=worker)
-        elif self._is_full and not self._make_room():
+        elif self._limit is not None and self._is_full and not self._make_room():
             worker.cancel("dropped: its group is full")
             return
         del self._unstarted[worker]
-        if self._queue or self._is_full:
+        if self._limit is not None and (self._queue or self._is_full):
             worker._keep_context()
             self._queue.append(worker)
             self._fill()
@@ -295,7 +303,8 @@ class WorkerGroup:
     def _left(self, worker: Worker[Any]) -> None:
         if worker in self._running:
             del self._running[worker]
-            self._fill()
+            if self._queue:
+                self._fill()
         elif worker in self._unstarted:
             del self._unstarted[worker]
         else:

@@ -31,7 +31,6 @@ from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITI
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._record import Place
 
 _logger = logging.getLogger("creche")
 _OWN_FRAMES = f"{__package__}._"
@@ -77,23 +76,10 @@ class Life(Record[ResultType]):
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN
 
-    def _admit(self, place: Place, *, exclusive: bool) -> None:
-        """Take a place in a group; the first announcement."""
-        self._place = place
-        self._exclusive = exclusive
-        self._created_at = self._node._nursery.now()
-        self._node._announce(self, self._state)
-
     def _keep_context(self) -> None:
         """Keep the context variables of the caller, for a task that is started later."""
         if self._context is None:
             self._context = copy_context()
-
-    def _take_up(self) -> None:
-        """Count as started from here on, and keep the nursery open unless a daemon."""
-        self._started = True
-        if not self.daemon:
-            self._hold()
 
     def _hold(self) -> None:
         self._holds = True
@@ -117,8 +103,8 @@ class Life(Record[ResultType]):
         failure: BaseException | None = None
         try:
             current.set(self)
-            if not self._thread or self._has_own_run():
-                self._enter()
+            if (not self._thread or self._has_own_run()) and not self._move(RUNNING):
+                self._refuse_entry()
             self._result = await self.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
             # Cancellation ends here too: this is the top of the task. AnyIO would take a native
@@ -130,8 +116,9 @@ class Life(Record[ResultType]):
             if failure is not None:
                 self._fall(failure)
             else:
-                if not self._cancelled:
-                    self._notice_cancellation(native=False)
+                nursery = self._node._nursery
+                if not self._cancelled and nursery.is_scope_cancelled():
+                    nursery.cancel_from_outside()  # which comes back to this worker
                 self._end(SUCCESS)
         finally:
             del failure, self  # this frame is in the traceback of the error
@@ -161,10 +148,10 @@ class Life(Record[ResultType]):
 
     def _call(self) -> object:
         try:
-            work = self._work
-            if not isinstance(work, _FUNCTIONS) and inspect.isawaitable(work):
-                return work
-            return cast("Callable[[], object]", work)()
+            work: Any = self._work
+            if isinstance(work, _FUNCTIONS) or not inspect.isawaitable(work):
+                return work()
+            return work
         finally:
             del self  # see in_task()
 
@@ -180,8 +167,11 @@ class Life(Record[ResultType]):
             return  # a subclass's run() that calls super().run()
         self._waits_for_thread = False
         if not self._move(RUNNING):
-            self._unwind()
-            raise WorkerCancelled(f"{self._spoken()} was cancelled")
+            self._refuse_entry()
+
+    def _refuse_entry(self) -> None:
+        self._unwind()
+        raise WorkerCancelled(f"{self._spoken()} was cancelled")
 
     def _note_abandoned(self, *, abandoned: bool) -> None:
         self._is_abandoned = abandoned
@@ -278,21 +268,21 @@ class Life(Record[ResultType]):
         Returns:
             Whether it did: work that was called off is not entered.
         """
-        now = self._node._nursery.now()
+        now = self._node._nursery.clock()
         with lock:
+            if state is RUNNING and self._cancelled:
+                return False
             if state not in TRANSITIONS[self._state]:
                 raise WorkerError(
                     f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
                 )
+            if state is SUCCESS and self._cancelled:
+                state = CANCELLED  # cancel is final
+            self._state = state
             if state is RUNNING:
-                if self._cancelled:
-                    return False
                 self._started_at = now
             else:
-                if state is SUCCESS and self._cancelled:
-                    state = CANCELLED  # cancel is final
                 self._finished_at = now
-            self._state = state
         self._node._announce(self, state)
         if self._begun is not None:
             self._begun.set()
@@ -347,7 +337,7 @@ class Life(Record[ResultType]):
             raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
         elif state not in FINAL:
             if not self._move(state):
-                raise WorkerError(f"{self._spoken()} was cancelled and cannot be entered")
+                raise WorkerError(f"{self._spoken()} is CANCELLED and cannot become RUNNING")
         else:
             if state is CANCELLED:
                 self._mark(None)

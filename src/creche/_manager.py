@@ -89,7 +89,7 @@ class WorkerManager:
                 f"{worker._spoken()} is of node {worker.node.path!r}, which is not in the tree of "
                 f"{self._root.path!r}; add it to node.workers of its own node"
             )
-        node._take_in(worker, start=start, exclusive=exclusive)
+        node._take_in(worker, start, exclusive)
 
     def start_all(self) -> None:
         """Start all workers of the tree that were added with ``start=False``.

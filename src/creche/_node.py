@@ -11,7 +11,7 @@ from ._errors import WorkerError
 from ._group import WorkerGroup
 from ._manager import WorkerManager
 from ._message import Message
-from ._nursery import NEW
+from ._nursery import NEW, OPEN
 from ._options import check_limit, check_overflow
 from ._record import Record
 from ._tree import Branch
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     PosArgs = TypeVarTuple("PosArgs")
 
 T = TypeVar("T")
+
+_new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
+_fill = cast("type[Record[Any]]", Record).__init__
 
 
 class Node(Branch):
@@ -166,8 +169,8 @@ class Node(Branch):
         called = getattr(getattr(work, "func", work), "__name__", "")
         # As Worker() does, but without keywords, which would cost a twentieth of a worker; and
         # without the context, which a task that is started at once inherits.
-        worker: Worker[Any] = Worker.__new__(Worker)
-        Record.__init__(
+        worker = _new_worker(Worker)
+        _fill(
             worker,
             self,
             work,
@@ -182,7 +185,7 @@ class Node(Branch):
             None,
         )
         worker._check()
-        self._take_in(worker, start=start, exclusive=exclusive)
+        self._take_in(worker, start, exclusive)
         return worker
 
     @overload
@@ -255,32 +258,29 @@ class Node(Branch):
             raise
         return worker
 
-    def _take_in(self, worker: Worker[Any], *, start: bool, exclusive: bool) -> None:
-        bridge = self._nursery.bridge
-        if bridge.is_foreign or not start:
+    def _take_in(
+        self, worker: Worker[Any], start: bool, exclusive: bool, *, is_here: bool = False
+    ) -> None:
+        if not is_here and self._nursery.bridge.is_foreign:
             worker._keep_context()
-        if bridge.is_foreign:
-            bridge.call(lambda: self._take_in_here(worker, start, exclusive))
-        else:
-            self._take_in_here(worker, start, exclusive)
-
-    def _take_in_here(self, worker: Worker[Any], start: bool, exclusive: bool) -> None:
+            self._nursery.bridge.call(lambda: self._take_in(worker, start, exclusive, is_here=True))
+            return
         if worker._place is not None:
             raise WorkerError(f"{worker._spoken()} was added before")
-        try:
-            if start or self._nursery.life is not NEW:
-                self._nursery.check_admission()
-        except WorkerError:
+        life = self._nursery.life
+        if life is not OPEN and (start or life is not NEW):
             worker.cancel("refused")
-            raise
+            self._nursery.check_admission()
         if self._parent is not None:
             self._parent._children[self] = None  # not opened yet, but it holds something
         group = self._groups.get(worker.group)
         if group is None:
             group = self._groups[worker.group] = WorkerGroup(self, worker.group)
-        group._add(worker, exclusive=exclusive)
+        group._add(worker, exclusive)
         if start:
             group._start(worker)
+        else:
+            worker._keep_context()
 
     # groups
 

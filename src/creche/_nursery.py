@@ -16,12 +16,14 @@ import enum
 import math
 import threading
 import time
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio import lowlevel
 
+from ._backend import get_ready
 from ._bridge import Bridge
 from ._errors import WorkerError, uncancelled
 from ._failures import Failures
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from anyio.abc import TaskGroup
+
+    from ._backend import Ear
 
 
 class Life(enum.Enum):
@@ -64,6 +68,10 @@ LIVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
 """From each stage, the stages that may follow; work is admitted in OPEN alone."""
 
 
+def _monotonic(offset: float) -> float:
+    return time.monotonic() + offset
+
+
 class Occupant(Protocol):
     """What a nursery asks of the one that it serves."""
 
@@ -84,9 +92,8 @@ class Nursery:
     """A task group with admission, holds, gathered failures and one cancellation."""
 
     __slots__ = (
-        "_clock",
         "_clock_offset",
-        "_deadline",
+        "_ear",
         "_failures",
         "_group",
         "_holds",
@@ -100,6 +107,7 @@ class Nursery:
         "bridge",
         "cancel_reason",
         "cancelled_class",
+        "clock",
         "is_cancelled",
         "life",
         "tree",
@@ -125,10 +133,10 @@ class Nursery:
         self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
         """Coroutines of tasks that were called off before their first step; it takes them out."""
         self._host: int | None = None
-        # Those of the backend: AnyIO's find out each time which one it is, five times as slow.
-        self._clock: Callable[[], float] = anyio.current_time
-        self._deadline: Callable[[], float] = anyio.current_effective_deadline
+        self.clock: Callable[[], float] = time.monotonic
+        """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
+        self._ear: Ear | None = None
         self._group: TaskGroup | None = None
         self._watcher: anyio.TaskHandle[None] | None = None
 
@@ -146,12 +154,11 @@ class Nursery:
         self._host = anyio.get_current_task().id
         self.cancelled_class = anyio.get_cancelled_exc_class()
         self.bridge.open()
-        backend = self.bridge.token.backend_class
-        self._clock = backend.current_time
-        self._deadline = backend.current_effective_deadline
-        self._clock_offset = self._clock() - time.monotonic()
+        self.clock, self._ear = get_ready(self.bridge.token)
+        self._clock_offset = self.clock() - time.monotonic()
         self._move(OPEN)
         self._watcher = self.spawn(self._watch(), name="creche watcher")
+        await self._ear.until_listening()
         if self.is_cancelled:
             group.cancel_scope.cancel()
 
@@ -175,8 +182,8 @@ class Nursery:
     def now(self) -> float:
         """Tell the time of the loop's clock, in seconds; from any thread."""
         if self.bridge.thread == threading.get_ident() and self.life is not CLOSED:
-            return self._clock()
-        return time.monotonic() + self._clock_offset
+            return self.clock()
+        return _monotonic(self._clock_offset)
 
     # tasks
 
@@ -233,9 +240,10 @@ class Nursery:
         return self.spawn(coro, name=name, context=context)
 
     async def _watch(self) -> None:
+        assert self._ear is not None
         while True:
             try:
-                await anyio.sleep_forever()
+                await self._ear.listen()
             except self.cancelled_class:
                 if self.life is CLOSED:
                     raise
@@ -314,7 +322,9 @@ class Nursery:
 
     def is_scope_cancelled(self) -> bool:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
-        return self._deadline() == -math.inf
+        assert self._ear is not None
+        # The whole truth is dear, and in nearly all cases there was nothing to be heard.
+        return self._ear.has_heard() and anyio.current_effective_deadline() == -math.inf
 
     def cancel_from_outside(self) -> None:
         """Turn a cancellation that reached a task of the nursery from outside into ``cancel()``."""
@@ -410,4 +420,5 @@ class Nursery:
                 continue
             if self.bridge.close():
                 self._move(CLOSED)
+                self.clock = partial(_monotonic, self._clock_offset)  # the loop may go
                 return late

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("creche")
 _OWN_FRAMES = f"{__package__}._"
+_COROUTINE: type[Any] = CoroutineType
 
 
 def _leaked(job: Job) -> WorkerError:
@@ -72,8 +73,8 @@ class Job(Protocol):
 async def in_task(job: Job) -> Any:
     """Run async work in the current task, on the node's loop."""
     try:
-        value = job._call()
-        if type(value) is not CoroutineType and not job._is_to_await(value):
+        value: Any = job._call()
+        if type(value) is not _COROUTINE and not job._is_to_await(value):
             if hasattr(value, "__await__"):
                 return value  # a worker: whoever wants its result awaits it
             raise WorkerError(
