@@ -18,6 +18,7 @@ from ._node import Node
 from ._options import Overflow
 from ._record import ResultType
 from ._state import WorkerState
+from ._subscription import Subscription
 from ._worker import Worker, WorkType, active_worker, get_current_worker
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Node",
     "Overflow",
     "ResultType",
+    "Subscription",
     "WorkType",
     "Worker",
     "WorkerCancelled",

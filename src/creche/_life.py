@@ -222,6 +222,7 @@ class Life(Record[ResultType]):
             if self._cancelled or self._state in FINAL:
                 return False
             self._cancelled = True
+            self._cancelled_at = self._nursery.now()
             self._cancel_reason = reason
             event = self._event
         if event is not None:

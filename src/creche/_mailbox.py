@@ -7,10 +7,10 @@ nursery meanwhile. Nothing idles.
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from ._errors import add_note, uncancelled
+from ._message import Backlog, Message
 from ._nursery import CLOSED
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from ._message import Message
     from ._nursery import Nursery
 
 
@@ -42,7 +41,7 @@ class Mailbox:
     def __init__(self, addressee: Addressee, nursery: Nursery) -> None:
         self._addressee = addressee
         self._nursery = nursery
-        self._waiting: deque[Message] = deque()
+        self._waiting = Backlog[Message]()
         self._pump: anyio.TaskHandle[None] | None = None
         self._context: Context | None = None
         self._hurried = False
@@ -66,7 +65,7 @@ class Mailbox:
         """
         if self._nursery.life is CLOSED:
             return False
-        self._waiting.append(message)
+        self._waiting.put(message)
         self._deliver()
         return True
 
@@ -89,7 +88,7 @@ class Mailbox:
     async def _run(self) -> None:
         cancelled = self._nursery.cancelled_class
         while self._waiting:
-            message = self._waiting.popleft()
+            message = self._waiting.take()
             try:
                 await self._handle(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)

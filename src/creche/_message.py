@@ -1,9 +1,10 @@
-"""Messages: what nodes hand to their handlers."""
+"""Messages: what nodes hand to their handlers and to subscribers."""
 
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from collections import deque
+from typing import ClassVar, Generic, TypeVar
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -27,6 +28,7 @@ class Message:
     """The name of the method that handles messages of this class."""
 
     _stopped: bool = False
+    _key: object = None  # of messages with the same one, at most one waits anywhere
 
     def __init_subclass__(cls, *, bubble: bool | None = None, namespace: str | None = None) -> None:
         """Work out the handler's name.
@@ -49,9 +51,49 @@ class Message:
         Threads:
             To be called by the handler.
         """
-        self._stopped = True
+        object.__setattr__(self, "_stopped", True)  # a message may be a frozen dataclass
 
     @property
     def is_stopped(self) -> bool:
         """Whether ``stop()`` was called."""
         return self._stopped
+
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class Backlog(Generic[MessageT]):
+    """Messages that wait, in order.
+
+    Of those that have the same key, the first waits for all: whoever takes it reads how things
+    stand then.
+    """
+
+    __slots__ = ("_keys", "_messages")
+
+    def __init__(self) -> None:
+        self._messages: deque[MessageT] = deque()
+        self._keys: set[object] = set()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, message: MessageT) -> None:
+        """Add a message, unless one with its key waits."""
+        key = message._key
+        if key is not None:
+            if key in self._keys:
+                return
+            self._keys.add(key)
+        self._messages.append(message)
+
+    def take(self) -> MessageT:
+        """Take out the first message."""
+        message = self._messages.popleft()
+        self._keys.discard(message._key)
+        return message
+
+    def clear(self) -> None:
+        """Drop all messages."""
+        self._messages.clear()
+        self._keys.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from ._calls import begin_call
@@ -13,7 +14,8 @@ from ._manager import WorkerManager
 from ._message import Message
 from ._nursery import NEW, OPEN
 from ._options import check_limit, check_overflow
-from ._record import Record
+from ._record import Record, lock
+from ._subscription import Subscription
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
+    from ._message import MessageT
     from ._options import Overflow, RunOptions, StartOptions
     from ._record import ResultType
     from ._state import WorkerState
@@ -62,6 +65,7 @@ class Node(Branch):
         super().__init__(name or type(self).__name__, parent)
         self._declared: dict[str, tuple[int | None, Overflow]] = {}
         self._manager = WorkerManager(self)
+        self._advanced: set[Worker[Any]] = set()  # in other threads; the loop is not told yet
 
     # the tree
 
@@ -272,7 +276,7 @@ class Node(Branch):
             worker.cancel("refused")
             self._nursery.check_admission()
         if self._parent is not None:
-            self._parent._children[self] = None  # not opened yet, but it holds something
+            self._join()
         group = self._groups.get(worker.group)
         if group is None:
             group = self._groups[worker.group] = WorkerGroup(self, worker.group)
@@ -349,9 +353,65 @@ class Node(Branch):
             raise WorkerError(f"post_message() takes a Message, not {message!r:.100}")
         return self._post(message)
 
+    def subscribe(self, *types: type[MessageT], tree: bool = False) -> Subscription[MessageT]:
+        """Listen to what happens on this node.
+
+        ``async with node.subscribe(Worker.StateChanged, tree=True) as events`` opens the stream and
+        ``async for event in events`` reads it: each event from then on, in order, none lost, the
+        final ones included; it ends when the node has closed. There may be any number of
+        subscriptions. Each has a buffer of its own, so that a slow reader delays nobody; the buffer
+        grows with changes of state that are not read, while of ``Worker.ProgressChanged`` at most
+        one for each worker waits.
+
+        A subscription does not keep the node open. But a worker of the node that reads it to its
+        end does, unless it is a daemon: read in a task or a worker above the node.
+
+        Args:
+            types: The classes of the messages that are wanted, subclasses included:
+                ``Worker.StateChanged``, ``Worker.ProgressChanged``, any ``Message`` that is posted
+                to the node or comes up to it from a node below.
+            tree: Whether to listen to all nodes below as well, those that open later included. A
+                message that goes up from there is told once.
+
+        Returns:
+            The subscription, to be opened before the node or while it is open.
+
+        Raises:
+            WorkerError: No class was given, or something that is no class of messages.
+
+        Threads:
+            Any thread; the subscription is for the node's event loop only.
+        """
+        return Subscription(self, types, tree=tree)
+
     def _announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        if getattr(self, Worker.StateChanged.handler_name, None) is not None:
-            self._mailbox.post(Worker.StateChanged(worker, state))
+        is_handled = getattr(self, Worker.StateChanged.handler_name, None) is not None
+        if is_handled or self._heard_by:
+            self._tell(Worker.StateChanged(worker, state), is_handled=is_handled)
+
+    def _announce_progress(self, worker: Worker[Any]) -> None:
+        """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
+        bridge = self._nursery.bridge
+        if not bridge.is_foreign:
+            self._tell_progress(worker)
+            return
+        with lock:
+            if worker in self._advanced or worker.is_finished:
+                return
+            self._advanced.add(worker)
+        bridge.post(partial(self._tell_progress, worker))
+
+    def _tell_progress(self, worker: Worker[Any]) -> None:
+        self._advanced.discard(worker)  # first: what is done from here on needs another hop
+        if not worker.is_finished:
+            event = Worker.ProgressChanged(worker)
+            self._tell(event, is_handled=hasattr(self, event.handler_name))
+
+    def _tell(self, message: Message, *, is_handled: bool) -> None:
+        for subscription in self._heard_by:
+            subscription._put(message)
+        if is_handled:
+            self._mailbox.post(message)
 
     # threads
 

@@ -58,7 +58,11 @@ class WorkerNode(Protocol):
         """Hand a message to the node's handler."""
         ...
 
+    _tells_progress: bool
+
     def _announce(self, worker: Any, state: WorkerState) -> None: ...
+
+    def _announce_progress(self, worker: Any) -> None: ...
 
     def _is_opened_by_a_worker(self) -> bool:
         """Tell whether a worker has the block of the node, or of one above, open."""
@@ -91,6 +95,7 @@ class Record(Generic[ResultType]):
         "_begun",
         "_cancel_reason",
         "_cancelled",
+        "_cancelled_at",
         "_completed",
         "_context",
         "_created_at",
@@ -159,6 +164,7 @@ class Record(Generic[ResultType]):
         self._result: ResultType | None = None
         self._error: BaseException | None = None
         self._cancelled = False
+        self._cancelled_at: float | None = None
         self._cancel_reason: object = None
         self._event: threading.Event | None = None  # these three are made when asked for
         self._begun: anyio.Event | None = None
@@ -203,6 +209,14 @@ class Record(Generic[ResultType]):
     def cancel_reason(self) -> object:
         """The reason that came with the first request for cancellation."""
         return self._cancel_reason
+
+    @property
+    def cancelled_at(self) -> float | None:
+        """When cancellation was requested, in seconds of the loop's clock; ``None`` if it was not.
+
+        On a node that is not open yet, in seconds of ``time.monotonic()``.
+        """
+        return self._cancelled_at
 
     @property
     def cancelled_event(self) -> threading.Event:
@@ -294,13 +308,22 @@ class Record(Generic[ResultType]):
         """
         with lock:
             self._completed += steps
+        if self._node._tells_progress:
+            self._node._announce_progress(self)
 
-    def update(self, completed_steps: int | None = None, total_steps: int | None = -1) -> None:
-        """Set the number of completed steps, or of all steps, or both.
+    def update(
+        self,
+        completed_steps: int | None = None,
+        total_steps: int | None = -1,
+        *,
+        description: str | None = None,
+    ) -> None:
+        """Set the number of completed steps, the number of all steps, or the description.
 
         Args:
             completed_steps: How many steps are completed; ``None`` leaves the number as it is.
             total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
+            description: What the worker is doing now, for people; ``None`` leaves it as it is.
 
         Threads:
             Any thread.
@@ -310,6 +333,10 @@ class Record(Generic[ResultType]):
                 self._completed = completed_steps
             if total_steps != -1:
                 self._total = None if total_steps is None else max(0, total_steps)
+            if description is not None:
+                self.description = description
+        if self._node._tells_progress:
+            self._node._announce_progress(self)
 
     @property
     def _nursery(self) -> Nursery:

@@ -12,6 +12,8 @@ from ._context import current
 from ._errors import WorkerError, uncancelled
 from ._mailbox import Mailbox
 from ._nursery import CLOSED, NEW, OPEN, Nursery
+from ._subscription import inherit
+from ._worker import Worker
 
 if TYPE_CHECKING:
     import sys
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
     from ._group import WorkerGroup
     from ._message import Message
+    from ._subscription import Subscription
     from ._waiting import Party
-    from ._worker import Worker
 
     if sys.version_info >= (3, 11):
         from typing import Self
@@ -46,6 +48,7 @@ class Branch:
         self._leave: anyio.Event | None = None  # set to tell a mounted node to leave
         self._gone: anyio.Event | None = None  # set once it has left
         self._opener: Worker[Any] | None = None
+        self._hear(())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {self._nursery.life.name}>"
@@ -63,15 +66,38 @@ class Branch:
     def _spoken(self) -> str:
         return f"node {self.path!r}"
 
+    # messages, and who hears them
+
     def _pass_on(self, message: Message) -> None:
-        if self._parent is not None:
-            self._parent._post(message)
+        if self._parent is not None:  # who listens to the tree has heard it
+            self._parent._take(message, self._heard_by)
 
     def _post(self, message: Message) -> bool:
         bridge = self._nursery.bridge
         if bridge.is_foreign:
-            return bridge.post(lambda: self._mailbox.post(message))
+            return bridge.post(lambda: self._take(message))
+        return self._take(message)
+
+    def _take(self, message: Message, told: Collection[Subscription[Any]] = ()) -> bool:
+        if self._nursery.life is Life.CLOSED:
+            return False
+        for subscription in self._heard_by:
+            if subscription not in told:
+                subscription._put(message)
         return self._mailbox.post(message)
+
+    def _hear(self, heard_by: tuple[Subscription[Any], ...]) -> None:
+        self._heard_by = heard_by
+        kind = Worker.ProgressChanged
+        self._tells_progress = hasattr(self, kind.handler_name) or any(
+            subscription._wants(kind) for subscription in heard_by
+        )
+
+    def _join(self) -> None:
+        """Take the place below the parent, once the node is open or holds something."""
+        if self._parent is not None and self not in self._parent._children:
+            self._parent._children[self] = None
+            inherit(self, self._parent)
 
     # the block
 
@@ -97,7 +123,7 @@ class Branch:
         await self._nursery.open()
         if parent is not None:
             self._nursery.tree = parent._nursery.tree
-            parent._children[self] = None
+            self._join()
             if self._leave is None:
                 parent._nursery.blocks += 1
                 parent._nursery.hold()
@@ -143,6 +169,9 @@ class Branch:
             if not opener._opened:
                 opener._node._waiting.discard(opener)
             self._opener = None
+        for subscription in self._heard_by:
+            subscription._has_left(self)
+        self._hear(())
 
     def cancel(self, reason: object = None) -> None:
         """Cancel all that runs below the node, the body of its block too; the block ends normally.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import anyio
@@ -15,12 +17,20 @@ from ._errors import DeadlockError, NoActiveWorker, WorkerCancelled, WorkerError
 from ._life import Life
 from ._message import Message
 from ._record import ResultType
-from ._state import CANCELLED, ERROR, PENDING, WorkerState
+from ._state import CANCELLED, ERROR, PENDING, RUNNING, WorkerState
+from ._track import track
 from ._waiting import find_deadlock
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Collection, Generator, Iterable
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Collection,
+        Generator,
+        Iterable,
+        Iterator,
+    )
     from contextvars import ContextVar
     from types import CoroutineType
 
@@ -36,6 +46,8 @@ if TYPE_CHECKING:
         from typing_extensions import Unpack
 
 T = TypeVar("T")
+
+_numbers = itertools.count(1)  # of events
 
 WorkType: TypeAlias = (
     Callable[[], Coroutine[Any, Any, ResultType]] | Callable[[], ResultType] | Awaitable[ResultType]
@@ -69,20 +81,77 @@ class Worker(Life[ResultType]):
 
     __slots__ = ()
 
+    @dataclass(init=False, repr=False, eq=False, frozen=True)
     class StateChanged(Message, bubble=False, namespace="worker"):
         """The state of a worker changed; handled by ``on_worker_state_changed``.
+
+        Its attributes cannot be assigned: all who listen get the same object.
 
         Args:
             worker: The worker.
             state: The state that it is in since.
         """
 
+        worker: Worker[Any]
+        """The worker."""
+        state: WorkerState
+        """The state that it is in since."""
+        previous: WorkerState | None
+        """The state before; ``None`` for the first announcement, when the worker was added."""
+        time: float
+        """When that was, in seconds of the loop's clock."""
+        number: int
+        """A number that grows with each event of any worker: later events have higher ones."""
+        origin: Worker[Any] | None
+        """The worker in which this one was made, told by the first announcement only."""
+
         def __init__(self, worker: Worker[Any], state: WorkerState) -> None:
-            self.worker = worker
-            self.state = state
+            previous: WorkerState | None = PENDING
+            origin: Worker[Any] | None = None
+            if state is PENDING:
+                previous, time = None, worker._created_at
+                # It keeps the context that it was made in, unless that is this one.
+                kept = worker._context
+                origin = current.get(None) if kept is None else kept.get(current)
+            elif state is RUNNING:
+                time = worker._started_at
+            else:
+                time = worker._finished_at
+                if worker._started_at is not None:
+                    previous = RUNNING
+            vars(self).update(
+                worker=worker,
+                state=state,
+                previous=previous,
+                time=time if time is not None else worker._nursery.now(),
+                number=next(_numbers),
+                origin=origin,
+            )
 
         def __repr__(self) -> str:
             return f"<StateChanged {self.worker._spoken()} {self.state.name}>"
+
+    @dataclass(init=False, repr=False, eq=False, frozen=True)
+    class ProgressChanged(Message, bubble=False, namespace="worker"):
+        """A worker got on, or its status line changed; handled by ``on_worker_progress_changed``.
+
+        How far it is, is read from the worker. At most one for each worker waits for a handler or
+        in a subscription, and none comes after the worker has ended.
+
+        Args:
+            worker: The worker.
+        """
+
+        worker: Worker[Any]
+        """The worker."""
+        number: int
+        """A number that grows with each event of any worker: later events have higher ones."""
+
+        def __init__(self, worker: Worker[Any]) -> None:
+            vars(self).update(worker=worker, number=next(_numbers), _key=worker)
+
+        def __repr__(self) -> str:
+            return f"<ProgressChanged {self.worker._spoken()}>"
 
     @overload
     def __init__(
@@ -192,6 +261,36 @@ class Worker(Life[ResultType]):
     def __await__(self) -> Generator[Any, Any, ResultType]:
         """Wait, as ``wait()`` does."""
         return self.wait().__await__()
+
+    @overload
+    def track(self, iterable: Iterable[T], total: int | None = None) -> Iterator[T]: ...
+
+    @overload
+    def track(self, iterable: AsyncIterable[T], total: int | None = None) -> AsyncIterator[T]: ...
+
+    def track(
+        self, iterable: Iterable[T] | AsyncIterable[T], total: int | None = None
+    ) -> Iterator[T] | AsyncIterator[T]:
+        """Iterate, and advance by one step as each item has been dealt with.
+
+        An item that the loop is left at does not count. The total is set at once: the steps
+        completed so far and the number of items.
+
+        Args:
+            iterable: What to iterate. For an async iterable, use ``async for``.
+            total: The number of items; by default what ``len()`` or the iterable's length hint
+                says. Where there is neither, the total stays as it is.
+
+        Returns:
+            An iterator over the items.
+
+        Raises:
+            WorkerError: It is not iterable.
+
+        Threads:
+            Any thread.
+        """
+        return track(self, iterable, total)
 
     def _needs_all(self) -> Collection[Party]:
         # Whoever is cancelled will be woken from its wait: nothing is certain then.

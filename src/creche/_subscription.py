@@ -1,0 +1,212 @@
+"""Subscriptions: what happens on nodes, as streams of events.
+
+Each node knows who hears it: the subscriptions to it, and those to the nodes above that take the
+whole tree. That is one tuple, changed as subscriptions and nodes come and go, so that to announce
+something where nobody listens costs one look at it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, final
+
+import anyio
+from anyio import lowlevel
+
+from ._errors import WorkerError
+from ._message import Backlog, Message, MessageT
+from ._nursery import CLOSED
+
+if TYPE_CHECKING:
+    import sys
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from ._nursery import Nursery
+
+    if sys.version_info >= (3, 11):
+        from typing import Self
+    else:
+        from typing_extensions import Self
+
+
+class Source(Protocol):
+    """What a subscription asks of a node."""
+
+    _nursery: Nursery
+    _heard_by: tuple[Subscription[Any], ...]
+
+    def _below(self) -> Iterable[Source]:
+        """Give the node and all nodes below it."""
+        ...
+
+    def _hear(self, heard_by: tuple[Subscription[Any], ...]) -> None:
+        """Take note of who hears the node from now on."""
+        ...
+
+    def _spoken(self) -> str:
+        """Name the node in a sentence."""
+        ...
+
+
+@final
+class Subscription(Generic[MessageT]):
+    """A stream of what happens on a node; made by ``Node.subscribe()``, see there.
+
+    ``async with`` opens it: what happens from then on waits in it, in order, until it is read.
+    ``async for`` reads it, and ends after the last event once the node has closed, or when the
+    block of the subscription is left. One task at a time may read; a read that is cancelled takes
+    nothing.
+    """
+
+    __slots__ = ("_backlog", "_is_over", "_is_read", "_news", "_node", "_tree", "_types")
+
+    def __init__(self, node: Source, types: tuple[type[MessageT], ...], *, tree: bool) -> None:
+        for each in cast("tuple[object, ...]", types) or (None,):
+            if not (isinstance(each, type) and issubclass(each, Message)):
+                raise WorkerError(
+                    f"subscribe() takes classes of messages, not {each!r:.100}; "
+                    "for all that happens, Message"
+                    if types
+                    else "subscribe() needs the classes of messages that are wanted; "
+                    "for all that happens, Message"
+                )
+        self._node = node
+        self._types = types
+        self._tree = tree
+        self._backlog: Backlog[MessageT] | None = None  # there once it was opened
+        self._news: anyio.Event | None = None
+        self._is_read = False
+        self._is_over = False
+
+    def __repr__(self) -> str:
+        names = ", ".join(each.__qualname__ for each in self._types)
+        return f"<Subscription to {names} of {self._node._spoken()}>"
+
+    # what the node tells it
+
+    def _wants(self, kind: type[Message]) -> bool:
+        return issubclass(kind, self._types)
+
+    def _put(self, message: Message) -> None:
+        """Keep a message for the reader, if it is of a class that is wanted; on the loop."""
+        if self._backlog is not None and isinstance(message, self._types):
+            self._backlog.put(message)
+            self._wake()
+
+    def _has_left(self, node: Source) -> None:
+        """Take note that a node has closed."""
+        if node is self._node:
+            self._is_over = True
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    # what its user does
+
+    async def __aenter__(self) -> Self:
+        """Begin to listen.
+
+        Raises:
+            WorkerError: It was opened before; the node is closed, so that a stream without events
+                would look like a node where nothing happened; or this is not the thread of the
+                node's event loop.
+
+        Checkpoint:
+            Never.
+
+        Threads:
+            The node's event loop only.
+        """
+        if self._backlog is not None:
+            raise WorkerError(f"{self!r} was opened before; subscribe again")
+        if self._node._nursery.life is CLOSED:
+            raise WorkerError(
+                f"cannot subscribe to {self._node._spoken()}, which is closed; subscribe before or "
+                "while it is open"
+            )
+        self._check_thread()
+        self._backlog = Backlog()
+        for node in self._reach():
+            node._hear((*node._heard_by, self))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Listen no more; what was not read is dropped, and a reader in another task ends.
+
+        Raises:
+            WorkerError: This is not the thread of the node's event loop.
+        """
+        self._check_thread()
+        for node in self._reach():
+            node._hear(tuple(each for each in node._heard_by if each is not self))
+        self._opened().clear()
+        self._is_over = True
+        self._wake()
+
+    def _reach(self) -> list[Source]:
+        return list(self._node._below()) if self._tree else [self._node]
+
+    def _check_thread(self) -> None:
+        if self._node._nursery.bridge.is_foreign:
+            raise WorkerError(
+                f"{self!r} is used in another thread than that of the node's event loop"
+            )
+
+    def _opened(self) -> Backlog[MessageT]:
+        if self._backlog is None:
+            raise WorkerError(f"{self!r} is not open; read it in its block: async with ... as ...")
+        return self._backlog
+
+    def __aiter__(self) -> Self:
+        """Read the events, each once."""
+        return self
+
+    async def __anext__(self) -> MessageT:
+        """Give the next event; wait for it if there is none.
+
+        Cancelling this call loses nothing: the next one gets the event.
+
+        Raises:
+            StopAsyncIteration: The node has closed and all was read; or the block was left.
+            WorkerError: It is not open, is being read already, or this is another thread.
+
+        Checkpoint:
+            Always.
+
+        Threads:
+            The node's event loop only.
+        """
+        backlog = self._opened()
+        self._check_thread()
+        if self._is_read:
+            raise WorkerError(
+                f"{self!r} is being read by another task; subscribe once for each reader"
+            )
+        self._is_read = True
+        try:
+            if backlog or self._is_over:
+                await lowlevel.checkpoint()
+            while not backlog:
+                if self._is_over:
+                    raise StopAsyncIteration
+                self._news = anyio.Event()
+                await self._news.wait()
+            return backlog.take()
+        finally:
+            self._is_read = False
+
+
+def inherit(source: Source, above: Source) -> None:
+    """Have a node, and those below it, heard by those who listen to the tree above it."""
+    of_tree = [each for each in above._heard_by if each._tree]
+    for node in source._below():
+        news = [each for each in of_tree if each not in node._heard_by]
+        node._hear((*node._heard_by, *news))
