@@ -35,7 +35,7 @@ def track(
 ) -> Iterator[T] | AsyncIterator[T]:
     """Give the items of an iterable, and advance by one as each has been dealt with."""
     if not isinstance(iterable, Iterable | AsyncIterable):
-        raise WorkerError(f"track() takes an iterable or an async iterable, not {iterable!r:.100}")
+        raise WorkerError(f"track() takes an iterable or an async one, not {iterable!r:.100}")
     expected = length_hint(iterable, -1) if total is None else total
     if expected >= 0:
         counter.update(total_steps=counter.completed_steps + expected)

@@ -81,6 +81,7 @@ class Branch:
     def _take(self, message: Message, told: Collection[Subscription[Any]] = ()) -> bool:
         if self._nursery.life is Life.CLOSED:
             return False
+        self._join()
         for subscription in self._heard_by:
             if subscription not in told:
                 subscription._put(message)
@@ -95,9 +96,11 @@ class Branch:
 
     def _join(self) -> None:
         """Take the place below the parent, once the node is open or holds something."""
-        if self._parent is not None and self not in self._parent._children:
-            self._parent._children[self] = None
-            inherit(self, self._parent)
+        parent = self._parent
+        if parent is not None and self not in parent._children:
+            parent._join()
+            parent._children[self] = None
+            inherit(self, parent)
 
     # the block
 
@@ -355,7 +358,8 @@ class Branch:
         if daemons:
             return True
         for child in self._children:  # what is left of them was never opened
-            rest += [worker for group in child._groups.values() for worker in group]
+            for node in child._below():
+                rest += [worker for group in node._groups.values() for worker in group]
         for worker in rest:
             worker._disown()
         return bool(rest)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,6 +21,7 @@ from creche import (
     Message,
     Node,
     Overflow,
+    Subscription,
     Worker,
     WorkerFailed,
     WorkerGroup,
@@ -311,6 +312,38 @@ async def trees() -> None:
         app.cancel()
     Node("page", app)  # type: ignore[call-arg]  # the parent goes by keyword
     await app.mount("panel")  # type: ignore[type-var]  # is no node
+
+
+async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
+    """Know the events from the classes that were asked for."""
+    changes = node.subscribe(Worker.StateChanged, tree=True)
+    assert_type(changes, Subscription[Worker.StateChanged])
+    async with changes as events:
+        assert_type(events, Subscription[Worker.StateChanged])
+        async for event in events:
+            assert_type(event, Worker.StateChanged)
+            assert_type(event.worker, Worker[Any])
+            assert_type(event.state, WorkerState)
+            assert_type(event.previous, WorkerState | None)
+            assert_type(event.time, float)
+            assert_type(event.number, int)
+            assert_type(event.origin, Worker[Any] | None)
+            event.state = WorkerState.ERROR  # type: ignore[misc]  # it is a fact
+    async with node.subscribe(Worker.ProgressChanged) as progress:
+        assert_type((await anext(progress)).worker, Worker[Any])
+    async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, Saved) as all_kinds:
+        async for each in all_kinds:
+            if isinstance(each, Worker.StateChanged):
+                assert_type(each.state, WorkerState)
+            elif isinstance(each, Saved):
+                assert_type(each, Saved)
+    assert_type(worker.track([1, 2]), Iterator[int])
+    assert_type(worker.track(changes, 3), AsyncIterator[Worker.StateChanged])
+    assert_type(worker.cancelled_at, float | None)
+    worker.update(description="half way")
+    worker.track(3)  # type: ignore[call-overload]  # cannot be iterated
+    node.subscribe("StateChanged")  # type: ignore[arg-type]  # is no class
+    node.subscribe(int)  # type: ignore[type-var]  # is no class of messages
 
 
 def current() -> None:

@@ -1,0 +1,840 @@
+"""Subscriptions: every change in order, none lost, nobody delayed; progress, coalesced."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import creche._worker
+from creche import Message, Node, Subscription, Worker, WorkerError, get_current_worker
+from helpers import (
+    CANCELLED,
+    PENDING,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    Listener,
+    Meeting,
+    settle,
+    until,
+)
+
+
+class Saved(Message):
+    """A message of the user's, which bubbles."""
+
+
+class Lost(Saved, bubble=False):
+    """A subclass of it."""
+
+
+class Watcher(Node):
+    """A node that keeps what its handlers were told."""
+
+    def __init__(self, name="app", **kwargs):
+        super().__init__(name, **kwargs)
+        self.got = []
+
+    def on_worker_state_changed(self, event):
+        self.got.append(event)
+
+    def on_worker_progress_changed(self, event):
+        self.got.append(event)
+
+
+async def rest(events):
+    """Read a subscription to its end."""
+    with anyio.fail_after(10):
+        return [event async for event in events]
+
+
+async def read(events, into):
+    """Read a subscription, event by event."""
+    async for event in events:
+        into.append(event)
+
+
+async def work():
+    await anyio.lowlevel.checkpoint()
+
+
+def steps(events):
+    return [(event.worker.name, event.state) for event in events]
+
+
+# changes of state
+
+
+async def test_every_change_until_the_node_has_closed():
+    """Each change comes once, in order, the final ones included, and then the stream ends."""
+    async with (app := Node("app")).subscribe(Worker.StateChanged) as events:
+        async with app:
+            app.run_worker(work, name="done")
+            app.run_worker(work, name="daemon", daemon=True).cancel()
+        seen = await rest(events)
+        assert await rest(events) == []
+    assert steps(seen) == [
+        ("done", PENDING),
+        ("daemon", PENDING),
+        ("daemon", CANCELLED),
+        ("done", RUNNING),
+        ("done", SUCCESS),
+    ]
+
+
+@pytest.mark.parametrize("end", ["fails", "cancelled", "outer", "removed"])
+async def test_final_changes_of_a_node_that_does_not_end_well(end):
+    """A node that failed, was cancelled or was removed tells how its work ended, all the same."""
+
+    async def fail():
+        await settle()
+        raise ValueError
+
+    page = Node("page")
+    async with page.subscribe(Worker.StateChanged) as events:
+        with anyio.CancelScope() as scope:
+            try:
+                async with Node("app") as app:
+                    await app.mount(page)
+                    page.run_worker(anyio.sleep_forever, name="w")
+                    page.run_worker(work, name="unstarted", start=False)
+                    await settle()
+                    if end == "fails":
+                        app.run_worker(fail)
+                        await anyio.sleep_forever()
+                    elif end == "cancelled":
+                        app.cancel()
+                        await anyio.sleep_forever()
+                    elif end == "outer":
+                        scope.cancel()
+                        await anyio.sleep_forever()
+                    else:
+                        await page.remove()
+            except ExceptionGroup:
+                assert end == "fails"
+        assert steps(await rest(events)) == [
+            ("w", PENDING),
+            ("unstarted", PENDING),
+            ("w", RUNNING),
+            ("unstarted", CANCELLED),
+            ("w", CANCELLED),
+        ]
+
+
+async def test_facts_of_a_change():
+    """An event tells the state before, the time, its place among all, and where work came from."""
+
+    async def inner():
+        pass
+
+    async def outer():
+        await app.run_worker(inner, name="inner")
+
+    app = Watcher()
+    async with app.subscribe(Worker.StateChanged) as one, app.subscribe(Message) as two:
+        async with app:
+            outer_worker = app.run_worker(outer, name="outer")
+            inner_worker = None
+            await outer_worker
+            app.run_worker(work, name="late").cancel()
+        seen = await rest(one)
+        assert seen == await rest(two) == app.got  # the same objects: they compare by identity
+    inner_worker = seen[2].worker
+    assert [(each.worker.name, each.previous, each.state) for each in seen] == [
+        ("outer", None, PENDING),
+        ("outer", PENDING, RUNNING),
+        ("inner", None, PENDING),
+        ("inner", PENDING, RUNNING),
+        ("inner", RUNNING, SUCCESS),
+        ("outer", RUNNING, SUCCESS),
+        ("late", None, PENDING),
+        ("late", PENDING, CANCELLED),
+    ]
+    assert [each.time for each in seen[:6]] == [
+        outer_worker.created_at,
+        outer_worker.started_at,
+        inner_worker.created_at,
+        inner_worker.started_at,
+        inner_worker.finished_at,
+        outer_worker.finished_at,
+    ]
+    assert [each.origin for each in seen] == [None, None, outer_worker, *[None] * 5]
+    numbers = [each.number for each in seen]
+    assert numbers == sorted(set(numbers))
+
+
+async def test_origin_of_work_from_a_thread():
+    """Work that a worker starts from its thread comes from that worker as well."""
+    async with (app := Node("app")).subscribe(Worker.StateChanged) as events:
+        async with app:
+            thread = app.run_worker(lambda: app.run_worker(work, name="w"), thread=True)
+        origins = {event.worker.name: event.origin for event in await rest(events) if event.origin}
+    assert origins == {"w": thread}
+
+
+@pytest.mark.parametrize("name", ["worker", "state", "previous", "time", "number", "origin", "x"])
+async def test_events_are_frozen(name):
+    """Nothing of an event can be assigned; a handler may stop it nevertheless."""
+    async with Node() as app:
+        event = Worker.StateChanged(app.run_worker(work), PENDING)
+        with pytest.raises(AttributeError, match=f"cannot assign to field '{name}'"):
+            setattr(event, name, None)
+        assert not event.is_stopped
+        event.stop()
+        assert event.is_stopped
+
+
+async def test_origin_keeps_nothing_alive():
+    """A worker does not hold the one that it comes from: only the event does."""
+    async with (app := Node("app")).subscribe(Worker.StateChanged) as events, app:
+
+        async def outer():
+            app.run_worker(anyio.sleep_forever, name="inner")
+
+        await app.run_worker(outer)
+        await settle()
+        inner = next(iter(app.workers))
+        first = [await anext(events) for _ in range(2)]
+        assert first[0].state is PENDING
+        assert inner._context is None
+        app.cancel()
+
+
+async def test_numbers_order_the_events_of_several_subscriptions():
+    """By its number an event of one subscription has its place among those of another."""
+    order = []
+
+    class Loud(Node):
+        def on_worker_state_changed(self, event):
+            order.append(event)
+
+    left, right = Loud("left"), Loud("right")
+    async with left.subscribe(Worker.StateChanged) as one, right.subscribe(Message) as two:
+        async with left, right:
+            for node in (left, right, right, left):
+                await node.run_worker(work)
+        both = [*await rest(one), *await rest(two)]
+    assert sorted(both, key=lambda event: event.number) == order
+
+
+# the tree
+
+
+async def test_tree_hears_all_below():
+    """With ``tree`` the nodes below are heard too, also those that open or are mounted later."""
+    app = Node("app")
+    early = Node("early", parent=app)
+    deep = Node("deep", parent=early)
+    deep.run_worker(work, name="unopened", start=False)
+    async with (
+        app.subscribe(Worker.StateChanged, tree=True) as tree,
+        app.subscribe(Worker.StateChanged) as alone,
+        early.subscribe(Worker.StateChanged, tree=True) as below,
+    ):
+        async with app:
+            await app.run_worker(work, name="app")
+            early.run_worker(work, name="added before the node was opened", start=False)
+            async with early:
+                await early.run_worker(work, name="early")
+                async with deep:
+                    await deep.run_worker(work, name="deep")
+            assert [event.worker.name for event in await rest(below)].count("deep") == 3
+            late = await app.mount(Node("late"))
+            await (await late.mount(Node("leaf"))).run_worker(work, name="leaf")
+        names = [event.worker.name for event in await rest(tree)]
+        assert names == [
+            *["app"] * 3,
+            "added before the node was opened",
+            *["early"] * 3,
+            *["deep"] * 3,
+            "unopened",
+            "added before the node was opened",
+            *["leaf"] * 3,
+        ]
+        assert {event.worker.name for event in await rest(alone)} == {"app"}
+
+
+async def test_subscribing_to_an_open_tree():
+    """Opened in the midst of it, a subscription hears what follows, everywhere below."""
+    async with Node("app") as app, Node("page", parent=app) as page:
+        await page.run_worker(work, name="before")
+        async with app.subscribe(Worker.StateChanged, tree=True) as events:
+            await page.run_worker(work, name="heard")
+            seen = [await anext(events) for _ in range(3)]
+        assert {event.worker.name for event in seen} == {"heard"}
+        assert page._heard_by == app._heard_by == ()
+
+
+async def test_message_that_bubbles_is_told_once():
+    """A message that goes up comes once to who hears the tree, and to who hears each node."""
+    app = Node("app")
+    page = Node("page", parent=app)
+    async with (
+        app.subscribe(Saved, tree=True) as tree,
+        app.subscribe(Saved) as above,
+        page.subscribe(Saved) as below,
+        page.subscribe(Lost) as lost,
+    ):
+        page.post_message(first := Saved())
+        async with app, page:
+            page.post_message(second := Lost())
+            app.post_message(third := Saved())
+        assert not app.post_message(Saved())
+        assert await rest(tree) == [first, second, third]
+        assert await rest(above) == [third, first]  # when it came up
+        assert await rest(below) == [first, second]
+        assert await rest(lost) == [second]
+
+
+# readers
+
+
+async def test_slow_reader_delays_and_loses_nothing():
+    """Who reads nothing delays neither the work nor other readers, and loses nothing."""
+    app = Node("app")
+    got = []
+    async with app.subscribe(Worker.StateChanged) as slow:
+        async with app.subscribe(Worker.StateChanged) as quick, anyio.create_task_group() as tasks:
+            tasks.start_soon(read, quick, got)
+            async with app:
+                for _ in range(100):
+                    app.run_worker(work)
+                await until(lambda: len(got) == 300)
+        assert await rest(slow) == got
+
+
+@pytest.mark.parametrize("order", ["event first", "cancelled first"])
+async def test_cancelled_reader_loses_nothing(order):
+    """Of a reader that is cancelled as an event comes, either it has the event or the next has."""
+    got = []
+
+    async with Node("app") as app, app.subscribe(Worker.StateChanged) as events:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, events, got)
+                await settle()
+                if order == "cancelled first":
+                    scope.cancel()
+                app.run_worker(work)  # wakes the reader, which is cancelled before it runs
+                scope.cancel()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anext(events)
+        assert scope.cancelled_caught
+        got += [await anext(events) for _ in range(3 - len(got))]
+        assert [event.state for event in got] == [PENDING, RUNNING, SUCCESS]
+
+
+async def test_reading_is_a_checkpoint():
+    """Others have their turn between one event and the next, however many wait."""
+    turns = []
+
+    async def other():
+        while True:
+            turns.append(1)
+            await anyio.lowlevel.checkpoint()
+
+    async with Node("app") as app, app.subscribe(Worker.StateChanged) as events:
+        await app.run_worker(work)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other)
+            await settle(2)
+            before = len(turns)
+            for _ in range(3):
+                await anext(events)
+            assert len(turns) - before >= 2  # Trio draws lots for whose turn it is
+            tasks.cancel_scope.cancel()
+
+
+async def test_reader_that_raises_fails_itself_only():
+    """An error of a reader is its own: the node and other readers go on."""
+    app = Node("app")
+
+    async def fail(events):
+        async for _ in events:
+            raise ValueError("mine")
+
+    async with app.subscribe(Worker.StateChanged) as bad, app.subscribe(Message) as good:
+        with pytest.raises(ExceptionGroup):
+            async with anyio.create_task_group() as tasks:
+                async with app:
+                    await app.run_worker(work)
+                tasks.start_soon(fail, bad)
+        assert len(await rest(good)) == 3
+
+
+async def test_daemon_may_read_its_own_node():
+    """A daemon of the node that reads it to the end does not keep it open."""
+    seen = []
+
+    async def watch():
+        async with app.subscribe(Worker.StateChanged) as events:
+            await read(events, seen)
+
+    async with Node("app") as app:
+        await app.start_worker(watch, daemon=True)
+        await app.run_worker(work, name="w")
+        await settle()
+    assert steps(seen) == [("w", PENDING), ("w", RUNNING), ("w", SUCCESS)]
+
+
+async def test_one_reader_at_a_time():
+    """A second task that reads is told so; the first one goes on."""
+    got = []
+    app = Node("app")
+    async with app.subscribe(Worker.StateChanged) as events, anyio.create_task_group() as tasks:
+        tasks.start_soon(read, events, got)
+        async with app:
+            await settle()
+            with pytest.raises(WorkerError, match="is being read by another task; subscribe once"):
+                await anext(events)
+            app.run_worker(work)
+    assert len(got) == 3
+
+
+async def test_leaving_the_block_ends_a_reader_elsewhere():
+    """A task that reads when the subscription is left, ends."""
+    async with Node("app") as app, anyio.create_task_group() as tasks:
+        async with app.subscribe(Worker.StateChanged) as events:
+            tasks.start_soon(rest, events)
+            await settle()
+        await settle()
+        assert await rest(events) == []
+        await app.run_worker(work)
+
+
+async def test_left_with_events_unread():
+    """What was not read is gone once the block was left."""
+    async with Node("app") as app:
+        async with app.subscribe(Message) as events:
+            await app.run_worker(work)
+        assert await rest(events) == []
+
+
+# misuse
+
+
+async def test_types_that_cannot_be_subscribed_to():
+    """Only classes of messages can be asked for, and at least one."""
+    app = Node("app")
+    with pytest.raises(WorkerError, match=r"^subscribe\(\) needs the classes of messages"):
+        app.subscribe()
+    for wrong in (int, "text", None, Saved()):
+        with pytest.raises(WorkerError, match=r"^subscribe\(\) takes classes of messages, not "):
+            app.subscribe(Saved, wrong)
+
+
+async def test_a_closed_node_cannot_be_heard():
+    """To listen where nothing will happen is an error."""
+    async with Node("app") as app:
+        pass
+    with pytest.raises(WorkerError, match=r"^cannot subscribe to node 'app', which is closed; "):
+        await app.subscribe(Message).__aenter__()
+
+
+async def test_entered_twice_and_read_outside():
+    """A subscription is opened once, and read while it is open."""
+    async with Node("app") as app:
+        events = app.subscribe(Saved, Worker.StateChanged)
+        assert isinstance(events, Subscription)
+        spoken = "<Subscription to Saved, Worker.StateChanged of node 'app'>"
+        with pytest.raises(WorkerError, match=f"^{spoken} is not open; read it in its block"):
+            await anext(events)
+        async with events:
+            pass
+        with pytest.raises(WorkerError, match=f"^{spoken} was opened before; subscribe again"):
+            await events.__aenter__()
+
+
+async def test_in_another_thread():
+    """A subscription is for the thread of the node's event loop."""
+    async with Node("app") as app, app.subscribe(Saved) as events:
+
+        async def elsewhere():
+            for call in (app.subscribe(Saved).__aenter__, events.__anext__):
+                with pytest.raises(WorkerError, match="is used in another thread than that of"):
+                    await call()
+            with pytest.raises(WorkerError, match="is used in another thread than that of"):
+                await events.__aexit__(None, None, None)
+
+        await app.run_worker(elsewhere, thread=True)
+
+
+# progress
+
+
+async def test_progress_is_coalesced_in_its_place():
+    """However often a worker advances, one event waits, where the first was put."""
+    app = Watcher()
+    async with app.subscribe(Worker.ProgressChanged, Worker.StateChanged) as events:
+        async with app:
+
+            async def advance():
+                worker = get_current_worker()
+                for _ in range(1000):
+                    worker.advance()
+                app.run_worker(work, name="other")
+                worker.update(total_steps=2000, description="half way")
+
+            worker = await app.start_worker(advance)
+            await worker
+            app.got.append("waited")
+        seen = await rest(events)
+    kinds = [(type(event).__name__, event.worker.name) for event in seen]
+    assert kinds == [
+        ("StateChanged", "advance"),
+        ("StateChanged", "advance"),
+        ("ProgressChanged", "advance"),
+        ("StateChanged", "other"),
+        ("StateChanged", "advance"),
+        ("StateChanged", "other"),
+        ("StateChanged", "other"),
+    ]
+    assert repr(seen[2]) == "<ProgressChanged worker 'advance'>"
+    assert (worker.completed_steps, worker.progress) == (1000, 50.0)
+    assert worker.description == "half way"
+    progress = [event for event in app.got if isinstance(event, Worker.ProgressChanged)]
+    assert progress == [seen[2]]  # the handler gets the same object, once too
+
+
+async def test_progress_again_once_it_was_taken():
+    """What happens after an event was taken out is another event."""
+    app = Watcher()
+    gate = anyio.Event()
+    async with app, app.subscribe(Worker.ProgressChanged) as events:
+
+        async def advance():
+            for _ in range(3):
+                get_current_worker().advance()
+                await gate.wait()
+
+        worker = app.run_worker(advance)
+        for count in range(1, 4):
+            event = await anext(events)
+            assert (event.worker, worker.completed_steps) == (worker, 1)
+            worker.update(completed_steps=1)
+            assert len(app.got) == count + 2
+            await settle()
+        gate.set()
+
+
+async def test_no_progress_after_the_end():
+    """Once a worker has ended nothing is told of it, whoever counts on."""
+    async with (app := Watcher()).subscribe(Worker.ProgressChanged) as events:
+        async with app:
+            worker = app.run_worker(work)
+            await worker
+            worker.advance()
+            await anyio.to_thread.run_sync(worker.advance)
+            assert worker.completed_steps == 2
+        assert await rest(events) == []
+    assert len(app.got) == 3
+
+
+async def test_progress_that_lands_after_the_end():
+    """A step counted in a thread, of which the loop hears after the worker's end, is not told."""
+    async with (app := Node("app")).subscribe(Worker.ProgressChanged) as events:
+        async with app:
+            worker = await app.start_worker(anyio.sleep_forever)
+            thread = threading.Thread(target=worker.advance)
+            thread.start()
+            thread.join()  # the loop stands still meanwhile
+            worker.state = CANCELLED
+            await until(lambda: worker.is_finished)
+        assert len(await rest(events)) <= 1
+    assert not app._advanced
+
+
+async def test_threads_that_advance():
+    """Threads that count lose nothing, send one hop at a time, and the last step is told."""
+    app = Node("app")
+    seen = defaultdict(list)
+    meeting = Meeting()
+
+    def count():
+        worker = get_current_worker()
+        for _ in range(1000):
+            worker.advance()
+        meeting()
+
+    async def look(events):
+        async for event in events:
+            seen[event.worker].append(event.worker.completed_steps)
+
+    async with app.subscribe(Worker.ProgressChanged) as events, anyio.create_task_group() as tasks:
+        tasks.start_soon(look, events)
+        async with app:
+            workers = [app.run_worker(count, thread=True) for _ in range(2)]
+            await until(lambda: all(1000 in seen[worker] for worker in workers))
+            meeting.go.set()
+    for worker in workers:
+        assert seen[worker] == sorted(seen[worker])
+
+
+async def test_one_hop_for_many_steps(monkeypatch):
+    """While the loop is busy a thread that counts sends one call to it, not one for each step."""
+    async with Node("app") as app, app.subscribe(Worker.ProgressChanged) as events:
+        worker = await app.start_worker(anyio.sleep_forever)
+
+        def count():
+            for _ in range(1000):
+                worker.advance()
+
+        thread = threading.Thread(target=count)
+        thread.start()
+        thread.join()  # the loop stands still meanwhile
+        assert app._nursery.bridge.in_flight == 1
+        assert (await anext(events)).worker is worker
+        assert worker.completed_steps == 1000
+        worker.cancel()
+
+
+async def test_nobody_listens_to_progress(monkeypatch):
+    """Where nobody wants progress no event of it is made, though changes are listened to."""
+
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Worker.ProgressChanged, "__init__", refuse)
+    app = Listener()
+    async with app.subscribe(Worker.StateChanged, tree=True) as events, app:
+        await app.run_worker(work)
+        worker = app.run_worker(work)
+        worker.advance()
+        await anyio.to_thread.run_sync(worker.advance)
+        await worker
+        assert len([await anext(events) for _ in range(6)]) == 6
+
+
+# tracking
+
+
+async def items(number):
+    for each in range(number):
+        await anyio.lowlevel.checkpoint()
+        yield each
+
+
+async def test_track():
+    """Each item counts once it has been dealt with; the total comes from the length."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        for item in worker.track("abc"):
+            assert worker.completed_steps == "abc".index(item)
+            assert worker.total_steps == 3
+        assert worker.completed_steps == 3
+        for _ in worker.track(range(5)):  # more of the same
+            break  # it was not dealt with
+        assert (worker.completed_steps, worker.total_steps) == (3, 8)
+        worker.update(0, None)
+        assert list(worker.track(each for each in range(2))) == [0, 1]
+        assert (worker.completed_steps, worker.total_steps) == (2, None)
+        assert list(worker.track(iter([1, 2]))) == [1, 2]  # an iterator that gives a hint
+        assert (worker.completed_steps, worker.total_steps) == (4, 4)
+        assert list(worker.track(iter(()), 4)) == []
+        assert (worker.completed_steps, worker.total_steps) == (4, 8)
+        with pytest.raises(WorkerError, match=r"^track\(\) takes an iterable or an async one, not"):
+            worker.track(5)
+        worker.cancel()
+
+
+async def test_track_async():
+    """An async iterable is tracked just as well."""
+    async with Node() as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        got = []
+        async for item in worker.track(items(3), 4):
+            assert worker.completed_steps == item
+            got.append(item)
+        assert got == [0, 1, 2]
+        assert (worker.completed_steps, worker.total_steps) == (3, 4)
+        async for _ in aiter(worker.track(items(0))):
+            raise AssertionError
+        assert (worker.completed_steps, worker.total_steps) == (3, 4)
+        worker.cancel()
+
+
+# when cancellation was requested
+
+
+async def test_cancelled_at():
+    """A worker knows when its cancellation was requested, from whatever side, and only then."""
+    async with Node() as app:
+        worker = await app.start_worker(anyio.sleep_forever)
+        done = app.run_worker(work)
+        before = anyio.current_time()
+        assert worker.cancelled_at is None
+        worker.cancel()
+        after = anyio.current_time()
+        assert before <= worker.cancelled_at <= after
+        first = worker.cancelled_at
+        worker.cancel()
+        assert worker.cancelled_at == first
+        await done
+        done.cancel()
+        assert done.cancelled_at is None
+        other = await app.start_worker(anyio.sleep_forever)
+        await anyio.to_thread.run_sync(other.cancel)
+        assert other.cancelled_at >= after - 0.001
+    queued = Node().run_worker(work, start=False)
+    queued.cancel()
+    assert queued.cancelled_at is not None
+
+
+# random programs
+
+ACTS = st.one_of(
+    st.tuples(
+        st.just("run"),
+        st.integers(0, 3),
+        st.sampled_from(["return", "raise", "sleep", "spawn", "deaf"]),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+    st.tuples(st.just("turn"), st.integers(1, 4)),
+    st.tuples(st.just("mount"), st.integers(0, 3)),
+    st.tuples(st.just("remove"), st.integers(0, 3)),
+    st.tuples(st.just("listen"), st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("read"), st.integers(0, 5), st.integers(0, 3)),
+)
+
+
+class Program:
+    """A random program. What happens is written down by the work itself and by handlers."""
+
+    def __init__(self):
+        self.nodes = []
+        self.workers = []
+        self.done = []  # by the bodies: who entered and who left, in order
+        self.told = {}  # by the handlers of each node
+        self.heard = []  # by subscriptions: each, its node, its reach, since when, and its events
+        self.stack = AsyncExitStack()
+
+    def make_node(self):
+        node = Listener(f"n{len(self.nodes)}")
+        self.nodes.append(node)
+        return node
+
+    def body(self, end, turns, node):
+        async def run():
+            me = get_current_worker()
+            self.done.append((me, "enters"))
+            try:
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                if end == "spawn":
+                    self.workers.append(node.run_worker(self.body("return", 1, node)))
+                if end == "sleep":
+                    await anyio.sleep_forever()
+                if end == "deaf":
+                    me.cancel()
+                if end == "raise":
+                    raise ValueError
+            finally:
+                self.done.append((me, "leaves"))
+
+        return run
+
+    def pick(self, number):
+        nodes = [node for node in self.nodes if not node.is_finished]
+        return nodes[number % len(nodes)]
+
+    async def act(self, kind, number, *options):
+        node = self.pick(number)
+        if kind == "run":
+            end, turns, start = options
+            work = self.body(end, turns, node)
+            self.workers.append(node.run_worker(work, exit_on_error=False, start=start))
+        elif kind == "cancel" and self.workers:
+            self.workers[number % len(self.workers)].cancel()
+        elif kind == "turn":
+            await settle(number)
+        elif kind == "mount":
+            await node.mount(self.make_node())
+        elif kind == "remove" and node.parent is not None:
+            await node.remove()
+        elif kind == "listen":
+            await self.listen(node, tree=options[0])
+        elif kind == "read":
+            await self.read(self.heard[number % len(self.heard)], *options)
+
+    async def listen(self, node, *, tree):
+        since = next(creche._worker._numbers)
+        events = await self.stack.enter_async_context(
+            node.subscribe(Worker.StateChanged, tree=tree)
+        )
+        self.heard.append((events, node, tree, since, []))
+
+    async def read(self, heard, turns):
+        """Read on for some turns, then be cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read, heard[0], heard[-1])
+            await settle(turns)
+            tasks.cancel_scope.cancel()
+
+    async def run(self, acts, cancel):
+        root = self.make_node()
+        async with self.stack:
+            await self.listen(root, tree=True)
+            await self.listen(root, tree=False)
+            async with root:
+                for act in acts:
+                    await self.act(*act)
+                if cancel:
+                    root.cancel()
+                await settle()
+                for worker in self.workers:
+                    worker.cancel()
+            for events, *_, seen in self.heard:
+                seen.extend(await rest(events))
+
+
+def path(node):
+    """The node and all above it."""
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(acts=st.lists(ACTS, max_size=20), cancel=st.booleans())
+def test_subscribers_see_exactly_what_happened(backend, acts, cancel):
+    """Whatever happens, each subscriber sees each change there was, once, in order."""
+    program = Program()
+    anyio.run(program.run, acts, cancel, **backend)
+    everything = program.heard[0][-1]
+    numbers = [event.number for event in everything]
+    assert numbers == sorted(numbers)
+    for node in program.nodes:  # against the handlers
+        own = [event for event in everything if event.worker.node is node]
+        assert [(event.worker, event.state) for event in own] == node.told
+    lived = [
+        (event.worker, "enters" if event.state is RUNNING else "leaves")
+        for event in everything
+        if RUNNING in {event.state, event.previous}
+    ]
+    assert lived == program.done  # against the work itself
+    for worker in program.workers:
+        own = [event for event in everything if event.worker is worker]
+        states = [event.state for event in own]
+        assert [event.previous for event in own] == [None, *states[:-1]]
+        assert states[0] is PENDING
+        assert states[-1] is worker.state
+    for _, node, tree, since, seen in program.heard:  # against each other
+        assert seen == [
+            event
+            for event in everything
+            if event.number > since
+            and (node in path(event.worker.node) if tree else node is event.worker.node)
+        ]
