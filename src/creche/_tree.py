@@ -79,7 +79,7 @@ class Branch:
         return self._take(message)
 
     def _take(self, message: Message, told: Collection[Subscription[Any]] = ()) -> bool:
-        if self._nursery.life is Life.CLOSED:
+        if self._nursery.life is CLOSED:
             return False
         self._join()
         for subscription in self._heard_by:

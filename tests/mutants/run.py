@@ -28,7 +28,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LIST = HERE / "mutants.toml"
 # What is quick and looks at the core comes first; the first failure ends the run of a mutant.
-QUICK = ("states", "worker", "groups", "node", "handlers", "errors", "cancellation", "threads")
+QUICK = (
+    *("states", "worker", "groups", "node", "handlers", "subscriptions", "errors"),
+    *("cancellation", "threads"),
+)
 THOROUGH = ("deadlock",)
 LIMIT = 240.0  # seconds for one mutant
 
