@@ -505,23 +505,16 @@ async def test_progress_is_coalesced_in_its_place():
 
 async def test_progress_again_once_it_was_taken():
     """What happens after an event was taken out is another event."""
-    app = Watcher()
-    gate = anyio.Event()
-    async with app, app.subscribe(Worker.ProgressChanged) as events:
-
-        async def advance():
-            for _ in range(3):
-                get_current_worker().advance()
-                await gate.wait()
-
-        worker = app.run_worker(advance)
-        for count in range(1, 4):
-            event = await anext(events)
-            assert (event.worker, worker.completed_steps) == (worker, 1)
+    async with (app := Watcher()), app.subscribe(Worker.ProgressChanged) as events:
+        worker = await app.start_worker(anyio.sleep_forever)
+        for _ in range(3):
+            worker.advance()
             worker.update(completed_steps=1)
-            assert len(app.got) == count + 2
-            await settle()
-        gate.set()
+            assert (await anext(events)).worker is worker
+            await settle()  # the handler has its turn
+        worker.cancel()
+    assert await rest(events) == []
+    assert len([event for event in app.got if isinstance(event, Worker.ProgressChanged)]) == 3
 
 
 async def test_no_progress_after_the_end():
