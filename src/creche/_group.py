@@ -48,6 +48,8 @@ class GroupNode(Protocol):
     @property
     def start_worker(self) -> Callable[..., Awaitable[Worker[Any]]]: ...
 
+    _tells_changes: bool
+
     def _announce(self, worker: Any, state: WorkerState) -> None: ...
 
     def _forget(self, group: WorkerGroup) -> None:
@@ -242,7 +244,8 @@ class WorkerGroup:
         worker._place = self
         worker._exclusive = exclusive
         worker._created_at = self._node._nursery.clock()
-        self._node._announce(worker, worker._state)
+        if self._node._tells_changes:
+            self._node._announce(worker, PENDING)
 
     def _start(self, worker: Worker[Any]) -> None:
         """Start an admitted worker, once there is a slot."""

@@ -83,7 +83,7 @@ class Life(Record[ResultType]):
 
     def _hold(self) -> None:
         self._holds = True
-        self._node._nursery.hold()
+        self._node._nursery.holds += 1
 
     def _let_go(self) -> None:
         if self._holds:
@@ -284,7 +284,8 @@ class Life(Record[ResultType]):
                 self._started_at = now
             else:
                 self._finished_at = now
-        self._node._announce(self, state)
+        if self._node._tells_changes:
+            self._node._announce(self, state)
         if self._begun is not None:
             self._begun.set()
         return True

@@ -385,9 +385,7 @@ class Node(Branch):
         return Subscription(self, types, tree=tree)
 
     def _announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        is_handled = getattr(self, Worker.StateChanged.handler_name, None) is not None
-        if is_handled or self._heard_by:
-            self._tell(Worker.StateChanged(worker, state), is_handled=is_handled)
+        self._tell(Worker.StateChanged(worker, state))
 
     def _announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
@@ -404,13 +402,12 @@ class Node(Branch):
     def _tell_progress(self, worker: Worker[Any]) -> None:
         self._advanced.discard(worker)  # first: what is done from here on needs another hop
         if not worker.is_finished:
-            event = Worker.ProgressChanged(worker)
-            self._tell(event, is_handled=hasattr(self, event.handler_name))
+            self._tell(Worker.ProgressChanged(worker))
 
-    def _tell(self, message: Message, *, is_handled: bool) -> None:
+    def _tell(self, message: Message) -> None:
         for subscription in self._heard_by:
             subscription._put(message)
-        if is_handled:
+        if self._handles(type(message)):
             self._mailbox.post(message)
 
     # threads

@@ -96,7 +96,6 @@ class Nursery:
         "_ear",
         "_failures",
         "_group",
-        "_holds",
         "_host",
         "_idle",
         "_killed",
@@ -108,6 +107,7 @@ class Nursery:
         "cancel_reason",
         "cancelled_class",
         "clock",
+        "holds",
         "is_cancelled",
         "life",
         "tree",
@@ -123,9 +123,10 @@ class Nursery:
         self.is_cancelled = False
         self.cancel_reason: object = None
         self.cancelled_class: type[BaseException] = BaseException
+        self.holds = 0
+        """What keeps the nursery open: add 1 for it, and call ``release()`` as often."""
         self.blocks = 0
         """How many of the holds are blocks of child nodes, which only their own tasks can end."""
-        self._holds = 0
         self._idle: anyio.Event | None = None
         self._failures = Failures()
         self._killed = False
@@ -236,7 +237,7 @@ class Nursery:
         key = object()
         coro = main()
         self._unborn[key] = gone
-        self.hold()
+        self.holds += 1
         return self.spawn(coro, name=name, context=context)
 
     async def _watch(self) -> None:
@@ -271,14 +272,10 @@ class Nursery:
 
     # what keeps it open
 
-    def hold(self) -> None:
-        """Keep the nursery open, until ``release()`` is called as often."""
-        self._holds += 1
-
     def release(self) -> None:
         """Let go of one hold."""
-        self._holds -= 1
-        if self._idle is not None and self._holds <= self.blocks:
+        self.holds -= 1
+        if self._idle is not None and self.holds <= self.blocks:
             self._wake()
 
     def _wake(self) -> None:
@@ -293,7 +290,7 @@ class Nursery:
             blocks: Whether to leave aside the blocks of child nodes.
         """
         while True:
-            while self._holds > (self.blocks if blocks else 0) or self.bridge.in_flight:
+            while self.holds > (self.blocks if blocks else 0) or self.bridge.in_flight:
                 if self._idle is None:
                     self._idle = anyio.Event()
                 await self._idle.wait()

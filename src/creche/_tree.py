@@ -88,11 +88,16 @@ class Branch:
         return self._mailbox.post(message)
 
     def _hear(self, heard_by: tuple[Subscription[Any], ...]) -> None:
+        """Take note of who listens: then events are made, and only then."""
         self._heard_by = heard_by
-        kind = Worker.ProgressChanged
-        self._tells_progress = hasattr(self, kind.handler_name) or any(
-            subscription._wants(kind) for subscription in heard_by
-        )
+        self._tells_changes = self._is_heard(Worker.StateChanged)
+        self._tells_progress = self._is_heard(Worker.ProgressChanged)
+
+    def _is_heard(self, kind: type[Message]) -> bool:
+        return self._handles(kind) or any(each._wants(kind) for each in self._heard_by)
+
+    def _handles(self, kind: type[Message]) -> bool:
+        return getattr(self, kind.handler_name, None) is not None
 
     def _join(self) -> None:
         """Take the place below the parent, once the node is open or holds something."""
@@ -124,12 +129,13 @@ class Branch:
                 f"cannot enter {self._spoken()} in another thread than its parent's event loop"
             )
         await self._nursery.open()
+        self._hear(self._heard_by)  # its user may have given it a handler
         if parent is not None:
             self._nursery.tree = parent._nursery.tree
             self._join()
             if self._leave is None:
                 parent._nursery.blocks += 1
-                parent._nursery.hold()
+                parent._nursery.holds += 1
             if parent._nursery.is_cancelled:
                 self._nursery.cancel(parent._nursery.cancel_reason)
         opener: Worker[Any] | None = current.get(None)
@@ -303,7 +309,7 @@ class Branch:
             del failure  # this frame is in its traceback: a cycle, with all the errors in it
         finally:
             if ready.is_set() and not leave.is_set():
-                self._nursery.hold()
+                self._nursery.holds += 1
             self._unhouse(child, ready)
 
     def _unhouse(self, child: Branch, ready: anyio.Event) -> None:
@@ -315,7 +321,7 @@ class Branch:
         if self._leave is None or self._leave.is_set() or self._parent is None:
             return False
         self._leave.set()
-        self._parent._nursery.hold()
+        self._parent._nursery.holds += 1
         return True
 
     async def remove(self) -> None:
