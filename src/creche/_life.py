@@ -68,7 +68,6 @@ class Life(Record[ResultType]):
         A subclass may implement this as ``async def run(self)``, in place of work or round
         ``await super().run()``. It runs in a task on the node's loop.
         """
-        # Not async itself: that would be one more coroutine a worker.
         if self._thread:
             return in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
         return in_task(self)

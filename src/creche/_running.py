@@ -18,7 +18,7 @@ from ._bridge import run_soon
 from ._errors import WorkerCancelled, WorkerError, strip_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from anyio import CapacityLimiter
 
@@ -70,21 +70,36 @@ class Job(Protocol):
         ...
 
 
-async def in_task(job: Job) -> Any:
-    """Run async work in the current task, on the node's loop."""
+def in_task(job: Job) -> Coroutine[Any, Any, Any]:
+    """Run async work in the current task, on the node's loop.
+
+    Returns:
+        What to await for it. That is the work's own coroutine, as a rule: one around it would be
+        the largest object of a worker.
+    """
     try:
         value: Any = job._call()
-        if type(value) is not _COROUTINE and not job._is_to_await(value):
-            if hasattr(value, "__await__"):
-                return value  # a worker: whoever wants its result awaits it
-            raise WorkerError(
-                f"the work of {job._spoken()} is a plain function that returned no awaitable but "
-                f"{value!r:.100}; run it with thread=True, or make it an async function"
-            )
-        return await value
+        if type(value) is _COROUTINE:
+            return value
+        return _take(job, value)
     finally:
         # The frames of an error's traceback hold the frames below them, this one too, with all
         # that these know: a worker must not be among it, as it holds the error.
+        del job
+
+
+async def _take(job: Job, value: Any) -> Any:
+    """Await what the work returned, if it is not a coroutine."""
+    try:
+        if job._is_to_await(value):
+            return await value
+        if hasattr(value, "__await__"):
+            return value  # a worker: whoever wants its result awaits it
+        raise WorkerError(
+            f"the work of {job._spoken()} is a plain function that returned no awaitable but "
+            f"{value!r:.100}; run it with thread=True, or make it an async function"
+        )
+    finally:
         del job
 
 
