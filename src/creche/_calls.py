@@ -41,7 +41,8 @@ def begin_call(
     async def go_on() -> None:
         await _go_on(node, caller, value, future)
         if caller is not None:
-            caller._hops = tuple(hop for hop in caller._hops if hop is not handle)
+            ties = caller._tied()
+            ties.hops = tuple(hop for hop in ties.hops if hop is not handle)
 
     handle = node._nursery.spawn_held(
         go_on,
@@ -50,7 +51,7 @@ def begin_call(
         context=copy_context(),
     )
     if caller is not None:
-        caller._hops += (handle,)
+        caller._tied().hops += (handle,)
 
 
 def _close(awaitable: object) -> None:

@@ -83,7 +83,7 @@ class WorkerGroup:
         self.overflow: Overflow = overflow
         """What happens to a new worker when as many as the limit are running."""
         self._limit = limit
-        self._unstarted: dict[Worker[Any], None] = {}
+        self._unstarted: dict[Worker[Any], bool] = {}  # and whether they are exclusive
         self._running: dict[Worker[Any], None] = {}
         self._queue: deque[Worker[Any]] = deque()
         self._called_off = 0  # how many in the queue are cancelled already
@@ -240,9 +240,8 @@ class WorkerGroup:
 
     def _add(self, worker: Worker[Any], exclusive: bool) -> None:
         """Give a worker its place; the first announcement."""
-        self._unstarted[worker] = None
+        self._unstarted[worker] = exclusive
         worker._place = self
-        worker._exclusive = exclusive
         worker._created_at = self._node._nursery.clock()
         if self._node._tells_changes:
             self._node._announce(worker, PENDING)
@@ -258,7 +257,7 @@ class WorkerGroup:
         if nursery.is_cancelled:
             worker.cancel(nursery.cancel_reason)
             return
-        if worker._exclusive:
+        if self._unstarted[worker]:
             self._cancel_all("superseded by an exclusive worker", but=worker)
         elif self._limit is not None and self._is_full and not self._make_room():
             worker.cancel("dropped: its group is full")

@@ -68,9 +68,9 @@ class Life(Record[ResultType]):
         A subclass may implement this as ``async def run(self)``, in place of work or round
         ``await super().run()``. It runs in a task on the node's loop.
         """
-        if self._thread:
-            return in_thread(self, self._limiter, abandon=self._abandon_on_cancel)
-        return in_task(self)
+        if self._thread is None:
+            return in_task(self)
+        return in_thread(self, self._thread.limiter, abandon=self._thread.abandon_on_cancel)
 
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN
@@ -85,9 +85,8 @@ class Life(Record[ResultType]):
         self._node._nursery.holds += 1
 
     def _let_go(self) -> None:
-        if self._holds:
-            self._holds = False
-            self._node._nursery.release()
+        self._holds = False
+        self._node._nursery.release()
 
     def _launch(self) -> None:
         """Start the task; it has a slot."""
@@ -102,7 +101,7 @@ class Life(Record[ResultType]):
         failure: BaseException | None = None
         try:
             current.set(self)
-            if (not self._thread or self._has_own_run()) and not self._move(RUNNING):
+            if (self._thread is None or self._has_own_run()) and not self._move(RUNNING):
                 self._refuse_entry()
             self._result = await self.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
@@ -116,7 +115,7 @@ class Life(Record[ResultType]):
                 self._fall(failure)
             else:
                 nursery = self._node._nursery
-                if not self._cancelled and nursery.is_scope_cancelled():
+                if self._cancellation is None and nursery.is_scope_cancelled():
                     nursery.cancel_from_outside()  # which comes back to this worker
                 self._end(SUCCESS)
         finally:
@@ -141,7 +140,7 @@ class Life(Record[ResultType]):
         if isinstance(error, self._nursery.cancelled_class):
             return True
         # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
-        return self._cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
+        return self.is_cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
 
     # the job, as the ways of running see it
 
@@ -158,13 +157,15 @@ class Life(Record[ResultType]):
         return inspect.isawaitable(value) and not isinstance(value, Record)
 
     def _wait_for_thread(self) -> None:
-        self._waits_for_thread = True
+        assert self._thread is not None
+        self._thread.is_waiting = True
 
     def _enter(self) -> None:
-        """Become RUNNING, for the work is entered now; raise if it has been called off."""
+        """Become RUNNING, as the thread is certain now; raise if it has been called off."""
+        assert self._thread is not None
         if self._state is RUNNING:
             return  # a subclass's run() that calls super().run()
-        self._waits_for_thread = False
+        self._thread.is_waiting = False
         if not self._move(RUNNING):
             self._refuse_entry()
 
@@ -173,12 +174,14 @@ class Life(Record[ResultType]):
         raise WorkerCancelled(f"{self._spoken()} was cancelled")
 
     def _note_abandoned(self, *, abandoned: bool) -> None:
-        self._is_abandoned = abandoned
+        assert self._thread is not None
+        self._thread.is_abandoned = abandoned
 
     def _on_cancel(self, stop: Callable[[], object]) -> None:
         with lock:
-            if not self._cancelled:
-                self._stops = (*self._stops, stop)
+            assert self._thread is not None
+            if self._cancellation is None:
+                self._thread.stops = (*self._thread.stops, stop)
                 return
         stop()
 
@@ -209,20 +212,18 @@ class Life(Record[ResultType]):
         Threads:
             Any thread.
         """
-        if self._cancelled:
+        if self._cancellation is not None:
             raise WorkerCancelled(self._tell_cancellation())
 
     def _tell_cancellation(self) -> str:
-        reason = f": {self._cancel_reason}" if self._cancel_reason is not None else ""
+        reason = f": {self.cancel_reason}" if self.cancel_reason is not None else ""
         return f"{self._spoken()} was cancelled{reason}"
 
     def _mark(self, reason: object) -> bool:
         with lock:
-            if self._cancelled or self._state in FINAL:
+            if self._cancellation is not None or self._state in FINAL:
                 return False
-            self._cancelled = True
-            self._cancelled_at = self._nursery.now()
-            self._cancel_reason = reason
+            self._cancellation = (self._nursery.now(), reason)
             event = self._event
         if event is not None:
             event.set()
@@ -235,10 +236,12 @@ class Life(Record[ResultType]):
             if handle is not None:
                 self._nursery.unstepped[self] = handle.coro
             self._end(CANCELLED)
-        for stop in self._stops:
-            stop()
-        for hop in self._hops:
-            hop.cancel()
+        if self._thread is not None:
+            for stop in self._thread.stops:
+                stop()
+        if self._ties is not None:
+            for hop in self._ties.hops:
+                hop.cancel()
         if handle is not None and not by_nursery:
             handle.cancel()
 
@@ -253,7 +256,7 @@ class Life(Record[ResultType]):
         Args:
             native: Whether it is certain that there was one.
         """
-        if self._cancelled:
+        if self._cancellation is not None:
             return
         if self._nursery.is_scope_cancelled():
             self._nursery.cancel_from_outside()  # which comes back to this worker
@@ -270,13 +273,13 @@ class Life(Record[ResultType]):
         """
         now = self._node._nursery.clock()
         with lock:
-            if state is RUNNING and self._cancelled:
+            if state is RUNNING and self._cancellation is not None:
                 return False
             if state not in TRANSITIONS[self._state]:
                 raise WorkerError(
                     f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
                 )
-            if state is SUCCESS and self._cancelled:
+            if state is SUCCESS and self._cancellation is not None:
                 state = CANCELLED  # cancel is final
             self._state = state
             if state is RUNNING:
@@ -314,9 +317,12 @@ class Life(Record[ResultType]):
             self._place._left(self)
         if self._started_at is None:
             self._close_work()
-        self._work = self._handle = self._context = self._limiter = None
-        self._stops = ()
-        self._let_go()
+        self._work = self._handle = self._context = None
+        if self._thread is not None:
+            self._thread.limiter = None
+            self._thread.stops = ()
+        if self._holds:
+            self._let_go()
         del error, self
 
     def _close_work(self) -> None:
@@ -334,7 +340,7 @@ class Life(Record[ResultType]):
                     f"here, cannot be set to {state.name}; only to CANCELLED before it has ended"
                 )
             self.cancel()
-        elif state is SUCCESS and self._cancelled and self._state not in FINAL:
+        elif state is SUCCESS and self.is_cancelled and self._state not in FINAL:
             raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
         elif state not in FINAL:
             if not self._move(state):

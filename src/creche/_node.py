@@ -188,7 +188,7 @@ class Node(Branch):
             limiter,
             None,
         )
-        worker._check()
+        worker._check(abandon_on_cancel or limiter is not None)
         self._take_in(worker, start, exclusive)
         return worker
 

@@ -89,31 +89,54 @@ class Place(Protocol):
         ...
 
 
+class ThreadPart:
+    """What only a worker that runs in a thread has."""
+
+    __slots__ = ("abandon_on_cancel", "is_abandoned", "is_waiting", "limiter", "stops")
+
+    def __init__(self, limiter: CapacityLimiter | None, *, abandon_on_cancel: bool) -> None:
+        self.limiter = limiter
+        self.abandon_on_cancel = abandon_on_cancel
+        self.is_waiting = False  # for a token of the limiter
+        self.is_abandoned = False
+        self.stops: tuple[Callable[[], object], ...] = ()
+        """What to call on cancellation, to stop what runs in the thread."""
+
+
+class Ties:
+    """What a worker waits for, and what it has under way; made when there first is any of it."""
+
+    __slots__ = ("hops", "opened", "waits")
+
+    def __init__(self) -> None:
+        self.waits: Collection[Party] = ()
+        self.opened: tuple[Party, ...] = ()
+        """Nodes in whose blocks it is."""
+        self.hops: tuple[anyio.TaskHandle[None], ...] = ()
+        """Calls of its thread that run on the loop."""
+
+
 class Record(Generic[ResultType]):
-    """The facts of a worker. All of them may be read from any thread."""
+    """The facts of a worker. All of them may be read from any thread.
+
+    They are few: a queued worker is little more than this object. What most workers never have is
+    in objects of its own.
+    """
 
     __slots__ = (
         "__weakref__",
-        "_abandon_on_cancel",
         "_begun",
-        "_cancel_reason",
-        "_cancelled",
-        "_cancelled_at",
+        "_cancellation",
         "_completed",
         "_context",
         "_created_at",
         "_done",
         "_error",
         "_event",
-        "_exclusive",
         "_finished_at",
         "_handle",
         "_holds",
-        "_hops",
-        "_is_abandoned",
-        "_limiter",
         "_node",
-        "_opened",
         "_order",
         "_place",
         "_reported_in",
@@ -121,11 +144,9 @@ class Record(Generic[ResultType]):
         "_started",
         "_started_at",
         "_state",
-        "_stops",
         "_thread",
+        "_ties",
         "_total",
-        "_waits",
-        "_waits_for_thread",
         "_work",
         "daemon",
         "description",
@@ -160,30 +181,22 @@ class Record(Generic[ResultType]):
         """Whether an error of the work fails the node."""
         self.daemon: bool = daemon
         """Whether the node may close without waiting for the worker."""
-        self._thread = thread
-        self._abandon_on_cancel = abandon_on_cancel
-        self._limiter = limiter
+        self._thread: ThreadPart | None = None
+        if thread:
+            self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel)
         self._state = PENDING
         self._result: ResultType | None = None
         self._error: BaseException | None = None
-        self._cancelled = False
-        self._cancelled_at: float | None = None
-        self._cancel_reason: object = None
+        self._cancellation: tuple[float, object] | None = None  # when, and the reason
         self._event: threading.Event | None = None  # these three are made when asked for
         self._begun: anyio.Event | None = None
         self._done: anyio.Event | None = None
         self._started = False
-        self._exclusive = False
         self._holds = False
         self._place: Place | None = None
         self._handle: anyio.TaskHandle[None] | None = None
         self._context = context
-        self._hops: tuple[anyio.TaskHandle[None], ...] = ()  # calls of its thread, on the loop
-        self._stops: tuple[Callable[[], object], ...] = ()
-        self._waits_for_thread = False
-        self._is_abandoned = False
-        self._waits: Collection[Party] = ()
-        self._opened: tuple[Party, ...] = ()
+        self._ties: Ties | None = None
         self._reported_in: object = None
         self._completed = 0
         self._total: int | None = None
@@ -206,12 +219,12 @@ class Record(Generic[ResultType]):
     @property
     def is_cancelled(self) -> bool:
         """Whether cancellation was requested; the work may still be running."""
-        return self._cancelled
+        return self._cancellation is not None
 
     @property
     def cancel_reason(self) -> object:
         """The reason that came with the first request for cancellation."""
-        return self._cancel_reason
+        return None if self._cancellation is None else self._cancellation[1]
 
     @property
     def cancelled_at(self) -> float | None:
@@ -219,7 +232,7 @@ class Record(Generic[ResultType]):
 
         On a node that is not open yet, in seconds of ``time.monotonic()``.
         """
-        return self._cancelled_at
+        return None if self._cancellation is None else self._cancellation[0]
 
     @property
     def cancelled_event(self) -> threading.Event:
@@ -227,7 +240,7 @@ class Record(Generic[ResultType]):
         with lock:
             if self._event is None:
                 self._event = threading.Event()
-                if self._cancelled:
+                if self._cancellation is not None:
                     self._event.set()
             return self._event
 
@@ -245,13 +258,13 @@ class Record(Generic[ResultType]):
     def is_queued(self) -> bool:
         """Whether the worker was started and waits, for a slot of its group or for a thread."""
         return self._state is PENDING and (
-            self._waits_for_thread or (self._started and self._handle is None)
+            self._waits_for_thread() or (self._started and self._handle is None)
         )
 
     @property
     def is_abandoned(self) -> bool:
         """Whether the worker has ended but its thread has not."""
-        return self._is_abandoned
+        return self._thread is not None and self._thread.is_abandoned
 
     @property
     def result(self) -> ResultType | None:
@@ -341,6 +354,14 @@ class Record(Generic[ResultType]):
                 self.description = description
         if self._node._tells_progress:
             self._node._announce_progress(self)
+
+    def _waits_for_thread(self) -> bool:
+        return self._thread is not None and self._thread.is_waiting
+
+    def _tied(self) -> Ties:
+        if self._ties is None:
+            self._ties = Ties()
+        return self._ties
 
     @property
     def _nursery(self) -> Nursery:

@@ -80,7 +80,8 @@ def in_task(job: Job) -> Coroutine[Any, Any, Any]:
     try:
         value: Any = job._call()
         if type(value) is _COROUTINE:
-            return value
+            own: Coroutine[Any, Any, Any] = value
+            return own
         return _take(job, value)
     finally:
         # The frames of an error's traceback hold the frames below them, this one too, with all

@@ -141,7 +141,7 @@ class Branch:
         opener: Worker[Any] | None = current.get(None)
         if opener is not None and opener._is_acting():
             self._opener = opener
-            opener._opened += (self,)
+            opener._tied().opened += (self,)
             opener._node._waiting.add(opener)
         self._mailbox.open(copy_context())
         return self
@@ -174,8 +174,9 @@ class Branch:
                 parent._nursery.blocks -= 1
                 parent._nursery.release()
         if opener is not None:
-            opener._opened = tuple(node for node in opener._opened if node is not self)
-            if not opener._opened:
+            ties = opener._tied()
+            ties.opened = tuple(node for node in ties.opened if node is not self)
+            if not ties.opened:
                 opener._node._waiting.discard(opener)
             self._opener = None
         for subscription in self._heard_by:
@@ -227,7 +228,7 @@ class Branch:
             node._nursery.refuse()
         caller: Worker[Any] | None = current.get(None)
         below: list[object] = list(self._below())
-        if caller is not None and caller._is_acting() and caller._node in below:
+        if caller is not None and caller._holds and caller._is_acting() and caller._node in below:
             caller._let_go()
         with anyio.move_on_after(grace):
             await self._settle()

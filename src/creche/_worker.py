@@ -204,20 +204,21 @@ class Worker(Life[ResultType]):
             limiter,
             copy_context(),
         )
-        self._check()
+        if not hasattr(node, "_nursery"):
+            self._close_work()
+            raise WorkerError(f"node must be a Node, not {node!r:.100}")
+        self._check(abandon_on_cancel or limiter is not None)
 
-    def _check(self) -> None:
+    def _check(self, is_for_thread: bool) -> None:
         """Raise an error if what the worker was given makes no sense; its work is closed then."""
         work, wrong = self._work, ""
-        if not hasattr(self._node, "_nursery"):
-            wrong = f"node must be a Node, not {self._node!r:.100}"
-        elif work is None:
-            if not self._has_own_run():
+        if is_for_thread and self._thread is None:
+            wrong = "abandon_on_cancel and limiter are for threads; add thread=True"
+        if not (callable(work) or inspect.isawaitable(work)):
+            if work is not None:
+                wrong = "work must be a coroutine function, a callable or an awaitable"
+            elif not self._has_own_run():
                 wrong = "give it work to do, or implement run() in a subclass"
-        elif not callable(work) and not inspect.isawaitable(work):
-            wrong = "work must be a coroutine function, a callable or an awaitable"
-        if not self._thread and (self._abandon_on_cancel or self._limiter is not None):
-            wrong = wrong or "abandon_on_cancel and limiter are for threads; add thread=True"
         if wrong:
             self._close_work()
             raise WorkerError(f"cannot make a worker of {work!r:.100}: {wrong}")
@@ -294,10 +295,12 @@ class Worker(Life[ResultType]):
 
     def _needs_all(self) -> Collection[Party]:
         # Whoever is cancelled will be woken from its wait: nothing is certain then.
-        return () if self._cancelled else (*self._waits, *self._opened)
+        if self._cancellation is not None or self._ties is None:
+            return ()
+        return (*self._ties.waits, *self._ties.opened)
 
     def _needs_one(self) -> Collection[Party]:
-        if self._place is None or not self.is_queued or self._waits_for_thread:
+        if self._place is None or not self.is_queued or self._waits_for_thread():
             return ()
         return self._place._holders()
 
@@ -313,11 +316,12 @@ class Worker(Life[ResultType]):
         """Whether the running code is this worker's own task or thread, not one that it spawned."""
         if self._handle is None:
             return False
-        for handle in (self._handle, *self._hops):
+        hops = self._ties.hops if self._ties is not None else ()
+        for handle in (self._handle, *hops):
             # A coroutine runs, in the sense of cr_running, while what it awaits is being run.
             if cast("CoroutineType[Any, Any, Any]", handle.coro).cr_running:
                 return True
-        if not self._thread:
+        if self._thread is None:
             return False
         # anyio.from_thread.run() in the worker's thread: AnyIO makes a task for it on asyncio.
         name = getattr(anyio.get_current_task().coro, "__qualname__", "")
@@ -346,7 +350,8 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     if not waited or me is None or me.is_finished or not me._is_acting():
         await _wait_for(waited, begun=begun)
         return
-    me._waits = waited
+    ties = me._tied()
+    ties.waits = waited
     me._node._waiting.add(me)
     try:
         ring = find_deadlock(me) if me._is_needed() else None
@@ -354,8 +359,8 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
         await _wait_for(waited, begun=begun)
     finally:
-        me._waits = ()
-        if not me._opened:
+        ties.waits = ()
+        if not ties.opened:
             me._node._waiting.discard(me)
 
 
