@@ -32,7 +32,9 @@ FLOORS = (
     ("_options", "_track", "_record", "_life", "_worker"),
     ("_group",),
     ("_manager",),
+    ("_stacks", "_snapshot"),
     ("_tree", "_calls", "_node"),
+    ("_format",),
     ("_decorator",),
     ("__init__",),
     ("__main__",),
@@ -45,7 +47,7 @@ PUBLIC_MODULES: list[str] = []
 # catches ImportError. Packages that are no part of the core may have needs of their own.
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
-OPTIONAL = {"sniffio", "rich"}
+OPTIONAL = {"sniffio", "rich", "stackscope"}
 OF_PACKAGES: dict[str, set[str]] = {}
 OF_FILES = {"_backend": {"trio"}}  # within functions that are called where it runs
 OF_TYPES_IN_FILES = {"__main__": {"rich"}}

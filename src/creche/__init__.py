@@ -11,21 +11,27 @@ from ._errors import (
     WorkerError,
     WorkerFailed,
 )
+from ._format import format_tree
 from ._group import WorkerGroup
 from ._manager import WorkerManager
 from ._message import Message
 from ._node import Node
 from ._options import Overflow
 from ._record import ResultType
+from ._snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
+from ._stacks import FrameSnapshot
 from ._state import WorkerState
 from ._subscription import Subscription
 from ._worker import Worker, WorkType, active_worker, get_current_worker
 
 __all__ = [
     "DeadlockError",
+    "FrameSnapshot",
+    "GroupSnapshot",
     "Message",
     "NoActiveWorker",
     "Node",
+    "NodeSnapshot",
     "Overflow",
     "ResultType",
     "Subscription",
@@ -37,8 +43,10 @@ __all__ = [
     "WorkerFailed",
     "WorkerGroup",
     "WorkerManager",
+    "WorkerSnapshot",
     "WorkerState",
     "active_worker",
+    "format_tree",
     "get_current_worker",
     "work",
 ]

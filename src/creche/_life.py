@@ -91,7 +91,7 @@ class Life(Record[ResultType]):
     def _launch(self) -> None:
         """Start the task; it has a slot."""
         context, self._context = self._context, None
-        name = f"{self._node.path}/{self.group}/{self.name}"
+        name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
         self._handle = self._node._nursery.spawn(self._main(), name=name, context=context)
 
     async def _main(self) -> None:

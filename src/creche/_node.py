@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -15,6 +16,7 @@ from ._message import Message
 from ._nursery import NEW, OPEN
 from ._options import check_limit, check_overflow
 from ._record import Record, lock
+from ._snapshot import NodeSnapshot, take
 from ._subscription import Subscription
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
@@ -334,6 +336,30 @@ class Node(Branch):
     def _forget(self, group: WorkerGroup) -> None:
         if group.name not in self._declared:
             self._groups.pop(group.name, None)
+
+    # what people look at
+
+    def snapshot(self, *, stacks: bool = False) -> NodeSnapshot:
+        """Picture the node and all below it as they stand now, as plain data.
+
+        Args:
+            stacks: Whether to tell where each worker stands in the code. That takes about a
+                millisecond a worker.
+
+        Returns:
+            The picture, which holds nothing alive.
+
+        Raises:
+            ImportError: ``stacks`` needs ``creche[stacks]``.
+
+        Threads:
+            Any thread; the event loop is asked, and kept busy meanwhile.
+        """
+        return self._take(math.inf if stacks else 0)
+
+    def _take(self, stacks: float) -> NodeSnapshot:
+        picture = self._nursery.bridge.call(lambda: take(self, stacks=stacks))
+        return cast("NodeSnapshot", picture)
 
     # messages
 

@@ -1,0 +1,164 @@
+"""A tree of nodes as text, for people: 80 columns, and no longer than a page however many workers.
+
+Plain ASCII of our own, as it goes to logs and to terminals of any kind.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from itertools import groupby
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from ._errors import WorkerError
+from ._node import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ._snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
+    from ._stacks import FrameSnapshot
+
+WIDTH = 80
+SHOWN = 20
+"""Of a longer list as many are shown, and it is told how many more there are."""
+WAITING_SHOWN = 3
+"""The same for workers that wait: one is like the other."""
+_TEXT = 160
+"""Of texts of the user as many characters are shown."""
+_DEEPEST = 20
+"""The level of indentation at which it stops to grow."""
+
+
+def format_tree(node: Node, *, stacks: bool = False) -> str:
+    """Draw a node and all below it as text: groups, workers, their states, who waits for whom.
+
+    Lines have 80 characters at most. Of each group the 20 oldest workers that run and the first 3
+    that wait are shown, with the number of those that are not; of groups and nodes 20 as well.
+
+    Args:
+        node: The node.
+        stacks: Whether to tell where each of the workers shown stands now, the innermost of 20
+            places last. That takes about a millisecond for each of them.
+
+    Returns:
+        The text, without a line break at its end.
+
+    Raises:
+        ImportError: ``stacks`` needs ``creche[stacks]``.
+        WorkerError: It is no ``Node``.
+
+    Threads:
+        Any thread; the event loop is asked, and kept busy meanwhile.
+    """
+    if not isinstance(node, Node):
+        raise WorkerError(f"format_tree() takes a Node, not {node!r:.100}")
+    return "\n".join(_node(node._take(SHOWN if stacks else 0), 0))
+
+
+def _line(level: int, text: str) -> Iterator[str]:
+    indent = "  " * min(level, _DEEPEST)
+    yield from textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}    ")
+
+
+def _plain(text: str) -> str:
+    """Make a text of the user one that changes nothing but its own place on the screen."""
+    shown = text if len(text) <= _TEXT else f"{text[:_TEXT]}..."
+    return "".join(each if each.isprintable() else " " for each in shown)
+
+
+def _node(node: NodeSnapshot, level: int) -> Iterator[str]:
+    facts = [node.life]
+    if node.is_cancelled:
+        facts.append(_cancelled(node.cancel_reason))
+    if node.opened_by is not None:
+        facts.append(f"opened by {_plain(node.opened_by)}")
+    yield from _line(level, f"node {_plain(node.name)}: {', '.join(facts)}")
+    for group in node.groups[:SHOWN]:
+        yield from _group(group, level + 1)
+    yield from _rest(len(node.groups), SHOWN, "groups", level + 1)
+    for child in node.children[:SHOWN]:
+        yield from _node(child, level + 1)
+    yield from _rest(len(node.children), SHOWN, "nodes", level + 1)
+
+
+def _group(group: GroupSnapshot, level: int) -> Iterator[str]:
+    limit = "" if group.limit is None else f" of {group.limit}"
+    facts = [f"{group.running}{limit} running"]
+    if group.queued:
+        facts.append(f"{group.queued} queued")
+    if group.limit is not None:
+        facts.append(group.overflow)
+    yield from _line(level, f"group {_plain(group.name)}: {', '.join(facts)}")
+    ranked = sorted(group.workers, key=_rank)  # stable: in order of creation, but for the queue
+    for kind, some in groupby(ranked, _kind):
+        alike = list(some)
+        bound = SHOWN if kind in ("running", "starting") else WAITING_SHOWN
+        for worker in alike[:bound]:
+            yield from _worker(worker, kind, level + 1)
+        yield from _rest(len(alike), bound, kind, level + 1)
+
+
+_KINDS = ("running", "starting", "waiting for a thread", "queued", "not started")
+
+
+def _kind(worker: WorkerSnapshot) -> str:
+    if worker.state != "PENDING":
+        return "running"
+    if worker.queue_position is not None:
+        return "queued"
+    if worker.is_queued:
+        return "waiting for a thread"
+    return "starting" if worker.is_started else "not started"
+
+
+def _rank(worker: WorkerSnapshot) -> tuple[int, int]:
+    return _KINDS.index(_kind(worker)), worker.queue_position or 0
+
+
+def _rest(number: int, bound: int, kind: str, level: int) -> Iterator[str]:
+    if number > bound:
+        yield from _line(level, f"{number - bound} more {kind}")
+
+
+def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
+    facts = [kind]
+    if worker.queue_position is not None:
+        facts[0] += f" at place {worker.queue_position}"
+    seconds = worker.elapsed if kind == "running" else worker.age
+    if seconds is not None:
+        facts.append(f"{seconds:.1f} s")
+    if worker.is_cancelled:
+        facts.append(_cancelled(worker.cancel_reason))
+    if worker.total_steps:
+        steps = f"{worker.completed_steps}/{worker.total_steps}"
+        facts.append(f"{worker.progress:.0f} % ({steps})")
+    elif worker.completed_steps:
+        facts.append(f"{worker.completed_steps} steps")
+    facts += ["thread"] * worker.thread + ["daemon"] * worker.daemon
+    if worker.waits_for:
+        facts.append(_waits(worker.waits_for))
+    if worker.description:
+        facts.append(f'"{_plain(worker.description)}"')
+    yield from _line(level, f"{_plain(worker.name)}: {', '.join(facts)}")
+    if worker.stack is not None:
+        yield from _stack(worker.stack, level + 1)
+
+
+def _cancelled(reason: str | None) -> str:
+    return "being cancelled" + (f" ({_plain(reason)})" if reason is not None else "")
+
+
+def _waits(names: Sequence[str]) -> str:
+    shown = [_plain(name) for name in names[:WAITING_SHOWN]]
+    more = len(names) - len(shown)
+    return "waits for " + " and ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _stack(stack: Sequence[FrameSnapshot], level: int) -> Iterator[str]:
+    left_out = len(stack) - SHOWN
+    if left_out > 0:
+        yield from _line(level, f"{left_out} outer places")
+    for frame in stack[-SHOWN:]:
+        place = "/".join(PurePath(frame.file).parts[-2:])
+        yield from _line(level, _plain(f"{place}:{frame.line} in {frame.function}: {frame.code}"))

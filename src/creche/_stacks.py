@@ -1,0 +1,114 @@
+"""Where a worker stands now: the frames of its task, or of its thread.
+
+A task is followed through what it awaits, which is the same on every backend. A thread is found by
+the call in it that is ours, so that no worker has to remember its thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._running import _on_own_loop, _ThreadCall
+
+if TYPE_CHECKING:
+    from types import FrameType, ModuleType
+
+    import anyio
+
+_MACHINERY = {"anyio", "asyncio", "trio"}
+_CALL = _ThreadCall._in_thread.__code__
+_LOOP = _on_own_loop.__code__
+
+
+@dataclass(frozen=True)
+class FrameSnapshot:
+    """A place in the code at which a worker stood."""
+
+    file: str
+    """The path of the file."""
+    line: int
+    """The number of the line in it."""
+    function: str
+    """The name of the function."""
+    code: str
+    """The text of the line, empty if it cannot be read."""
+
+
+class Standing(Protocol):
+    """What is asked of a worker to find out where it stands."""
+
+    _handle: anyio.TaskHandle[None] | None
+
+
+@functools.cache
+def _library() -> ModuleType:
+    try:
+        import stackscope  # noqa: PLC0415 (an extra, for those who ask for stacks)
+    except ImportError:
+        raise ImportError(
+            "stacks are found by the package stackscope; pip install 'creche[stacks]'"
+        ) from None
+    with warnings.catch_warnings():
+        # At its first use it makes coroutines to learn their types, of which Python 3.13 warns.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        stackscope.extract(None)
+    return stackscope
+
+
+def find_calls() -> dict[object, Any]:
+    """Find the workers that run in threads.
+
+    Returns:
+        Of each of them what its stack is taken of: the call in the thread, or what is awaited
+        there.
+
+    Raises:
+        ImportError: The library that reads stacks is not installed.
+    """
+    library = _library()
+    calls: dict[object, Any] = {}
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        awaited = None
+        while frame is not None:
+            if frame.f_code is _LOOP:
+                awaited = frame.f_locals.get("awaitable")
+            elif frame.f_code is _CALL:
+                call = frame.f_locals.get("self")  # gone if it is just ending
+                if call is not None:
+                    calls[call._job] = awaited or library.StackSlice(outer=frame)
+            frame = frame.f_back
+    return calls
+
+
+def find_stack(worker: Standing, calls: dict[object, Any]) -> tuple[FrameSnapshot, ...]:
+    """Tell where a worker stands, from the outermost frame to the innermost, but for our own.
+
+    Of the places within the libraries of the event loop, to which the way down leads in the end,
+    only the first is told.
+
+    Args:
+        worker: The worker.
+        calls: What ``find_calls()`` found.
+    """
+    place = calls.get(worker)
+    if place is None and worker._handle is not None:
+        place = worker._handle.coro
+    # Looking for context managers as well would take ten times as long.
+    frames: list[Any] = list(_library().extract(place, with_contexts=False).frames)
+    while len(frames) > 1 and all(_package(frame) in _MACHINERY for frame in frames[-2:]):
+        frames.pop()
+    return tuple(
+        FrameSnapshot(frame.filename, frame.lineno, frame.funcname, frame.linetext)
+        for frame in frames
+        if _package(frame) != __package__
+    )
+
+
+def _package(frame: Any) -> str:
+    name: str = frame.pyframe.f_globals.get("__name__", "")
+    return name.partition(".")[0]
