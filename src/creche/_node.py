@@ -355,9 +355,9 @@ class Node(Branch):
         Threads:
             Any thread; the event loop is asked, and kept busy meanwhile.
         """
-        return self._take(math.inf if stacks else 0)
+        return self._picture(math.inf if stacks else 0)
 
-    def _take(self, stacks: float) -> NodeSnapshot:
+    def _picture(self, stacks: float) -> NodeSnapshot:
         picture = self._nursery.bridge.call(lambda: take(self, stacks=stacks))
         return cast("NodeSnapshot", picture)
 

@@ -158,7 +158,7 @@ class Nursery:
         self.clock, self._ear = get_ready(self.bridge.token)
         self._clock_offset = self.clock() - time.monotonic()
         self._move(OPEN)
-        self._watcher = self.spawn(self._watch(), name="creche watcher")
+        self._watcher = self.spawn(self._watch(), name=f"watcher of {self._occupant._spoken()}")
         await self._ear.until_listening()
         if self.is_cancelled:
             group.cancel_scope.cancel()

@@ -130,6 +130,9 @@ class Branch:
             )
         await self._nursery.open()
         self._hear(self._heard_by)  # its user may have given it a handler
+        for group in self._groups.values():
+            for worker in group:
+                worker._created_at = self._nursery.now()  # the clock was not known before
         if parent is not None:
             self._nursery.tree = parent._nursery.tree
             self._join()

@@ -1,0 +1,488 @@
+"""The tree as data and as text: what it tells, of whom, and how much of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+
+import anyio
+import pytest
+
+import creche
+from creche import Node, Worker, WorkerError, WorkerState, format_tree
+from helpers import Meeting, settle, until
+
+WIDTH = 80
+
+
+def pictures(node):
+    """Give the pictures of all workers below a node, by name."""
+    snapshot = node.snapshot() if isinstance(node, Node) else node
+    own = {each.name: each for group in snapshot.groups for each in group.workers}
+    for child in snapshot.children:
+        own.update(pictures(child))
+    return own
+
+
+async def places(node, name):
+    """Tell where a worker stands: the functions, from the outermost to the innermost."""
+    await settle()
+    snapshot = node.snapshot(stacks=True)
+    return [frame.function.rpartition(".")[2] for frame in pictures(snapshot)[name].stack]
+
+
+# the data
+
+
+async def test_a_snapshot_tells_of_nodes_groups_and_workers():
+    """A snapshot has all nodes below, their groups and the unfinished workers in them."""
+    async with Node("app") as app:
+        files = app.group("files", limit=1, overflow="enqueue")
+        first = files.run_worker(anyio.sleep_forever, name="first", description="reads")
+        files.run_worker(anyio.sleep_forever, name="second", daemon=True)
+        files.run_worker(anyio.sleep_forever, name="third")
+        first.update(completed_steps=1, total_steps=4)
+        app.run_worker(anyio.sleep_forever, name="later", start=False)
+        page = await app.mount(Node("page"))
+        page.run_worker(anyio.sleep_forever, name="shown")
+        await settle()
+        taken = app.snapshot()
+        app.cancel()
+    assert (taken.name, taken.path, taken.life) == ("app", "app", "open")
+    assert (taken.is_cancelled, taken.cancel_reason, taken.opened_by) == (False, None, None)
+    group, other = taken.groups
+    assert dataclasses.replace(group, workers=()) == creche.GroupSnapshot(
+        name="files", limit=1, overflow="enqueue", running=1, queued=2, workers=()
+    )
+    told = group.workers[0]
+    assert told.age > 0
+    assert told.elapsed > 0
+    assert told == creche.WorkerSnapshot(
+        name="first",
+        description="reads",
+        state="RUNNING",
+        is_cancelled=False,
+        cancel_reason=None,
+        is_started=True,
+        is_queued=False,
+        queue_position=None,
+        thread=False,
+        daemon=False,
+        age=told.age,
+        elapsed=told.elapsed,
+        progress=25.0,
+        completed_steps=1,
+        total_steps=4,
+        waits_for=(),
+        stack=None,
+    )
+    second, third = group.workers[1:]
+    assert [each.queue_position for each in group.workers] == [None, 1, 2]
+    assert (second.state, second.is_queued, second.daemon) == ("PENDING", True, True)
+    assert (third.is_queued, third.daemon, third.elapsed) == (True, False, 0.0)
+    assert [(each.name, each.is_started) for each in other.workers] == [("later", False)]
+    (child,) = taken.children
+    assert (child.path, [each.name for each in child.groups[0].workers]) == ("app/page", ["shown"])
+
+
+async def test_a_snapshot_is_plain_data():
+    """What ``asdict()`` makes of a snapshot, stacks included, goes through JSON unchanged."""
+    pytest.importorskip("stackscope")
+    async with Node("app") as app:
+        app.run_worker(anyio.sleep_forever).update(total_steps=3)
+        await settle()
+        taken = dataclasses.asdict(app.snapshot(stacks=True))
+        app.cancel(reason=OSError("gone"))
+        gone = app.snapshot()
+    assert taken["groups"][0]["workers"][0]["stack"][0]["function"].endswith("sleep_forever")
+    assert json.loads(json.dumps(taken)) == json.loads(json.dumps(taken, default=str))
+    assert gone.is_cancelled
+    assert gone.cancel_reason == "gone"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        gone.name = "other"
+
+
+async def test_the_queue_is_counted_without_those_that_were_cancelled():
+    """The place in the queue is that among the workers that still wait."""
+    async with Node("app") as app:
+        app.group("files", limit=1)
+        for name in "abcde":
+            app.run_worker(anyio.sleep_forever, name=name, group="files")
+        (waiting,) = (each for each in app.group("files") if each.name == "b")
+        waiting.cancel()
+        found = {name: each.queue_position for name, each in pictures(app).items()}
+        app.cancel()
+    assert found == {"a": None, "c": 1, "d": 2, "e": 3}
+
+
+async def test_who_waits_for_whom():
+    """A snapshot names the unfinished workers that one waits for, and who opened a node."""
+    async with Node("app") as app:
+        first = app.run_worker(anyio.sleep_forever, name="first")
+        second = app.run_worker(anyio.lowlevel.checkpoint, name="second")
+
+        async def wait():
+            await app.workers.wait_for_complete([second, first])
+
+        async def open_page():
+            async with Node("page", parent=app):
+                await anyio.sleep_forever()
+
+        app.run_worker(wait)
+        app.run_worker(open_page, group="pages")
+        await until(lambda: second.is_finished)
+        await settle()
+        taken = app.snapshot()
+        app.cancel()
+    assert pictures(taken)["wait"].waits_for == ("app/default/first",)
+    assert taken.children[0].opened_by == "app/pages/open_page"
+
+
+async def test_a_worker_without_a_name_is_called_after_its_class():
+    """The name of its class stands for that of a worker which has none, in its task as well."""
+
+    class Fetch(Worker):
+        async def run(self):
+            names.append(anyio.get_current_task().name)
+            await anyio.sleep_forever()
+
+    names = []
+    async with Node("app") as app:
+        app.workers.add_worker(Fetch(app))
+        await until(lambda: names)
+        assert list(pictures(app)) == ["Fetch"]
+        app.cancel()
+    assert names == ["app/default/Fetch"]
+
+
+async def test_a_snapshot_of_a_node_that_is_not_open():
+    """What a node holds before it is open is told, without an age; afterwards nothing is left."""
+    app = Node("app")
+    app.run_worker(anyio.sleep_forever, name="early", start=False)
+    before = app.snapshot()
+    assert before.life == "not open yet"
+    assert pictures(before)["early"].age is None
+    async with app:
+        assert 0 <= pictures(app)["early"].age < 60
+        assert 0 <= anyio.current_time() - next(iter(app.workers)).created_at < 60
+    after = app.snapshot()
+    assert (after.life, after.groups, after.children) == ("closed", (), ())
+
+
+async def test_a_snapshot_from_a_thread():
+    """A thread gets the picture that the event loop takes; a foreign thread as well."""
+    async with Node("app") as app:
+        app.run_worker(anyio.sleep_forever, name="forever")
+        worker = app.run_worker(lambda: (threading.get_ident(), app.snapshot()), thread=True)
+        ident, taken = await worker
+        app.cancel()
+    assert ident != threading.get_ident()
+    assert set(pictures(taken)) == {"forever", "<lambda>"}
+
+
+async def test_a_snapshot_holds_nothing_alive():
+    """No object of the tree can be reached from a snapshot."""
+    async with Node("app") as app:
+        app.run_worker(anyio.sleep_forever).cancel(reason=app)
+        taken = dataclasses.asdict(app.snapshot())
+        app.cancel()
+
+    def values(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            return {type(value), *(kind for each in value for kind in values(each))}
+        return {type(value)}
+
+    assert values(taken) <= {list, tuple, str, int, float, bool, type(None)}
+
+
+# stacks
+
+
+async def test_where_a_task_stands():
+    """A stack leads from the work to the last place outside the libraries of the loop."""
+    pytest.importorskip("stackscope")
+
+    async def produce():
+        yield 1
+        await inner()
+
+    async def inner():
+        await anyio.sleep_forever()
+
+    async def work():
+        async for _ in produce():
+            pass
+
+    async with Node("app") as app:
+        app.run_worker(work)
+        assert await places(app, "work") == ["work", "produce", "inner", "sleep_forever"]
+        frame = pictures(app.snapshot(stacks=True))["work"].stack[2]
+        app.cancel()
+    assert frame.file == __file__
+    assert frame.code == "await anyio.sleep_forever()"
+
+
+async def test_where_a_thread_stands():
+    """The stack of a worker in a thread is that of the thread."""
+    pytest.importorskip("stackscope")
+    meeting = Meeting()
+
+    def inner():
+        meeting()
+
+    def work():
+        inner()
+
+    async with Node("app") as app:
+        app.run_worker(work, thread=True)
+        await meeting.until_arrived()
+        found = await places(app, "work")
+        meeting.go.set()
+    assert found[:3] == ["work", "inner", "__call__"]
+
+
+async def test_where_async_work_in_a_thread_stands():
+    """The stack of async work with an event loop of its own is that of its task."""
+    pytest.importorskip("stackscope")
+    begun = threading.Event()
+
+    async def inner():
+        begun.set()
+        await anyio.sleep_forever()
+
+    async def work():
+        await inner()
+
+    async with Node("app") as app:
+        app.run_worker(work, thread=True)
+        await anyio.to_thread.run_sync(begun.wait, 10)
+        found = []
+        while found != ["work", "inner", "sleep_forever"]:
+            found = await places(app, "work")
+        app.cancel()
+
+
+async def test_where_those_stand_that_do_not_run():
+    """A task that has not begun stands nowhere; of one that is queued there is no stack."""
+    pytest.importorskip("stackscope")
+    async with Node("app") as app:
+        group = app.group("files", limit=1)
+        group.run_worker(anyio.sleep_forever, name="begins")
+        group.run_worker(anyio.sleep_forever, name="queued")
+        taken = pictures(app.snapshot(stacks=True))
+        app.cancel()
+    assert taken["begins"].stack == ()
+    assert taken["queued"].stack is None
+
+
+async def test_a_worker_that_asks_is_in_the_picture():
+    """A worker may ask where it stands itself."""
+    pytest.importorskip("stackscope")
+    found = []
+
+    async def work():
+        found.extend(frame.function for frame in pictures(app.snapshot(stacks=True))["work"].stack)
+
+    async with Node("app") as app:
+        app.run_worker(work)
+    assert [each.rpartition(".")[2] for each in found] == ["work"]
+
+
+@pytest.mark.parametrize("missing", ["snapshot", "format_tree"])
+async def test_stacks_need_an_extra(monkeypatch, missing):
+    """Where the library is missing, an error says what to install; the rest goes on."""
+    monkeypatch.setitem(sys.modules, "stackscope", None)
+    creche._stacks._library.cache_clear()
+    async with Node("app") as app:
+        ask = {"snapshot": app.snapshot, "format_tree": lambda **how: format_tree(app, **how)}
+        assert ask[missing]() is not None
+        with pytest.raises(ImportError, match=r"pip install 'creche\[stacks\]'"):
+            ask[missing](stacks=True)
+
+
+def test_the_library_for_stacks_is_quiet():
+    """Asking for stacks warns of nothing, though the library does at its first use."""
+    pytest.importorskip("stackscope")
+    program = (
+        "import anyio, creche\n"
+        "async def main():\n"
+        "    async with creche.Node('app') as app: print(creche.format_tree(app, stacks=True))\n"
+        "anyio.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("node app: open\n", "")
+
+
+# the names of tasks
+
+
+async def test_tasks_are_named_after_their_workers(anyio_backend):
+    """A task is called ``path/group/name``, for AnyIO and for the tools of its backend."""
+
+    async def work():
+        names.append(anyio.get_current_task().name)
+        if anyio_backend[0] == "trio":
+            import trio  # noqa: PLC0415 (absent where asyncio alone is tested)
+
+            names.append(trio.lowlevel.current_task().name)
+        else:
+            import asyncio  # noqa: PLC0415 (likewise)
+
+            names.append(asyncio.current_task().get_name())
+
+    names = []
+    async with Node("app") as app, Node("page", parent=app) as page:
+        page.run_worker(work, group="files")
+    assert names == ["app/page/files/work"] * 2
+
+
+async def test_other_tasks_are_named_after_their_nodes():
+    """The tasks of a node that run no worker say whose they are."""
+
+    class App(Node):
+        def on_worker_state_changed(self, _):
+            names.append(anyio.get_current_task().name)
+            names.extend(task.name for task in anyio.get_running_tasks())
+
+    names = []
+    async with App("app") as app:
+        await app.mount(Node("page"))
+        app.run_worker(anyio.lowlevel.checkpoint)
+    assert names[0] == "handlers of node 'app'"
+    assert {"watcher of node 'app'", "watcher of node 'app/page'", "app/page"} <= set(names)
+
+
+# the text
+
+
+def without_times(text):
+    """Take the seconds out, which differ from run to run."""
+    import re  # noqa: PLC0415 (of this alone)
+
+    return re.sub(r"\d+\.\d s", "N s", text)
+
+
+async def test_a_tree_in_text():
+    """Each node, group and worker has its line, with what is to be said of it."""
+    meeting = Meeting()
+    limiter = anyio.CapacityLimiter(1)
+    async with Node("app") as app:
+        files = app.group("files", limit=2)
+        for name in "abcdef":
+            files.run_worker(anyio.sleep_forever, name=name)
+        app.run_worker(meeting, "stuck", thread=True, limiter=limiter)
+        app.run_worker(meeting, "next", thread=True, limiter=limiter)
+        other = app.run_worker(anyio.sleep_forever, name="other", daemon=True)
+        app.run_worker(lambda: other.wait(), "waiter", description="waits, mostly")
+        app.run_worker(anyio.sleep_forever, name="later", start=False)
+        await meeting.until_arrived()
+        await settle()
+        other.update(completed_steps=3, total_steps=12)
+        for worker in app.workers:
+            if worker.name == "stuck":
+                worker.advance(5)
+                worker.cancel("too late")
+        page = await app.mount(Node("page"))
+        page.run_worker(anyio.sleep_forever, name="starts")
+        text = format_tree(app)
+        meeting.go.set()
+        app.cancel("over")
+        assert format_tree(app).startswith("node app: open, being cancelled (over)\n")
+    assert (
+        without_times(text)
+        == """\
+node app: open
+  group files: 2 of 2 running, 4 queued, enqueue
+    a: running, N s
+    b: running, N s
+    c: queued at place 1, N s
+    d: queued at place 2, N s
+    e: queued at place 3, N s
+    1 more queued
+  group default: 4 running
+    stuck: running, N s, being cancelled (too late), 5 steps, thread
+    other: running, N s, 25 % (3/12), daemon
+    waiter: running, N s, waits for app/default/other, "waits, mostly"
+    next: waiting for a thread, N s, thread
+    later: not started, N s
+  node page: open
+    group default: 1 running
+      starts: starting, N s"""
+    )
+    assert format_tree(app).startswith("node app: closed, was cancelled (over)\n")
+
+
+async def test_a_tree_of_ten_thousand_fits_on_a_page():
+    """Of many workers, groups and nodes some are shown, and the number of the others."""
+    async with Node("app") as app:
+        app.group("files", limit=100)
+        everyone = [app.run_worker(anyio.sleep_forever, group="files") for _ in range(10_000)]
+        for number in range(30):
+            app.group(f"group {number}")
+        for number in range(25):
+            Node(f"node {number}", parent=app).run_worker(anyio.sleep_forever, start=False)
+        app.run_worker(lambda: app.workers.wait_for_complete(everyone), "all", group="group 0")
+        await settle()
+        lines = format_tree(app).splitlines()
+        app.cancel()
+    assert "    80 more running" in lines
+    assert "    9897 more queued" in lines
+    assert "  11 more groups" in lines
+    assert "  5 more nodes" in lines
+    assert len(lines) < 150
+    assert max(len(line) for line in lines) <= WIDTH
+    (waiter,) = (number for number, line in enumerate(lines) if line.startswith("    all: "))
+    assert "and 9997 more" in " ".join(lines[waiter : waiter + 3])
+
+
+async def test_stacks_in_text():
+    """With stacks each worker shown is followed by its places, the innermost twenty at most."""
+    pytest.importorskip("stackscope")
+
+    async def deep(levels):
+        await (deep(levels - 1) if levels else anyio.sleep_forever())
+
+    async with Node("app") as app:
+        app.run_worker(lambda: deep(30), "deep")
+        await settle()
+        lines = format_tree(app, stacks=True).splitlines()
+        app.cancel()
+    assert lines[2].startswith("    deep: ")
+    assert lines[3] == "      12 outer places"
+    assert len([line for line in lines if " in deep: " in line]) == 19
+    assert lines[-1].endswith("in sleep_forever: await sleep(math.inf)")
+
+
+async def test_texts_cannot_spoil_the_picture():
+    """Control characters, line breaks, endless texts and deep trees stay within 80 columns."""
+    async with Node("app\n\x1b[2J") as app:
+        node = app
+        for _ in range(40):
+            node = await node.mount(Node("n" * 100))
+        node.run_worker(anyio.sleep_forever, name="x" * 1000, description="word " * 1000)
+        text = format_tree(app)
+        app.cancel()
+    assert "\x1b" not in text
+    assert text.splitlines()[0] == "node app  [2J: open"
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+
+
+async def test_an_adapter_is_in_the_picture():
+    """A worker that runs elsewhere is shown as running."""
+    async with Node("app") as app:
+        worker = app.run_worker(anyio.sleep_forever, name="elsewhere", start=False)
+        worker.state = WorkerState.RUNNING
+        assert "elsewhere: running" in format_tree(app)
+
+
+def test_only_nodes_have_a_tree():
+    """Anything else is refused."""
+    with pytest.raises(WorkerError, match=r"^format_tree\(\) takes a Node, not 'app'$"):
+        format_tree("app")
