@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ._errors import WorkerError
 from ._node import Node
+from ._nursery import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def _plain(text: str) -> str:
 def _node(node: NodeSnapshot, level: int) -> Iterator[str]:
     facts = [node.life]
     if node.is_cancelled:
-        facts.append(_cancelled(node.cancel_reason))
+        facts.append(_cancelled(node.cancel_reason, is_over=node.life == CLOSED.value))
     if node.opened_by is not None:
         facts.append(f"opened by {_plain(node.opened_by)}")
     yield from _line(level, f"node {_plain(node.name)}: {', '.join(facts)}")
@@ -145,8 +146,12 @@ def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
         yield from _stack(worker.stack, level + 1)
 
 
-def _cancelled(reason: str | None) -> str:
-    return "being cancelled" + (f" ({_plain(reason)})" if reason is not None else "")
+def _cancelled(reason: str | None, *, is_over: bool = False) -> str:
+    return (
+        ("was" if is_over else "being")
+        + " cancelled"
+        + (f" ({_plain(reason)})" if reason is not None else "")
+    )
 
 
 def _waits(names: Sequence[str]) -> str:
