@@ -33,6 +33,7 @@ FLOORS = (
     ("_group",),
     ("_manager",),
     ("_stacks", "_snapshot"),
+    ("_log",),
     ("_tree", "_calls", "_node"),
     ("_format",),
     ("_decorator",),

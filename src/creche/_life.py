@@ -8,7 +8,6 @@ thread, then on the loop tells whatever runs elsewhere and cancels the scope. On
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
@@ -24,7 +23,7 @@ from ._errors import (
     strip_traceback,
     uncancelled,
 )
-from ._record import Record, ResultType, lock
+from ._record import Record, ResultType, lock, logger
 from ._running import in_task, in_thread
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_logger = logging.getLogger("creche")
 _OWN_FRAMES = f"{__package__}._"
 
 
@@ -305,7 +303,8 @@ class Life(Record[ResultType]):
             self._error = error
             fatal = self.exit_on_error or not isinstance(error, Exception)
             if not fatal:
-                _logger.error("%s failed", self._spoken(), exc_info=error)
+                fields = self._log_fields(state, self._state)
+                logger.error("%s failed", self._spoken(), exc_info=error, extra=fields)
             elif not isinstance(error, WorkerFailed):
                 self._reported_in = self._nursery.tree
         self._move(state)

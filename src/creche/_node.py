@@ -15,7 +15,7 @@ from ._manager import WorkerManager
 from ._message import Message
 from ._nursery import NEW, OPEN
 from ._options import check_limit, check_overflow
-from ._record import Record, lock
+from ._record import Record, lock, logger
 from ._snapshot import NodeSnapshot, take
 from ._subscription import Subscription
 from ._tree import Branch
@@ -279,6 +279,8 @@ class Node(Branch):
             self._nursery.check_admission()
         if self._parent is not None:
             self._join()
+        if logger.level != self._log_level:
+            self._heed_logger()
         group = self._groups.get(worker.group)
         if group is None:
             group = self._groups[worker.group] = WorkerGroup(self, worker.group)

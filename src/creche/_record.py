@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ResultType = TypeVar("ResultType")
 """What the work of a worker returns."""
 
+logger = logging.getLogger("creche")
 _order = itertools.count()
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
 # Can be entered again: a signal handler may call cancel() in the midst of one.
@@ -366,6 +368,20 @@ class Record(Generic[ResultType]):
     @property
     def _nursery(self) -> Nursery:
         return self._node._nursery
+
+    def _log_fields(
+        self, state: WorkerState | None = None, previous: WorkerState | None = None
+    ) -> dict[str, str | None]:
+        """Give what a record in the log has of its own, under names that clash with nothing."""
+        reason = self._cancel_reason
+        return {
+            "creche_worker": self.name or type(self).__name__,
+            "creche_group": self.group,
+            "creche_node": self._node.path,
+            "creche_state": (self._state if state is None else state).name,
+            "creche_previous": None if previous is None else previous.name,
+            "creche_reason": None if reason is None else str(reason),
+        }
 
     def _spoken(self) -> str:
         return f"worker {self.name or type(self).__name__!r}"

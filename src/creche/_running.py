@@ -65,6 +65,10 @@ class Job(Protocol):
         """Take note that the thread was left to itself, or that it has ended since."""
         ...
 
+    def _log_fields(self) -> dict[str, str | None]:
+        """Give what a record in the log has of its own."""
+        ...
+
     def _spoken(self) -> str:
         """Name the worker in a sentence."""
         ...
@@ -263,7 +267,10 @@ class _ThreadCall:
             if self._error is not None and not isinstance(self._error, WorkerCancelled):
                 strip_traceback(self._error, _OWN_FRAMES)
                 _logger.error(
-                    "the abandoned thread of %s failed", self._job._spoken(), exc_info=self._error
+                    "the abandoned thread of %s failed",
+                    self._job._spoken(),
+                    exc_info=self._error,
+                    extra=self._job._log_fields(),
                 )
             self._value = self._error = None
         run_soon(self._token, left)

@@ -7,7 +7,7 @@ something where nobody listens costs one look at it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, final
+from typing import TYPE_CHECKING, Generic, Protocol, cast, final
 
 import anyio
 from anyio import lowlevel
@@ -29,17 +29,30 @@ if TYPE_CHECKING:
         from typing_extensions import Self
 
 
+class Listener(Protocol):
+    """One who hears a node."""
+
+    @property
+    def _tree(self) -> bool: ...
+
+    def _wants(self, kind: type[Message]) -> bool: ...
+
+    def _put(self, message: Message) -> None: ...
+
+    def _has_left(self, node: Source) -> None: ...
+
+
 class Source(Protocol):
     """What a subscription asks of a node."""
 
     _nursery: Nursery
-    _heard_by: tuple[Subscription[Any], ...]
+    _heard_by: tuple[Listener, ...]
 
     def _below(self) -> Iterable[Source]:
         """Give the node and all nodes below it."""
         ...
 
-    def _hear(self, heard_by: tuple[Subscription[Any], ...]) -> None:
+    def _hear(self, heard_by: tuple[Listener, ...]) -> None:
         """Take note of who hears the node from now on."""
         ...
 

@@ -10,8 +10,10 @@ import anyio
 
 from ._context import current
 from ._errors import WorkerError, uncancelled
+from ._log import LOG, is_wanted
 from ._mailbox import Mailbox
 from ._nursery import CLOSED, NEW, OPEN, Nursery
+from ._record import logger
 from ._subscription import inherit
 from ._worker import Worker
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from ._group import WorkerGroup
     from ._message import Message
-    from ._subscription import Subscription
+    from ._subscription import Listener
     from ._waiting import Party
 
     if sys.version_info >= (3, 11):
@@ -49,6 +51,7 @@ class Branch:
         self._gone: anyio.Event | None = None  # set once it has left
         self._opener: Worker[Any] | None = None
         self._hear(())
+        self._heed_logger()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {self._nursery.life.name}>"
@@ -78,7 +81,7 @@ class Branch:
             return bridge.post(lambda: self._take(message))
         return self._take(message)
 
-    def _take(self, message: Message, told: Collection[Subscription[Any]] = ()) -> bool:
+    def _take(self, message: Message, told: Collection[Listener] = ()) -> bool:
         if self._nursery.life is CLOSED:
             return False
         self._join()
@@ -87,7 +90,7 @@ class Branch:
                 subscription._put(message)
         return self._mailbox.post(message)
 
-    def _hear(self, heard_by: tuple[Subscription[Any], ...]) -> None:
+    def _hear(self, heard_by: tuple[Listener, ...]) -> None:
         """Take note of who listens: then events are made, and only then."""
         self._heard_by = heard_by
         self._tells_changes = self._is_heard(Worker.StateChanged)
@@ -98,6 +101,11 @@ class Branch:
 
     def _handles(self, kind: type[Message]) -> bool:
         return getattr(self, kind.handler_name, None) is not None
+
+    def _heed_logger(self) -> None:
+        self._log_level = logger.level
+        others = tuple(each for each in self._heard_by if each is not LOG)
+        self._hear((LOG, *others) if is_wanted() else others)
 
     def _join(self) -> None:
         """Take the place below the parent, once the node is open or holds something."""
@@ -129,7 +137,7 @@ class Branch:
                 f"cannot enter {self._spoken()} in another thread than its parent's event loop"
             )
         await self._nursery.open()
-        self._hear(self._heard_by)  # its user may have given it a handler
+        self._heed_logger()  # and hear: its user may have given it a handler
         for group in self._groups.values():
             for worker in group:
                 worker._created_at = self._nursery.now()  # the clock was not known before

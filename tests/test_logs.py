@@ -1,0 +1,222 @@
+"""The logger ``creche``: what it tells, at which level, with which fields, and what it costs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+
+import anyio
+import pytest
+
+import creche._log
+from creche import Node, Worker, active_worker
+from helpers import Meeting, settle, until
+
+FIELDS = ("worker", "group", "node", "state", "previous", "reason")
+
+
+def fields(record):
+    """Give the fields of a record that are the library's own."""
+    return {name: getattr(record, f"creche_{name}") for name in FIELDS}
+
+
+def changes(caplog):
+    """Give what the log says of changes of state."""
+    return [
+        (each.creche_worker, each.creche_previous, each.creche_state)
+        for each in caplog.records
+        if each.levelno == logging.DEBUG
+    ]
+
+
+@pytest.fixture
+def debug(caplog):
+    """Let the logger tell everything."""
+    caplog.set_level(logging.DEBUG, logger="creche")
+
+
+async def test_each_change_is_told_at_debug(caplog, debug):
+    """Each change of state is a record of its own, in order, the final one included."""
+
+    async def fail():
+        raise ValueError("broken")
+
+    async with Node("app") as app:
+        app.group("one", limit=1)
+        app.run_worker(anyio.lowlevel.checkpoint, "good", group="one")
+        app.run_worker(fail, "bad", group="one", exit_on_error=False)
+        app.run_worker(anyio.sleep_forever, "gone", group="one").cancel("not needed")
+    told = changes(caplog)
+    for name, path in {
+        "good": [None, "PENDING", "RUNNING", "SUCCESS"],
+        "bad": [None, "PENDING", "RUNNING", "ERROR"],
+        "gone": [None, "PENDING", "CANCELLED"],
+    }.items():
+        assert [step[1:] for step in told if step[0] == name] == list(itertools.pairwise(path))
+    assert len(told) == 8
+
+
+async def test_a_record_has_a_sentence_and_fields(caplog, debug):
+    """A record reads as a sentence, and its facts are attributes that are text or nothing."""
+    async with Node("app") as app, Node("page", parent=app) as page:
+        page.run_worker(anyio.sleep_forever, "fetch", group="net").cancel(OSError("unplugged"))
+    first, last = (each for each in caplog.records if each.name == "creche")
+    assert first.getMessage() == "worker 'fetch' of group 'net' on node 'app/page': new -> PENDING"
+    assert last.getMessage() == (
+        "worker 'fetch' of group 'net' on node 'app/page': PENDING -> CANCELLED"
+    )
+    assert fields(last) == {
+        "worker": "fetch",
+        "group": "net",
+        "node": "app/page",
+        "state": "CANCELLED",
+        "previous": "PENDING",
+        "reason": "unplugged",
+    }
+    assert fields(first)["previous"] is None
+    assert json.loads(json.dumps(fields(first))) == fields(first)
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+async def test_a_stored_failure_is_told_at_error(caplog, level):
+    """A failure that is stored is told at ERROR with its traceback and the same fields."""
+    caplog.set_level(level, logger="creche")
+
+    async def fail():
+        raise ValueError("broken")
+
+    class Fail(Worker):
+        async def run(self):
+            await fail()
+
+    async with Node("app") as app:
+        app.workers.add_worker(Fail(app, exit_on_error=False))
+    (record,) = (each for each in caplog.records if each.levelno == logging.ERROR)
+    assert record.getMessage() == "worker 'Fail' failed"
+    assert str(record.exc_info[1]) == "broken"
+    assert record.exc_info[2] is not None
+    assert fields(record) == {
+        "worker": "Fail",
+        "group": "default",
+        "node": "app",
+        "state": "ERROR",
+        "previous": "RUNNING",
+        "reason": None,
+    }
+
+
+async def test_a_failure_that_is_raised_is_not_told_at_error(caplog, debug):
+    """What the block raises is for the caller to log."""
+
+    async def fail():
+        raise ValueError("broken")
+
+    with pytest.raises(BaseException):  # noqa: B017 (a group, whose class differs by version)
+        async with Node("app") as app:
+            app.run_worker(fail)
+    assert [each for each in caplog.records if each.levelno > logging.DEBUG] == []
+    assert changes(caplog)[-1] == ("fail", "RUNNING", "ERROR")
+
+
+async def test_a_late_failure_of_an_abandoned_thread_has_the_fields(caplog):
+    """What an abandoned thread raises goes to the log, with the same fields."""
+    meeting = Meeting()
+
+    def fail():
+        meeting()
+        raise ValueError("late")
+
+    async with Node("app") as app:
+        worker = app.run_worker(fail, thread=True, abandon_on_cancel=True)
+        await meeting.until_arrived()
+        worker.cancel("slow")
+        await until(lambda: worker.is_finished)
+        meeting.go.set()
+        await until(lambda: not worker.is_abandoned and caplog.records)
+    (record,) = caplog.records
+    assert fields(record) == {
+        "worker": "fail",
+        "group": "default",
+        "node": "app",
+        "state": "CANCELLED",
+        "previous": None,
+        "reason": "slow",
+    }
+
+
+async def test_a_level_that_is_set_later_counts_from_the_next_worker(caplog):
+    """Setting the level of the logger on a node that is open is seen, both ways."""
+    async with Node("app") as app:
+        await app.run_worker(anyio.lowlevel.checkpoint, "before")
+        caplog.set_level(logging.DEBUG, logger="creche")
+        await app.run_worker(anyio.lowlevel.checkpoint, "told")
+        assert creche._log.LOG in app._heard_by
+        caplog.set_level(logging.INFO, logger="creche")
+        await app.run_worker(anyio.lowlevel.checkpoint, "after")
+        assert app._heard_by == ()
+    assert [name for name, _, _ in changes(caplog)] == ["told"] * 3
+
+
+async def test_the_level_of_the_root_logger_counts_as_a_node_opens(caplog):
+    """The level that is inherited is asked for when a node is opened, by each node for itself."""
+    app = Node("app")
+    caplog.set_level(logging.DEBUG)
+    async with app:
+        await app.run_worker(anyio.lowlevel.checkpoint, "above")
+        caplog.set_level(logging.INFO)
+        async with Node("page", parent=app) as page:
+            await page.run_worker(anyio.lowlevel.checkpoint, "below")
+        assert page._heard_by == ()
+    told = [each for each in changes(caplog) if each[0] in ("above", "below")]
+    assert [name for name, _, _ in told] == ["above"] * 3
+
+
+async def test_nobody_hears_a_node_of_a_silent_program(caplog):
+    """Where the log takes no changes, no event is made; subscriptions come and go as ever."""
+    caplog.set_level(logging.INFO, logger="creche")
+    async with Node("app") as app:
+        assert app._heard_by == ()
+        async with app.subscribe(Worker.StateChanged):
+            assert len(app._heard_by) == 1
+        assert app._heard_by == ()
+
+
+async def test_the_log_is_written_beside_subscriptions(caplog, debug):
+    """Subscriptions and the log get the same changes, each once, also in a tree."""
+    seen = []
+
+    async def read(events):
+        seen.extend([(event.worker.name, event.state.name) async for event in events])
+
+    app = Node("app")
+    async with (
+        app.subscribe(Worker.StateChanged, tree=True) as events,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(read, events)
+        async with app, Node("page", parent=app) as page:
+            page.run_worker(anyio.lowlevel.checkpoint, "work")
+            page.run_worker(anyio.lowlevel.checkpoint, "more").update(total_steps=3)
+    assert [(name, state) for name, _, state in changes(caplog)] == seen
+    assert len(seen) == 6
+
+
+async def test_records_are_made_where_the_change_happens(caplog, debug):
+    """Filters of the log see the context variables of the work: the worker that runs it."""
+    found = []
+
+    def note(record):
+        worker = active_worker.get(None)
+        found.append((record.creche_state, worker.name if worker else None))
+        return True
+
+    logger = logging.getLogger("creche")
+    logger.addFilter(note)
+    try:
+        async with Node("app") as app:
+            app.run_worker(anyio.lowlevel.checkpoint, "work")
+            await settle()
+    finally:
+        logger.removeFilter(note)
+    assert found == [("PENDING", None), ("RUNNING", "work"), ("SUCCESS", "work")]
