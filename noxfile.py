@@ -63,7 +63,7 @@ def tests_lowest(session: nox.Session) -> None:
 def tests_asyncio_only(session: nox.Session) -> None:
     """Run the tests where there is neither Trio nor what comes with it."""
     session.install("-e", ".", *group("tests-asyncio"))
-    for absent in ("trio", "sniffio", "rich", "stackscope", "uvloop"):
+    for absent in ("trio", "sniffio", "rich", "stackscope", "opentelemetry", "uvloop"):
         session.run("python", "-c", f"import {absent}", success_codes=[1], silent=True)
     session.run("python", "-m", "pytest", *session.posargs)
 

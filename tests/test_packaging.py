@@ -38,17 +38,18 @@ FLOORS = (
     ("_format",),
     ("_decorator",),
     ("__init__",),
+    ("otel",),
     ("__main__",),
 )
 ORDER = [module for floor in FLOORS for module in floor]
-PUBLIC_MODULES: list[str] = []
+PUBLIC_MODULES = ["otel"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
 # catches ImportError. Packages that are no part of the core may have needs of their own.
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
-OPTIONAL = {"sniffio", "rich", "stackscope"}
+OPTIONAL = {"sniffio", "rich", "stackscope", "opentelemetry"}
 OF_PACKAGES: dict[str, set[str]] = {}
 OF_FILES = {"_backend": {"trio"}}  # within functions that are called where it runs
 OF_TYPES_IN_FILES = {"__main__": {"rich"}}

@@ -68,6 +68,13 @@ LIVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
 """From each stage, the stages that may follow; work is admitted in OPEN alone."""
 
 
+def _time_of_any_loop() -> float:
+    try:
+        return anyio.current_time()
+    except anyio.NoEventLoopError:
+        return time.monotonic()
+
+
 def _monotonic(offset: float) -> float:
     return time.monotonic() + offset
 
@@ -134,7 +141,7 @@ class Nursery:
         self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
         """Coroutines of tasks that were called off before their first step; it takes them out."""
         self._host: int | None = None
-        self.clock: Callable[[], float] = time.monotonic
+        self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
         self._ear: Ear | None = None

@@ -219,6 +219,11 @@ class Record(Generic[ResultType]):
         return self._node
 
     @property
+    def thread(self) -> bool:
+        """Whether the work runs in a thread."""
+        return self._thread
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether cancellation was requested; the work may still be running."""
         return self._cancellation is not None

@@ -186,7 +186,7 @@ def _take_worker(
         is_started=worker._started,
         is_queued=worker.is_queued,
         queue_position=position,
-        thread=worker._thread,
+        thread=worker.thread,
         daemon=worker.daemon,
         age=None if nursery.life is NEW else nursery.now() - (worker.created_at or 0.0),
         elapsed=worker.elapsed,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Iterable,
         Iterator,
     )
-    from contextvars import ContextVar
+    from contextvars import Context, ContextVar
     from types import CoroutineType
 
     from anyio import CapacityLimiter
@@ -104,15 +104,20 @@ class Worker(Life[ResultType]):
         """A number that grows with each event of any worker: later events have higher ones."""
         origin: Worker[Any] | None
         """The worker in which this one was made, told by the first announcement only."""
+        context: Context | None
+        """The context variables that it was made in, told by the first announcement only."""
 
         def __init__(self, worker: Worker[Any], state: WorkerState) -> None:
             previous: WorkerState | None = PENDING
             origin: Worker[Any] | None = None
+            context: Context | None = None
             if state is PENDING:
                 previous, time = None, worker._created_at
                 # It keeps the context that it was made in, unless that is this one.
-                kept = worker._context
-                origin = current.get(None) if kept is None else kept.get(current)
+                context = worker._context
+                if context is None:
+                    context = copy_context()
+                origin = context.get(current)
             elif state is RUNNING:
                 time = worker._started_at
             else:
@@ -126,6 +131,7 @@ class Worker(Life[ResultType]):
                 time=time if time is not None else worker._nursery.now(),
                 number=next(_numbers),
                 origin=origin,
+                context=context,
             )
 
         def __repr__(self) -> str:
