@@ -47,15 +47,14 @@ class Standing(Protocol):
 @functools.cache
 def _library() -> ModuleType:
     try:
-        import stackscope  # noqa: PLC0415 (an extra, for those who ask for stacks)
+        with warnings.catch_warnings():
+            # To learn their types it makes coroutines that it never awaits: Python 3.13 warns.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            import stackscope  # noqa: PLC0415 (an extra, for those who ask for stacks)
     except ImportError:
         raise ImportError(
             "stacks are found by the package stackscope; pip install 'creche[stacks]'"
         ) from None
-    with warnings.catch_warnings():
-        # At its first use it makes coroutines to learn their types, of which Python 3.13 warns.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        stackscope.extract(None)
     return stackscope
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from creche import Message, Node, Subscription, Worker, WorkerError, WorkerState
+from creche import Message, Node, Worker, WorkerError, WorkerState
 
 try:
     from opentelemetry import trace
@@ -25,7 +25,7 @@ except ImportError:
     ) from None
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 
 __all__ = ["traced"]
 
@@ -37,7 +37,7 @@ class _Enough(Message, bubble=False):
 
 
 @asynccontextmanager
-async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncIterator[None]:
+async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerator[None, None]:
     """Make a span of each worker that is added to a node or below it while the block is open.
 
     ``async with traced(app), app: ...`` has them all. A span lasts from the moment at which its
@@ -73,12 +73,12 @@ async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncIterato
         raise WorkerError(f"traced() takes a Node, not {node!r:.100}")
     spans = _Spans(tracer or trace.get_tracer("creche"))
     enough, done = _Enough(), anyio.Event()
+    error: BaseException | None = None
     async with (
         node.subscribe(Worker.StateChanged, _Enough, tree=True) as events,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(spans.follow, events, enough, done)
-        error: BaseException | None = None
         try:
             yield
         except BaseException as exc:  # noqa: BLE001 (raised again below)
@@ -103,7 +103,7 @@ class _Spans:
 
     async def follow(
         self,
-        events: Subscription[Message],
+        events: AsyncIterable[Message],
         enough: _Enough,
         done: anyio.Event,
     ) -> None:
