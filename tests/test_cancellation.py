@@ -424,7 +424,7 @@ async def test_native_cancel_of_the_watcher(native):
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
             await settle()
-            native_task("creche watcher").cancel()
+            native_task("watcher of node 'app'").cancel()
             worker = app.run_worker(anyio.sleep_forever)
             await settle()
             assert worker.state is RUNNING

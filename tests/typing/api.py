@@ -12,26 +12,32 @@ import functools
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 import anyio
 
 from creche import (
+    FrameSnapshot,
+    GroupSnapshot,
     Message,
     Node,
+    NodeSnapshot,
     Overflow,
     Subscription,
     Worker,
     WorkerFailed,
     WorkerGroup,
     WorkerManager,
+    WorkerSnapshot,
     WorkerState,
     WorkType,
     active_worker,
+    format_tree,
     get_current_worker,
     work,
 )
+from creche.otel import traced
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -328,6 +334,7 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
             assert_type(event.time, float)
             assert_type(event.number, int)
             assert_type(event.origin, Worker[Any] | None)
+            assert_type(event.context, Context | None)
             event.state = WorkerState.ERROR  # type: ignore[misc]  # it is a fact
     async with node.subscribe(Worker.ProgressChanged) as progress:
         assert_type((await anext(progress)).worker, Worker[Any])
@@ -344,6 +351,24 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
     worker.track(3)  # type: ignore[call-overload]  # cannot be iterated
     node.subscribe("StateChanged")  # type: ignore[arg-type]  # is no class
     node.subscribe(int)  # type: ignore[type-var]  # is no class of messages
+
+
+async def pictures(node: Node, worker: Worker[bytes]) -> None:
+    """Draw and picture nodes, and make spans."""
+    assert_type(format_tree(node), str)
+    assert_type(format_tree(node, stacks=True), str)
+    taken = node.snapshot()
+    assert_type(taken, NodeSnapshot)
+    assert_type(taken.children, tuple[NodeSnapshot, ...])
+    assert_type(taken.groups, tuple[GroupSnapshot, ...])
+    assert_type(taken.groups[0].workers, tuple[WorkerSnapshot, ...])
+    assert_type(taken.groups[0].workers[0].stack, tuple[FrameSnapshot, ...] | None)
+    assert_type(worker.thread, bool)
+    async with traced(node) as nothing:
+        assert_type(nothing, None)
+    taken.name = "other"  # type: ignore[misc]  # it is a fact
+    format_tree(worker)  # type: ignore[arg-type]  # is no node
+    traced("app")  # type: ignore[arg-type]  # is no node
 
 
 def current() -> None:
