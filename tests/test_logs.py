@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import creche._log
-from creche import Node, Worker, active_worker
+from creche import Message, Node, Worker, active_worker
 from helpers import Meeting, settle, until
 
 FIELDS = ("worker", "group", "node", "state", "previous", "reason")
@@ -170,6 +170,13 @@ async def test_the_level_of_the_root_logger_counts_as_a_node_opens(caplog):
         assert page._heard_by == ()
     told = [each for each in changes(caplog) if each[0] in ("above", "below")]
     assert [name for name, _, _ in told] == ["above"] * 3
+
+
+async def test_messages_are_not_told(caplog, debug):
+    """The log tells of changes of state, not of what is posted to a node."""
+    async with Node("app") as app:
+        app.post_message(Message())
+    assert caplog.records == []
 
 
 async def test_nobody_hears_a_node_of_a_silent_program(caplog):

@@ -185,6 +185,16 @@ async def test_events_and_times(exported):
     assert requested == pytest.approx(expected, abs=SECOND / 1000)
 
 
+async def test_a_cancellation_without_a_reason(exported):
+    """There is the event, and no attribute for a reason that nobody gave."""
+    app = Node("app")
+    async with traced(app, exported.tracer), app:
+        app.run_worker(anyio.sleep_forever, "work").cancel()
+    assert [event.name for event in exported["work"].events] == ["cancel requested"]
+    assert exported["work"].attributes["creche.state"] == "CANCELLED"
+    assert "creche.cancel_reason" not in exported["work"].attributes
+
+
 async def test_an_error_is_recorded(exported):
     """A failure is an exception event and the status ERROR; the cause of the node's end is seen."""
     app = Node("app")

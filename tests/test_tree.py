@@ -135,7 +135,9 @@ async def test_who_waits_for_whom():
         await until(lambda: second.is_finished)
         await settle()
         taken = app.snapshot()
+        text = format_tree(app)
         app.cancel()
+    assert "  node page: open, opened by app/pages/open_page\n" in f"{text}\n"
     assert pictures(taken)["wait"].waits_for == ("app/default/first",)
     assert taken.children[0].opened_by == "app/pages/open_page"
 
@@ -169,6 +171,18 @@ async def test_a_snapshot_of_a_node_that_is_not_open():
         assert 0 <= anyio.current_time() - next(iter(app.workers)).created_at < 60
     after = app.snapshot()
     assert (after.life, after.groups, after.children) == ("closed", (), ())
+
+
+def test_a_worker_that_was_made_before_there_was_a_loop(backend):
+    """Its age counts from the opening of its node, by the clock of the loop."""
+    app = Node("app")
+    app.run_worker(anyio.sleep_forever, name="early", start=False)
+
+    async def main():
+        async with app:
+            assert 0 <= pictures(app)["early"].age < 60
+
+    anyio.run(main, **backend)
 
 
 async def test_a_snapshot_from_a_thread():
@@ -450,13 +464,16 @@ async def test_stacks_in_text():
 
     async with Node("app") as app:
         app.run_worker(lambda: deep(30), "deep")
+        app.run_worker(lambda: deep(0), "shallow")
         await settle()
         lines = format_tree(app, stacks=True).splitlines()
         app.cancel()
     assert lines[2].startswith("    deep: ")
     assert lines[3] == "      12 outer places"
-    assert len([line for line in lines if " in deep: " in line]) == 19
-    assert lines[-1].endswith("in sleep_forever: await sleep(math.inf)")
+    assert len([line for line in lines if " in deep: " in line]) == 20
+    assert lines[22].endswith("in sleep_forever: await sleep(math.inf)")
+    assert lines[23].startswith("    shallow: ")
+    assert len(lines) == 27
 
 
 async def test_texts_cannot_spoil_the_picture():

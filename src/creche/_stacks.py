@@ -77,9 +77,9 @@ def find_calls() -> dict[object, Any]:
             if frame.f_code is _LOOP:
                 awaited = frame.f_locals.get("awaitable")
             elif frame.f_code is _CALL:
-                call = frame.f_locals.get("self")  # gone if it is just ending
-                if call is not None:
-                    calls[call._job] = awaited or library.StackSlice(outer=frame)
+                # A call that is just ending has let go of itself: nobody asks for None.
+                job = getattr(frame.f_locals.get("self"), "_job", None)
+                calls[job] = awaited or library.StackSlice(outer=frame)
             frame = frame.f_back
     return calls
 

@@ -158,10 +158,10 @@ class _Spans:
         )
 
     def _links(self, event: Worker.StateChanged) -> Iterator[trace.Link]:
-        if event.context is not None:
-            current = event.context.run(trace.get_current_span).get_span_context()
-            if current.is_valid:
-                yield trace.Link(current, {"creche.link": "current span"})
+        assert event.context is not None  # the first announcement has it
+        current = event.context.run(trace.get_current_span).get_span_context()
+        if current.is_valid:
+            yield trace.Link(current, {"creche.link": "current span"})
         if event.origin in self._open:
             yield trace.Link(
                 self._open[event.origin][0].get_span_context(), {"creche.link": "worker"}
