@@ -10,7 +10,7 @@ import time
 import anyio
 import pytest
 
-from creche import Node, WorkerError, WorkerState
+from creche import Node, Worker, WorkerError, WorkerState
 from helpers import ExceptionGroup, Meeting, settle, until
 
 pytest.importorskip("opentelemetry.sdk", reason="it is an extra")
@@ -51,6 +51,11 @@ def exported():
 def links(span):
     """Give the spans that one is linked to, by what the link says."""
     return {each.attributes["creche.link"]: each.context.span_id for each in span.links}
+
+
+def between(first, second):
+    """Give the nanoseconds between two times of the loop's clock."""
+    return round(second * SECOND) - round(first * SECOND)
 
 
 async def fail():
@@ -140,6 +145,17 @@ async def test_links_from_a_thread(exported):
     assert links(exported["outer"]) == {}
 
 
+async def test_links_of_a_worker_that_was_made_directly(exported):
+    """A worker is made where ``Worker()`` is called, not where it is added."""
+    app = Node("app")
+    async with traced(app, exported.tracer), app:
+        with exported.tracer.start_as_current_span("making"):
+            worker = Worker(app, anyio.lowlevel.checkpoint, name="work")
+        with exported.tracer.start_as_current_span("adding"):
+            app.workers.add_worker(worker)
+    assert links(exported["work"]) == {"current span": exported["making"].context.span_id}
+
+
 async def test_the_work_has_the_current_span_of_whoever_made_the_worker(exported):
     """Within the work the span of its worker is not the current one: it is watched from outside."""
     found = []
@@ -172,17 +188,15 @@ async def test_events_and_times(exported):
         span = exported[worker.name]
         # Clocks of 15 ms, and the loop's clock that uvloop reads once a turn.
         assert before - SECOND / 10 <= span.start_time <= span.end_time <= after + SECOND / 10
-        lasted = (worker.finished_at - worker.created_at) * SECOND
-        assert span.end_time - span.start_time == pytest.approx(lasted, abs=SECOND / 1000)
+        assert span.end_time - span.start_time == between(worker.created_at, worker.finished_at)
         running = next(event for event in span.events if event.name == "running")
-        waited = (worker.started_at - worker.created_at) * SECOND
-        assert running.timestamp - span.start_time == pytest.approx(waited, abs=SECOND / 1000)
+        waited = between(worker.created_at, worker.started_at)
+        assert running.timestamp - span.start_time == waited
     assert [event.name for event in exported["waiting"].events] == ["running"]
     assert [event.name for event in exported["blocker"].events] == ["running", "cancel requested"]
     assert exported["blocker"].attributes["creche.cancel_reason"] == "enough"
     requested = exported["blocker"].events[1].timestamp - exported["blocker"].start_time
-    expected = (blocker.cancelled_at - blocker.created_at) * SECOND
-    assert requested == pytest.approx(expected, abs=SECOND / 1000)
+    assert requested == between(blocker.created_at, blocker.cancelled_at)
 
 
 async def test_a_cancellation_without_a_reason(exported):

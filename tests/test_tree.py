@@ -479,6 +479,20 @@ async def test_stacks_in_text():
     assert len(second.splitlines()) == 3
 
 
+async def test_stacks_are_read_of_those_that_are_shown():
+    """The text asks for no more stacks than it has room for; the data have them all."""
+    pytest.importorskip("stackscope")
+    async with Node("app") as app:
+        for number in range(25):
+            app.run_worker(anyio.sleep_forever, name=f"worker {number}")
+        await settle()
+        shown = app._picture(creche._format.SHOWN).groups[0].workers
+        everyone = app.snapshot(stacks=True).groups[0].workers
+        app.cancel()
+    assert [each.stack is not None for each in shown] == [True] * 20 + [False] * 5
+    assert all(each.stack for each in everyone)
+
+
 async def test_texts_cannot_spoil_the_picture():
     """Control characters, line breaks, endless texts and deep trees stay within 80 columns."""
     async with Node("app\n\x1b[2J") as app:
