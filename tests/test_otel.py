@@ -23,6 +23,8 @@ from opentelemetry.trace import StatusCode, get_current_span
 from creche.otel import traced
 
 SECOND = 1_000_000_000
+CLOSE = 60 * SECOND
+"""What a busy machine may put between two clocks; wrong ones are further apart."""
 
 
 class Exported:
@@ -186,8 +188,7 @@ async def test_events_and_times(exported):
     after = time.time_ns()
     for worker in (blocker, waiting):
         span = exported[worker.name]
-        # Clocks of 15 ms, and the loop's clock that uvloop reads once a turn.
-        assert before - SECOND / 10 <= span.start_time <= span.end_time <= after + SECOND / 10
+        assert before - CLOSE <= span.start_time <= span.end_time <= after + CLOSE
         assert span.end_time - span.start_time == between(worker.created_at, worker.finished_at)
         running = next(event for event in span.events if event.name == "running")
         waited = between(worker.created_at, worker.started_at)
@@ -303,7 +304,7 @@ async def test_workers_that_were_there_before_the_node_was_open(exported):
         async with app:
             app.workers.start_all()
     span = exported["early"]
-    assert before - SECOND / 10 <= span.start_time <= span.end_time <= time.time_ns() + SECOND / 10
+    assert before - CLOSE <= span.start_time <= span.end_time <= time.time_ns() + CLOSE
 
 
 async def test_a_tracer_that_fails_disturbs_nobody(caplog):
