@@ -221,7 +221,7 @@ class Record(Generic[ResultType]):
     @property
     def thread(self) -> bool:
         """Whether the work runs in a thread."""
-        return self._thread
+        return self._thread is not None
 
     @property
     def is_cancelled(self) -> bool:
@@ -378,7 +378,7 @@ class Record(Generic[ResultType]):
         self, state: WorkerState | None = None, previous: WorkerState | None = None
     ) -> dict[str, str | None]:
         """Give what a record in the log has of its own, under names that clash with nothing."""
-        reason = self._cancel_reason
+        reason = self.cancel_reason
         return {
             "creche_worker": self.name or type(self).__name__,
             "creche_group": self.group,

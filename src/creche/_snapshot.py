@@ -176,7 +176,7 @@ def _take_worker(
     worker: Worker[Any], position: int | None, stack: tuple[FrameSnapshot, ...] | None
 ) -> WorkerSnapshot:
     nursery = worker._nursery
-    waits = cast("Collection[Worker[Any]]", worker._waits)
+    waits = cast("Collection[Worker[Any]]", worker._ties.waits if worker._ties else ())
     return WorkerSnapshot(
         name=worker.name or type(worker).__name__,
         description=worker.description,
