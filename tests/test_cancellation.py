@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 
 import anyio
 import pytest
@@ -341,6 +343,25 @@ async def test_native_cancel_before_the_first_step_while_leaving(native):
             first = app.run_worker(anyio.sleep_forever, name="first")
             native_task("app/default/first").cancel()
     assert first.state is CANCELLED
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12),
+    reason="a coroutine that was closed unstarted keeps its arguments, and AnyIO the coroutine",
+)
+async def test_native_cancel_before_the_first_step_keeps_nothing(native):
+    """A worker that a native cancellation ended before its first step is not kept by its node."""
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(WorkerError, match="before its first step"):
+            async with Node() as app:
+                worker = weakref.ref(app.run_worker(anyio.sleep_forever, name="first"))
+                native_task("Node/default/first").cancel()
+        await settle()
+        assert worker() is None
+    finally:
+        gc.enable()
 
 
 async def test_native_cancel_of_the_host(native):

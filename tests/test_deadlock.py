@@ -14,6 +14,15 @@ async def waits_for_itself():
     await get_current_worker().wait()
 
 
+async def test_self_for_whom_nobody_waits():
+    """A worker that waits for itself is told so, also where nobody else waits for it."""
+    async with Node() as app:
+        worker = app.run_worker(waits_for_itself, exit_on_error=False)
+        await settle()
+        assert isinstance(worker.error, DeadlockError)
+        worker.cancel()
+
+
 @pytest.mark.parametrize("how", ["wait", "await", "wait_for_complete", "group"])
 async def test_self(how):
     """A worker cannot wait for itself, in whatever way."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import gc
 import sys
 import threading
+import weakref
+from functools import partial
 
 import anyio
 import pytest
@@ -854,3 +857,41 @@ async def test_options_for_threads_only():
             app.run_worker(add(1, 2), abandon_on_cancel=True)
         with pytest.raises(WorkerError, match="are for threads; add thread=True"):
             app.run_worker(add(1, 2), limiter=anyio.CapacityLimiter(1))
+
+
+@pytest.mark.parametrize("kind", ["refused", "raised", "raised in a task"])
+async def test_failed_call_makes_no_cycle(kind):
+    """The error of a call from a thread goes with it, without the collector."""
+    kept = []
+
+    class Traceable(Exception):
+        pass
+
+    def fail():
+        raise Traceable
+
+    async def fail_in_a_task():
+        await settle()
+        raise Traceable
+
+    def call(app, meeting):
+        meeting()
+        try:
+            app.call_from_thread(fail_in_a_task if kind == "raised in a task" else fail)
+        except (WorkerCancelled, Traceable) as error:
+            kept.append(weakref.ref(error))
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with Node() as app:
+            meeting = Meeting()
+            worker = app.run_worker(partial(call, app, meeting), thread=True)
+            await meeting.until_arrived()
+            if kind == "refused":
+                worker.cancel()
+            meeting.go.set()
+        (error,) = kept
+        assert error() is None
+    finally:
+        gc.enable()

@@ -6,7 +6,7 @@ import inspect
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from ._errors import WorkerCancelled
+from ._errors import WorkerCancelled, strip_traceback
 from ._worker import Worker
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ._tree import Branch
+
+_OWN_FRAMES = f"{__package__}._"
 
 
 def begin_call(
@@ -28,7 +30,8 @@ def begin_call(
         _check_call(node, caller)
         value = fn(*args)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-        future.set_exception(error)
+        _fail(future, error)
+        del future  # Python 3.11's frames hold those that called them
         return
     if not inspect.isawaitable(value) or isinstance(value, Worker):
         future.set_result(value)
@@ -39,7 +42,9 @@ def begin_call(
         future.set_exception(WorkerCancelled("a call from a thread was cancelled natively"))
 
     async def go_on() -> None:
+        nonlocal future
         await _go_on(node, caller, value, future)
+        del future
         if caller is not None:
             ties = caller._tied()
             ties.hops = tuple(hop for hop in ties.hops if hop is not handle)
@@ -82,6 +87,13 @@ async def _go_on(
         )
         future.set_exception(WorkerCancelled(told))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-        future.set_exception(error)
+        _fail(future, error)
+        del future  # as above
     else:
         future.set_result(value)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    # The frames of these calls hold the future, and with it the error: a cycle.
+    strip_traceback(error, _OWN_FRAMES)
+    future.set_exception(error)

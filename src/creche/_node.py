@@ -483,8 +483,15 @@ class Node(Branch):
                 f"for open nodes ({self._spoken()} is {self._nursery.life.value}); on the loop, "
                 "call the function"
             )
-        if not self._nursery.bridge.post(lambda: begin_call(self, caller, fn, args, future)):
+
+        def begin() -> None:
+            begin_call(self, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
+
+        if not self._nursery.bridge.post(begin):
             raise WorkerError(
                 f"{self._spoken()} is {self._nursery.life.value}; nothing can be called"
             )
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            del future  # it holds the error, and that this frame

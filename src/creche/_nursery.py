@@ -369,6 +369,7 @@ class Nursery:
         leaving = await self._leave_group(cancellation or late)
         for coro in self.unstepped.values():
             coro.close()  # killed natively: nobody awaited it
+        self.unstepped.clear()
         where = self._occupant._spoken()
         if self._killed and leaving is None:
             leaving = WorkerError(

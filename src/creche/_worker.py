@@ -311,7 +311,7 @@ class Worker(Life[ResultType]):
         return self._place._holders()
 
     def _is_needed(self) -> bool:
-        """Whether anything might wait for this worker to end; else no wait of its closes a ring."""
+        """Whether anything else may wait for this worker; else it closes no ring with others."""
         return (
             self._done is not None
             or (self._place is not None and self._place.queued > 0)
@@ -360,7 +360,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     ties.waits = waited
     me._node._waiting.add(me)
     try:
-        ring = find_deadlock(me) if me._is_needed() else None
+        ring = find_deadlock(me) if me in waited or me._is_needed() else None
         if ring is not None:
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
         await _wait_for(waited, begun=begun)
