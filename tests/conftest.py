@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import threading
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+PLAIN = settings(
+    deadline=None, stateful_step_count=25, suppress_health_check=list(HealthCheck), print_blob=True
+)
+settings.register_profile("dev", PLAIN, max_examples=50)
+# The default: it draws the same programs each time. Without a database, or it would not.
+settings.register_profile("ci", PLAIN, max_examples=250, derandomize=True, database=None)
+settings.register_profile("deep", PLAIN, max_examples=20_000)
+settings.register_profile(  # for planted faults: shrinking them is no use
+    "mutants", PLAIN, max_examples=100, derandomize=True, database=None, phases=[Phase.generate]
+)
+settings.load_profile(os.environ.get("CRECHE_PROFILE", "ci"))
 
 BACKENDS = {"asyncio": ("asyncio", {"debug": True})}
 if importlib.util.find_spec("uvloop"):

@@ -39,10 +39,18 @@ FLOORS = (
     ("_decorator",),
     ("__init__",),
     ("otel",),
+    ("testing._scripts", "testing._virtual", "testing._world"),
+    ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
+    ("testing._model",),
+    ("testing._looking", "testing._lives", "testing._invariants"),
+    ("testing._base",),
+    ("testing._work", "testing._cancels", "testing._rules", "testing._races"),
+    ("testing._machine",),
+    ("testing.__init__",),
     ("__main__",),
 )
 ORDER = [module for floor in FLOORS for module in floor]
-PUBLIC_MODULES = ["otel"]
+PUBLIC_MODULES = ["otel", "testing"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
@@ -50,7 +58,7 @@ PUBLIC_MODULES = ["otel"]
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "rich", "stackscope", "opentelemetry"}
-OF_PACKAGES: dict[str, set[str]] = {}
+OF_PACKAGES = {"testing": {"hypothesis", "pytest", "trio"}}
 OF_FILES = {"_backend": {"trio"}}  # within functions that are called where it runs
 OF_TYPES_IN_FILES = {"__main__": {"rich"}}
 

@@ -21,7 +21,7 @@ def virtual_backend(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[
 
     It takes the place of AnyIO's fixture where it is imported under the name of that one::
 
-        from kit import virtual_backend as anyio_backend
+        from creche.testing import virtual_backend as anyio_backend
 
     Each test has a clock of its own, see ``virtual_time()``.
     """

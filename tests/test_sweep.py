@@ -19,8 +19,8 @@ import pytest
 from anyio import lowlevel
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
+from creche.testing import Ending, EventRecorder, Play, Script, assert_nothing_left
 from helpers import CANCELLED, ERROR, RENDEZVOUS, RUNNING, SUCCESS, leaves, settle
-from kit import Ending, EventRecorder, Play, Script, assert_nothing_left
 
 
 class OwnRun(Worker):

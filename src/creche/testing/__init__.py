@@ -7,9 +7,9 @@ nothing here acts on a test that did not ask for it.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ._leaks import assert_nothing_left
+from ._leaks import NothingLeft, assert_nothing_left
 from ._recorder import EventRecorder
 from ._scripts import Ending, OnCancel, Play, Script, ScriptBaseError, ScriptError
 from ._virtual import virtual_time
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Ending",
     "EventRecorder",
+    "NothingLeft",
     "OnCancel",
     "Play",
     "Script",
@@ -40,6 +41,13 @@ _LAZY = {
     "virtual_backend": ("_fixtures", "pytest"),
 }
 
+# Tracebacks, docs and pickles show the public module.
+for _public in (
+    *(Ending, EventRecorder, NothingLeft, OnCancel, Play, Script, ScriptBaseError, ScriptError),
+    *(assert_nothing_left, virtual_time),
+):
+    _public.__module__ = __name__
+
 
 def __getattr__(name: str) -> object:
     """Import what needs Hypothesis or pytest when it is asked for."""
@@ -47,10 +55,13 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, needed = _LAZY[name]
     try:
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        value: Any = getattr(import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != needed:
             raise
         raise ImportError(
-            f"{__name__}.{name} needs {needed}, which is not installed; install creche[testing]"
+            f"{__name__}.{name} needs {needed}, which is not installed; "
+            "pip install 'creche[testing]'"
         ) from exc
+    value.__module__ = __name__
+    return value

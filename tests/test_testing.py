@@ -11,8 +11,7 @@ from anyio._backends._asyncio import AsyncIOBackend
 from hypothesis import given
 
 from creche import Node
-from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, settle, until
-from kit import (
+from creche.testing import (
     Ending,
     EventRecorder,
     OnCancel,
@@ -24,6 +23,7 @@ from kit import (
     scripts,
     virtual_time,
 )
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, settle, until
 
 # the recorder
 

@@ -7,6 +7,7 @@ is what a test believes: not what the worker tells of itself.
 from __future__ import annotations
 
 import enum
+import inspect
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,6 +101,8 @@ class Play:
         """Set when the work is at its gate, or past it."""
         self.left = threading.Event()
         """Set when the work has left."""
+        self.then: Callable[[], object] | None = None
+        """What more to do past the gate, where a script is not enough; an awaitable is awaited."""
         self._noted = noted
         self._gate = threading.Event()
         self._free = threading.Event()
@@ -181,6 +184,9 @@ class Play:
             self.arrived.set()
             if self.script.gated:
                 await self._until(self._gate)
+            more = self.then() if self.then is not None else None
+            if inspect.isawaitable(more):
+                await more
             for _ in range(self.script.after):
                 await lowlevel.checkpoint()
         except cancelled:
@@ -221,6 +227,8 @@ class Play:
         try:
             if self.script.gated and not self._gate.wait(_RENDEZVOUS):
                 raise AssertionError(f"nobody opened the gate of {self.__name__}")
+            if self.then is not None:
+                self.then()
             value = self._end(self.script.ending)
         except BaseException as error:
             self._note("raised" if isinstance(error, Exception) else "raised base")

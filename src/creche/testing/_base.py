@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio import lowlevel
 
-from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
+from creche import (
+    DeadlockError,
+    Message,
+    Node,
+    Worker,
+    WorkerCancelled,
+    WorkerError,
+    WorkerFailed,
+)
 
-from ._invariants import Invariants, is_plain
-from ._model import FREE, ODD, QUEUE, Place, Record, Waiter
+from ._invariants import Invariants
+from ._leaks import busy_threads
+from ._model import FREE, ODD, QUEUE, Place, Record, Waiter, find_stuck
 from ._recorder import EventRecorder
 from ._scripts import Play, Script
 from ._world import PATIENCE, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import threading
+    from collections.abc import Awaitable, Callable
 
     from creche import Overflow
 
@@ -27,11 +39,22 @@ _KINDS: dict[str, dict[str, Any]] = {
     "partial": {},
     "thread": {"thread": True},
     "abandoned": {"thread": True, "abandon_on_cancel": True},
+    "async-thread": {"thread": True},
 }
+
+
+class Posted(Message, bubble=True, namespace="machine"):
+    """A message that a rule posts."""
+
+    def __init__(self, place: Place, number: int) -> None:
+        self.place = place
+        self.number = number
 
 
 class Base(Invariants):
     """A machine without rules."""
+
+    _threads: set[threading.Thread]
 
     # what users may override
 
@@ -66,9 +89,14 @@ class Base(Invariants):
         except BaseException:
             self.has_broken = True
             raise
+        for record in self.records():
+            # A loop in a thread unwinds in its own time.
+            if record.kind == "async-thread" and record.worker.is_cancelled:
+                self.world.until(lambda: record.worker.is_finished)  # noqa: B023 (called here)
 
     def begin(self) -> None:
         """Start the loop."""
+        self._threads = set(busy_threads())
         self.world = World(self.backend, dict(self.backend_options))
 
     # nodes
@@ -83,6 +111,7 @@ class Base(Invariants):
         place = Place(node, kind, parent, EventRecorder(node))
         place.name = f"{parent.name}/{node.name}" if parent is not None else node.name
         place.limits = {FREE: None, QUEUE: limit, ODD: limit}
+        setattr(node, Posted.handler_name, partial(_handle, place))
         node.group(FREE)
         node.group(QUEUE, limit=limit)
         node.group(ODD, limit=limit, overflow=overflow)
@@ -104,18 +133,11 @@ class Base(Invariants):
                     await place.leave.wait()
         except anyio.get_cancelled_exc_class():
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (an invariant looks at it)
             place.raised = error
         finally:
             place.has_ended = True
             ready.set()
-
-    @staticmethod
-    def root_of(place: Place) -> Place:
-        """Give the root of the tree that a node is in."""
-        while place.parent is not None:
-            place = place.parent
-        return place
 
     # workers
 
@@ -137,6 +159,7 @@ class Base(Invariants):
         play = Play(script, name)
         record = Record(place, group, play, fatal=fatal, daemon=daemon, kind=kind)
         record.order = self.made
+        record.exclusive = exclusive
         play._noted = partial(self._note, record)
         options = {"name": name, "group": group, "exit_on_error": fatal, "daemon": daemon}
         record.worker = self.make_worker(place.node, _work(play, kind), **options, **_KINDS[kind])
@@ -180,17 +203,23 @@ class Base(Invariants):
             place = record.place
             limit = place.highest.get(record.group, place.limits[record.group])
             if limit is not None and len(inside) > limit:
-                self.violations.append(
-                    f"{record} was entered as one of {len(inside)}, above {limit}"
-                )
+                told = f"{record} was entered as one of {len(inside)}, above {limit}"
+                self.violations.append(("never_above_the_limit", told))
         if not worker.is_running and record.kind != "abandoned":
-            self.violations.append(f"{record} was {worker.state.name} as its work {what}")
+            told = f"{record} was {worker.state.name} as its work {what}"
+            self.violations.append(("running_is_inside", told))
 
     def add_waiter(self, record: Record) -> Waiter:
         """Set a task going that waits for a worker; on the loop."""
         waiter = Waiter(record)
         self.world.spawn(partial(_wait, waiter))
         return waiter
+
+    async def wait_in(self, record: Record, awaited: Record) -> None:
+        """Wait for a worker within the work of another, or the same."""
+        waiter = Waiter(awaited, record)
+        waiter.is_ring = record in find_stuck(record.place.root.all_records())
+        await _wait(waiter)
 
     # the end
 
@@ -206,6 +235,15 @@ class Base(Invariants):
                 record.play.open_gate()
                 record.play.let_go()
             self.world.close()
+            self.count()
+        if not self.has_broken:
+            self._look_for_threads()
+
+    def _look_for_threads(self) -> None:
+        end = time.monotonic() + PATIENCE  # those of a pool end in their own time
+        while left := busy_threads().keys() - self._threads:
+            assert time.monotonic() < end, f"these threads are left: {left}"
+            time.sleep(0.001)
 
     def _end_all(self) -> None:
         for record in self.records():
@@ -221,27 +259,34 @@ class Base(Invariants):
         self.all_holds()
         left = self.world.tasks_left()
         assert not left, f"these tasks are left: {left}"
-        # An error holds the frames that it went through: those of a run() of its own hold the
-        # worker; and those of a thread of Trio hold the task, and with it the worker.
-        kept = [
-            weakref.ref(record.worker)
-            for record in self.records()
-            if record.worker.error is None
-            or (is_plain(record) and not (self.backend == "trio" and record.in_thread))
-        ]
+        kept = [weakref.ref(each.worker) for each in self.records() if self._has_to_go(each)]
         for record in self.records():
             del record.worker
             record.waiters.clear()
-            record.play._noted = None
+            record.play._noted = record.play.then = None
             record.play.errors.clear()
         for place in self.places():
             place.recorder.events.clear()
             del place.node, place.recorder
             place.raised = None
             place.records.clear()
+            place.got.clear()
         # Not at once: a thread may be on its way back to its pool.
         gone = self.world.until(lambda: not any(each() for each in kept), patience=1.0)
         assert gone, f"reference cycles keep {[str(each()) for each in kept if each() is not None]}"
+
+    def _has_to_go(self, record: Record) -> bool:
+        """Tell whether nothing may keep a worker once the machine has let go of it.
+
+        An error holds the frames that it went through: those of a ``run()`` of its own hold the
+        worker. What Trio keeps of its threads, and of a loop in one, is for the collector; and so
+        is what AnyIO keeps of a task that was killed natively before its first step.
+        """
+        if record.place.is_killed and not record.play.is_entered:
+            return False
+        if self.backend == "trio" and record.in_thread:
+            return record.kind != "async-thread" and record.worker.error is None
+        return record.worker.error is None or record.is_plain
 
     def _let_everything_go(self) -> None:
         for place in self.places():
@@ -253,15 +298,24 @@ class Base(Invariants):
 
 
 async def _wait(waiter: Waiter) -> None:
+    outcome: tuple[str, object] = ("gave up", None)
     try:
         with waiter.scope:
-            waiter.outcome = ("value", await waiter.record.worker.wait())
+            outcome = ("value", await waiter.record.worker.wait())
     except WorkerFailed as failed:
-        waiter.outcome = ("failed", failed.error)
+        outcome = ("failed", failed.error)
     except WorkerCancelled:
-        waiter.outcome = ("cancelled", None)
-    if waiter.outcome is None:
-        waiter.outcome = ("gave up", None)
+        outcome = ("cancelled", None)
+    except DeadlockError:
+        outcome = ("deadlock", None)
+    finally:
+        waiter.outcome = outcome
+
+
+def _handle(place: Place, message: Posted) -> Awaitable[None] | None:
+    """Note a message; every other handler is async."""
+    place.got.append((message.place, message.number))
+    return lowlevel.checkpoint() if message.number % 2 else None
 
 
 def _work(play: Play, kind: str) -> Any:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from creche import Worker, WorkerError
+
 from ._scripts import OnCancel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from creche import Node, Worker
+    from creche import Node, WorkerState
 
     from ._recorder import EventRecorder
     from ._scripts import Play
@@ -41,7 +43,11 @@ class Place:
         self.is_shut = False
         self.is_cancelled = False
         self.has_ended = False
+        self.is_killed = False  # by a native cancel of a task that had made no step
         self.raised: BaseException | None = None
+        self.posted: list[int] = []
+        self.passed_on: list[int] = []  # those of them that certainly go on to the parent
+        self.got: list[tuple[Place, int]] = []  # messages: where they were posted, and the number
         if parent is not None:
             parent.children.append(self)
 
@@ -62,14 +68,32 @@ class Place:
                 yield from child.mounted()
 
     @property
+    def root(self) -> Place:
+        """The root of the tree that this place is in."""
+        return self if self.parent is None else self.parent.root
+
+    def all_records(self) -> Iterator[Record]:
+        """Give the workers of this place and of all below it."""
+        for place in self.below():
+            yield from place.records
+
+    def waits(self) -> Iterator[Waiter]:
+        """Give the waits for workers of this place that go on."""
+        for record in self.records:
+            yield from (waiter for waiter in record.waiters if waiter.outcome is None)
+
+    @property
     def is_over(self) -> bool:
         """Whether the node has been left."""
         return self.node.is_finished if self.kind == "mounted" else self.has_ended
 
     @property
     def has_failed(self) -> bool:
-        """Whether work raised an error that fails this node."""
-        return any(record.has_failed for place in self.mounted() for record in place.records)
+        """Whether an error fails this node; that of a mounted one does once that is over."""
+        mounted = (each for each in self.children if each.kind == "mounted" and each.is_over)
+        return any(record.has_failed for record in self.records) or any(
+            each.has_failed for each in mounted
+        )
 
     @property
     def has_fallen(self) -> bool:
@@ -118,13 +142,16 @@ class Record:
         self.play = play
         self.fatal = fatal
         self.daemon = daemon
-        self.kind = kind  # function, coroutine, thread, abandoned
+        self.kind = kind  # see _base.KINDS
         self.asked: str | None = None
         """Who asked for cancellation while the worker was unfinished; it is certain."""
         self.may_be_cancelled = False
         """Whether something was done that may have led to a cancellation."""
         self.is_deaf = False
         """Whether its work may keep a native cancellation to itself, and succeed."""
+        self.exclusive = False
+        self.elsewhere: WorkerState | None = None
+        """The state that was assigned, where an adapter runs the work."""
         self.order = 0
         self.started: int | None = None
         self.entered: int | None = None
@@ -138,7 +165,12 @@ class Record:
     @property
     def in_thread(self) -> bool:
         """Whether the work runs in a thread."""
-        return self.kind in {"thread", "abandoned"}
+        return self.kind in {"thread", "abandoned", "async-thread"}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the worker does nothing but its work: a ``run()`` of its own may do more."""
+        return self.elsewhere is None and type(self.worker).run is Worker[Any].run
 
     def ask(self, who: str) -> None:
         """Note that cancellation is asked for."""
@@ -159,7 +191,7 @@ class Record:
         """Whether the work is inside and does not leave by itself though it was cancelled."""
         if not self.play.is_inside:
             return False
-        if self.in_thread:
+        if self.in_thread and self.kind != "async-thread":
             return self.kind == "thread"
         return "cancelled" in self.play.log and self.play.script.on_cancel is OnCancel.HOLD
 
@@ -174,8 +206,12 @@ class Record:
 class Waiter:
     """A task that waits for a worker."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, within: Record | None = None) -> None:
         self.record = record
+        self.within = within
+        """The worker whose work waits, if it is one."""
+        self.is_ring = False
+        """Whether the wait closes a ring, as far as logs can tell."""
         self.scope = anyio.CancelScope()
         self.outcome: tuple[str, object] | None = None
         record.waiters.append(self)
@@ -184,12 +220,38 @@ class Waiter:
         return f"<waiter for {self.record.play.__name__}>"
 
 
-def leaves(error: BaseException | None) -> list[BaseException]:
-    """Give the single errors in what a block raised, those behind a bare one included."""
-    if error is None:
+def leaves(error: BaseException | None, *, killed: bool) -> list[BaseException]:
+    """Give the single errors in what a block raised, those behind a bare one included.
+
+    Args:
+        error: What it raised.
+        killed: Whether it may have raised a ``WorkerError`` of its own: a native cancel hit one of
+            its tasks before the first step.
+    """
+    if error is None or (killed and isinstance(error, WorkerError)):
         return []
     inner: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
     if inner is not None:
-        return [leaf for each in inner for leaf in leaves(each)]
+        return [leaf for each in inner for leaf in leaves(each, killed=False)]
     behind = error.__cause__
-    return [error, *(leaves(behind) if hasattr(behind, "exceptions") else [])]
+    further = leaves(behind, killed=False) if hasattr(behind, "exceptions") else []
+    return [error, *further]
+
+
+def find_stuck(records: Iterable[Record]) -> set[Record]:
+    """Find the workers that can never end unless they are cancelled: each waits for such a one."""
+    stuck = {each for each in records if not (each.worker.is_finished or each.worker.is_cancelled)}
+    while True:
+        free = {each for each in stuck if _can_go(each, stuck)}
+        if not free:
+            return stuck
+        stuck -= free
+
+
+def _can_go(record: Record, stuck: set[Record]) -> bool:
+    if record.play.is_entered:
+        waits = [each for place in record.place.root.below() for each in place.waits()]
+        return not any(each.within is record and each.record in stuck for each in waits)
+    limit = record.place.limits[record.group]
+    holders = [each for each in record.place.unfinished(record.group) if each.play.is_inside]
+    return limit is None or len(holders) < limit or not stuck.issuperset(holders)

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from creche import Node
-from kit import virtual_backend as anyio_backend  # noqa: F401 (pytest finds it by name)
+from creche.testing import virtual_backend as anyio_backend  # noqa: F401 (pytest finds it by name)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ class NothingLeft:
         self._workers: weakref.WeakSet[Worker[Any]] = weakref.WeakSet()
 
     def __enter__(self) -> Self:
-        self._threads = {thread for thread in threading.enumerate() if _occupation(thread)}
+        self._threads = set(busy_threads())
         self._workers = weakref.WeakSet(_unfinished())
         return self
 
@@ -107,8 +107,8 @@ class NothingLeft:
     def _find_threads(self) -> list[str]:
         return [
             f"thread {thread.name!r}, {occupation}"
-            for thread in threading.enumerate()
-            if thread not in self._threads and (occupation := _occupation(thread)) is not None
+            for thread, occupation in busy_threads().items()
+            if thread not in self._threads
         ]
 
     def _find_workers(self) -> list[str]:
@@ -120,6 +120,12 @@ def _unfinished() -> list[Worker[Any]]:
     found = [each for each in gc.get_objects() if issubclass(type(each), Worker)]
     # One that could not be made lacks its state.
     return [each for each in found if getattr(each, "created_at", None) and not each.is_finished]
+
+
+def busy_threads() -> dict[threading.Thread, str]:
+    """Tell what each thread is at, but for those of a pool that wait for something to do."""
+    told = {thread: _occupation(thread) for thread in threading.enumerate()}
+    return {thread: occupation for thread, occupation in told.items() if occupation is not None}
 
 
 def _occupation(thread: threading.Thread) -> str | None:

@@ -1,0 +1,128 @@
+"""What must hold of nodes, groups and threads whenever nothing moves."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from creche import WorkerState
+
+from ._lives import Lives
+from ._looking import named
+from ._model import QUEUE, leaves
+
+
+class Invariants(Lives):
+    """The invariants of nodes and of what they hold."""
+
+    @named
+    def the_manager_has_what_is_unfinished(self) -> None:
+        """The manager and every group have exactly their unfinished workers, in order."""
+        for root in self.roots:
+            there = [record for place in root.below() for record in place.unfinished()]
+            there.sort(key=lambda record: record.order)
+            expected = [record.worker for record in there]
+            assert list(root.node.workers) == expected, f"{root.node.workers!r} is not {expected}"
+            assert len(root.node.workers) == len(expected)
+            for place in root.below():
+                for name in place.limits:
+                    group = [record.worker for record in place.unfinished(name)]
+                    assert list(place.node.group(name)) == group
+
+    @named
+    def never_above_the_limit(self) -> None:
+        """No work is entered where as many as the limit are inside."""
+        self.nothing_seen("never_above_the_limit")
+
+    @named
+    def slots_are_used(self) -> None:
+        """While a slot is free nobody waits for one."""
+        for place in self.places():
+            for name, limit in place.limits.items():
+                started = [each for each in place.unfinished(name) if each.started is not None]
+                running = [each for each in started if each.play.is_inside]
+                if limit is None or len(running) < limit:
+                    waiting = [
+                        each for each in started if not each.play.is_entered and each.is_plain
+                    ]
+                    assert not waiting, f"{waiting} wait, and {len(running)} of {limit} run"
+
+    @named
+    def first_in_first_out(self) -> None:
+        """Of two workers of a queue the one that was started first is not entered last."""
+        for place in self.places():
+            queue = [each for each in place.records if each.group == QUEUE and each.started]
+            queue.sort(key=lambda each: each.started or 0)
+            latest = 0
+            for record in queue:
+                if record.entered is not None:
+                    assert record.entered >= latest, f"{record} was entered before its turn"
+                    latest = record.entered
+                elif not record.worker.is_finished:
+                    latest = self.steps + 1  # nobody behind this one may be inside
+
+    @named
+    def errors_come_out_once(self) -> None:
+        """A block raises exactly the errors of its workers that count, each one time."""
+        for place in self.places():
+            if place.is_over and place.kind != "mounted":
+                due = Counter(
+                    id(record.worker.error)
+                    for each in place.mounted()
+                    for record in each.records
+                    if record.worker.state is WorkerState.ERROR and record.has_failed
+                )
+                out = Counter(id(error) for error in leaves(place.raised, killed=place.is_killed))
+                assert out == due, f"{place} raised {place.raised!r}, due were {len(due)} errors"
+
+    @named
+    def what_has_to_end_ends(self) -> None:
+        """A node that is told to leave, or has fallen, is over once nothing holds it."""
+        for place in self.places():
+            if place.has_fallen or place.is_leaving:
+                holders = [
+                    record
+                    for each in place.below()
+                    for record in each.unfinished()
+                    if record.holds_on or (record.started is not None and not record.daemon)
+                ]
+                below = [each for each in place.below() if each is not place]
+                blocks = [each for each in below if each.kind == "block"]
+                if not holders and all(each.is_over for each in blocks):
+                    assert place.is_over, f"nothing holds {place} and it is not over"
+
+    @named
+    def a_left_node_is_empty(self) -> None:
+        """A node that was left has no unfinished worker, and no work but abandoned is inside."""
+        for place in self.places():
+            if place.is_over:
+                left = place.unfinished()
+                inside = [
+                    record
+                    for record in place.records
+                    if record.play.is_inside and record.kind != "abandoned"
+                ]
+                assert not left, f"{place} was left with {left}"
+                assert not inside, f"{place} was left while {inside} run"
+
+    @named
+    def messages_come_in_order(self) -> None:
+        """What was posted on a node is handled there and above it, each once and in order."""
+        for place in self.places():
+            for other in place.below():
+                got = [number for origin, number in place.got if origin is other]
+                # An async handler that a cancelled node cuts short passes nothing on.
+                due = other.posted if place is other else other.passed_on
+                assert set(due) <= set(got), f"{place} got {got} of {due} from {other}"
+                ahead = iter(other.posted)
+                assert all(number in ahead for number in got), f"{place} got {got} from {other}"
+
+    @named
+    def no_late_effects(self) -> None:
+        """No call of a thread takes effect once its worker was cancelled, or its node."""
+        self.nothing_seen("no_late_effects")
+
+    @named
+    def no_coroutine_is_forgotten(self) -> None:
+        """No coroutine was dropped that nobody awaited."""
+        forgotten = self.world.never_awaited() if hasattr(self, "world") else []
+        assert not forgotten, "; ".join(forgotten)
