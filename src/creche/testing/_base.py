@@ -81,7 +81,7 @@ class Base(Invariants):
 
     def do(self, action: Callable[[], object]) -> None:
         """Do one thing on the loop, and let everything happen that follows."""
-        self.steps += 1
+        self.steps: int = self.steps + 1
         for place in self.places():
             place.highest.clear()
         try:
@@ -97,7 +97,7 @@ class Base(Invariants):
     def begin(self) -> None:
         """Start the loop."""
         self._threads = set(busy_threads())
-        self.world = World(self.backend, dict(self.backend_options))
+        self.world: World = World(self.backend, dict(self.backend_options))
 
     # nodes
 

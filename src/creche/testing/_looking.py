@@ -43,7 +43,6 @@ class Looking(RuleBasedStateMachine):
     """In how many of them each race was seen."""
 
     world: World
-    steps: int
     has_broken: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -57,7 +56,7 @@ class Looking(RuleBasedStateMachine):
         self.roots: list[Place] = []
         self.violations: list[tuple[str, str]] = []
         """What was seen between the steps: an invariant, and how it was violated."""
-        self.steps = 0
+        self.steps: int = 0
         self.made = 0
         self.starts = 0
         self.posts = 0

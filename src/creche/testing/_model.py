@@ -29,7 +29,7 @@ class Place:
         self, node: Node, kind: str, parent: Place | None, recorder: EventRecorder
     ) -> None:
         self.node = node
-        self.name = node.path
+        self.name: str = node.path
         self.kind = kind  # root, block (a child with a block of its own), mounted
         self.parent = parent
         self.recorder = recorder
@@ -37,8 +37,8 @@ class Place:
         self.records: list[Record] = []
         self.limits: dict[str, int | None] = {}
         self.highest: dict[str, int | None] = {}  # that the limits were in the current step
-        self.scope = anyio.CancelScope()
-        self.leave = anyio.Event()
+        self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.leave: anyio.Event = anyio.Event()
         self.is_leaving = False
         self.is_shut = False
         self.is_cancelled = False
@@ -212,7 +212,7 @@ class Waiter:
         """The worker whose work waits, if it is one."""
         self.is_ring = False
         """Whether the wait closes a ring, as far as logs can tell."""
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope = anyio.CancelScope()
         self.outcome: tuple[str, object] | None = None
         record.waiters.append(self)
 

@@ -93,13 +93,13 @@ class Play:
         self.log: list[str] = []
         """What was done: ``"entered"``, ``"at the gate"``, ``"cancelled"``, and last one of
         ``"returned"``, ``"raised"``, ``"raised base"``, ``"unwound"``."""
-        self.value = object()
+        self.value: object = object()
         """What it returns if it does."""
         self.errors: list[BaseException] = []
         """What it raised."""
-        self.arrived = threading.Event()
+        self.arrived: threading.Event = threading.Event()
         """Set when the work is at its gate, or past it."""
-        self.left = threading.Event()
+        self.left: threading.Event = threading.Event()
         """Set when the work has left."""
         self.then: Callable[[], object] | None = None
         """What more to do past the gate, where a script is not enough; an awaitable is awaited."""
