@@ -1,0 +1,360 @@
+"""Each invariant of the state machine can fail: a fault is planted, and that one tells."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+
+import anyio
+import pytest
+
+from creche import Node, Worker
+from creche._group import WorkerGroup
+from creche._life import Life
+from creche._mailbox import Mailbox
+from creche._nursery import Nursery
+from creche.testing import Ending, OnCancel, Script, WorkerMachine
+from creche.testing._base import Posted
+from creche.testing._looking import NAMED
+from creche.testing._model import QUEUE
+from helpers import ERROR, RUNNING
+
+RETURN = Script(gated=False)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.getLogger("creche").disabled = True
+    yield
+    logging.getLogger("creche").disabled = False
+
+
+@pytest.fixture
+def machine():
+    """A machine with one open node, whose rules a test calls by hand."""
+
+    class Machine(WorkerMachine):
+        pass
+
+    machine = Machine()
+    machine.open_tree(seed=None, limit=1, overflow="restart")
+    yield machine
+    machine.has_broken = True  # what is left of it is not looked at
+    if machine.examples == 0:
+        machine.teardown()
+
+
+@pytest.fixture
+def place(machine):
+    return machine.roots[0]
+
+
+def violated(machine, name):
+    """Look at the invariants; this one has to be the one that is found violated first."""
+    with pytest.raises(AssertionError) as caught:
+        machine.all_holds()
+    told = str(caught.value).splitlines()
+    assert told[0].startswith(f"{name}: ")
+    assert told[-1] == f"({NAMED[name]})"
+    assert machine.has_broken
+
+
+def test_lost_announcement(machine, place, monkeypatch):
+    """A change that is not announced."""
+    announce = Node._announce
+    monkeypatch.setattr(
+        Node, "_announce", lambda *args: args[-1] is RUNNING or announce(*args), raising=True
+    )
+    machine.run(place=place, script=RETURN)
+    violated(machine, "changes_are_announced_once_and_in_order")
+
+
+def test_nothing_announced(machine, place, monkeypatch):
+    """A worker of which nothing at all is announced."""
+    monkeypatch.setattr(Node, "_announce", lambda *args: None)
+    machine.run(place=place, script=RETURN)
+    violated(machine, "changes_are_announced_once_and_in_order")
+
+
+def test_end_that_is_no_end(machine, place):
+    """A worker that changes after its end."""
+    record = machine.run(place=place, script=RETURN)
+    machine.all_holds()
+    record.worker._state = ERROR
+    place.recorder.events[-1] = (record.worker, ERROR)
+    violated(machine, "final_states_are_final")
+
+
+def test_entered_and_never_running(machine, place, monkeypatch):
+    """Work that is entered though its worker was cancelled before it could run."""
+    record = machine.create(place=place, script=RETURN, group="free", kind="function")
+    machine.cancel_unstarted(record=record)
+    record.play.log.append("entered")
+    record.play.log.append("unwound")
+    violated(machine, "cancelled_while_pending_was_never_entered")
+
+
+def test_success_after_cancel(machine, place, monkeypatch):
+    """A worker that says SUCCESS though its cancellation was requested."""
+    record = machine.run(place=place, script=Script(on_cancel=OnCancel.SWALLOW))
+    record.ask("the test says so")
+    machine.open_gate(record=record)
+    violated(machine, "cancel_is_final")
+
+
+def test_event_of_cancellation_is_not_set(machine, place):
+    """A request that the worker's event does not tell."""
+    record = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
+    machine.cancel(record=record)
+    record.worker.cancelled_event.clear()
+    violated(machine, "cancel_is_final")
+
+
+def test_running_before_it_is_inside(machine, place, monkeypatch):
+    """A worker that is RUNNING while its thread is not there."""
+    record = machine.run(place=place, script=Script())
+    record.play.log.clear()
+    violated(machine, "running_is_inside")
+
+
+def test_entered_before_it_is_running(machine, place, monkeypatch):
+    """Work that is entered by a worker that does not say RUNNING."""
+    monkeypatch.setattr(Life, "_enter", lambda self: None)
+    monkeypatch.setattr(Life, "_end", lambda self, state, error=None: None)
+    machine.run(place=place, script=RETURN)
+    assert machine.violations
+    with pytest.raises(AssertionError, match="was PENDING as its work entered"):
+        machine.running_is_inside()
+
+
+def test_end_that_the_log_denies(machine, place, monkeypatch):
+    """A worker that makes SUCCESS of an error."""
+
+    class Tidy(Worker):
+        async def run(self):
+            try:
+                return await super().run()
+            except Exception:
+                return None
+
+    monkeypatch.setattr(machine, "make_worker", Tidy)
+    machine.run(place=place, script=Script(gated=False, ending=Ending.RAISE))
+    violated(machine, "the_end_fits_the_log")
+
+
+def test_cancelled_for_nothing(machine, place):
+    """A sibling that is cancelled though nobody asked."""
+    record = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
+    machine.do(record.worker.cancel)
+    violated(machine, "nobody_else_is_cancelled")
+
+
+def test_cancel_that_does_not_reach(machine, place, monkeypatch):
+    """A worker that goes on though it was cancelled."""
+    monkeypatch.setattr(Life, "_unwind", lambda self, by_nursery=False: None)
+    record = machine.run(place=place, script=Script())
+    machine.cancel(record=record)
+    violated(machine, "what_is_cancelled_ends")
+
+
+def test_waiter_that_is_told_otherwise(machine, place):
+    """A waiter that learns something else than the state."""
+    record = machine.run(place=place, script=Script())
+    waiter = machine.wait(record=record)
+    machine.open_gate(record=record)
+    for outcome in [("value", object()), ("failed", None), ("cancelled", None)]:
+        waiter.outcome = outcome
+        violated(machine, "waiters_agree")
+
+
+def test_waiter_that_is_forgotten(machine, place):
+    """A waiter that goes on waiting."""
+    record = machine.run(place=place, script=Script())
+    waiter = machine.wait(record=record)
+    machine.open_gate(record=record)
+    waiter.outcome = None
+    violated(machine, "waiters_agree")
+
+
+def test_ring_that_is_let_in(machine, place, monkeypatch):
+    """A worker that may wait for its own end."""
+    monkeypatch.setattr("creche._worker.find_deadlock", lambda me: None)
+    record = machine.run(place=place, script=Script())
+    machine.wait_within(record=record, awaited=record)
+    violated(machine, "rings_are_refused")
+
+
+def test_wait_that_is_refused_for_nothing(machine, place, monkeypatch):
+    """A worker that may not wait for another, which would have ended."""
+    monkeypatch.setattr("creche._worker.find_deadlock", lambda me: "nonsense")
+    monkeypatch.setattr(Worker, "_is_needed", lambda self: True)
+    first = machine.run(place=place, script=Script())
+    second = machine.run(place=place, script=Script())
+    machine.wait_within(record=first, awaited=second)
+    violated(machine, "rings_are_refused")
+
+
+def test_worker_that_its_group_has_lost(machine, place, monkeypatch):
+    """A group that forgets a worker."""
+    monkeypatch.setattr(WorkerGroup, "__iter__", lambda self: iter(()))
+    machine.run(place=place, script=Script())
+    violated(machine, "the_manager_has_what_is_unfinished")
+
+
+def test_more_than_the_limit(machine, place, monkeypatch):
+    """A group that does not count."""
+    monkeypatch.setattr(WorkerGroup, "_is_full", property(lambda self: False))
+    for _ in range(2):
+        machine.run(place=place, script=Script(), group=QUEUE)
+    violated(machine, "never_above_the_limit")
+
+
+def test_slot_that_nobody_takes(machine, place, monkeypatch):
+    """A slot that becomes free, and is not filled."""
+    first = machine.run(place=place, script=Script(), group=QUEUE)
+    machine.run(place=place, script=Script(), group=QUEUE)
+    monkeypatch.setattr(WorkerGroup, "_fill", lambda self: None)
+    machine.open_gate(record=first)
+    violated(machine, "slots_are_used")
+
+
+@pytest.mark.parametrize("are_gated", [True, False])
+def test_last_in_first_out(machine, place, are_gated):
+    """A queue that begins at its end."""
+    first = machine.run(place=place, script=Script(), group=QUEUE)
+    for _ in range(2):
+        machine.run(place=place, script=Script(gated=are_gated), group=QUEUE)
+    machine.do(place.node.group(QUEUE)._queue.reverse)
+    machine.open_gate(record=first)
+    if not are_gated:
+        last = place.records[-1]
+        machine.run(place=place, script=RETURN, group=QUEUE)
+        last.entered -= 1
+    violated(machine, "first_in_first_out")
+
+
+def test_error_that_is_lost(machine, place, monkeypatch):
+    """An error that no block raises."""
+    monkeypatch.setattr(Nursery, "fail", lambda self, error: self.cancel("a fault"))
+    machine.run(place=place, script=Script(gated=False, ending=Ending.RAISE), fatal=True)
+    violated(machine, "errors_come_out_once")
+
+
+def test_node_that_does_not_end(machine, place):
+    """A node that is told to leave and stays, though nothing holds it."""
+    place.is_leaving = True
+    violated(machine, "what_has_to_end_ends")
+
+
+def test_node_that_leaves_work_behind(machine, place):
+    """A node that is over before its work."""
+    machine.run(place=place, script=Script())
+    place.has_ended = True
+    violated(machine, "a_left_node_is_empty")
+
+
+def test_messages_in_the_wrong_order(machine, place, monkeypatch):
+    """A mailbox that hands out the last message first."""
+    place.got.clear()
+    post = Mailbox.post
+
+    def first(self, message):
+        done = post(self, message)
+        self._waiting.reverse()
+        return done
+
+    monkeypatch.setattr(Mailbox, "post", first)
+    machine.post(place=place, number=2)
+    violated(machine, "messages_come_in_order")
+
+
+def test_message_that_is_lost(machine, place, monkeypatch):
+    """A message that is said to be taken in, and is not handled."""
+    monkeypatch.setattr(Mailbox, "post", lambda self, message: isinstance(message, Posted))
+    machine.post(place=place, number=1)
+    violated(machine, "messages_come_in_order")
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_late_effect(machine, place, monkeypatch, swap):
+    """A thread that has an effect though it was cancelled, or is refused though it was not."""
+    if swap:
+        monkeypatch.setattr("creche._calls._check_call", lambda node, caller: None)
+    else:
+        monkeypatch.setattr(machine, "_ask_and_cancel", lambda record: record.worker.cancel())
+    machine.race_call_from_a_thread_as_it_is_cancelled(
+        where=place, swap=True, between=0, whole=False
+    )
+    with pytest.raises(AssertionError, match="had an effect" if swap else "was refused a call"):
+        machine.no_late_effects()
+
+
+def test_forgotten_coroutine(machine, place, monkeypatch):
+    """A coroutine that is dropped."""
+    monkeypatch.setattr(Life, "_close_work", lambda self: None)
+    record = machine.create(place=place, script=RETURN, group="free", kind="coroutine")
+    machine.cancel_unstarted(record=record)
+    record.worker._work = None
+    gc.collect()
+    violated(machine, "no_coroutine_is_forgotten")
+
+
+# the end
+
+
+def test_reference_cycle(machine, place):
+    """A worker that something keeps."""
+    record = machine.run(place=place, script=RETURN)
+    cycle = [record.worker]
+    cycle.append(cycle)
+    record = None
+    del cycle
+    with pytest.raises(AssertionError, match="reference cycles keep"):
+        machine.teardown()
+
+
+def test_task_that_is_left(machine, place, monkeypatch):
+    """A task that nobody ends."""
+    machine.do(lambda: machine.world.spawn(anyio.sleep_forever))
+    with pytest.raises(AssertionError, match="these tasks are left"):
+        machine.teardown()
+
+
+def test_thread_that_is_left(machine, monkeypatch):
+    """A thread that nobody ends."""
+    monkeypatch.setattr("creche.testing._base.PATIENCE", 0.0)
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait, name="straggler")
+    thread.start()
+    with pytest.raises(AssertionError, match=r"these threads are left.*straggler"):
+        machine.teardown()
+    go.set()
+    thread.join()
+
+
+def test_node_that_is_not_over(machine, place, monkeypatch):
+    """A node that does not end, whatever is done."""
+    monkeypatch.setattr(Node, "cancel", lambda self, reason=None: None)
+    until = machine.world.until
+    monkeypatch.setattr(machine.world, "until", lambda condition: until(condition, 0.05))
+    with pytest.raises(AssertionError, match="do not end"):
+        machine.teardown()
+
+
+def test_never_opened():
+    """A machine that was never begun has nothing to end."""
+    WorkerMachine().teardown()
+
+
+def test_step_that_fails(machine):
+    """An error of a step is not hidden by what it has left."""
+    with pytest.raises(ZeroDivisionError):
+        machine.do(lambda: 1 // 0)
+    assert machine.has_broken
+
+
+def test_every_invariant_is_here():
+    """Each invariant has a test above that sees it violated."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in NAMED if f'"{name}"' not in text and f".{name}()" not in text] == []
