@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+from pathlib import Path
 
 import anyio
 import pytest

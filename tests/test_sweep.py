@@ -13,6 +13,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import threading
 
 import anyio
 import pytest
@@ -76,8 +77,9 @@ class Run:
         ending = {"exception": Ending.RAISE, "base": Ending.RAISE_BASE}.get(fault, Ending.RETURN)
         gated = kind in THREADS or ending is not Ending.RETURN
         self.play = Play(Script(before=1, gated=gated, after=2, ending=ending))
-        self.beside = Play(Script())
-        self.app = Node("app")
+        self.beside = Play(Script(ending=Ending.RAISE if fault == "sibling" else Ending.RETURN))
+        self.top = Node("top")
+        self.app = Node("app", parent=self.top)
         self.recorder = EventRecorder(self.app)
         self.outer, self.waiter = anyio.CancelScope(), anyio.CancelScope()
         self.over = anyio.Event()
@@ -90,15 +92,15 @@ class Run:
         return f"<{self.kind} x {self.fault} at {self.moment} {where}: {self.worker} {self.play}>"
 
     async def go(self):
-        async with anyio.create_task_group() as group:
+        async with anyio.create_task_group() as self.group:
             tasks = [self.live, self.strike]
             for task in reversed(tasks) if self.early else tasks:
-                group.start_soon(task)
+                self.group.start_soon(task)
 
     async def live(self):
         try:
             with self.outer:
-                async with self.app as app, anyio.create_task_group() as group:
+                async with self.top, self.app as app, anyio.create_task_group() as group:
                     self.sibling = app.run_worker(self.beside, name="sibling", group="other")
                     self.worker = KINDS[self.kind](app, self.play, name="w")
                     app.workers.add_worker(self.worker)
@@ -152,7 +154,9 @@ class Run:
         self.recorder.assert_orderly()
         assert worker.is_finished
         assert worker.is_cancelled or not self.asked
-        unborn = isinstance(self.raised, WorkerError)
+        (first, *_) = leaves(self.raised)
+        unborn = isinstance(first, WorkerError) and "before its first step" in str(first)
+        assert not unborn or self.fault == "task"
         if log and not worker.is_abandoned and self.kind != "abandoned":
             expected = {"returned": SUCCESS, "unwound": CANCELLED}.get(log[-1], ERROR)
             assert worker.state is (
@@ -167,7 +171,7 @@ class Run:
             assert worker.result is self.play.value
         if RUNNING not in self.recorder.states(worker):
             assert not log, "it never ran, and was entered"
-        due = [worker.error] if worker.error is not None else []
+        due = [each.error for each in (worker, self.sibling) if each.error is not None]
         assert unborn or leaves(self.raised) == (due or [None])
         assert len(self.app.workers) == 0
         if self.fault not in WIDE and not due and not unborn:
@@ -184,8 +188,22 @@ class Run:
 
 def cancel_task(run):
     for task in asyncio.all_tasks():
-        if task.get_name() == "app/default/w":
+        if task.get_name() == "top/app/default/w":
             task.cancel()
+
+
+def cancel_in_thread(run):
+    thread = threading.Thread(target=run.worker.cancel)
+    thread.start()
+    thread.join(RENDEZVOUS)
+
+
+def supersede(run):
+    run.app.run_worker(settle, group="default", exclusive=True)
+
+
+def expire(run):
+    run.outer.deadline = anyio.current_time()
 
 
 def assign(run):
@@ -201,13 +219,20 @@ FAULTS = {
     "worker": lambda run: run.worker.cancel(),
     "group": lambda run: run.app.workers.cancel_group(run.app, "default"),
     "assignment": assign,
+    "foreign thread": cancel_in_thread,
+    "exclusive": supersede,
     "manager": lambda run: run.app.workers.cancel_all(),
     "node": lambda run: run.app.cancel(),
+    "parent": lambda run: run.top.cancel(),
+    "sibling": lambda run: run.beside.open_gate(),  # which then raises
+    "shutdown": lambda run: run.group.start_soon(run.app.shutdown),
     "scope": lambda run: run.outer.cancel(),
+    "deadline": expire,
     "task": cancel_task,
 }
-CANCELS = set(FAULTS) - {"nothing", "exception", "base", "waiter"}
-WIDE = {"manager", "node", "scope"}
+LATE = {"sibling", "shutdown", "deadline"}  # these cancel some turns later, or too late
+CANCELS = set(FAULTS) - {"nothing", "exception", "base", "waiter"} - LATE
+WIDE = {"manager", "node", "parent", "sibling", "shutdown", "scope", "deadline"}
 
 
 @pytest.fixture
