@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import creche
+import creche.testing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -123,14 +124,15 @@ def imports_of(module):
 
 def public_objects():
     """Each public object that has a module of its own, and the classes that are within them."""
-    for name in creche.__all__:
-        value = getattr(creche, name)
-        if inspect.isclass(value) or inspect.isfunction(value):
-            yield name, value
-        if inspect.isclass(value):
-            for inner_name, inner in vars(value).items():
-                if inspect.isclass(inner) and not inner_name.startswith("_"):
-                    yield f"{name}.{inner_name}", inner
+    for module in (creche, creche.testing):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield module.__name__, name, value
+            if inspect.isclass(value):
+                for inner_name, inner in vars(value).items():
+                    if inspect.isclass(inner) and not inner_name.startswith("_"):
+                        yield module.__name__, f"{name}.{inner_name}", inner
 
 
 def test_all_is_the_public_names():
@@ -150,11 +152,11 @@ def test_public_modules_are_the_documented_ones():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [pytest.param(*each, id=each[0]) for each in public_objects()]
+    ("module", "name", "value"), [pytest.param(*each, id=each[1]) for each in public_objects()]
 )
-def test_public_objects_belong_to_the_root(name, value):
-    """What is public says that it is of ``creche``, in tracebacks, docs and pickles."""
-    assert value.__module__ == "creche"
+def test_public_objects_belong_to_their_module(module, name, value):
+    """What is public says where it is imported from, in tracebacks, docs and pickles."""
+    assert value.__module__ == module
     assert value.__qualname__ == name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +12,7 @@ import pytest
 from anyio._backends._asyncio import AsyncIOBackend
 from hypothesis import given
 
+import creche.testing
 from creche import Node
 from creche.testing import (
     Ending,
@@ -330,3 +333,64 @@ def test_unknown_backend():
 
 
 # what is not installed
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("scripts", "hypothesis"), ("WorkerMachine", "hypothesis"), ("virtual_backend", "pytest")],
+)
+def test_missing_package_is_named(name, needed):
+    """What needs a package that is absent says so; the rest can be had all the same."""
+    program = (
+        f"import sys; sys.modules[{needed!r}] = None\n"
+        "from creche.testing import EventRecorder, Play, assert_nothing_left, virtual_time\n"
+        f"from creche.testing import {name}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: creche.testing.{name} needs {needed}, which is not installed; "
+        "pip install 'creche[testing]'"
+    )
+
+
+def test_unknown_name():
+    """Any other name is an AttributeError, as of every module."""
+    with pytest.raises(
+        AttributeError, match=r"module 'creche\.testing' has no attribute 'nothing'"
+    ):
+        creche.testing.nothing  # noqa: B018 (its failure is the point)
+
+
+def test_nothing_heavy_is_imported():
+    """Importing the kit brings neither Hypothesis nor pytest."""
+    program = "import sys, creche.testing; print({'hypothesis', 'pytest', 'trio'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_trio_is_named_where_it_is_absent(monkeypatch):
+    """A virtual clock for Trio needs Trio, and says so."""
+    monkeypatch.setitem(sys.modules, "trio", None)
+    missing = (
+        r"virtual time on Trio needs trio, which is not installed; pip install 'creche\[trio\]'"
+    )
+    with pytest.raises(ImportError, match=missing), virtual_time("trio"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["scripts", "WorkerMachine"])
+def test_broken_package_is_not_called_missing(name, monkeypatch):
+    """An import that fails within a package that is there comes out as it is."""
+
+    def fail(module):
+        raise ModuleNotFoundError(name="something_else")
+
+    monkeypatch.setattr(creche.testing, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        getattr(creche.testing, name)
+    assert caught.value.name == "something_else"

@@ -75,7 +75,12 @@ def _on_asyncio(gauge: _Gauge) -> dict[str, Any]:
 
 
 def _on_trio(gauge: _Gauge) -> dict[str, Any]:
-    import trio.testing  # noqa: PLC0415 (an extra)
+    try:
+        import trio.testing  # noqa: PLC0415 (an extra)
+    except ImportError as exc:
+        raise ImportError(
+            "virtual time on Trio needs trio, which is not installed; pip install 'creche[trio]'"
+        ) from exc
 
     clock = trio.testing.MockClock(autojump_threshold=0)
 
@@ -107,6 +112,7 @@ def virtual_time(backend: str = "asyncio") -> Generator[tuple[str, dict[str, Any
 
     Raises:
         ValueError: There is no such backend.
+        ImportError: It is not installed.
 
     Threads:
         To be used in the thread that runs the event loop, or in one that starts it.

@@ -1,0 +1,82 @@
+"""The machines in docs/testing.md do what the page says."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from creche.testing._looking import NAMED
+from test_machine import RACES
+
+PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
+BRIEF = settings(
+    deadline=None,
+    max_examples=40,
+    stateful_step_count=8,
+    database=None,
+    derandomize=True,
+    report_multiple_bugs=False,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.getLogger("creche").disabled = True
+    yield
+    logging.getLogger("creche").disabled = False
+
+
+def machine(name):
+    """A machine as the page defines it."""
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if f"class {name}" in block]
+    names = {}
+    exec(compile(block, "<docs>", "exec"), names)  # noqa: S102 (our own page)
+    return names[name]
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_sound_worker_passes(backend_name):
+    """The machine finds nothing wrong with a worker that keeps what Creche promises."""
+    if backend_name == "trio":
+        pytest.importorskip("trio")
+    tested = machine("LabelledMachine")
+    tested.backend = backend_name
+    run_state_machine_as_test(tested, settings=BRIEF)
+
+
+def test_planted_bug_is_found_and_shrunk():
+    """The machine finds the bug, and tells it as a program of a few steps."""
+    with pytest.raises(AssertionError) as caught:
+        run_state_machine_as_test(machine("TidyMachine"), settings=BRIEF)
+    told = str(caught.value)
+    assert told.startswith("the_end_fits_the_log: <w1 in ")
+    # Which error it is, that of the work or one in answer to a cancellation, is up to Hypothesis.
+    assert re.search(r"is (SUCCESS|CANCELLED), expected ERROR: <Play 'w1': .*raised>", told)
+    notes = "\n".join(caught.value.__notes__) if hasattr(caught.value, "__notes__") else ""
+    steps = [
+        line
+        for line in notes.splitlines()
+        if "state." in line and not re.search(r"all_holds|teardown|open_tree", line)
+    ]
+    assert len(steps) <= 3, notes
+
+
+def test_races_are_documented():
+    """The page lists the races that are feared."""
+    section = PAGE.partition("## The races")[2].partition("## ")[0]
+    assert set(re.findall(r"^\| ([\w ]+?) \| ", section, re.MULTILINE)) - {"race"} == RACES
+
+
+def test_invariants_are_documented():
+    """The page lists the invariants with what they say."""
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", PAGE, re.MULTILINE))
+    for name, meaning in NAMED.items():
+        assert listed[name].lower() == meaning.removesuffix(".").lower()
