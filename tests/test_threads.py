@@ -702,6 +702,30 @@ async def test_call_of_a_foreign_thread_on_a_cancelled_node():
     assert issubclass(got[1], WorkerError)
 
 
+async def test_call_of_a_foreign_thread_while_a_cancelled_node_is_unwinding():
+    """The node is still open, as a worker resists; nothing new takes effect on it all the same."""
+    called = []
+    resisting, gate = anyio.Event(), anyio.Event()
+
+    async def resist():
+        with anyio.CancelScope(shield=True):
+            resisting.set()
+            await gate.wait()
+
+    def call():
+        with pytest.raises(WorkerCancelled, match="node 'app' was cancelled"):
+            app.call_from_thread(called.append, 1)
+
+    async with Node("app") as app:
+        app.run_worker(resist)
+        await resisting.wait()
+        app.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(call)
+        gate.set()
+    assert not called
+
+
 async def test_cancel_between_the_call_and_its_first_step():
     """An async function whose worker is cancelled before its first step is not entered."""
     entered = []
