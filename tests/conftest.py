@@ -15,7 +15,7 @@ PLAIN = settings(
 )
 settings.register_profile("dev", PLAIN, max_examples=50)
 # The default: it draws the same programs each time. Without a database, or it would not.
-settings.register_profile("ci", PLAIN, max_examples=250, derandomize=True, database=None)
+settings.register_profile("ci", PLAIN, max_examples=200, derandomize=True, database=None)
 settings.register_profile("deep", PLAIN, max_examples=20_000)
 settings.register_profile(  # for planted faults: shrinking them is no use
     "mutants", PLAIN, max_examples=100, derandomize=True, database=None, phases=[Phase.generate]

@@ -119,8 +119,10 @@ class Cancels(Work):
 
     def _fall(self, place: Place, cancel: Any, *, promptly: bool = True) -> None:
         if not place.is_over:
+            # Once more it changes nothing: not for what was added since, and not started.
+            is_certain = promptly and not place.has_fallen
             place.is_cancelled = True
-            for each in place.below() if promptly else ():
+            for each in place.below() if is_certain else ():
                 self._ask(each.unfinished(), f"{place.name} was cancelled")
             cancel()
 
