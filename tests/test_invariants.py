@@ -121,7 +121,7 @@ def test_running_before_it_is_inside(machine, place, monkeypatch):
 
 def test_entered_before_it_is_running(machine, place, monkeypatch):
     """Work that is entered by a worker that does not say RUNNING."""
-    monkeypatch.setattr(Life, "_enter", lambda self: None)
+    monkeypatch.setattr(Life, "_move", lambda self, state: True)
     monkeypatch.setattr(Life, "_end", lambda self, state, error=None: None)
     machine.run(place=place, script=RETURN)
     assert machine.violations
@@ -262,7 +262,7 @@ def test_messages_in_the_wrong_order(machine, place, monkeypatch):
 
     def first(self, message):
         done = post(self, message)
-        self._waiting.reverse()
+        self._waiting._messages.reverse()
         return done
 
     monkeypatch.setattr(Mailbox, "post", first)
