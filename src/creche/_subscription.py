@@ -216,6 +216,25 @@ class Subscription(Generic[MessageT]):
         finally:
             self._is_read = False
 
+    def receive_nowait(self) -> MessageT:
+        """Give the next event if one waits.
+
+        A task that waits for one meanwhile goes on waiting.
+
+        Raises:
+            anyio.WouldBlock: None waits.
+            anyio.EndOfStream: The node has closed and all was read; or the block was left.
+            WorkerError: It is not open, or this is another thread.
+
+        Threads:
+            The node's event loop only.
+        """
+        backlog = self._opened()
+        self._check_thread()
+        if not backlog:
+            raise anyio.EndOfStream if self._is_over else anyio.WouldBlock
+        return backlog.take()
+
 
 def inherit(source: Source, above: Source) -> None:
     """Have a node, and those below it, heard by those who listen to the tree above it."""
