@@ -40,6 +40,7 @@ FLOORS = (
     ("_decorator",),
     ("__init__",),
     ("otel",),
+    ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
     ("testing._scripts", "testing._virtual", "testing._world"),
     ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
     ("testing._model",),
@@ -51,7 +52,7 @@ FLOORS = (
     ("__main__",),
 )
 ORDER = [module for floor in FLOORS for module in floor]
-PUBLIC_MODULES = ["otel", "testing"]
+PUBLIC_MODULES = ["otel", "testing", "trace"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
@@ -59,7 +60,7 @@ PUBLIC_MODULES = ["otel", "testing"]
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "rich", "stackscope", "opentelemetry"}
-OF_PACKAGES = {"testing": {"hypothesis", "pytest", "trio"}}
+OF_PACKAGES = {"testing": {"hypothesis", "pytest", "trio"}, "trace": set()}
 OF_FILES = {"_backend": {"trio"}}  # within functions that are called where it runs
 OF_TYPES_IN_FILES = {"__main__": {"rich"}}
 

@@ -7,12 +7,14 @@ one in the row in which it waited.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ._layout import Bar, Lane, Picture
+
+_Event: TypeAlias = dict[str, Any]
 
 _COLOURS = {
     "SUCCESS": "good",
@@ -44,30 +46,27 @@ def as_json(picture: Picture, about: Mapping[str, object]) -> str:
     )
 
 
-def _named(picture: Picture) -> Iterator[dict[str, Any]]:
-    def name(kind: str, process: int, thread: int, **args: object) -> dict[str, Any]:
-        return {"ph": "M", "name": kind, "pid": process, "tid": thread, "ts": 0, "args": args}
+def _event(kind: str, name: str, when: int, place: tuple[int, int], **more: object) -> _Event:
+    process, thread = place
+    return {"ph": kind, "name": name, "ts": when, "pid": process, "tid": thread, **more}
 
+
+def _named(picture: Picture) -> Iterator[_Event]:
     for process, lane in enumerate(picture.lanes, 1):
-        yield name("process_name", process, 0, name=f"{lane.path}/{lane.group}")
-        yield name("process_sort_index", process, 0, sort_index=process)
+        name = f"{lane.path}/{lane.group}"
+        yield _event("M", "process_name", 0, (process, 0), args={"name": name})
+        yield _event("M", "process_sort_index", 0, (process, 0), args={"sort_index": process})
         for thread in range(1, lane.rows + lane.queue_rows + 1):
+            place = (process, thread)
             what = "running" if thread <= lane.rows else "queued"
-            yield name("thread_name", process, thread, name=what)
-            yield name("thread_sort_index", process, thread, sort_index=thread)
+            yield _event("M", "thread_name", 0, place, args={"name": what})
+            yield _event("M", "thread_sort_index", 0, place, args={"sort_index": thread})
 
 
-def _happened(picture: Picture) -> Iterator[dict[str, Any]]:
+def _happened(picture: Picture) -> Iterator[_Event]:
     if picture.whole_since:
-        yield {
-            "ph": "i",
-            "s": "g",
-            "name": "older workers were dropped",
-            "cat": "recorder",
-            "ts": picture.whole_since,
-            "pid": 1,
-            "tid": 1,
-        }
+        name = "older workers were dropped"
+        yield _event("i", name, picture.whole_since, (1, 1), s="g", cat="recorder")
     numbered = {bar.entry.number: bar for bar in picture.bars}
     for bar in picture.bars:
         lane = picture.lanes[bar.lane]
@@ -78,14 +77,15 @@ def _happened(picture: Picture) -> Iterator[dict[str, Any]]:
             yield from _arrow(origin, bar, picture)
 
 
-def _place(bar: Bar, lane: Lane, *, queued: bool = False) -> dict[str, int]:
+def _place(bar: Bar, lane: Lane, *, queued: bool = False) -> tuple[int, int]:
+    """Give the process and the thread in which a worker ran; if it never did, it was queued."""
     if bar.row is None or queued:
         assert bar.queue_row is not None
-        return {"pid": bar.lane + 1, "tid": lane.rows + bar.queue_row + 1}
-    return {"pid": bar.lane + 1, "tid": bar.row + 1}
+        return bar.lane + 1, lane.rows + bar.queue_row + 1
+    return bar.lane + 1, bar.row + 1
 
 
-def _slices(bar: Bar, lane: Lane) -> Iterator[dict[str, Any]]:
+def _slices(bar: Bar, lane: Lane) -> Iterator[_Event]:
     entry = bar.entry
     told = {"description": entry.description, "reason": entry.reason, "error": entry.error}
     args = {
@@ -96,67 +96,54 @@ def _slices(bar: Bar, lane: Lane) -> Iterator[dict[str, Any]]:
         **{key: text for key, text in told.items() if text},
     }
     if bar.queue_row is not None:
-        yield {
-            **{"ph": "X", "name": entry.name, "cat": "queued", "cname": "grey"},
-            **{"ts": bar.created, "dur": bar.waited - bar.created},
-            **_place(bar, lane, queued=True),
-            "args": args,
-        }
+        place, length = _place(bar, lane, queued=True), bar.waited - bar.created
+        more = {"dur": length, "cat": "queued", "cname": "grey", "args": args}
+        yield _event("X", entry.name, bar.created, place, **more)
     if bar.started is not None:
-        yield {
-            **{"ph": "X", "name": entry.name, "cat": "running"},
-            **{"cname": _COLOURS[entry.state.name]},
-            **{"ts": bar.started, "dur": bar.end - bar.started},
-            **_place(bar, lane),
-            "args": args,
-        }
+        colour, length = _COLOURS[entry.state.name], bar.end - bar.started
+        more = {"dur": length, "cat": "running", "cname": colour, "args": args}
+        yield _event("X", entry.name, bar.started, _place(bar, lane), **more)
 
 
-def _instants(bar: Bar, lane: Lane) -> Iterator[dict[str, Any]]:
+def _instants(bar: Bar, lane: Lane) -> Iterator[_Event]:
     entry = bar.entry
+    args = {"worker": entry.number, "name": entry.name}
     if bar.cancelled is not None:
         queued = bar.queue_row is not None and bar.cancelled < bar.waited
-        yield {
-            **{"ph": "i", "s": "t", "name": "cancellation requested", "cat": "cancel"},
-            **{"ts": bar.cancelled, **_place(bar, lane, queued=queued)},
-            "args": {"worker": entry.number, "name": entry.name, "reason": entry.reason},
-        }
+        place, name = _place(bar, lane, queued=queued), "cancellation requested"
+        args_of = {**args, "reason": entry.reason}
+        yield _event("i", name, bar.cancelled, place, s="t", cat="cancel", args=args_of)
     if entry.state.name == "ERROR":
-        yield {
-            **{"ph": "i", "s": "t", "name": "error", "cat": "error"},
-            **{"ts": bar.end, **_place(bar, lane)},
-            "args": {"worker": entry.number, "name": entry.name, "error": entry.error},
-        }
+        args_of = {**args, "error": entry.error}
+        yield _event("i", "error", bar.end, _place(bar, lane), s="t", cat="error", args=args_of)
 
 
-def _arrow(origin: Bar, bar: Bar, picture: Picture) -> Iterator[dict[str, Any]]:
+def _arrow(origin: Bar, bar: Bar, picture: Picture) -> Iterator[_Event]:
     """From the worker in which another was made, to where that one began."""
     assert origin.started is not None
-    flow = {"name": "started", "cat": "started", "id": bar.entry.number}
     # What a worker spawned may have made another one after it had ended.
     leaves = min(max(bar.created, origin.started), origin.end)
     comes = bar.created if bar.started is None else bar.started
-    lanes = picture.lanes
-    yield {"ph": "s", "ts": leaves, **flow, **_place(origin, lanes[origin.lane])}
-    yield {"ph": "f", "bp": "e", "ts": comes, **flow, **_place(bar, lanes[bar.lane])}
+    flow = {"cat": "started", "id": bar.entry.number}
+    there, here = (_place(each, picture.lanes[each.lane]) for each in (origin, bar))
+    yield _event("s", "started", leaves, there, **flow)
+    yield _event("f", "started", comes, here, bp="e", **flow)
 
 
-def _counted(picture: Picture) -> Iterator[dict[str, Any]]:
+def _counted(picture: Picture) -> Iterator[_Event]:
     for process, lane in enumerate(picture.lanes, 1):
         changes: dict[int, tuple[int, int]] = {}
         for bar in lane.bars:
-            running = 0 if bar.started is None else 1
+            ran = 0 if bar.started is None else 1
             for when, more, waiting in (
                 (bar.created, 0, 1),
-                (bar.waited, running, -1),
-                *([(bar.end, -1, 0)] if running else []),
+                (bar.waited, ran, -1),
+                (bar.end, -ran, 0),
             ):
                 before = changes.get(when, (0, 0))
                 changes[when] = (before[0] + more, before[1] + waiting)
-        number, queued = 0, 0
+        running, queued = 0, 0
         for when in sorted(changes):
-            number, queued = number + changes[when][0], queued + changes[when][1]
-            yield {
-                **{"ph": "C", "name": "workers", "ts": when, "pid": process, "tid": 0},
-                "args": {"running": number, "queued": queued},
-            }
+            running, queued = running + changes[when][0], queued + changes[when][1]
+            args = {"running": running, "queued": queued}
+            yield _event("C", "workers", when, (process, 0), args=args)

@@ -67,7 +67,7 @@ class Lane:
 
     path: str
     group: str
-    bars: list[Bar] = field(default_factory=lambda: list[Bar]())
+    bars: list[Bar] = field(default_factory=list["Bar"])
     rows: int = 0
     queue_rows: int = 0
 
@@ -105,13 +105,17 @@ def lay_out(
     bars: list[Bar] = []
     for entry in in_order:
         lane = named.setdefault((entry.path, entry.group), Lane(entry.path, entry.group))
-        until = entry.finished if entry.finished is not None else end
+        until = entry.finished
+        if until is None:  # a clock that is asked in two ways may seem to go back a little
+            until = max(end, entry.started or entry.created)
         bar = Bar(
             entry,
             created=at(entry.created),
             started=None if entry.started is None else at(entry.started),
             end=at(until),
-            cancelled=None if entry.cancelled is None else at(max(entry.cancelled, entry.created)),
+            cancelled=None
+            if entry.cancelled is None
+            else at(min(max(entry.cancelled, entry.created), until)),
         )
         bars.append(bar)
         lane.bars.append(bar)

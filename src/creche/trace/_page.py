@@ -31,7 +31,7 @@ def as_page(picture: Picture, about: Mapping[str, object]) -> str:
     }
     # In a string of JSON that is the same, and in a page it ends no element and begins no comment.
     told = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    template = files("creche.trace").joinpath("page.html").read_text(encoding="utf-8")
     head, _, tail = template.partition(_MARK)
     return head + told + tail
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections import deque
 from contextlib import suppress
@@ -21,7 +22,6 @@ from ._layout import Entry, lay_out
 from ._page import as_page
 
 if TYPE_CHECKING:
-    import os
     import sys
     from collections.abc import Iterator
     from types import TracebackType

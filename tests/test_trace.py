@@ -1,0 +1,779 @@
+"""The recorder and what it saves: each worker once, in rows that do not overlap, safe to open."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import re
+import weakref
+from collections import defaultdict
+from contextlib import AsyncExitStack
+from contextvars import Context
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import creche._nursery
+from creche import Node, WorkerError, get_current_worker
+from creche.trace import Trace, record
+from helpers import RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle
+
+NASTY = "</script><!-- \" ' \\ \n\r\t \x00 \u2028 \udc80 \ud800 <b>Ж😀"
+HARMLESS = NASTY.encode("utf-8", "backslashreplace").decode()
+NEEDED = {
+    "X": {"name", "cat", "ts", "dur", "pid", "tid", "args"},
+    "i": {"name", "cat", "ts", "pid", "tid", "s"},
+    "C": {"name", "ts", "pid", "args"},
+    "M": {"name", "pid", "args"},
+    "s": {"name", "cat", "ts", "pid", "tid", "id"},
+    "f": {"name", "cat", "ts", "pid", "tid", "id", "bp"},
+}
+NAMES = {"process_name", "process_sort_index", "thread_name", "thread_sort_index"}
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that goes on by a second with each look at it, whatever the loop's own does."""
+    clock = itertools.count(1000.0).__next__
+    get_ready = creche._nursery.get_ready
+    monkeypatch.setattr(creche._nursery, "get_ready", lambda token: (clock, get_ready(token)[1]))
+    monkeypatch.setattr(anyio, "current_time", clock)
+    return clock
+
+
+@pytest.fixture
+def in_new_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+pytestmark = pytest.mark.usefixtures("in_new_directory")
+
+
+async def work():
+    await anyio.lowlevel.checkpoint()
+
+
+async def fail():
+    raise ValueError("no luck")
+
+
+class Saved:
+    """A trace that was saved, checked against the rules of the format."""
+
+    def __init__(self, trace, path="run.json"):
+        trace.save(path)
+        with open(path, encoding="ascii") as file:  # noqa: PTH123 (a relative name, as users give)
+            told = json.load(file)
+        assert set(told) == {"traceEvents", "displayTimeUnit", "otherData"}
+        self.about = told["otherData"]
+        self.events = told["traceEvents"]
+        for event in self.events:
+            assert NEEDED[event["ph"]] <= set(event)
+            assert all(type(event[key]) is int for key in ("ts", "pid", "tid"))
+            assert event["ts"] >= 0
+        self.slices = self.of("X")
+        self.processes = self._named("process_name")
+        self.threads = self._named("thread_name")
+        self._check_names()
+        self._check_times()
+        self._check_flows()
+
+    def of(self, kind):
+        return [event for event in self.events if event["ph"] == kind]
+
+    def _named(self, kind):
+        return {
+            (event["pid"], event["tid"]): event["args"]["name"]
+            for event in self.of("M")
+            if event["name"] == kind
+        }
+
+    def _check_names(self):
+        assert {event["name"] for event in self.of("M")} <= NAMES
+        assert {event["pid"] for event in self.events} == {pid for pid, _ in self.processes} | {
+            event["pid"] for event in self.of("i") if event["s"] == "g"
+        }
+        places = {(event["pid"], event["tid"]) for event in self.slices}
+        assert places == set(self.threads)  # no row is empty
+        for event in self.slices:
+            assert self.threads[event["pid"], event["tid"]] == event["cat"]
+
+    def _check_times(self):
+        times = [event["ts"] for event in self.events if event["ph"] != "M"]
+        assert times == sorted(times)
+        rows = defaultdict(list)
+        for event in self.slices:
+            assert event["dur"] >= 0
+            rows[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+        for row in rows.values():
+            assert all(end <= start for (_, end), (start, _) in itertools.pairwise(row))
+        assert all(event["s"] in {"g", "t"} for event in self.of("i"))
+        for event in self.of("C"):
+            assert set(event["args"]) == {"running", "queued"}
+            assert all(number >= 0 for number in event["args"].values())
+
+    def _check_flows(self):
+        starts, ends = ({event["id"]: event for event in self.of(kind)} for kind in "sf")
+        assert len(starts) == len(self.of("s")) == len(self.of("f"))
+        assert starts.keys() == ends.keys()
+        for number, start in starts.items():
+            end = ends[number]
+            assert start["ts"] <= end["ts"]
+            assert (start["name"], start["cat"]) == (end["name"], end["cat"])
+            assert end["bp"] == "e"
+            assert number in {each["args"]["worker"] for each in self.slices_at(end)}
+            assert "running" in {each["cat"] for each in self.slices_at(start)}
+
+    def slices_at(self, event):
+        """The slices that an event may point at: several, where the clock was too coarse."""
+        return [
+            each
+            for each in self.slices
+            if (each["pid"], each["tid"]) == (event["pid"], event["tid"])
+            and each["ts"] <= event["ts"] <= each["ts"] + each["dur"]
+        ]
+
+    def slice_at(self, event):
+        (found,) = self.slices_at(event)
+        return found
+
+    def lane(self, name):
+        ((pid, _),) = [place for place, each in self.processes.items() if each == name]
+        return pid
+
+    def rows(self, lane):
+        """How many rows a lane has, for running and for queued workers."""
+        pid = self.lane(lane)
+        found = [what for place, what in self.threads.items() if place[0] == pid]
+        return found.count("running"), found.count("queued")
+
+    def slice(self, name, kind="running"):
+        (found,) = [each for each in self.slices if (each["name"], each["cat"]) == (name, kind)]
+        return found
+
+    def names(self, kind="running"):
+        return [each["name"] for each in self.slices if each["cat"] == kind]
+
+    def arrows(self):
+        ends = {event["id"]: event for event in self.of("f")}
+        return [
+            (self.slice_at(event)["name"], self.slice_at(ends[event["id"]])["name"])
+            for event in self.of("s")
+        ]
+
+
+def page_data(path):
+    """The data in a page, which has to be the only thing in its element."""
+    with open(path, encoding="utf-8", newline="") as file:  # noqa: PTH123 (as above)
+        page = file.read()
+    ((told,),) = [
+        re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    ]
+    return json.loads(told)
+
+
+# lanes and rows
+
+
+async def test_lane_for_each_group(ticking):
+    """A group of a node is a lane, with as many rows as ran, and as waited, at once."""
+    app = Node("app")
+    async with record(app) as trace, app, Node("page", parent=app) as page:
+        page.run_worker(work, group="late")
+        app.group("downloads", limit=2)
+        for number in range(5):
+            app.run_worker(work, name=f"d{number}", group="downloads")
+        app.run_worker(work, group="alone", name="a")
+    saved = Saved(trace)
+    assert list(saved.processes.values()) == ["app/downloads", "app/alone", "app/page/late"]
+    assert saved.rows("app/downloads") == (2, 5)
+    assert saved.rows("app/alone") == (1, 1)
+    assert sorted(saved.names()) == ["a", "d0", "d1", "d2", "d3", "d4", "work"]
+    assert sorted(saved.names("queued")) == sorted(saved.names())
+    assert saved.slice("d0")["args"] == {
+        "worker": 2,
+        "state": "SUCCESS",
+        "group": "downloads",
+        "node": "app",
+    }
+
+
+async def test_times_are_those_of_the_worker(ticking):
+    """A worker waits in its slice from its start to its entry, and runs from there to its end."""
+    async with record(app := Node("app")) as trace, app:
+        worker = app.run_worker(work, name="w", description="some work")
+    saved = Saved(trace)
+    queued, running = saved.slice("w", "queued"), saved.slice("w")
+    assert queued["dur"] == (worker.started_at - worker.created_at) * 1e6
+    assert running["dur"] == (worker.finished_at - worker.started_at) * 1e6
+    assert running["ts"] == queued["ts"] + queued["dur"]
+    assert running["args"]["description"] == "some work"
+
+
+async def test_requests_and_errors_are_instants(ticking):
+    """A request for cancellation and an error are instants in the row of their worker."""
+
+    async def resist():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    async with record(app := Node("app")) as trace, app:
+        resisting = app.run_worker(resist, name="resist")
+        app.group("one", limit=1)
+        app.run_worker(anyio.sleep_forever, group="one", name="first")
+        queued = app.run_worker(work, group="one", name="queued")
+        app.run_worker(fail, name="fails", exit_on_error=False)
+        await settle()
+        resisting.cancel("enough")
+        queued.cancel()
+        app.group("one").cancel()
+    saved = Saved(trace)
+    told = {event["args"]["name"]: event for event in saved.of("i")}
+    assert {name: event["name"] for name, event in told.items()} == {
+        "resist": "cancellation requested",
+        "queued": "cancellation requested",
+        "first": "cancellation requested",
+        "fails": "error",
+    }
+    assert told["resist"]["args"]["reason"] == "enough"
+    assert told["fails"]["args"]["error"] == "ValueError: no luck"
+    for name, event in told.items():
+        assert saved.slice_at(event)["name"] == name
+    assert saved.slice_at(told["queued"])["cat"] == "queued"
+    assert "queued" not in saved.names()  # it never ran
+    states = {each["name"]: each["args"]["state"] for each in saved.slices}
+    assert states == {
+        "resist": "CANCELLED",
+        "queued": "CANCELLED",
+        "first": "CANCELLED",
+        "fails": "ERROR",
+    }
+
+
+async def test_arrows_from_who_started_it(ticking):
+    """An arrow leads from the worker in which another was made to where that one begins."""
+
+    async def outer():
+        app.run_worker(work, name="inner")
+        page.run_worker(work, name="never", start=False)
+        other.run_worker(work, name="elsewhere")
+        await app.run_worker(lambda: app.run_worker(work, name="of thread"), "thread", thread=True)
+
+    async def parent():
+        async def late():
+            await gate.wait()
+            app.run_worker(work, name="late")
+
+        tasks.start_soon(late)
+
+    app, other, gate = Node("app"), Node("other"), anyio.Event()
+    async with (
+        record(app) as trace,
+        other,
+        app,
+        Node("page", parent=app) as page,
+        anyio.create_task_group() as tasks,
+    ):
+        await app.run_worker(outer, name="outer")
+        await app.run_worker(parent, name="parent")
+        gate.set()
+    assert sorted(Saved(trace).arrows()) == [
+        ("outer", "inner"),
+        ("outer", "never"),
+        ("outer", "thread"),
+        ("parent", "late"),  # it was a task that the worker spawned, and the worker had ended
+        ("thread", "of thread"),
+    ]
+
+
+async def test_counters(ticking):
+    """The counters of a lane tell how many ran and waited, after each change."""
+    async with record(app := Node("app")) as trace, app:
+        app.group("g", limit=1)
+        first = app.run_worker(anyio.sleep_forever, group="g")
+        app.run_worker(work, group="g")
+        await settle()
+        first.cancel()
+    counted = [tuple(event["args"].values()) for event in Saved(trace).of("C")]
+    assert counted == [(0, 1), (0, 2), (1, 1), (0, 1), (1, 0), (0, 0)]
+
+
+async def test_workers_of_the_same_moment():
+    """What begins and ends within one tick of a coarse clock is there all the same."""
+    async with record(app := Node("app")) as trace, app:
+        for number in range(20):
+            app.run_worker(work, name=str(number))
+        app.run_worker(work, name="cancelled").cancel()
+        app.group("none", limit=1, overflow="drop")
+        app.run_worker(anyio.sleep_forever, group="none", daemon=True)
+        app.run_worker(work, group="none", name="dropped")
+    saved = Saved(trace)
+    assert sorted(saved.names()) == sorted(["sleep_forever", *map(str, range(20))])
+    assert {"cancelled", "dropped"} <= set(saved.names("queued"))
+
+
+# a recording
+
+
+async def test_unfinished_workers_are_shown_up_to_now(ticking):
+    """While it is recorded a trace can be saved: what has not ended, is shown up to then."""
+    gate = anyio.Event()
+    async with record(app := Node("app")) as trace, app:
+        app.group("g", limit=1)
+        app.run_worker(gate.wait, group="g", name="runs")
+        app.run_worker(work, group="g", name="waits")
+        await settle()
+        early = Saved(trace)
+        again = Saved(trace)
+        gate.set()
+    late = Saved(trace)
+    assert early.slice("runs")["args"]["state"] == "RUNNING"
+    assert early.slice("waits", "queued")["args"]["state"] == "PENDING"
+    assert early.names() == ["runs"]
+    ends = [
+        [each["ts"] + each["dur"] for each in saved.slices if each["args"]["state"] != "SUCCESS"]
+        for saved in (early, again)
+    ]
+    assert ends[0][1] == ends[0][2] < ends[1][1] == ends[1][2]
+    assert {each["args"]["state"] for each in late.slices} == {"SUCCESS"}
+
+
+async def test_saving_right_after_a_change():
+    """What has happened is in the file, though nobody had time to read it yet."""
+    async with record(app := Node("app")) as trace, app:
+        worker = app.run_worker(work, name="w")
+        assert Saved(trace).names("queued") == ["w"]
+        worker.cancel("at once")
+        assert Saved(trace).slice("w", "queued")["args"]["reason"] == "at once"
+        await app.run_worker(work, name="next")
+        assert Saved(trace).slice("next")["args"]["state"] == "SUCCESS"
+
+
+async def test_recording_a_part(ticking):
+    """Opened in the midst, a recording has what runs below its node, and ends with its block."""
+    gate = anyio.Event()
+    async with Node("app") as app, Node("page", parent=app) as page, Node("leaf", parent=page):
+        page.run_worker(work, name="before")
+        await settle()
+        app.run_worker(gate.wait, name="above")
+        leaf = page.children[0]
+        old = leaf.run_worker(gate.wait, name="old")
+        await settle()
+        async with record(page) as trace:
+            page.run_worker(gate.wait, name="new")
+            await settle()
+        page.run_worker(work, name="after")
+        gate.set()
+    saved = Saved(trace)
+    assert saved.names() == ["old", "new"]
+    assert saved.slice("old", "queued")["ts"] == 0
+    assert saved.slice("old")["dur"] > 0
+    assert {each["args"]["state"] for each in saved.slices} == {"RUNNING"}
+    assert old.state is not trace
+    assert repr(trace) == "<Trace of node 'app/page', 0 workers dropped>"
+
+
+async def test_workers_of_a_node_that_was_mounted_later():
+    """A worker that was added where nobody listened is there from its next change on."""
+    child = Node("child")
+    child.run_worker(work, name="w", start=False)
+    async with record(app := Node("app")) as trace, app:
+        await app.mount(child)
+        app.workers.start_all()
+    assert Saved(trace).names() == ["w"]
+
+
+async def test_nothing_was_recorded():
+    """A recording of nothing is a trace with nothing in it, and a page."""
+    async with record(app := Node("app")) as trace:
+        Saved(trace)
+        async with app:
+            pass
+    saved = Saved(trace)
+    assert saved.events == []
+    trace.save("run.html")
+    assert page_data("run.html")["workers"] == []
+
+
+async def test_older_workers_are_dropped(ticking):
+    """Of finished workers the newest are kept; the trace tells how many are missing, and where."""
+
+    async def outer():
+        await app.run_worker(work, name="inner")
+        await app.run_worker(work, name="inner 2")
+        for number in range(5):
+            await app.run_worker(work, name=str(number))
+
+    async with record(app := Node("app"), keep=3) as trace, app:
+        stays = await app.start_worker(anyio.sleep_forever, name="stays")
+        first = app.run_worker(work, name="first")
+        await app.run_worker(outer, name="outer")
+        assert Saved(trace).about["dropped"] == trace.dropped == 6
+        stays.cancel()
+    saved = Saved(trace)
+    assert saved.names() == ["stays", "outer", "4"]
+    assert trace.dropped == 7
+    assert repr(trace) == "<Trace of node 'app', 7 workers dropped>"
+    assert saved.arrows() == [("outer", "4")]
+    (note,) = [event for event in saved.of("i") if event["s"] == "g"]
+    assert note["name"] == "older workers were dropped"
+    assert {key: saved.about[key] for key in ("dropped", "keep", "workers")} == {
+        "dropped": 7,
+        "keep": 3,
+        "workers": 3,
+    }
+    begin = saved.slice("stays", "queued")["ts"]
+    assert note["ts"] - begin > (first.finished_at - stays.created_at) * 1e6
+    trace.save("run.html")
+    data = page_data("run.html")
+    assert (data["dropped"], data["wholeSince"]) == (7, note["ts"])
+    assert [worker[0] for worker in data["workers"]] == ["stays", "outer", "4"]
+
+
+async def test_no_worker_is_held(ticking):
+    """A worker that has ended is gone, though it is in the recording and started another one."""
+    gone = []
+
+    async def outer():
+        await note(app.run_worker(work, name="inner"))
+
+    async def note(worker):
+        gone.append(weakref.ref(worker))
+        await worker
+
+    async with record(app := Node("app")) as trace, app:
+        await note(app.run_worker(outer, name="outer"))
+        await settle()
+        gc.collect()
+        assert [each() for each in gone] == [None, None]
+    assert Saved(trace).arrows() == [("outer", "inner")]
+
+
+async def test_recording_is_left_before_the_node():
+    """The recording keeps no node open, nor its events, and its block may be left first."""
+    async with Node("app") as app:
+        async with record(app) as trace:
+            worker = app.run_worker(anyio.sleep_forever, name="w")
+            await settle()
+        worker.cancel()
+        await settle()
+        assert Saved(trace).slice("w")["args"]["state"] == "RUNNING"
+        assert app._heard_by == ()
+        gone = weakref.ref(worker)
+        del worker
+        gc.collect()
+        assert gone() is None
+
+
+async def test_error_of_the_body_passes_as_it_is():
+    """An error goes through the block of a recording without a group round it."""
+    app = Node("app")
+    with pytest.raises(ZeroDivisionError):
+        async with record(app):
+            raise ZeroDivisionError
+    with pytest.raises(ExceptionGroup) as caught:
+        async with record(app) as trace, app:
+            app.run_worker(fail)
+    assert [type(error) for error in leaves(caught.value)] == [ValueError]
+    assert caught.value.exceptions[0] in leaves(caught.value)  # one group, that of the node
+    assert Saved(trace).slice("fail")["args"]["state"] == "ERROR"
+
+
+async def test_cancellation_from_outside():
+    """A recording that is cancelled has the end of all its workers, and loses no error."""
+
+    async def fail_late():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError
+
+    app = Node("app")
+    with pytest.raises(ExceptionGroup) as caught:
+        with anyio.CancelScope() as scope:
+            async with record(app) as trace, app:
+                app.run_worker(fail_late, name="fails")
+                app.run_worker(anyio.sleep_forever, name="sleeps")
+                await settle()
+                scope.cancel()
+                await anyio.sleep_forever()
+    assert [type(error) for error in leaves(caught.value)] == [ValueError]
+    states = {each["name"]: each["args"]["state"] for each in Saved(trace).slices}
+    assert states == {"fails": "ERROR", "sleeps": "CANCELLED"}
+    with anyio.CancelScope() as scope:
+        async with record(Node("app")) as trace:
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_recorder_reads_on_while_cancelled():
+    """While a cancelled node takes its time to end, its events do not pile up."""
+    meeting = Meeting()
+
+    async def stubborn():
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(meeting)
+
+    async def start_more():
+        with anyio.CancelScope(shield=True):
+            await meeting.until_arrived()
+            for _ in range(10):
+                app.run_worker(work)
+            await settle()
+            assert not trace._events._backlog
+            meeting.go.set()
+
+    with anyio.CancelScope() as scope:
+        async with record(app := Node("app")) as trace, app:
+            app.run_worker(stubborn)
+            app.run_worker(start_more)
+            await settle()
+            scope.cancel()
+    assert len({each["args"]["worker"] for each in Saved(trace).slices}) == 12
+
+
+# what is refused
+
+
+async def test_bad_arguments():
+    """What makes no sense is refused at the call, and nothing is written."""
+    app = Node("app")
+    with pytest.raises(WorkerError, match="takes a Node, not 'app'"):
+        record("app")
+    for keep in (0, -1, 1.5, None, "1"):
+        with pytest.raises(WorkerError, match="keep must be a number of workers, 1 or more, not"):
+            record(app, keep=keep)
+    trace = record(app)
+    assert isinstance(trace, Trace)
+    with pytest.raises(WorkerError, match="has recorded nothing; use it as a block: async with"):
+        trace.save("run.json")
+    async with trace:
+        for name in ("run", "run.txt", "json", ".json", "run.json.gz"):
+            with pytest.raises(WorkerError, match=f"cannot save a timeline as '{name}'; let its"):
+                trace.save(name)
+        with pytest.raises(OSError, match="nowhere"):
+            trace.save("nowhere/run.json")
+        with pytest.raises(WorkerError, match="was opened before"):
+            async with trace:
+                pass
+    assert os.listdir() == []  # noqa: PTH208 (the working directory)
+    async with app:
+        pass
+    with pytest.raises(WorkerError, match="which is closed"):
+        async with record(app):
+            pass
+
+
+async def test_names_of_files(tmp_path):
+    """The end of the name tells the form, in large letters as well, and a path will do."""
+    async with record(Node("app")) as trace:
+        trace.save(tmp_path / "a.JSON")
+        trace.save(str(tmp_path / "b.b.Html"))
+    assert (tmp_path / "a.JSON").read_text()[0] == "{"
+    assert (tmp_path / "b.b.Html").read_text()[0] == "<"
+
+
+async def test_saving_in_another_thread():
+    """While it is recorded only the loop's thread may save; afterwards any may."""
+    async with record(app := Node("app")) as trace, app:
+        with pytest.raises(WorkerError, match="goes on in another thread; save it in that of"):
+            await anyio.to_thread.run_sync(trace.save, "run.json")
+    await anyio.to_thread.run_sync(trace.save, "run.json")
+
+
+async def test_saving_in_a_callback():
+    """A callback of the loop, which runs in no task, may save: that is how signals come."""
+    saved = anyio.Event()
+
+    def save():
+        trace.save("run.json")
+        saved.set()
+
+    async with record(app := Node("app")) as trace, app:
+        worker = app.run_worker(anyio.sleep_forever, name="w")
+        await settle()
+        loop = anyio.lowlevel.current_token().native_token
+        if hasattr(loop, "call_soon"):
+            loop.call_soon(save, context=Context())  # of which AnyIO does not know that a loop runs
+        else:
+            loop.run_sync_soon(save)
+        with anyio.fail_after(RENDEZVOUS):
+            await saved.wait()
+        worker.cancel()
+    with open("run.json") as file:  # noqa: PTH123, ASYNC230 (a relative name, a small file)
+        events = json.load(file)["traceEvents"]
+    assert [event["dur"] >= 0 for event in events if event.get("cat") == "running"] == [True]
+
+
+# what others wrote
+
+
+async def test_nasty_texts_are_harmless():
+    """Whatever is in names, reasons and errors, both files are what they are, and tell it."""
+
+    class Untold:
+        def __str__(self):
+            raise RuntimeError
+
+    class Nameless:
+        async def __call__(self):
+            pass
+
+    async def fail():
+        raise ValueError(NASTY)
+
+    async with record(app := Node(NASTY)) as trace, app:
+        app.run_worker(fail, name=NASTY, description=NASTY, group=NASTY, exit_on_error=False)
+        app.run_worker(work, name="cancelled").cancel(NASTY)
+        app.run_worker(work, name="untold").cancel(Untold())
+        app.run_worker(work, name="long").cancel("x" * 1_000_000)
+        app.run_worker(Nameless())
+    saved = Saved(trace)
+    args = saved.slice(HARMLESS)["args"]
+    assert (args["group"], args["node"], args["description"]) == (HARMLESS,) * 3
+    assert args["error"] == f"ValueError: {HARMLESS}"
+    assert saved.slice("cancelled", "queued")["args"]["reason"] == HARMLESS
+    assert saved.slice("untold", "queued")["args"]["reason"] == "<Untold that cannot be told>"
+    assert saved.slice("long", "queued")["args"]["reason"] == "x" * 999 + "…"
+    assert "Worker" in saved.names()  # the one that has no name
+    trace.save("run.html")
+    data = page_data("run.html")
+    assert data["node"] == HARMLESS
+    assert data["lanes"][0][:2] == [HARMLESS, HARMLESS]
+    (row,) = [each for each in data["workers"] if each[0] == HARMLESS]
+    assert row[-3:] == [HARMLESS, "", f"ValueError: {HARMLESS}"]
+
+
+async def test_page_needs_nothing_else():
+    """The page fetches nothing, and has the data in one element that nothing in it can end."""
+    async with record(app := Node("app")) as trace, app:
+        app.run_worker(work)
+    trace.save("run.html")
+    with open("run.html") as file:  # noqa: PTH123, ASYNC230 (as above)
+        page = file.read()
+    assert "default-src 'none'" in page
+    assert re.findall(r"https?://|\bsrc\s*=|\bhref\s*=|url\(|@import|innerHTML", page) == []
+    data = page_data("run.html")
+    ((name, lane, state, created, started, end, row, queue_row, *rest),) = data["workers"]
+    assert (name, lane, state, row, rest) == ("work", 0, "SUCCESS", 0, [None, None, "", "", ""])
+    assert created <= started <= end <= data["length"]
+    assert data["lanes"] == [["app", "default", 1, 0 if queue_row is None else 1]]
+
+
+# random programs
+
+ACTS = st.one_of(
+    st.tuples(
+        st.just("run"), st.integers(0, 2), st.integers(0, 2), st.integers(0, 4), st.booleans()
+    ),
+    st.tuples(st.just("nest"), st.integers(0, 2), st.integers(0, 2)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("turn"), st.integers(1, 5)),
+    st.tuples(st.just("save")),
+    st.tuples(st.just("close")),
+)
+
+
+class Program:
+    """A random program on a tree of nodes, and a log of what its work did."""
+
+    def __init__(self, clock):
+        self.workers = []
+        self.log = defaultdict(list)  # lane: how many run, after each change
+        self.origins = []
+        self.clock = clock
+
+    def work(self, turns, error):
+        async def body():
+            worker = get_current_worker()
+            lane = self.log[f"{worker.node.path}/{worker.group}"]
+            lane.append((lane or [0])[-1] + 1)
+            try:
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                if error:
+                    raise ValueError
+            finally:
+                lane.append(lane[-1] - 1)
+
+        return body
+
+    def run(self, node, group, turns, error):
+        worker = self.nodes[node % len(self.nodes)].run_worker(
+            self.work(turns, error),
+            name=str(len(self.workers)),
+            group=f"g{group}",
+            exit_on_error=False,
+        )
+        self.workers.append(worker)
+        return worker
+
+    def nest(self, node, group):
+        async def outer():
+            inner = self.run(node, group, 1, error=False)
+            self.origins.append((worker.name, inner.name))
+
+        worker = self.nodes[node % len(self.nodes)].run_worker(
+            outer, name=str(len(self.workers)), group="outer"
+        )
+        self.workers.append(worker)
+
+    async def main(self, acts):
+        app = Node("app")
+        async with record(app) as trace, app, AsyncExitStack() as stack:
+            self.nodes = [app, await stack.enter_async_context(Node("page", parent=app))]
+            self.nodes.append(await app.mount(Node("panel")))
+            for node in self.nodes:
+                node.group("g1", limit=1)
+                node.group("g2", limit=2)
+            for kind, *args in acts:
+                if kind == "turn":
+                    await settle(*args)
+                elif kind == "save":
+                    Saved(trace, "early.json")
+                elif kind == "close":
+                    await stack.aclose()
+                    del self.nodes[1:2]
+                elif kind == "cancel":
+                    for worker in self.workers[args[0] : args[0] + 1]:
+                        worker.cancel()
+                else:
+                    getattr(self, kind)(*args)
+        return Saved(trace)
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(acts=st.lists(ACTS, max_size=25))
+def test_random_programs(backend, ticking, acts):
+    """Whatever runs, each worker is there once, with its own times, and the counters are right."""
+    program = Program(ticking)
+    saved = anyio.run(program.main, acts, **backend)
+    facts = {worker.name: worker for worker in program.workers}
+    assert sorted(saved.names()) == sorted(
+        name for name, worker in facts.items() if worker.started_at is not None
+    )
+    assert sorted(saved.names("queued")) == sorted(facts)  # with this clock each one waits
+    for name, worker in facts.items():
+        entered = worker.started_at
+        waited = worker.finished_at if entered is None else entered
+        assert saved.slice(name, "queued")["dur"] == (waited - worker.created_at) * 1e6
+        assert saved.slice(name, "queued")["args"]["state"] == worker.state.name
+        if entered is not None:
+            assert saved.slice(name)["dur"] == (worker.finished_at - entered) * 1e6
+    for lane, log in program.log.items():
+        pid = saved.lane(lane)
+        counted = [each["args"]["running"] for each in saved.of("C") if each["pid"] == pid]
+        assert [each for each, _ in itertools.groupby(counted) if log][1:] == log
+        assert saved.rows(lane)[0] == max(log)
+    assert sorted(saved.arrows()) == sorted(program.origins)
