@@ -122,6 +122,15 @@ def deep(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def browser(session: nox.Session) -> None:
+    """Test the page of a timeline in a headless browser, which is fetched where there is none."""
+    session.install("-e", ".", *group("tests"), *group("browser"))
+    session.run("python", "tests/browser.py")
+    session.env["CRECHE_BROWSER_NEEDED"] = "1"  # a test that is skipped would prove nothing
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_trace_page.py"]))
+
+
+@nox.session(python=FOUND[-1])
 def mutants(session: nox.Session) -> None:
     """Plant faults in a copy of the core, one at a time; each has to be noticed."""
     session.install("-e", ".", *group("tests"))

@@ -29,7 +29,7 @@ from ways import MODULES, load
 
 COUNTED = (
     *("return", "sleep", "handler", "limit", "cancel-node", "cancel-group", "cancel-each"),
-    *("exclusive", "group-cancel", "progress"),
+    *("exclusive", "group-cancel", "progress", "watched"),
 )
 """The scenarios that can be counted in instructions; threads and memory cannot."""
 ROUNDS = 7

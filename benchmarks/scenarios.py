@@ -136,6 +136,12 @@ def scenarios(ways, loops, *, full):
             make_spawn(jobs, "start_handled", "returns"),
         ),
         Scenario(
+            "watched",
+            "a job that returns, with somebody looking",
+            ("Creche",),
+            make_spawn(jobs, "start_watched", "returns"),
+        ),
+        Scenario(
             "limit",
             "a job that returns, 10 at once",
             ("AnyIO start_soon", "raw", "aiojobs"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,3 +47,18 @@ def opened():
         browser = playwright.chromium.launch(executable_path=program)
         yield browser, ""
         browser.close()
+
+
+def install():
+    """Have Playwright fetch a browser, if there is none."""
+    with opened() as (browser, reason):
+        if browser is not None:
+            print(f"there is a browser: {browser.browser_type.name} {browser.version}")
+            return
+    print(reason)
+    command = [sys.executable, "-m", "playwright", "install", "chromium-headless-shell"]
+    raise SystemExit(subprocess.run(command, check=False).returncode)
+
+
+if __name__ == "__main__":
+    install()

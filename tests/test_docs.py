@@ -21,11 +21,12 @@ CODE = [
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_code_runs(monkeypatch, backend, code):
+def test_code_runs(monkeypatch, tmp_path, backend, code):
     """Each block of Python in the pages is a program that ends without an error."""
     for extra in EXTRAS:
         if f"from {extra} import" in code:
             pytest.importorskip(extra)
+    monkeypatch.chdir(tmp_path)  # some write files
     run = anyio.run
     monkeypatch.setattr(anyio, "run", lambda main, **options: run(main, **(options or backend)))
     exec(compile(code, "<docs>", "exec"), {"__name__": "__main__"})  # noqa: S102 (our own pages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -22,7 +23,6 @@ from ._layout import Entry, lay_out
 from ._page import as_page
 
 if TYPE_CHECKING:
-    import sys
     from collections.abc import Iterator
     from types import TracebackType
 
@@ -46,7 +46,7 @@ def record(node: Node, *, keep: int = 10_000) -> Trace:
     Args:
         node: The node.
         keep: How many finished workers to keep, the newest; older ones are dropped, and the
-            timeline says so. A worker takes about half a kilobyte.
+            timeline says so. A worker takes less than a kilobyte, long texts apart.
 
     Returns:
         The recording, to be opened as a block.
@@ -186,8 +186,8 @@ class Trace:
         entry = Entry(
             next(self._numbers),
             _text(worker.name or type(worker).__name__),
-            _text(worker.node.path),
-            _text(worker.group),
+            sys.intern(_text(worker.node.path)),  # the same for many
+            sys.intern(_text(worker.group)),
             _created(worker),
         )
         self._known[worker] = entry
