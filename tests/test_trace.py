@@ -389,6 +389,20 @@ async def test_workers_of_a_node_that_was_mounted_later():
     assert Saved(trace).names() == ["w"]
 
 
+async def test_workers_that_were_added_before_the_node_was_opened():
+    """A worker that waits for its node to be opened begins there, by the loop's clock."""
+    app = Node("app")
+    app.run_worker(work, name="before", start=False)
+    async with record(app) as trace:
+        app.run_worker(work, name="heard", start=False)
+        assert sorted(Saved(trace).names("queued")) == ["before", "heard"]
+        async with app:
+            app.workers.start_all()
+    saved = Saved(trace)
+    assert sorted(saved.names()) == ["before", "heard"]
+    assert max(event["ts"] for event in saved.events) < RENDEZVOUS * 1e6
+
+
 async def test_nothing_was_recorded():
     """A recording of nothing is a trace with nothing in it, and a page."""
     async with record(app := Node("app")) as trace:

@@ -9,6 +9,7 @@ does pyright, by the switch below.
 from __future__ import annotations
 
 import functools
+import pathlib
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -38,6 +39,7 @@ from creche import (
     work,
 )
 from creche.otel import traced
+from creche.trace import Trace, record
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -320,6 +322,18 @@ async def trees() -> None:
     await app.mount("panel")  # type: ignore[type-var]  # is no node
 
 
+async def timelines(node: Node) -> None:
+    """Record and save."""
+    async with record(node, keep=5) as trace:
+        assert_type(trace, Trace)
+    assert_type(trace.dropped, int)
+    trace.save("run.json")
+    trace.save(pathlib.Path("run.html"))
+    record("node")  # type: ignore[arg-type]  # is no node
+    record(node, 5)  # type: ignore[call-arg]  # goes by keyword
+    trace.dropped = 5  # type: ignore[misc]  # it is a fact
+
+
 async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
     """Know the events from the classes that were asked for."""
     changes = node.subscribe(Worker.StateChanged, tree=True)
@@ -336,6 +350,7 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
             assert_type(event.origin, Worker[Any] | None)
             assert_type(event.context, Context | None)
             event.state = WorkerState.ERROR  # type: ignore[misc]  # it is a fact
+        assert_type(events.receive_nowait(), Worker.StateChanged)
     async with node.subscribe(Worker.ProgressChanged) as progress:
         assert_type((await anext(progress)).worker, Worker[Any])
     async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, Saved) as all_kinds:

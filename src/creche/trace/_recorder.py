@@ -266,14 +266,13 @@ def _below(node: Node) -> Iterator[Node]:
 
 
 def _created(worker: Worker[Any]) -> float:
-    """Tell when a worker was added; it may not have heard of the loop's clock then."""
-    times = (worker.created_at, worker.started_at, worker.finished_at)
-    return min(time for time in times if time is not None)
+    assert worker.created_at is not None  # it is heard of when it is added
+    return worker.created_at
 
 
 def _update(entry: Entry, worker: Worker[Any]) -> None:
     """Read from a worker how it stands."""
-    entry.created = _created(worker)
+    entry.created = _created(worker)  # told anew when the node is opened
     entry.state = worker.state
     entry.started = worker.started_at
     entry.finished = worker.finished_at
