@@ -11,6 +11,7 @@ import weakref
 from collections import defaultdict
 from contextlib import AsyncExitStack
 from contextvars import Context
+from time import monotonic
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 import creche._nursery
 from creche import Node, WorkerError, get_current_worker
 from creche.trace import Trace, record
+from creche.trace._layout import Entry, lay_out
 from helpers import RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle
 
 NASTY = "</script><!-- \" ' \\ \n\r\t \x00 \u2028 \udc80 \ud800 <b>Ж😀"
@@ -389,10 +391,10 @@ async def test_workers_of_a_node_that_was_mounted_later():
     assert Saved(trace).names() == ["w"]
 
 
-async def test_workers_that_were_added_before_the_node_was_opened():
+async def test_workers_that_were_added_before_the_node_was_opened(ticking):
     """A worker that waits for its node to be opened begins there, by the loop's clock."""
     app = Node("app")
-    app.run_worker(work, name="before", start=False)
+    before = app.run_worker(work, name="before", start=False)
     async with record(app) as trace:
         app.run_worker(work, name="heard", start=False)
         assert sorted(Saved(trace).names("queued")) == ["before", "heard"]
@@ -400,7 +402,8 @@ async def test_workers_that_were_added_before_the_node_was_opened():
             app.workers.start_all()
     saved = Saved(trace)
     assert sorted(saved.names()) == ["before", "heard"]
-    assert max(event["ts"] for event in saved.events) < RENDEZVOUS * 1e6
+    waited = before.started_at - before.created_at
+    assert saved.slice("before", "queued")["dur"] == waited * 1e6
 
 
 async def test_nothing_was_recorded():
@@ -602,8 +605,10 @@ async def test_saving_in_another_thread():
     await anyio.to_thread.run_sync(trace.save, "run.json")
 
 
-async def test_saving_in_a_callback():
+async def test_saving_in_a_callback(monkeypatch):
     """A callback of the loop, which runs in no task, may save: that is how signals come."""
+    later = 0
+    monkeypatch.setattr("creche.trace._recorder.monotonic", lambda: monotonic() + later)
     saved = anyio.Event()
 
     def save():
@@ -613,17 +618,20 @@ async def test_saving_in_a_callback():
     async with record(app := Node("app")) as trace, app:
         worker = app.run_worker(anyio.sleep_forever, name="w")
         await settle()
+        later = 5
         loop = anyio.lowlevel.current_token().native_token
         if hasattr(loop, "call_soon"):
             loop.call_soon(save, context=Context())  # of which AnyIO does not know that a loop runs
         else:
             loop.run_sync_soon(save)
+            later = 0  # Trio's clock can be read
         with anyio.fail_after(RENDEZVOUS):
             await saved.wait()
         worker.cancel()
     with open("run.json") as file:  # noqa: PTH123, ASYNC230 (a relative name, a small file)
         events = json.load(file)["traceEvents"]
-    assert [event["dur"] >= 0 for event in events if event.get("cat") == "running"] == [True]
+    (running,) = [event for event in events if event.get("cat") == "running"]
+    assert later * 1e6 <= running["dur"] + 1e5 < (later + RENDEZVOUS) * 1e6
 
 
 # what others wrote
@@ -679,6 +687,35 @@ async def test_page_needs_nothing_else():
     assert (name, lane, state, row, rest) == ("work", 0, "SUCCESS", 0, [None, None, "", "", ""])
     assert created <= started <= end <= data["length"]
     assert data["lanes"] == [["app", "default", 1, 0 if queue_row is None else 1]]
+
+
+# the layout, on times that a test cannot have happen
+
+
+def entry(number, created, started, finished):
+    return Entry(number, str(number), "app", "g", created, started=started, finished=finished)
+
+
+def test_row_of_who_has_just_ended():
+    """Who begins at the moment at which another ends, has its row."""
+    picture = lay_out([entry(1, 0, 1, 2), entry(2, 1, 2, 3), entry(3, 1, 2.5, 4)], 0, 4, None)
+    assert [bar.row for bar in picture.bars] == [0, 0, 1]
+    assert [bar.queue_row for bar in picture.bars] == [0, 0, 1]
+    assert [(lane.rows, lane.queue_rows) for lane in picture.lanes] == [(2, 2)]
+
+
+def test_rows_are_given_in_order_of_entry():
+    """Who was added first but entered last has the row that is free then."""
+    picture = lay_out([entry(1, 0, 5, 6), entry(2, 1, 2, 3), entry(3, 1, 4, 7)], 0, 7, None)
+    assert [bar.row for bar in picture.bars] == [1, 0, 0]
+    assert picture.lanes[0].rows == 2
+
+
+def test_now_is_not_before_a_beginning():
+    """What has not ended ends no earlier than it began, if the clock seems to go back."""
+    picture = lay_out([entry(1, 5, 6, None), entry(2, 7, None, None)], 0, 5.5, None)
+    assert [(bar.started, bar.end) for bar in picture.bars] == [(6_000_000,) * 2, (None, 7_000_000)]
+    assert picture.length == 7_000_000
 
 
 # random programs

@@ -142,7 +142,6 @@ class Trace:
         self._end = self._now()
         self._catch_up()
         self._unfinished = self._running()
-        self._known.clear()
         self._reading.cancel()
         with anyio.CancelScope(shield=True):
             await self._done.wait()
