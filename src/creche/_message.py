@@ -93,6 +93,12 @@ class Backlog(Generic[MessageT]):
         self._keys.discard(message._key)
         return message
 
+    def take_all(self) -> list[MessageT]:
+        """Take out all messages."""
+        taken = list(self._messages)
+        self.clear()
+        return taken
+
     def clear(self) -> None:
         """Drop all messages."""
         self._messages.clear()

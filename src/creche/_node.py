@@ -83,6 +83,15 @@ class Node(Branch):
         return tuple(cast("list[Node]", opened))
 
     @property
+    def groups(self) -> tuple[WorkerGroup, ...]:
+        """The groups of this node: those made by ``group()``, and all that hold workers.
+
+        Threads:
+            Any thread.
+        """
+        return tuple(self._groups.values())
+
+    @property
     def root(self) -> Node:
         """The topmost node of the tree."""
         node: Branch = self

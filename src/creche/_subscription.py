@@ -216,24 +216,27 @@ class Subscription(Generic[MessageT]):
         finally:
             self._is_read = False
 
-    def receive_nowait(self) -> MessageT:
-        """Give the next event if one waits.
+    def take_all(self) -> list[MessageT]:
+        """Take out all events that wait now.
 
-        A task that waits for one meanwhile goes on waiting.
+        For who looks at many events at once, now and then: to read them one by one takes a turn of
+        the loop for each.
+
+        Returns:
+            The events, in order; none if none wait.
 
         Raises:
-            anyio.WouldBlock: None waits.
-            anyio.EndOfStream: The node has closed and all was read; or the block was left.
-            WorkerError: It is not open, or this is another thread.
+            WorkerError: It is not open; or this is another thread.
+
+        Checkpoint:
+            Never.
 
         Threads:
             The node's event loop only.
         """
         backlog = self._opened()
         self._check_thread()
-        if not backlog:
-            raise anyio.EndOfStream if self._is_over else anyio.WouldBlock
-        return backlog.take()
+        return backlog.take_all()
 
 
 def inherit(source: Source, above: Source) -> None:

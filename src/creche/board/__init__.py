@@ -1,0 +1,150 @@
+"""A live board: the tree of nodes, groups and workers in the terminal, while it works.
+
+``async with live_board(app), app: ...`` is all. It needs Rich: ``pip install 'creche[rich]'``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import anyio
+
+from creche import Node, Worker, WorkerError
+
+try:
+    from rich.console import Console
+except ImportError as error:
+    raise ImportError("creche.board needs Rich: pip install 'creche[rich]'") from error
+
+from ._lines import Lines
+from ._picture import Board
+from ._terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from creche import Subscription
+
+    from ._tally import Change
+
+__all__ = ["Board", "live_board"]
+
+_logger = logging.getLogger("creche")
+
+
+@asynccontextmanager
+async def live_board(node: Node, *, console: Console | None = None) -> AsyncIterator[Board]:
+    """Show a node and all below it in the terminal, while it works.
+
+    ``async with live_board(app), app: ...`` shows all of it. Opened within the block of the node,
+    it shows the node until its own block is left. A picture is drawn when something happens, at
+    most ten times a second, and once a second while only ages change. It is never higher than the
+    terminal, and the last one stays. What is printed and logged meanwhile goes above it.
+
+    Where the console is no terminal, lines are written instead: one for each worker that began or
+    ended, at most twenty a second, failures first.
+
+    The board does not keep the node open and never fails the program. If it cannot be drawn, it
+    ends, which is logged at ERROR by the logger ``creche``, and the work goes on.
+
+    Args:
+        node: The node, which may be opened later.
+        console: Where to draw; by default a Rich console on standard error.
+
+    Returns:
+        A context manager that gives the board, which Rich can print elsewhere too.
+
+    Raises:
+        WorkerError: It is no node, or the node is closed; or this is another thread than that of
+            the node's event loop.
+
+    Checkpoint:
+        As the block is left.
+
+    Threads:
+        The node's event loop only.
+    """
+    if not isinstance(node, Node):
+        raise WorkerError(f"live_board() takes a Node, not {node!r:.100}")
+    failure: BaseException | None = None
+    async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, tree=True) as events:
+        view = _View(Board(node), console if console is not None else Console(stderr=True), events)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(view.follow)
+                try:
+                    yield view.board
+                except BaseException as raised:  # noqa: BLE001 (a task group would wrap it)
+                    failure = raised
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    # Waited for here: a group that waits itself raises an outer cancellation, and
+                    # the failure would be lost.
+                    await view.ended.wait()
+        finally:
+            view.finish()
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # this frame is in its traceback
+
+
+class _View:
+    """Has shown what the events tell, until that fails."""
+
+    def __init__(
+        self,
+        board: Board,
+        console: Console,
+        events: Subscription[Change],
+    ) -> None:
+        self.board = board
+        self.ended = anyio.Event()  # no longer following
+        self._events = events
+        self._is_broken = False
+        is_live = console.is_terminal and console.is_interactive
+        self._shown = Terminal(board, console) if is_live else Lines(board, console)
+        self._attempt(self._shown.begin)
+
+    async def follow(self) -> None:
+        """Show what happens until the node has closed, or until cancelled."""
+        try:
+            while not self._is_broken:
+                events: list[Change] = []
+                with anyio.move_on_after(self._shown.age if self.board._is_at_work else math.inf):
+                    events.append(await anext(self._events))
+                self._show(events)
+                await anyio.sleep(self._shown.interval)
+        except StopAsyncIteration:
+            pass
+        finally:
+            self.ended.set()
+
+    def finish(self) -> None:
+        """Show what is left, and leave it there."""
+        self._show([])
+        self._attempt(self._shown.end)
+
+    def _show(self, events: list[Change]) -> None:
+        events += self._events.take_all()
+        self._attempt(lambda: self.board._take(events))
+        self._attempt(lambda: self._shown.show(events))
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        if self._is_broken:
+            return
+        try:
+            step()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # Rich exits where a pipe broke
+            self._is_broken = True
+            with suppress(Exception, SystemExit):
+                self._shown.end()
+            _logger.error("the live board of %r cannot be drawn", self.board.node, exc_info=error)
+
+
+for _public in (live_board, Board):
+    _public.__module__ = __name__

@@ -1,0 +1,77 @@
+"""A board where there is no terminal: a line for each worker that began or ended."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from creche import Worker, WorkerState
+
+from ._picture import ENDS
+from ._tally import in_short, path_of
+from ._words import counted, duration, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from ._picture import Board
+    from ._tally import Change
+
+_MOST = 20
+"""How many lines are written at once."""
+_WORDS = {WorkerState.RUNNING: "running", **ENDS}
+
+
+class Lines:
+    """Shows a board as lines.
+
+    Args:
+        board: The board.
+        console: Where.
+    """
+
+    interval: float = 1.0
+    """Seconds from one burst of lines to the next, at least."""
+    age: float = math.inf
+    """Ages are not told."""
+
+    def __init__(self, board: Board, console: Console) -> None:
+        self._board = board
+        self._console = console
+
+    def begin(self) -> None:
+        """Write nothing yet."""
+
+    def show(self, events: Sequence[Change]) -> None:
+        """Write about what happened."""
+        news = [
+            event
+            for event in events
+            if isinstance(event, Worker.StateChanged) and event.state in _WORDS
+        ]
+        news.sort(key=lambda event: event.state is not WorkerState.ERROR)
+        for event in sorted(news[:_MOST], key=lambda event: event.number):
+            self._write(_told(event))
+        if rest := Counter(_WORDS[event.state] for event in news[_MOST:]):
+            self._write(f"... {counted({f'more {what}': rest[what] for what in rest})}")
+
+    def end(self) -> None:
+        """Sum up."""
+        self._write(f"{self._board.node.path}: {self._board._summary()}")
+
+    def _write(self, line: str) -> None:
+        # Not by Rich, which exits where a pipe has broken.
+        print(plain(line, self._console.encoding), file=self._console.file, flush=True)
+
+
+def _told(event: Worker.StateChanged) -> str:
+    worker, words = event.worker, _WORDS[event.state]
+    if event.state is not WorkerState.RUNNING and worker.started_at is not None:
+        words += f" after {duration(worker.elapsed)}"
+    reason = in_short(worker.error) or worker.cancel_reason
+    if event.state in (WorkerState.ERROR, WorkerState.CANCELLED) and reason:
+        words += f": {reason}"
+    return f"{path_of(worker)}: {words}"

@@ -1,0 +1,221 @@
+"""The picture of a board: lines that fit into a terminal, however much there is to tell."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from rich.text import Text
+
+from creche import WorkerState
+
+from ._tally import Tally
+from ._words import amount, counted, duration, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from creche import Node, Worker
+
+    from ._tally import Change
+
+ENDS = {
+    WorkerState.SUCCESS: "done",
+    WorkerState.ERROR: "failed",
+    WorkerState.CANCELLED: "cancelled",
+}
+_ASCII = str.maketrans("▾▸●○✗…━", "v>*ox~-")
+_HEADS = ("", "", "rate", "left", "age")
+_WIDTHS = (8, 4, 7, 6, 6)
+"""How wide the columns are at least. The first is the bar, which grows with the terminal."""
+_NARROW = 80
+_CTRL_C = 3
+"""The columns left free at the end of the last line, where terminals write ``^C``."""
+
+
+class _Place(NamedTuple):
+    """A node or a group: a line about it, and the workers that are told below that."""
+
+    depth: int
+    words: str
+    style: str
+    running: Mapping[Worker[Any], None] = {}
+    queued: int = 0
+    unstarted: int = 0
+
+    def rest(self, most: int) -> str:
+        """Tell about the workers that are not shown if so many are."""
+        hidden = max(0, len(self.running) - most)
+        return counted(
+            {"more running": hidden, "more queued": self.queued, "not started": self.unstarted}
+        )
+
+    def height(self, most: int) -> int:
+        """Tell how many lines it takes if at most so many workers are shown."""
+        return 1 + min(len(self.running), most) + bool(self.rest(most))
+
+
+@final
+class Board:
+    """What a live board shows; given by ``live_board()``, and printed by Rich as it stands then.
+
+    Threads:
+        To be printed on the node's event loop only.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node: Node = node
+        """The topmost node that is shown."""
+        self._tally = Tally(node)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, as wide as there is room and no higher than that."""
+        yield from self._lines(console, options.max_width, options.height or console.height)
+
+    @property
+    def _is_at_work(self) -> bool:
+        return self._tally.is_at_work
+
+    def _take(self, events: Iterable[Change]) -> None:
+        self._tally.take(events)
+
+    def _lines(self, console: Console, width: int, height: int) -> list[Text]:
+        pen, places = _Pen(console, width), _places(self._tally, self.node, 0)
+        failures = list(self._tally.failures)[-max(1, height // 4) :]
+        before = self._tally.ended[WorkerState.ERROR] - len(failures)
+        below = [pen.line(f"… {before:,} more failures before", "red")] * bool(before)
+        below += [pen.line(f"✗ {failure}", "red") for failure in failures]
+        below += [pen.summary(self._summary(places))]
+        return [*_tree(pen, places, height - len(below)), *below][-height:]
+
+    def _summary(self, places: list[_Place] | None = None) -> str:
+        if places is None:
+            places = _places(self._tally, self.node, 0)
+        now = {
+            "running": sum(len(place.running) for place in places),
+            "queued": sum(place.queued for place in places),
+            "not started": sum(place.unstarted for place in places),
+        }
+        ended = {ENDS[state]: self._tally.ended[state] for state in ENDS}
+        return counted({**now, **ended}) or "nothing yet"
+
+
+def _places(tally: Tally, node: Node, depth: int) -> list[_Place]:
+    """Give a node and all below it that is to be told; among equals, what runs comes first."""
+    closed = ", closed" if node.is_finished else ""
+    parts: list[list[_Place]] = []
+    for group in node.groups:
+        running = tally.running(node, group)
+        # Who has a slot and does not run waits for a thread.
+        queued = group.queued + max(0, group.running - len(running))
+        unstarted = max(0, len(group) - len(running) - queued)
+        limit = f", limit {group.limit}" if group.limit else ""
+        if running or queued or unstarted:
+            words = f"▸ {group.name}{limit}"
+            parts.append([_Place(depth + 1, words, "cyan", running, queued, unstarted)])
+    parts += [_places(tally, child, depth + 1) for child in node.children]
+    parts.sort(key=lambda part: not any(place.running for place in part))
+    own = _Place(depth, f"▾ {node.name}{closed}", "bold")
+    return [own, *(place for part in parts for place in part)]
+
+
+def _tree(pen: _Pen, places: list[_Place], room: int) -> list[Text]:
+    """Draw the tree in so many lines, with as many workers of each group as there is room for."""
+    most = 1
+    if len(places) < room:
+        most = room
+        while most > 1 and sum(place.height(most) for place in places) > room:
+            most -= 1
+    lines: list[Text] = []
+    for number, place in enumerate(places):
+        left = len(places) - number
+        if len(lines) + place.height(most) > room - (left > 1):
+            lines.append(pen.line(f"… {left:,} more nodes and groups"))
+            break
+        lines.append(pen.place(place, heads=not number))
+        lines += [pen.worker(place, worker) for worker in islice(place.running, most)]
+        if rest := place.rest(most):
+            lines.append(pen.line(f"{'':{place.depth}} … {rest}"))
+    return lines
+
+
+class _Pen:
+    """Writes the lines for one terminal."""
+
+    def __init__(self, console: Console, width: int) -> None:
+        self._width = width
+        self._encoding = console.encoding
+        self._is_ascii = console.options.ascii_only
+        self._track = "━" if console.color_system and not console.no_color else " "
+        bar, *widths = _WIDTHS
+        self._widths = [bar + max(0, min(width - _NARROW, 80)) // 4, *widths]
+        # Where it is narrow, the columns on the left go first.
+        self._is_shown = [
+            sum(self._widths[number:]) <= width // 2 for number in range(len(self._widths))
+        ]
+
+    def _text(self, words: str, style: str = "") -> Text:
+        shown = words[: self._width]  # far more could be there
+        if self._is_ascii:
+            shown = shown.translate(_ASCII)
+        return Text(no_wrap=True).append(plain(shown, self._encoding), style)
+
+    def _fit(self, text: Text, width: int, *, pad: bool = False) -> Text:
+        text.truncate(width, overflow="crop" if self._is_ascii else "ellipsis", pad=pad)
+        return text
+
+    def line(self, words: str, style: str = "") -> Text:
+        """Write a line."""
+        return self._fit(self._text(words, style), self._width)
+
+    def summary(self, words: str) -> Text:
+        """Write the last line."""
+        return self._fit(self._text(words), self._width - _CTRL_C)
+
+    def place(self, place: _Place, *, heads: bool) -> Text:
+        """Write the line about a node or a group, with the heads of the columns."""
+        words = self._text(f"{'':{place.depth}}{place.words}", place.style)
+        return self._row(words, [Text(head, "dim") for head in (_HEADS if heads else ())])
+
+    def worker(self, place: _Place, worker: Worker[Any]) -> Text:
+        """Write the line about a worker."""
+        color = "yellow" if worker.is_cancelled else "green"
+        words = self._text(f"{'':{place.depth}} ")
+        words.append_text(self._text("○" if worker.is_cancelled else "●", color))
+        words.append_text(self._text(f" {worker.name}"))
+        told = "is being cancelled" if worker.is_cancelled else worker.description
+        words.append_text(self._text(f" {told}" if told else "", "dim"))
+        return self._row(words, self._cells(worker))
+
+    def _cells(self, worker: Worker[Any]) -> list[Text]:
+        done, total, elapsed = worker.completed_steps, worker.total_steps, worker.elapsed
+        rate = done / elapsed if elapsed > 0 else 0.0
+        bar, percent, left = Text(), "", ""
+        if total:
+            width = self._widths[0]
+            full = int(worker.progress / 100 * width)
+            bar = Text().append_text(self._text("━" * full, "green"))
+            bar.append_text(self._text(self._track * (width - full), "bright_black"))
+            percent = f"{int(worker.progress)}%"
+            if rate > 0 and total > done:
+                left = duration((total - done) / rate)
+        elif done:
+            bar = Text(amount(done))
+        speed = f"{amount(rate)}/s" if rate > 0 else ""
+        return [bar, Text(percent), Text(speed), Text(left), Text(duration(elapsed), "dim")]
+
+    def _row(self, words: Text, cells: list[Text]) -> Text:
+        shown = [
+            (cell, width)
+            for cell, width, is_shown in zip(cells, self._widths, self._is_shown, strict=False)
+            if is_shown
+        ]
+        if not shown:
+            return self._fit(words, self._width)
+        self._fit(words, self._width - sum(width + 1 for _, width in shown), pad=True)
+        for cell, width in shown:
+            cell.align("right", width)
+            words.append(" ").append_text(cell)
+        return words
