@@ -40,6 +40,8 @@ FLOORS = (
     ("_decorator",),
     ("__init__",),
     ("otel",),
+    ("board._words", "board._tally", "board._picture"),
+    ("board._terminal", "board._lines", "board.__init__"),
     ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
     ("testing._scripts", "testing._virtual", "testing._world"),
     ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
@@ -52,7 +54,7 @@ FLOORS = (
     ("__main__",),
 )
 ORDER = [module for floor in FLOORS for module in floor]
-PUBLIC_MODULES = ["otel", "testing", "trace"]
+PUBLIC_MODULES = ["board", "otel", "testing", "trace"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
@@ -60,7 +62,11 @@ PUBLIC_MODULES = ["otel", "testing", "trace"]
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "rich", "stackscope", "opentelemetry"}
-OF_PACKAGES = {"testing": {"hypothesis", "pytest", "trio"}, "trace": set()}
+OF_PACKAGES = {
+    "board": {"rich"},
+    "testing": {"hypothesis", "pytest", "trio"},
+    "trace": set[str](),
+}
 OF_FILES = {"_backend": {"trio"}}  # within functions that are called where it runs
 OF_TYPES_IN_FILES = {"__main__": {"rich"}}
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
 
-from creche import Node, Worker, WorkerError
+from creche import Node, WorkerError
 
 try:
     from rich.console import Console
@@ -21,10 +22,11 @@ except ImportError as error:
 
 from ._lines import Lines
 from ._picture import Board
+from ._tally import CHANGES
 from ._terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from creche import Subscription
 
@@ -32,17 +34,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Board", "live_board"]
 
+_SHARE = 0.1
+"""How much of the time may be taken for drawing, however many workers there are."""
 _logger = logging.getLogger("creche")
 
 
 @asynccontextmanager
-async def live_board(node: Node, *, console: Console | None = None) -> AsyncIterator[Board]:
+async def live_board(node: Node, *, console: Console | None = None) -> AsyncGenerator[Board]:
     """Show a node and all below it in the terminal, while it works.
 
     ``async with live_board(app), app: ...`` shows all of it. Opened within the block of the node,
     it shows the node until its own block is left. A picture is drawn when something happens, at
-    most ten times a second, and once a second while only ages change. It is never higher than the
-    terminal, and the last one stays. What is printed and logged meanwhile goes above it.
+    most ten times a second, and once a second while only ages change; less often where that would
+    take more than a tenth of the time. It is never higher than the terminal, and the last one
+    stays. What is printed and logged meanwhile goes above it.
 
     Where the console is no terminal, lines are written instead: one for each worker that began or
     ended, at most twenty a second, failures first.
@@ -70,7 +75,7 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncIter
     if not isinstance(node, Node):
         raise WorkerError(f"live_board() takes a Node, not {node!r:.100}")
     failure: BaseException | None = None
-    async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, tree=True) as events:
+    async with node.subscribe(*CHANGES, tree=True) as events:
         view = _View(Board(node), console if console is not None else Console(stderr=True), events)
         try:
             async with anyio.create_task_group() as tasks:
@@ -117,8 +122,10 @@ class _View:
                 events: list[Change] = []
                 with anyio.move_on_after(self._shown.age if self.board._is_at_work else math.inf):
                     events.append(await anext(self._events))
+                begun = time.thread_time()
                 self._show(events)
-                await anyio.sleep(self._shown.interval)
+                cost = time.thread_time() - begun
+                await anyio.sleep(max(self._shown.interval, cost / _SHARE))
         except StopAsyncIteration:
             pass
         finally:
@@ -139,11 +146,11 @@ class _View:
             return
         try:
             step()
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # Rich exits where a pipe broke
+        except (Exception, SystemExit):  # Rich exits where a pipe broke
             self._is_broken = True
             with suppress(Exception, SystemExit):
                 self._shown.end()
-            _logger.error("the live board of %r cannot be drawn", self.board.node, exc_info=error)
+            _logger.exception("the live board of %r cannot be drawn", self.board.node)
 
 
 for _public in (live_board, Board):

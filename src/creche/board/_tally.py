@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from creche import Node, WorkerGroup
 
 Change: TypeAlias = Worker.StateChanged | Worker.ProgressChanged
-
+CHANGES: tuple[type[Change], ...] = (Worker.StateChanged, Worker.ProgressChanged)
+"""What a board listens to."""
 _KEPT = 100
 """How many failures are kept, the newest; no terminal is higher."""
 

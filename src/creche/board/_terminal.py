@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 import threading
@@ -15,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -23,19 +22,18 @@ if TYPE_CHECKING:
     from ._tally import Change
 
 
-class Above(io.TextIOBase):
+class Above:
     """Stands in for a stream to the terminal, and has whole lines written above the picture.
 
-    Rich has such a thing, but a thread that prints while the picture is drawn would write into it.
+    Rich has such a thing, but what a thread prints while the picture is drawn could tear that.
 
     Args:
-        stream: What it stands in for.
+        stream: What it stands in for, in all other respects.
         console: What the picture is drawn on.
         lock: Held while anything is drawn.
     """
 
     def __init__(self, stream: TextIO, console: Console, lock: threading.RLock) -> None:
-        super().__init__()
         self.rich_proxied_file = stream  # by this name a console finds it
         self._console = console
         self._lock = lock
@@ -45,24 +43,6 @@ class Above(io.TextIOBase):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
 
-    @property
-    def encoding(self) -> str:
-        """That of the stream."""
-        return self.rich_proxied_file.encoding
-
-    @property
-    def errors(self) -> str | None:
-        """Those of the stream."""
-        return self.rich_proxied_file.errors
-
-    def fileno(self) -> int:
-        """Give that of the stream."""
-        return self.rich_proxied_file.fileno()
-
-    def isatty(self) -> bool:
-        """Tell that it is one."""
-        return True
-
     def write(self, text: str) -> int:
         """Write what are whole lines by now."""
         with self._lock:
@@ -71,6 +51,10 @@ class Above(io.TextIOBase):
                 shown = Text("\n").join(self._decoder.decode_line(line) for line in lines)
                 self._console.print(shown, soft_wrap=True)
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several."""
+        self.write("".join(lines))
 
     def finish(self) -> None:
         """Write what is left."""
@@ -124,7 +108,7 @@ class Terminal:
 
 
 @contextmanager
-def _prints_above(console: Console, lock: threading.RLock) -> Iterator[None]:
+def _prints_above(console: Console, lock: threading.RLock) -> Generator[None]:
     """Have what is printed to a terminal, and logged there, written above the picture."""
     with ExitStack() as stack:
         for name in ("stdout", "stderr"):
