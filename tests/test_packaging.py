@@ -61,14 +61,13 @@ PUBLIC_MODULES = ["board", "otel", "testing", "trace"]
 # catches ImportError. Packages that are no part of the core may have needs of their own.
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
-OPTIONAL = {"sniffio", "rich", "stackscope", "opentelemetry"}
+OPTIONAL = {"sniffio", "stackscope", "opentelemetry"}
 OF_PACKAGES = {
     "board": {"rich"},
     "testing": {"hypothesis", "pytest", "trio"},
     "trace": set[str](),
 }
 OF_FILES = {"_backend": {"trio"}}  # within functions that are called where it runs
-OF_TYPES_IN_FILES = {"__main__": {"rich"}}
 
 
 def modules():
@@ -193,7 +192,7 @@ def test_imports_from_outside_are_declared(module):
         always |= OF_PACKAGES[module.partition(".")[0]]
     allowed = {
         "": always,
-        "for types": always | FOR_TYPES | OF_TYPES_IN_FILES.get(module, set()),
+        "for types": always | FOR_TYPES,
         "optional": always | OPTIONAL,
     }
     outside = [each for each in imports_of(module) if not each[0].startswith(".")]

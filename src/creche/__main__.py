@@ -4,7 +4,7 @@
 
 The node is the class ``Tour``. A thread worker finds the files. Then a worker hands them out, a few
 at a time, to thread workers in a group with a limit, one for each file. Where there is a terminal a
-daemon draws how far all of these are. In a node around it another one waits for Ctrl+C.
+live board shows all of these. In a node around it a daemon waits for Ctrl+C.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import stat
 import sys
-from contextlib import AbstractContextManager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,15 @@ import anyio
 from creche import Node, Worker, get_current_worker, work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.live import Live
+    from collections.abc import AsyncGenerator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from creche import WorkerGroup
 
 CHUNK = 256 * 1024
 """How many bytes a thread reads between two looks at whether it was cancelled."""
 INTERVAL = 0.1
-"""Seconds from one drawing of the live view to the next."""
+"""Seconds from one look at the tour to the next, where there is no board."""
 INTERRUPTED = 130
 """The exit status after Ctrl+C, as shells have it."""
 
@@ -62,9 +61,7 @@ class Tour(Node):
         """
         async with Node("outside") as outside:
             await outside.start_worker(self.stop_at_ctrl_c, daemon=True)
-            async with self:
-                if sys.stderr.isatty():
-                    self.show()
+            async with live_view(self), self:
                 await self.find(paths)
                 self.hashing = self.hash_all()
         if self.is_stopped:
@@ -100,6 +97,7 @@ class Tour(Node):
                 elif folder in above:
                     raise OSError("A loop: the folder is within itself")
                 else:
+                    worker.update(description=str(self))
                     above |= {folder}
                     waiting += [(os.path.join(path, name), above) for name in os.listdir(path)]
             except OSError as error:
@@ -107,7 +105,7 @@ class Tour(Node):
                 self.complain(path, OSError("Broken link") if broken else error)
         self.files.sort()
 
-    @work
+    @work(name="all")
     async def hash_all(self) -> None:
         """Hand out the files. The steps of this worker are the bytes of all of them."""
         whole = get_current_worker()
@@ -133,6 +131,7 @@ class Tour(Node):
                     digest.update(chunk)
                     worker.advance(len(chunk))
                     whole.advance(len(chunk))
+                    whole.update(description=self.so_far(whole))
                 if os.fstat(file.fileno()).st_size < size:
                     raise OSError("Shrank while it was read")
         except OSError as error:
@@ -144,77 +143,48 @@ class Tour(Node):
         """Take note of what is wrong with a path."""
         self.problems.append((path, error.strerror or str(error)))
 
-    @work(daemon=True)
-    async def show(self) -> None:
-        """Draw how far it is, again and again."""
-        with live_view(self) as view:
-            while True:
-                view.refresh()
-                await anyio.sleep(INTERVAL)
+    def so_far(self, whole: Worker[Any]) -> str:
+        """Tell how many bytes and files are done."""
+        done, total = whole.completed_steps, whole.total_steps or 0
+        files = f"{len(self.sums):,} of {len(self.files):,} files"
+        return f"{in_bytes(done)} of {in_bytes(total)}, {files}"
 
     def __str__(self) -> str:
         if self.hashing is None:
             return f"{len(self.files):,} files found"
-        done, total = self.hashing.completed_steps, self.hashing.total_steps or 0
-        rate = done / max(self.hashing.elapsed, 0.001)
-        return (
-            f"{len(self.sums):,} of {len(self.files):,} files, "
-            f"{in_bytes(done)} of {in_bytes(total)}, {in_bytes(rate)}/s"
-        )
-
-    @property
-    def at_work(self) -> list[Worker[Any]]:
-        """The workers that are hashing a file."""
-        return [worker for worker in self.hashes if worker.is_running]
+        rate = self.hashing.completed_steps / max(self.hashing.elapsed, 0.001)
+        return f"{self.so_far(self.hashing)}, {in_bytes(rate)}/s"
 
 
-def live_view(tour: Tour) -> Live | Line:
-    """Make what draws the tour on the terminal, with Rich if it is installed."""
+def live_view(tour: Tour) -> AbstractAsyncContextManager[object]:
+    """Show the tour while it goes on, if there is a terminal: on a board, or else in a line."""
+    if not sys.stderr.isatty():
+        return nullcontext()
     try:
-        from rich import console, live, progress_bar, table, text  # noqa: PLC0415 (may be missing)
+        from creche.board import live_board  # noqa: PLC0415 (needs Rich, which may be missing)
     except ImportError:
-        return Line(tour)
-
-    def row(progress: float, words: str) -> tuple[progress_bar.ProgressBar, text.Text]:
-        return progress_bar.ProgressBar(completed=progress), text.Text(words)
-
-    def picture() -> console.Group:
-        rows = table.Table.grid(
-            table.Column(width=16), table.Column(ratio=1, no_wrap=True), padding=(0, 1), expand=True
-        )
-        rows.add_row(*row(tour.hashing.progress if tour.hashing else 0.0, str(tour)))
-        for worker in tour.at_work:
-            rows.add_row(*row(worker.progress, worker.name))
-        return console.Group(rows, "")  # the cursor stays in the last line, for the ^C of Ctrl+C
-
-    return live.Live(
-        console=console.Console(stderr=True),
-        get_renderable=picture,
-        auto_refresh=False,
-        transient=True,
-    )
+        return one_line(tour)
+    return live_board(tour)
 
 
-class Line(AbstractContextManager["Line"]):
-    """A live view of one line.
+@asynccontextmanager
+async def one_line(tour: Tour) -> AsyncGenerator[None]:
+    """Tell in one line how far the tour is, again and again."""
 
-    Args:
-        tour: What to draw.
-    """
+    async def draw() -> None:
+        while True:
+            at_work = [worker for worker in tour.hashes if worker.is_running]
+            words = [str(tour), *(f"{worker.progress:.0f}% {worker.name}" for worker in at_work)]
+            room = os.get_terminal_size(sys.stderr.fileno()).columns - len("^C") - 1
+            # Some letters are wider than others, so the terminal is told not to wrap the line.
+            line = f"\r\x1b[?7l{' | '.join(words)[:room]}\x1b[K\x1b[?7h"
+            print(end=line, file=sys.stderr, flush=True)
+            await anyio.sleep(INTERVAL)
 
-    def __init__(self, tour: Tour) -> None:
-        self.tour = tour
-
-    def __exit__(self, *_: object) -> None:
-        print(end="\r\x1b[K", file=sys.stderr, flush=True)
-
-    def refresh(self) -> None:
-        """Draw it."""
-        at_work = [f"{worker.progress:.0f}% {worker.name}" for worker in self.tour.at_work]
-        room = os.get_terminal_size(sys.stderr.fileno()).columns - len("^C") - 1
-        line = " | ".join([str(self.tour), *at_work])[:room]
-        # Some letters are wider than others, so the terminal is told not to wrap the line.
-        print(end=f"\r\x1b[?7l{line}\x1b[K\x1b[?7h", file=sys.stderr, flush=True)
+    async with Node("view") as view:
+        view.run_worker(draw, daemon=True)
+        yield
+    print(end="\r\x1b[K", file=sys.stderr, flush=True)
 
 
 def in_bytes(number: float) -> str:

@@ -82,17 +82,20 @@ class Board:
         self._tally.take(events)
 
     def _lines(self, console: Console, width: int, height: int) -> list[Text]:
-        pen, places = _Pen(console, width), _places(self._tally, self.node, 0)
+        pen, places = _Pen(console, width), _places(self._tally, self.node)
         failures = list(self._tally.failures)[-max(1, height // 4) :]
         before = self._tally.ended[WorkerState.ERROR] - len(failures)
         below = [pen.line(f"… {before:,} more failures before", "red")] * bool(before)
         below += [pen.line(f"✗ {failure}", "red") for failure in failures]
         below += [pen.summary(self._summary(places))]
-        return [*_tree(pen, places, height - len(below)), *below][-height:]
+        room = height - len(below)
+        if len(places) > room:
+            places = _places(self._tally, self.node, sort=True)
+        return [*_tree(pen, places, room), *below][-height:]
 
     def _summary(self, places: list[_Place] | None = None) -> str:
         if places is None:
-            places = _places(self._tally, self.node, 0)
+            places = _places(self._tally, self.node)
         now = {
             "running": sum(len(place.running) for place in places),
             "queued": sum(place.queued for place in places),
@@ -102,8 +105,8 @@ class Board:
         return counted({**now, **ended}) or "nothing yet"
 
 
-def _places(tally: Tally, node: Node, depth: int) -> list[_Place]:
-    """Give a node and all below it that is to be told; among equals, what runs comes first."""
+def _places(tally: Tally, node: Node, depth: int = 0, *, sort: bool = False) -> list[_Place]:
+    """Give a node and all below it that is to be told; if sorted, what runs comes first."""
     closed = ", closed" if node.is_finished else ""
     parts: list[list[_Place]] = []
     for group in node.groups:
@@ -115,8 +118,9 @@ def _places(tally: Tally, node: Node, depth: int) -> list[_Place]:
         if running or queued or unstarted:
             words = f"▸ {group.name}{limit}"
             parts.append([_Place(depth + 1, words, "cyan", running, queued, unstarted)])
-    parts += [_places(tally, child, depth + 1) for child in node.children]
-    parts.sort(key=lambda part: not any(place.running for place in part))
+    parts += [_places(tally, child, depth + 1, sort=sort) for child in node.children]
+    if sort:
+        parts.sort(key=lambda part: not any(place.running for place in part))
     own = _Place(depth, f"▾ {node.name}{closed}", "bold")
     return [own, *(place for part in parts for place in part)]
 
