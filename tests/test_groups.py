@@ -751,3 +751,17 @@ def compare(model, driver):
     assert (group.running, group.queued) == (len(model.running), len(model.waiting))
     assert list(group) == [driver.workers[n] for n in sorted([*model.running, *model.waiting])]
     assert all(isinstance(worker.state, WorkerState) for worker in driver.workers)
+
+
+async def test_a_node_tells_its_groups():
+    """They are those that were declared, for good, and those that hold workers, while they do."""
+    async with Node("app") as app:
+        declared = app.group("declared", limit=2)
+        worker = app.run_worker(anyio.sleep_forever, group="other")
+        assert app.groups == (declared, worker.node.group("other"))
+        passing = app.run_worker(anyio.sleep_forever, group="passing")
+        assert [group.name for group in app.groups] == ["declared", "other", "passing"]
+        passing.cancel()
+        await app.workers.wait_for_complete([passing])
+        assert [group.name for group in app.groups] == ["declared", "other"]
+        app.cancel()

@@ -48,6 +48,9 @@ class Watcher(Node):
         self.got.append(event)
 
 
+BOTH = (Worker.StateChanged, Worker.ProgressChanged)
+
+
 async def rest(events):
     """Read a subscription to its end."""
     with anyio.fail_after(10):
@@ -221,6 +224,23 @@ async def test_numbers_order_the_events_of_several_subscriptions():
                 await node.run_worker(work)
         both = [*await rest(one), *await rest(two)]
     assert sorted(both, key=lambda event: event.number) == order
+
+
+async def test_all_that_waits_can_be_taken_at_once():
+    """What waits is given in order, without a checkpoint; what comes later is read as ever."""
+    async with Node("app") as app, app.subscribe(*BOTH) as events:
+        assert events.take_all() == []
+        worker = app.run_worker(work, name="job", start=False)
+        worker.advance()
+        worker.state = RUNNING
+        first, progress, second = events.take_all()
+        assert steps([first, second]) == [("job", PENDING), ("job", RUNNING)]
+        assert isinstance(progress, Worker.ProgressChanged)
+        assert events.take_all() == []
+        worker.advance()  # progress that waits is told again once it was taken
+        assert isinstance(await anext(events), Worker.ProgressChanged)
+    with pytest.raises(WorkerError, match="is not open; read it in its block"):
+        app.subscribe(Message).take_all()
 
 
 # the tree

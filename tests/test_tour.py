@@ -360,7 +360,8 @@ def test_a_terminal_shows_how_far_it_is(take, terminal, tmp_path, meanwhile, mon
     if view == "board":
         pytest.importorskip("rich")
         drawn = (
-            rb" first [^\n]*50%[^\n]*/s[^\n]*\n[^\n]* second( word)+[^\n]*\xe2\x80\xa6[^\n]*50%[^\n]*\n"
+            rb" first [^\n]*50%[^\n]*/s[^\n]*\n"
+            rb"[^\n]* second( word)+[^\n]*\xe2\x80\xa6[^\n]*50%[^\n]*\n"
             rb"[^\n]*\n[^\n]*all[^\n]* 512.0 KiB of 1.0 MiB, 0 of 2 files[^\n]*50%[^\n]*/s"
         )
         ended = rb"4 done[^\n]*\n[^\n]*"

@@ -76,12 +76,13 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
         raise WorkerError(f"live_board() takes a Node, not {node!r:.100}")
     failure: BaseException | None = None
     async with node.subscribe(*CHANGES, tree=True) as events:
-        view = _View(Board(node), console if console is not None else Console(stderr=True), events)
+        board = Board(node, events)
+        view = _View(board, console if console is not None else Console(stderr=True))
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(view.follow)
+                tasks.start_soon(view.follow, events)
                 try:
-                    yield view.board
+                    yield board
                 except BaseException as raised:  # noqa: BLE001 (a task group would wrap it)
                     failure = raised
                 tasks.cancel_scope.cancel()
@@ -99,47 +100,36 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
 
 
 class _View:
-    """Has shown what the events tell, until that fails."""
+    """Has a board shown when something happens, until that fails."""
 
-    def __init__(
-        self,
-        board: Board,
-        console: Console,
-        events: Subscription[Change],
-    ) -> None:
-        self.board = board
+    def __init__(self, board: Board, console: Console) -> None:
         self.ended = anyio.Event()  # no longer following
-        self._events = events
+        self._board = board
         self._is_broken = False
         is_live = console.is_terminal and console.is_interactive
         self._shown = Terminal(board, console) if is_live else Lines(board, console)
         self._attempt(self._shown.begin)
 
-    async def follow(self) -> None:
+    async def follow(self, events: Subscription[Change]) -> None:
         """Show what happens until the node has closed, or until cancelled."""
         try:
             while not self._is_broken:
-                events: list[Change] = []
-                with anyio.move_on_after(self._shown.age if self.board._is_at_work else math.inf):
-                    events.append(await anext(self._events))
+                age = self._shown.age if self._board._is_at_work else math.inf
+                with anyio.move_on_after(age):
+                    self._board._take(await anext(events))
                 begun = time.thread_time()
-                self._show(events)
+                self._attempt(self._shown.show)
                 cost = time.thread_time() - begun
                 await anyio.sleep(max(self._shown.interval, cost / _SHARE))
-        except StopAsyncIteration:
-            pass
+        except (StopAsyncIteration, anyio.get_cancelled_exc_class()):
+            pass  # this is the top of its task; if it went on, it would hide what the body raised
         finally:
             self.ended.set()
 
     def finish(self) -> None:
         """Show what is left, and leave it there."""
-        self._show([])
+        self._attempt(self._shown.show)
         self._attempt(self._shown.end)
-
-    def _show(self, events: list[Change]) -> None:
-        events += self._events.take_all()
-        self._attempt(lambda: self.board._take(events))
-        self._attempt(lambda: self._shown.show(events))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         if self._is_broken:
@@ -150,7 +140,7 @@ class _View:
             self._is_broken = True
             with suppress(Exception, SystemExit):
                 self._shown.end()
-            _logger.exception("the live board of %r cannot be drawn", self.board.node)
+            _logger.exception("the live board of node %r cannot be drawn", self._board.node.path)
 
 
 for _public in (live_board, Board):

@@ -13,12 +13,9 @@ from ._tally import in_short, path_of
 from ._words import counted, duration, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
     from ._picture import Board
-    from ._tally import Change
 
 _MOST = 20
 """How many lines are written at once."""
@@ -45,11 +42,11 @@ class Lines:
     def begin(self) -> None:
         """Write nothing yet."""
 
-    def show(self, events: Sequence[Change]) -> None:
+    def show(self) -> None:
         """Write about what happened."""
         news = [
             event
-            for event in events
+            for event in self._board._news()
             if isinstance(event, Worker.StateChanged) and event.state in _WORDS
         ]
         news.sort(key=lambda event: event.state is not WorkerState.ERROR)

@@ -13,11 +13,11 @@ from ._tally import Tally
 from ._words import amount, counted, duration, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from creche import Node, Worker
+    from creche import Node, Subscription, Worker
 
     from ._tally import Change
 
@@ -65,21 +65,32 @@ class Board:
         To be printed on the node's event loop only.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Subscription[Change]) -> None:
         self.node: Node = node
         """The topmost node that is shown."""
+        self._events = events
         self._tally = Tally(node)
+        self._untold: list[Change] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it, as wide as there is room and no higher than that."""
+        self._take(*self._events.take_all())
         yield from self._lines(console, options.max_width, options.height or console.height)
 
     @property
     def _is_at_work(self) -> bool:
         return self._tally.is_at_work
 
-    def _take(self, events: Iterable[Change]) -> None:
+    def _take(self, *events: Change) -> None:
+        """Take note of what happened."""
         self._tally.take(events)
+        self._untold += events
+
+    def _news(self) -> list[Change]:
+        """Give what happened since this was last called."""
+        self._take(*self._events.take_all())
+        news, self._untold = self._untold, []
+        return news
 
     def _lines(self, console: Console, width: int, height: int) -> list[Text]:
         pen, places = _Pen(console, width), _places(self._tally, self.node)

@@ -89,4 +89,5 @@ class Tally:
             self._running.pop(place, None)
         self.ended[worker.state] += 1
         if worker.state is WorkerState.ERROR:
-            self.failures.append(f"{path_of(worker)}: {in_short(worker.error)}")
+            told = in_short(worker.error)
+            self.failures.append(f"{path_of(worker)}: {told}" if told else path_of(worker))

@@ -14,12 +14,11 @@ from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator
 
     from rich.console import Console
 
     from ._picture import Board
-    from ._tally import Change
 
 
 class Above:
@@ -93,10 +92,11 @@ class Terminal:
         self._live.start()
         self._open.callback(self._live.stop)
         self._open.enter_context(_prints_above(self._console, self._lock))
-        self.show(())
+        self.show()
 
-    def show(self, _: Sequence[Change]) -> None:
+    def show(self) -> None:
         """Draw how it stands."""
+        self._board._news()
         # One line is left: the picture and what a shell writes after it do not push its head out.
         lines = self._board._lines(self._console, self._console.width, self._console.height - 1)
         with self._lock:

@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days}d{hours:02}h" if days < 100 else f"{days}d"[:6]  # noqa: PLR2004
+        return f"{days}d{hours:02}h" if days < 100 else f"{days}d"  # noqa: PLR2004 (two digits)
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

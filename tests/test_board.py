@@ -1,0 +1,661 @@
+"""The live board: what it tells, that it fits, when it is drawn, that it is never in the way."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import re
+import sys
+from functools import partial
+from itertools import pairwise
+
+import anyio
+import pytest
+
+from creche import Node, WorkerError, get_current_worker
+from helpers import CANCELLED, ERROR, RUNNING, SUCCESS, ExceptionGroup, Meeting, leaves, settle
+from kit import virtual_time
+
+pytest.importorskip("rich")
+
+from rich.cells import cell_len
+from rich.console import Console
+
+import creche.board
+from creche.board import Board, live_board
+from creche.board._words import amount, duration
+
+HEADS = "rate   left    age"
+
+
+class Tube(io.StringIO):
+    """A terminal: keeps the lines as they look, and how often it was written to."""
+
+    encoding = "utf-8"
+
+    def __init__(self, height=24):
+        super().__init__()
+        self.height = height
+        self.lines = [""]
+        self.row = 0
+        self.writes = 0
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.writes += 1
+        for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\n|\r|[^\x1b\n\r]+", text):
+            if part == "\n":
+                self.row += 1
+                self.lines += [""] * (self.row == len(self.lines))
+            elif part == "\x1b[1A":
+                self.row -= 1
+                assert self.row >= len(self.lines) - self.height, "that line has been scrolled away"
+            elif part == "\x1b[2K":
+                self.lines[self.row] = ""
+            elif part != "\r" and part[0] != "\x1b":
+                self.lines[self.row] += part
+        return len(text)
+
+    @property
+    def shown(self):
+        return "\n".join(line.rstrip() for line in self.lines).strip("\n").split("\n")
+
+
+class Broken(Tube):
+    """A terminal that is gone after the first picture."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        if self.error is not None and self.writes:
+            raise self.error
+        return super().write(text)
+
+
+def terminal(tube, width=80, height=24):
+    return Console(file=tube, force_terminal=True, width=width, height=height, _environ={})
+
+
+def picture(board, width=80, height=24, **options):
+    """The lines of a board as it stands."""
+    console = Console(file=io.StringIO(), width=width, height=height, _environ={}, **options)
+    console.print(board)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def words(board, **options):
+    return "\n".join(picture(board, **options))
+
+
+async def forever():
+    await anyio.sleep_forever()
+
+
+async def fail(text="no such host"):
+    raise ValueError(text)
+
+
+async def returns():
+    pass
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def virtually(request):
+    """Run an async function in virtual time."""
+    if request.param == "trio":
+        pytest.importorskip("trio")
+    with virtual_time(request.param) as (backend, options):
+        yield partial(anyio.run, backend=backend, backend_options=options)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The times of the loop at which a picture was drawn."""
+    times = []
+    real = Board._lines
+
+    def lines(self, *args):
+        times.append(anyio.current_time())
+        return real(self, *args)
+
+    monkeypatch.setattr(Board, "_lines", lines)
+    return times
+
+
+def board_of(node):
+    """A board that is shown to nobody."""
+    return live_board(node, console=Console(file=io.StringIO(), width=80, height=24))
+
+
+# what it tells
+
+
+def test_the_tree_with_states_progress_rate_time_left_and_age(virtually):
+    """Nodes, groups and workers are lines; what waits is counted; what is known is told."""
+
+    async def copy():
+        worker = get_current_worker()
+        worker.update(50, 200, description="part 1")
+        await forever()
+
+    async def count():
+        get_current_worker().advance(12_345)
+        await forever()
+
+    async def main():
+        async with Node("app") as app, board_of(app) as board:
+            downloads = app.group("downloads", limit=1)
+            for number in range(4):
+                downloads.run_worker(copy, name=f"copy {number}")
+            app.run_worker(count)
+            app.run_worker(forever, start=False)
+            async with Node("page", parent=app) as page:
+                page.run_worker(forever, name="long").cancel("not needed")
+                stuck = page.run_worker(forever, name="stuck")
+                await anyio.sleep(90)
+                stuck.cancel()
+                seen.extend(picture(board))
+                app.cancel()
+
+    seen = []
+    virtually(main)
+    assert seen == [
+        "▾ app                                                         rate   left    age",
+        " ▸ downloads, limit 1",
+        "  ● copy 0 part 1                            ━━        25%   0.6/s  4m30s  1m30s",
+        "  … 3 more queued",
+        " ▸ default",
+        "  ● count                                       12.3k        137/s         1m30s",
+        "  … 1 not started",
+        " ▾ page",
+        "  ▸ default",
+        "   ○ stuck is being cancelled                                              1m30s",
+        "3 running, 3 queued, 1 not started, 1 cancelled",
+    ]
+
+
+async def test_failures_are_told_the_newest_last():
+    """Each failure is a line with its message; of many the newest stay, the others are counted."""
+    async with Node("app") as app, board_of(app) as board:
+        for number in range(130):
+            app.run_worker(partial(fail, f"{number}\nmore"), name="job", exit_on_error=False)
+            await app.workers.wait_for_complete()
+        seen = picture(board, height=16)
+    assert seen[1:] == [
+        "… 126 more failures before",
+        *(f"✗ app/default/job: ValueError: {number}" for number in range(126, 130)),
+        "130 failed",
+    ]
+
+
+async def test_what_ran_before_it_was_opened_is_told():
+    """A board that is opened within the block begins with how things stand."""
+    async with Node("app") as app, Node("page", parent=app) as page:
+        await page.start_worker(forever, name="early")
+        page.run_worker(forever, name="waiting", start=False)
+        async with board_of(app) as board:
+            assert "● early" in words(board)
+            await page.start_worker(forever, name="late")
+            assert re.search(r"● early.*\n.*● late.*\n +… 1 not started\n2 running", words(board))
+        app.cancel()
+
+
+async def test_work_that_waits_for_a_thread_is_queued():
+    """Who has no thread yet is counted as queued, whatever its group says."""
+    meeting = Meeting()
+    one = anyio.CapacityLimiter(1)
+    async with Node("app") as app, board_of(app) as board:
+        for _ in range(3):
+            app.run_worker(meeting, thread=True, limiter=one)
+        await meeting.until_arrived()
+        assert words(board).endswith("1 running, 2 queued")
+        meeting.go.set()
+
+
+async def test_work_that_runs_elsewhere_is_told():
+    """A worker whose state an adapter sets runs and ends like the others."""
+    async with Node("app") as app, board_of(app) as board:
+        worker = app.run_worker(forever, name="remote", start=False)
+        worker.state = RUNNING
+        assert re.search(r"● remote.*\n1 running$", words(board))
+        worker.state = ERROR
+        assert "✗ app/default/remote\n1 failed" in words(board)
+        assert picture(board)[0].startswith("▾ app ")
+    assert picture(board)[0].startswith("▾ app, closed")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two\nlines", r"two\nlines"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\udcff", r"\udcff"),
+        ("[bold]", "[bold]"),
+        ("漢字" * 50, "漢字" * 9 + "漢"),
+        ("x" * 10**6, "x" * 39 + "…"),
+    ],
+    ids=["lines", "escape", "surrogate", "markup", "wide", "long"],
+)
+async def test_names_are_plain_text_that_fits(name, shown):
+    """Neither escape sequences nor line ends nor markup of a name reach the terminal."""
+    async with Node("app") as app, board_of(app) as board:
+        await app.start_worker(forever, name=name)
+        (line,) = (line for line in picture(board) if "●" in line)
+        assert line[4:48].split(" ")[0] == shown
+        assert cell_len(line) == 80
+        app.cancel()
+
+
+async def test_a_terminal_without_unicode_gets_ascii():
+    """All symbols have a stand-in, and names are told with escapes."""
+
+    async def halfway():
+        get_current_worker().update(1, 2)
+        await forever()
+
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    async with Node("app") as app, board_of(app) as board:
+        await app.start_worker(halfway, name="é" + 80 * "x")
+        app.run_worker(forever, start=False)
+        app.run_worker(fail, exit_on_error=False)
+        await settle()
+        Console(file=file, width=80, height=24).print(board)
+        app.cancel()
+    file.seek(0)
+    lines = [line.rstrip() for line in file.read().splitlines()]
+    assert [line[:10].rstrip() for line in lines[:4]] == [
+        "v app",
+        " > default",
+        r"  * \xe9xx",
+        "  ~ 1 not",
+    ]
+    assert " ----      50% " in lines[2]
+    assert lines[4:] == [
+        "x app/default/fail: ValueError: no such host",
+        "1 running, 1 not started, 1 failed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(80, HEADS), (40, HEADS), (30, "left    age"), (13, "age"), (11, "")]
+)
+async def test_where_it_is_narrow_columns_are_left_out(width, heads):
+    """The names keep half of the width; the age is what goes last."""
+    async with Node("app") as app, board_of(app) as board:
+        assert picture(board, width)[0].split(maxsplit=2)[2:] == [heads][: bool(heads)]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0.04, "0.0"),
+        (7, "7"),
+        (7.0, "7"),
+        (99.4, "99.4"),
+        (99.5, "100"),
+        (999.4, "999"),
+        (999.5, "1.0k"),
+        (12_345, "12.3k"),
+        (999_600, "1.0M"),
+        (1e14, "100T"),
+        (1e18, "lots"),
+    ],
+)
+def test_numbers_are_short(number, words):
+    """No number takes more than five letters."""
+    assert amount(number) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-1, "0s"),
+        (59.9, "59s"),
+        (60, "1m00s"),
+        (3599, "59m59s"),
+        (3600, "1h00m"),
+        (86399, "23h59m"),
+        (86400, "1d00h"),
+        (8640000, "100d"),
+    ],
+)
+def test_times_are_short(seconds, words):
+    """No time takes more than six letters, for some centuries."""
+    assert duration(seconds) == words
+
+
+# that it fits
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 24, 60])
+@pytest.mark.parametrize("width", [5, 20, 80, 300])
+async def test_it_never_takes_more_than_there_is(width, height):
+    """Whatever there is to tell, it has no more lines and columns than it is given."""
+    async with Node("app") as app, board_of(app) as board:
+        for number in range(9):
+            app.group(f"group {number}", limit=number + 1)
+            for _ in range(6):
+                app.run_worker(forever, group=f"group {number}", description="long " * 9)
+            app.run_worker(fail, exit_on_error=False)
+        await app.mount(Node("child"))
+        await settle()
+        lines = picture(board, width, height)
+        app.cancel()
+    assert 1 <= len(lines) <= height
+    assert max(map(cell_len, lines)) <= width
+
+
+async def test_ten_thousand_workers_are_readable():
+    """Some of those that run are told, and all others counted."""
+    async with Node("app") as app, board_of(app) as board:
+        group = app.group("jobs", limit=5_000)
+        for number in range(10_000):
+            group.run_worker(forever, name=f"job {number}")
+        await settle()
+        lines = picture(board)
+        app.cancel()
+    assert len(lines) == 24
+    assert all(re.match(r"  ● job \d+ .* \d+s$", line) for line in lines[2:22])
+    assert lines[22:] == [
+        "  … 4,980 more running, 5,000 more queued",
+        "5,000 running, 5,000 queued",
+    ]
+
+
+async def test_many_groups_share_the_lines():
+    """Each group gets as many as the others; where they do not fit, what runs comes first."""
+    async with Node("app") as app, board_of(app) as board:
+        for number in range(3):
+            for _ in range(5 * number + 2):
+                await app.start_worker(forever, group=f"group {number}", name=f"{number}")
+        shown = "".join(line[4] for line in picture(board, height=16) if "●" in line)
+        assert shown == "00111222"
+        for number in range(30):
+            node = await app.mount(Node(f"node {number}"))
+        await node.start_worker(forever, name="last")
+        lines = picture(board, height=15)
+        app.cancel()
+    assert [line for line in lines if "0" in line[:5] or "group 0" in line] != []
+    assert lines[10].startswith(" ▾ node 29")
+    assert lines[12].startswith("   ● last")
+    assert lines[13:] == ["… 29 more nodes and groups", "22 running"]
+
+
+# in a terminal
+
+
+async def test_the_last_picture_stays_below_what_was_printed(monkeypatch):
+    """Prints and log lines of the loop and of threads go above it, whole; then all is as before."""
+    tube = Tube()
+    plain = io.StringIO()  # no terminal: left alone
+    monkeypatch.setattr(sys, "stdout", tube)
+    monkeypatch.setattr(sys, "stderr", plain)
+    logger, old = logging.getLogger("made.before"), logging.StreamHandler(tube)
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(old)
+    elsewhere = logging.StreamHandler(plain)
+    logger.addHandler(elsewhere)
+
+    def speak():
+        print("in a thread")  # noqa: T201 (that is what is tested)
+
+    app = Node("app")
+    async with live_board(app, console=terminal(tube)), app:
+        print("printed", "\x1b[1mbold\x1b[0m")  # noqa: T201 (the same)
+        logger.warning("logged")
+        await app.run_worker(speak, thread=True)
+        sys.stdout.writelines(["some", "thing\nand "])
+        print("[/more]", end="", flush=True)  # noqa: T201 (the same)
+        assert (sys.stdout.encoding, sys.stdout.isatty()) == ("utf-8", True)
+        assert sys.stderr is plain
+        app.run_worker(fail, exit_on_error=False)
+    logger.removeHandler(old)
+    logger.removeHandler(elsewhere)
+    assert (sys.stdout, sys.stderr, old.stream, elsewhere.stream) == (tube, plain, tube, plain)
+    assert tube.shown == [
+        "printed bold",
+        "logged",
+        "in a thread",
+        "something",
+        "and [/more]",
+        f"▾ app, closed                                                 {HEADS}",
+        "✗ app/default/fail: ValueError: no such host",
+        "1 done, 1 failed",
+    ]
+    assert plain.getvalue() == "logged\n"
+
+
+async def test_nothing_scrolls_with_more_than_fits():
+    """However much happens, each picture takes the place of the one before."""
+    tube = Tube(height=10)
+    app = Node("app")
+    async with live_board(app, console=terminal(tube, height=10)), app:
+        for round_ in range(30):
+            for number in range(round_):
+                app.run_worker(forever, group=f"{number % 5}", name="job")
+            await settle()
+            app.run_worker(fail, exit_on_error=False)
+            app.workers.cancel_group(app, "3")
+        await settle()
+        app.cancel()
+    assert len(tube.lines) <= 11  # the line below included
+    assert tube.shown[-1] == "30 failed, 435 cancelled"
+
+
+def test_it_is_drawn_ten_times_a_second_at_most(virtually, drawn):
+    """A thousand events a second make ten pictures; each second of mere ages makes one."""
+
+    async def busy():
+        for _ in get_current_worker().track(range(1000)):
+            await anyio.sleep(0.001)
+        await anyio.sleep(10)
+
+    async def main():
+        app = Node("app")
+        async with live_board(app, console=terminal(Tube())), app:
+            app.run_worker(busy)
+
+    virtually(main)
+    working = [time for time in drawn if drawn[0] < time <= drawn[0] + 1]
+    assert len(working) in (10, 11)
+    ages = [time for time in drawn if drawn[0] + 1.5 < time < drawn[0] + 10.5]
+    assert 8 <= len(ages) <= 9
+    gaps = [after - before for before, after in pairwise(ages)]
+    assert gaps == pytest.approx([1.1] * len(gaps))
+
+
+def test_nothing_is_drawn_where_nothing_happens(virtually, drawn):
+    """Without an event and without ages there is no picture, for hours."""
+
+    async def main():
+        async with Node("app") as app, live_board(app, console=terminal(Tube())):
+            app.run_worker(forever, start=False)
+            await anyio.sleep(1)
+            before = len(drawn)
+            await anyio.sleep(7200)
+            assert len(drawn) == before
+
+    virtually(main)
+    assert len(drawn) <= 4
+
+
+def test_pictures_that_take_long_are_drawn_less_often(virtually, drawn, monkeypatch):
+    """It takes no more than a tenth of the time, however long a picture takes."""
+    spent = iter(range(10**6))
+    monkeypatch.setattr(creche.board.time, "thread_time", lambda: next(spent))  # a second each
+
+    async def main():
+        app = Node("app")
+        async with live_board(app, console=terminal(Tube())), app:
+            app.run_worker(partial(anyio.sleep, 100))
+
+    virtually(main)
+    assert 9 <= len(drawn) <= 13
+
+
+# in a pipe
+
+
+def test_a_pipe_gets_lines(virtually):
+    """Each worker that begins or ends is a line, at most once a second; the end is a summary."""
+    pipe = io.StringIO()
+
+    async def main():
+        app = Node("app")
+        async with live_board(app, console=Console(file=pipe)), app:
+            app.run_worker(partial(anyio.sleep, 65), name="sleep\n")
+            app.run_worker(fail, exit_on_error=False)
+            app.run_worker(forever, name="long", start=False).cancel("not needed")
+            app.run_worker(forever, name="daemon", daemon=True)
+
+    virtually(main)
+    lines = pipe.getvalue().splitlines()
+    first = "app/default/long: cancelled: not needed"
+    assert lines[0] == first
+    assert sorted(lines[1:5]) == [
+        "app/default/daemon: running",
+        "app/default/fail: failed after 0s: ValueError: no such host",
+        "app/default/fail: running",
+        r"app/default/sleep\n: running",
+    ]
+    assert lines[5:] == [
+        r"app/default/sleep\n: done after 1m05s",
+        "app/default/daemon: cancelled after 1m05s: only daemons were left",
+        "app: 1 done, 1 failed, 2 cancelled",
+    ]
+
+
+async def test_a_pipe_gets_a_bounded_number_of_lines():
+    """Of a thousand changes at once twenty are told, failures first, and the others counted."""
+    pipe = io.StringIO()
+    async with Node("app") as app:
+        async with live_board(app, console=Console(file=pipe)):
+            for _ in range(500):
+                app.run_worker(forever)
+            for _ in range(4):
+                app.run_worker(fail, exit_on_error=False)
+            await settle()
+        app.cancel()
+    lines = pipe.getvalue().splitlines()
+    assert len(lines) == 22
+    assert sum(line.startswith("app/default/fail: failed") for line in lines) == 4
+    assert lines[20:] == ["... 488 more running", "app: 500 running, 4 failed"]
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+async def test_a_terminal_that_cannot_move_its_cursor_gets_lines(term):
+    """What is no terminal for pictures is treated as a pipe."""
+    tube = Tube()
+    console = Console(file=tube, force_terminal=True, width=80, _environ={"TERM": term})
+    app = Node("app")
+    async with live_board(app, console=console), app:
+        await app.run_worker(returns)
+    assert ("app/default/returns: running" in tube.shown) is (term == "dumb")
+
+
+# that it is never in the way
+
+
+async def test_errors_go_through_as_they_are():
+    """What the body raises is neither wrapped nor changed."""
+    for error in (ValueError("x"), SystemExit(3), KeyError("y")):
+        with pytest.raises(type(error)) as caught:
+            async with board_of(Node("app")):
+                raise error
+        assert caught.value is error
+    app = Node("app")
+    with pytest.raises(ExceptionGroup) as group:
+        async with board_of(app), app:
+            app.run_worker(fail)
+    assert [str(error) for error in leaves(group.value)] == ["no such host"]
+    assert len(group.value.exceptions) == 1
+
+
+async def test_an_error_is_not_lost_in_a_cancellation():
+    """A body that raises while a scope around the board is cancelled raises that."""
+    with pytest.raises(ValueError, match="x"):
+        with anyio.CancelScope() as scope:
+            async with board_of(Node("app")):
+                scope.cancel()
+                raise ValueError("x")
+
+
+async def test_a_cancellation_goes_its_way():
+    """A scope around the board cancels the body, and no more."""
+    app = Node("app")
+    with anyio.CancelScope() as scope:
+        async with board_of(app), app:
+            worker = await app.start_worker(forever)
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert worker.state is CANCELLED
+
+
+async def test_it_ends_by_itself_when_the_node_has_closed():
+    """The block may go on after the node; it does not keep the node open."""
+    app = Node("app")
+    async with board_of(app) as board:
+        async with app:
+            worker = app.run_worker(returns)
+        await settle()
+        assert worker.state is SUCCESS
+        assert picture(board)[-1] == "1 done"
+    assert picture(board)[-1] == "1 done"
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), BrokenPipeError("gone"), ValueError("gone")])
+async def test_what_cannot_be_drawn_ends_the_board_alone(monkeypatch, caplog, error):
+    """The error is logged, once; streams are as before; the work goes on."""
+    tube = Broken(error)
+    monkeypatch.setattr(sys, "stdout", tube)
+    app = Node("app")
+    async with live_board(app, console=terminal(tube)), app:
+        worker = app.run_worker(returns)
+        await settle()
+        assert sys.stdout is tube
+        tube.error = None
+        other = app.run_worker(forever)
+        await settle()
+        other.cancel()
+    assert worker.state is SUCCESS
+    assert other.state is CANCELLED
+    told = [record for record in caplog.records if record.name == "creche"]
+    assert [record.getMessage() for record in told] == [
+        "the live board of node 'app' cannot be drawn"
+    ]
+    assert told[0].exc_info is not None
+
+
+async def test_bad_nodes_are_refused():
+    """What is no node, and a node that has closed, get an error that says so."""
+    with pytest.raises(WorkerError, match=r"live_board\(\) takes a Node, not 'app'"):
+        async with live_board("app"):
+            pass
+    async with Node("app") as app:
+        pass
+    with pytest.raises(WorkerError, match="cannot subscribe to node 'app', which is closed"):
+        async with live_board(app):
+            pass
+
+
+def test_without_rich_the_import_says_what_to_install(monkeypatch):
+    """A missing extra is an error that names it."""
+    for name in [name for name in sys.modules if name.startswith("creche.board")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(ImportError, match=r"pip install 'creche\[rich\]'"):
+        importlib.import_module("creche.board")
+
+
+def test_public_names_belong_to_the_module():
+    """What is public says that it is of ``creche.board``."""
+    assert [getattr(creche.board, name).__module__ for name in creche.board.__all__] == [
+        "creche.board",
+        "creche.board",
+    ]
