@@ -144,6 +144,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/bench.py", *session.posargs)
 
 
+@nox.session(python=FOUND[-1])
+def pictures(session: nox.Session) -> None:
+    """Draw the pictures of the docs anew."""
+    session.install("-e", ".[rich,trio]")
+    session.run("python", "docs/pictures.py", *session.posargs)
+
+
 @nox.session(name="format")
 def format_(session: nox.Session) -> None:
     """Rewrite the code in the one format."""

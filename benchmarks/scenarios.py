@@ -137,8 +137,8 @@ def scenarios(ways, loops, *, full):
         ),
         Scenario(
             "watched",
-            "a job that returns, with somebody looking",
-            ("Creche",),
+            "a job that returns, by who watches",
+            ("Creche, unwatched",),
             make_spawn(jobs, "start_watched", "returns"),
         ),
         Scenario(

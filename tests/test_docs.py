@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ["opentelemetry"]
+EXTRAS = {"opentelemetry": "opentelemetry", "creche.board": "rich"}  # what needs which
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [
     pytest.param(code, id=f"{page.stem}-{number}")
@@ -23,9 +23,9 @@ CODE = [
 @pytest.mark.parametrize("code", CODE)
 def test_code_runs(monkeypatch, tmp_path, backend, code):
     """Each block of Python in the pages is a program that ends without an error."""
-    for extra in EXTRAS:
-        if f"from {extra} import" in code:
-            pytest.importorskip(extra)
+    for module, package in EXTRAS.items():
+        if f"from {module} import" in code:
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # some write files
     run = anyio.run
     monkeypatch.setattr(anyio, "run", lambda main, **options: run(main, **(options or backend)))

@@ -6,7 +6,7 @@ has no idiom for, its way does not have, and is left out of the scenarios that a
     start(job, count)           start jobs; returns what stands for each
     start_each(job, count)      the same, so that each can be cancelled by itself
     start_handled(job, count)   the same, and have a function called at each end
-    start_watched(job, count)   the same, while somebody looks at what happens, or nobody does
+    start_watched(job, count)   the same, and somebody watches
     start_limited(job, count)   at most ``limit`` run at once, the others wait
     cancel_all(), cancel_group(), cancel_each(handles)
     start_others(job, count)    each in a group of its own
@@ -26,6 +26,7 @@ MODULES = (
     "raw_trio",
     "on_anyio",
     "on_creche",
+    "on_creche_watched",
     "on_textual",
     "on_aiojobs",
     "on_aiotools",

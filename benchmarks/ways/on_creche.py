@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from creche import Node, get_current_worker
-from creche.trace import record
 
 from . import Way
 
@@ -30,11 +29,6 @@ class Creche(Way):
 
     async def start_handled(self, job, count):
         async with HandlingNode("handling") as node:
-            for _ in range(count):
-                node.run_worker(job)
-
-    async def start_watched(self, job, count):
-        async with Node("watched") as node:
             for _ in range(count):
                 node.run_worker(job)
 
@@ -76,15 +70,4 @@ class Creche(Way):
         await self._node.run_worker(job)
 
 
-class Recorded(Way):
-    name = "Creche, recorded"
-    loops = Creche.loops
-
-    async def start_watched(self, job, count):
-        node = Node("watched")
-        async with record(node), node:
-            for _ in range(count):
-                node.run_worker(job)
-
-
-WAYS = (Creche, Recorded)
+WAYS = (Creche,)
