@@ -14,8 +14,8 @@ import anyio
 import pytest
 
 from creche import Node, WorkerError, get_current_worker
+from creche.testing import virtual_time
 from helpers import CANCELLED, ERROR, RUNNING, SUCCESS, ExceptionGroup, Meeting, leaves, settle
-from kit import virtual_time
 
 pytest.importorskip("rich")
 
