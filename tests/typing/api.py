@@ -350,7 +350,7 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
             assert_type(event.origin, Worker[Any] | None)
             assert_type(event.context, Context | None)
             event.state = WorkerState.ERROR  # type: ignore[misc]  # it is a fact
-        assert_type(events.receive_nowait(), Worker.StateChanged)
+        assert_type(events.take_all(), list[Worker.StateChanged])
     async with node.subscribe(Worker.ProgressChanged) as progress:
         assert_type((await anext(progress)).worker, Worker[Any])
     async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, Saved) as all_kinds:

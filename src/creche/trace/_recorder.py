@@ -163,9 +163,8 @@ class Trace:
 
     def _catch_up(self) -> None:
         """Take note of all that has happened."""
-        with suppress(anyio.WouldBlock, anyio.EndOfStream):
-            while True:
-                self._note(self._events.receive_nowait())
+        for event in self._events.take_all():
+            self._note(event)
 
     def _note(self, event: Worker.StateChanged) -> None:
         entry = self._known.get(event.worker)
