@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 from ._errors import unreported
 
@@ -56,7 +57,8 @@ class Failures:
             if bare is not None:
                 before = bare.__cause__
                 if isinstance(before, BaseExceptionGroup):  # of a node below, from which it came
-                    errors = [*before.exceptions, *errors]
+                    group = cast("BaseExceptionGroup[BaseException]", before)
+                    errors = [*group.exceptions, *errors]
                 if errors and (before is None or isinstance(before, BaseExceptionGroup)):
                     bare.__cause__ = BaseExceptionGroup("other errors in workers", errors)
                 leaving = bare
