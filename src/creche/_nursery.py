@@ -144,7 +144,7 @@ class Nursery:
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
-        self._ear: Ear | None = None
+        self._ear: Ear  # once it is open
         self._group: TaskGroup | None = None
         self._watcher: anyio.TaskHandle[None] | None = None
 
@@ -248,7 +248,6 @@ class Nursery:
         return self.spawn(coro, name=name, context=context)
 
     async def _watch(self) -> None:
-        assert self._ear is not None
         while True:
             try:
                 await self._ear.listen()
@@ -326,7 +325,6 @@ class Nursery:
 
     def is_scope_cancelled(self) -> bool:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
-        assert self._ear is not None
         # The whole truth is dear, and in nearly all cases there was nothing to be heard.
         return self._ear.has_heard() and anyio.current_effective_deadline() == -math.inf
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 class WorkerState(enum.Enum):
     """Where a worker is in its life."""
 
-    __hash__ = object.__hash__  # Enum's own is written in Python, and a worker needs it often
-
     PENDING = 1
     """Created, or waiting for a slot in its group or for a thread; the work was not entered."""
     RUNNING = 2
@@ -27,6 +25,8 @@ class WorkerState(enum.Enum):
     """Final: the work returned, and nobody had asked for its cancellation."""
 
 
+# Enum's own is written in Python, and each step of a worker looks up its state.
+WorkerState.__hash__ = object.__hash__  # type: ignore[method-assign]  # the same to all who call it
 # For the core: a name of a module costs a tenth of an attribute of an Enum.
 PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 

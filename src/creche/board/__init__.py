@@ -17,8 +17,8 @@ from creche import Node, WorkerError
 
 try:
     from rich.console import Console
-except ImportError as error:
-    raise ImportError("creche.board needs Rich: pip install 'creche[rich]'") from error
+except ImportError:
+    raise ImportError("creche.board needs Rich: pip install 'creche[rich]'") from None
 
 from ._lines import Lines
 from ._picture import Board
