@@ -17,6 +17,7 @@ from contextvars import Context, ContextVar
 from typing import Any
 
 import anyio
+from rich.console import Console
 
 from creche import (
     FrameSnapshot,
@@ -38,6 +39,7 @@ from creche import (
     get_current_worker,
     work,
 )
+from creche.board import Board, live_board
 from creche.otel import traced
 from creche.trace import Trace, record
 
@@ -384,6 +386,13 @@ async def pictures(node: Node, worker: Worker[bytes]) -> None:
     taken.name = "other"  # type: ignore[misc]  # it is a fact
     format_tree(worker)  # type: ignore[arg-type]  # is no node
     traced("app")  # type: ignore[arg-type]  # is no node
+    async with live_board(node, console=Console()) as board:
+        assert_type(board, Board)
+        assert_type(board.node, Node)
+    live_board("app")  # type: ignore[arg-type]  # is no node
+    assert_type(node.groups, tuple[WorkerGroup, ...])
+    async with node.subscribe(Worker.StateChanged) as changes:
+        assert_type(changes.take_all(), list[Worker.StateChanged])
 
 
 def current() -> None:
