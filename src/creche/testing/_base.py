@@ -119,6 +119,12 @@ class Base(Invariants):
             self.roots.append(place)
         return place
 
+    async def subscribe(self, place: Place) -> None:
+        """Listen to a node and all below it, until it has closed."""
+        ready = anyio.Event()
+        self.world.spawn(partial(_listen, place, ready))
+        await ready.wait()
+
     async def open_block(self, place: Place) -> None:
         """Open a node in a task of its own, and stay in its block until it is told to leave."""
         ready = anyio.Event()
@@ -271,6 +277,7 @@ class Base(Invariants):
             place.raised = None
             place.records.clear()
             place.got.clear()
+            place.heard.clear()
         # Not at once: a thread may be on its way back to its pool.
         gone = self.world.until(lambda: not any(each() for each in kept), patience=1.0)
         assert gone, f"reference cycles keep {[str(each()) for each in kept if each() is not None]}"
@@ -310,6 +317,13 @@ async def _wait(waiter: Waiter) -> None:
         outcome = ("deadlock", None)
     finally:
         waiter.outcome = outcome
+
+
+async def _listen(place: Place, ready: anyio.Event) -> None:
+    async with place.node.subscribe(Worker.StateChanged, tree=True) as events:
+        ready.set()
+        async for message in events:
+            place.heard.append(message)
 
 
 def _handle(place: Place, message: Posted) -> Awaitable[None] | None:

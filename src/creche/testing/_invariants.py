@@ -105,6 +105,17 @@ class Invariants(Lives):
                 assert not inside, f"{place} was left while {inside} run"
 
     @named
+    def subscribers_hear_what_handlers_hear(self) -> None:
+        """A subscription to the tree has every change that the handlers of the nodes were told."""
+        for root in self.roots:
+            numbers = [message.number for message in root.heard]
+            assert numbers == sorted(set(numbers)), f"{root}: the events are not in order"
+            for record in root.all_records():
+                heard = [each.state for each in root.heard if each.worker is record.worker]
+                told = record.place.recorder.states(record.worker)
+                assert heard == told, f"{record}: heard were {heard}, told {told}"
+
+    @named
     def messages_come_in_order(self) -> None:
         """What was posted on a node is handled there and above it, each once and in order."""
         for place in self.places():

@@ -33,6 +33,7 @@ class Place:
         self.kind = kind  # root, block (a child with a block of its own), mounted
         self.parent = parent
         self.recorder = recorder
+        self.heard: list[Worker.StateChanged] = []  # by a subscription to the whole tree
         self.children: list[Place] = []
         self.records: list[Record] = []
         self.limits: dict[str, int | None] = {}

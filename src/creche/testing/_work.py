@@ -65,6 +65,7 @@ class Work(Base):
 
         async def act() -> None:
             place.append(self.add_place("root", None, limit, overflow))
+            await self.subscribe(place[0])
             await self.open_block(place[0])
 
         self.do(act)
