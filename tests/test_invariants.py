@@ -341,6 +341,20 @@ def test_thread_that_is_left(machine, monkeypatch):
     thread.join()
 
 
+def test_thread_that_is_about_to_end(machine, monkeypatch):
+    """A thread that ends in its own time is waited for."""
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+
+    def sleep(seconds):
+        go.set()
+        thread.join()
+
+    monkeypatch.setattr("creche.testing._base.time.sleep", sleep)
+    machine.teardown()
+
+
 def test_node_that_is_not_over(machine, place, monkeypatch):
     """A node that does not end, whatever is done."""
     monkeypatch.setattr(Node, "cancel", lambda self, reason=None: None)

@@ -248,6 +248,42 @@ async def test_error_of_the_block_goes_first():
         1 // 0  # noqa: B018 (the same)
 
 
+def test_threads_have_their_grace(monkeypatch):
+    """A thread that is about to end is waited for."""
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait, args=(10,))
+
+    def sleep(seconds):
+        go.set()
+        thread.join()
+
+    monkeypatch.setattr("creche.testing._leaks.time.sleep", sleep)
+    with assert_nothing_left(grace=10):
+        thread.start()
+
+
+async def test_threads_have_their_grace_in_a_loop(monkeypatch):
+    """The same in a running loop, which goes on meanwhile."""
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait, args=(10,))
+
+    async def look_on():
+        go.set()
+        thread.join()
+
+    async with anyio.create_task_group() as group, assert_nothing_left(grace=10):
+        thread.start()
+        await settle()
+        group.start_soon(look_on)
+
+
+def test_gate_that_nobody_opens(monkeypatch):
+    """A thread does not wait for ever for a test that forgot it."""
+    monkeypatch.setattr("creche.testing._scripts._RENDEZVOUS", 0.0)
+    with pytest.raises(AssertionError, match="nobody opened the gate of 'lonely'"):
+        Play(Script(), "'lonely'").in_thread()
+
+
 # virtual time
 
 

@@ -70,7 +70,7 @@ def plant(place, mutant):
 def run_tests(place):
     """Give the exit status and the first failed test; ``None`` for a run that had to be ended."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-o", "faulthandler_timeout=60", *selection(place)]
+    command += ["-o", "faulthandler_timeout=180", *selection(place)]
     try:
         done = subprocess.run(
             command,

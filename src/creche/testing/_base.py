@@ -89,10 +89,24 @@ class Base(Invariants):
         except BaseException:
             self.has_broken = True
             raise
-        for record in self.records():
-            # A loop in a thread unwinds in its own time.
-            if record.kind == "async-thread" and record.worker.is_cancelled:
-                self.world.until(lambda: record.worker.is_finished)  # noqa: B023 (called here)
+        self._let_loops_unwind()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what a thread does, and for what follows."""
+        self.world.until(condition)
+        self._let_loops_unwind()
+
+    def _let_loops_unwind(self) -> None:
+        """Wait for the loops in threads whose workers were cancelled: they take their own time."""
+        while unwinding := [
+            record.worker
+            for record in self.records()
+            if record.kind == "async-thread"
+            and record.worker.is_cancelled
+            and not record.worker.is_finished
+        ]:
+            ended = self.world.until(lambda: all(each.is_finished for each in unwinding))
+            assert ended, f"{unwinding} were cancelled and go on"
 
     def begin(self) -> None:
         """Start the loop."""
@@ -137,8 +151,6 @@ class Base(Invariants):
                 async with place.node:
                     ready.set()
                     await place.leave.wait()
-        except anyio.get_cancelled_exc_class():
-            raise
         except BaseException as error:  # noqa: BLE001 (an invariant looks at it)
             place.raised = error
         finally:
@@ -279,7 +291,7 @@ class Base(Invariants):
             place.got.clear()
             place.heard.clear()
         # Not at once: a thread may be on its way back to its pool.
-        gone = self.world.until(lambda: not any(each() for each in kept), patience=1.0)
+        gone = self.world.until(lambda: not any(each() for each in kept), patience=5.0)
         assert gone, f"reference cycles keep {[str(each()) for each in kept if each() is not None]}"
 
     def _has_to_go(self, record: Record) -> bool:

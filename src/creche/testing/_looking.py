@@ -97,14 +97,14 @@ class Looking(RuleBasedStateMachine):
     def saw(self, race: str) -> None:
         """Count a race that came about."""
         self._seen.add(race)
-        if currently_in_test_context():
-            event(f"race: {race}")
 
     def count(self) -> None:
         """Count this program, and the races that it saw."""
         cls = type(self)
         cls.examples += 1
         cls.races.update(self._seen)
+        for race in self._seen if currently_in_test_context() else ():
+            event(f"race: {race}")
 
     # what must hold
 

@@ -160,7 +160,7 @@ class Work(Base):
         record.play.open_gate()
         if record.play.is_entered:
             assert record.play.left.wait(20), f"the thread of {record} does not end"
-            self.world.until(lambda: record.worker.is_finished and not record.worker.is_abandoned)
+            self.until(lambda: record.worker.is_finished and not record.worker.is_abandoned)
             assert not record.worker.is_abandoned, f"{record} is abandoned though its thread ended"
 
     @rule(record=started)

@@ -1,0 +1,157 @@
+"""The rules of the machine that chance comes to seldom, called by hand."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from creche import WorkerState
+from creche.testing import Ending, OnCancel, Script, WorkerMachine
+from creche.testing._model import QUEUE
+from helpers import CANCELLED, RUNNING, SUCCESS
+
+
+@pytest.fixture
+def machine(anyio_backend):
+    """A machine with one open node; what is left at its end is looked at."""
+
+    class Machine(WorkerMachine):
+        backend, backend_options = anyio_backend
+
+    logging.getLogger("creche").disabled = True
+    machine = Machine()
+    machine.open_tree(seed=None, limit=1, overflow="restart")
+    yield machine
+    machine.all_holds()
+    machine.teardown()
+    logging.getLogger("creche").disabled = False
+
+
+@pytest.fixture
+def place(machine):
+    return machine.roots[0]
+
+
+def create(machine, place, **options):
+    return machine.create(place=place, script=Script(), group="free", kind="function", **options)
+
+
+def test_assigned_states(machine, place):
+    """An adapter may assign what the table allows, and nothing else."""
+    running, cancelled, ended = (create(machine, place) for _ in range(3))
+    machine.assign_state(record=running, state=RUNNING)
+    machine.assign_state(record=cancelled, state=CANCELLED)
+    for state in (RUNNING, SUCCESS, *WorkerState):
+        machine.assign_state(record=ended, state=state)
+    assert running.worker.is_running
+    assert cancelled.asked == "CANCELLED was assigned"
+    assert ended.elsewhere is SUCCESS
+    started = machine.run(place=place, script=Script())
+    machine.assign_state(record=started, state=SUCCESS)
+    machine.assign_state(record=started, state=CANCELLED)
+    coroutine = machine.create(place=place, script=Script(), group="free", kind="coroutine")
+    machine.assign_state(record=coroutine, state=RUNNING)
+    assert coroutine.elsewhere is None
+
+
+def test_start_all(machine, place):
+    """What an exclusive worker replaces, if many start at once, is up to their order."""
+    records = [create(machine, place, exclusive=exclusive) for exclusive in (False, True, False)]
+    machine.start_all(place=place)
+    assert any(record.worker.is_running for record in records)
+
+
+def test_start_all_of_a_node_that_refuses(machine, place):
+    """Nothing starts on a node that is being shut down, and nobody tries."""
+    machine.run(place=place, script=Script())
+    record = create(machine, place)
+    machine.shut_down(place=place, grace=3600.0)
+    machine.start_all(place=place)
+    assert record.started is None
+
+
+def test_shut_down_with_a_mounted_node(machine, place):
+    """Shutting down a node at once cancels those that are mounted on it."""
+    child = machine.open_child(parent=place, kind="mounted", limit=1)
+    record = machine.run(place=child, script=Script())
+    machine.shut_down(place=place, grace=0.0)
+    assert child.is_cancelled
+    assert record.worker.is_cancelled
+
+
+def test_call_to_a_fallen_node(machine, place):
+    """A thread cannot call on a node that is cancelled and not over yet."""
+    record = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
+    machine.cancel_node(place=place)
+    machine.call_from_a_thread(place=place)
+    machine.let_go(record=record)
+    machine.call_from_a_thread(place=place)
+
+
+def test_thread_on_a_fallen_node(machine, place):
+    """No thread begins on a node that is cancelled, and none has to end."""
+    held = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
+    machine.cancel_node(place=place)
+    record = machine.run_thread(
+        place=place, ending=Ending.RETURN, kind="thread", on_cancel=OnCancel.OBEY
+    )
+    machine.finish_thread(record=record)
+    assert not record.play.is_entered
+    machine.let_go(record=held)
+
+
+def test_cancelled_waiter(machine, place):
+    """A waiter that gives up leaves the worker alone, and the other waiter."""
+    record = machine.run(place=place, script=Script())
+    first, second = (machine.wait(record=record) for _ in range(2))
+    machine.cancel_waiter(waiter=first)
+    machine.open_gate(record=record)
+    assert (first.outcome, second.outcome) == (("gave up", None), ("value", record.play.value))
+
+
+def test_scope_of_a_mounted_node(machine, place):
+    """A mounted node has no scope round its block that a machine could cancel."""
+    child = machine.open_child(parent=place, kind="mounted", limit=1)
+    assert machine.cancel_outer_scope(place=child) is child
+    assert not child.is_cancelled
+    assert machine.remove(place=place) is place
+
+
+def test_wait_for_what_is_queued(machine, place):
+    """A worker may not wait for one that waits for its slot; another may."""
+    holder = machine.run(place=place, script=Script(), group=QUEUE)
+    queued = machine.run(place=place, script=Script(), group=QUEUE)
+    other = machine.run(place=place, script=Script())
+    machine.wait_within(record=other, awaited=queued)
+    (waiter,) = queued.waiters
+    assert repr(waiter) == "<waiter for w2>"
+    assert not waiter.is_ring
+    machine.wait_within(record=holder, awaited=queued)
+    assert queued.waiters[1].is_ring
+    machine.open_gate(record=queued)
+    assert waiter.outcome == ("value", queued.play.value)
+
+
+def test_ring_of_two(machine, place):
+    """The wait that closes the ring is refused, the one before it is not."""
+    first, second = (machine.run(place=place, script=Script()) for _ in range(2))
+    machine.wait_within(record=first, awaited=second)
+    machine.wait_within(record=second, awaited=first)
+    assert not second.waiters[0].is_ring
+    assert first.waiters[0].outcome == ("deadlock", None)
+
+
+@pytest.mark.parametrize("ending", list(Ending))
+@pytest.mark.parametrize("kind", ["thread", "abandoned", "async-thread"])
+def test_threads(machine, place, kind, ending):
+    """Work in a thread comes to its gate, and ends as it says."""
+    first, second = (
+        machine.run_thread(place=place, ending=ending, kind=kind, on_cancel=OnCancel.RAISE)
+        for _ in range(2)
+    )
+    machine.cancel_thread(record=first)
+    machine.all_holds()
+    machine.finish_thread(record=second)
+    machine.all_holds()
+    machine.finish_thread(record=first)
