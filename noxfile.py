@@ -139,7 +139,7 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(python=FOUND[-1])
 def bench(session: nox.Session) -> None:
-    """Measure what a worker costs, as ratios to other ways; ``-- --full`` for the real sizes."""
+    """Measure what a worker costs, beside other ways; ``-- --help`` tells of counts and sizes."""
     session.install("-e", ".", *group("bench"))
     session.run("python", "benchmarks/bench.py", *session.posargs)
 

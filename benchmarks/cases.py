@@ -27,11 +27,12 @@ class Case:
     way: str
     loop: str
     size: int
-    module: str
-    """Where the way is, to import no other."""
     run: Callable[..., float] = field(compare=False)
     """Measure once; gives seconds a job, or bytes a job, or whatever the scenario is about. Takes
     an amount, in place of that of the scenario, to count the instructions of more or less."""
+
+    module: str = ""
+    """Where the way is, for a process that imports no other."""
 
     @property
     def key(self):
@@ -131,7 +132,7 @@ def each(ways, loops, scenario, sizes, *args, needs, repeats=None, **options):
                 return measure(kind, loop, scenario, (size, amount or repeats), options)
             return measure(kind, loop, scenario, (amount or size, *args), options)
 
-        return Case(kind.name, loop, size, kind.__module__.removeprefix("ways."), run)
+        return Case(kind.name, loop, size, run, kind.__module__.removeprefix("ways."))
 
     return [
         make(kind, loop, size)

@@ -7,13 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median, quantiles
 
 PACKAGES = (
-    *("creche", "anyio", "trio", "uvloop", "textual"),
+    *("anyio", "trio", "uvloop", "textual"),
     *("aiojobs", "aiotools", "aioresult", "quattro"),
 )
 
 
 def versions():
-    """Tell what ran."""
+    """Tell what ran; Creche is the one of the working tree."""
     found = {"python": f"{platform.python_implementation()} {platform.python_version()}"}
     for package in PACKAGES:
         try:
@@ -31,19 +31,20 @@ def spread(values):
     return {"median": median(values), "low": low, "high": high}
 
 
-def summarise(scenario, measured):
+def summarise(scenario, measured, *, counted=False):
     """Turn what was measured into ratios, round by round.
 
     Args:
         scenario: The scenario.
         measured: For each case a value a round.
+        counted: Whether the values are counts of instructions.
     """
     rows = []
     for case in scenario.cases:
         row = {"way": case.way, "loop": case.loop, "size": case.size, "ratios": {}}
         values = measured[case]
         if scenario.unit:
-            row["value"] = spread(values) if scenario.against else values[0]
+            row["value"] = spread(values) if scenario.against or counted else values[0]
             row["unit"] = scenario.unit
         for name in scenario.against:
             base = scenario.base_of(case, name)
@@ -53,6 +54,7 @@ def summarise(scenario, measured):
         rows.append(row)
     return {
         "scenario": scenario.name,
+        "counted": counted,
         "title": scenario.title,
         "rounds": len(values),
         "against": list(scenario.against),
@@ -75,8 +77,9 @@ def table(summary):
     unit = summary["rows"][0].get("unit")
     heads = ["", "loop", "size", *([unit] if unit else [])]
     heads += [f"÷ {name}" for name in summary["against"]]
+    what = f"`{summary['scenario']}`, {summary['rounds']} {'runs' if unit else 'rounds'}"
     lines = [
-        f"### {summary['title']} (`{summary['scenario']}`, {summary['rounds']} rounds)",
+        f"### {summary['title']} ({what})",
         "",
         f"| {' | '.join(heads)} |",
         "|" + " --- |" * len(heads),
@@ -90,12 +93,110 @@ def table(summary):
     return "\n".join(lines)
 
 
-def page(summaries, left_out):
+def page(told):
     """Write everything in Markdown."""
-    ran = ", ".join(f"{name} {number}" for name, number in versions().items())
+    ran = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     head = [
         "Medians, with quartiles where they differ. A ratio is taken within a round.",
-        *(f"- {line}" for line in left_out),
+        *(f"- {line}" for line in told["left_out"]),
         f"\n{ran}",
     ]
-    return "\n".join(head) + "\n\n" + "\n\n".join(table(each) for each in summaries) + "\n"
+    parts = ["\n".join(head)]
+    for counted, title in ((True, "Instructions"), (False, "Times and memory")):
+        tables = [table(each) for each in told["scenarios"] if each["counted"] is counted]
+        parts += [f"## {title}", *tables] if tables else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _key(summary):
+    return summary["counted"], summary["scenario"]
+
+
+def merge(before, after):
+    """Put what was measured now in the place of what there was of it.
+
+    Raises:
+        SystemExit: Other versions ran, so that the figures cannot stand in one table.
+    """
+    if before["versions"] != after["versions"]:
+        raise SystemExit(f"the baseline was made by other versions: {before['versions']}")
+    new = {_key(each): each for each in after["scenarios"]}
+    kept = [new.pop(_key(each), each) for each in before["scenarios"]]
+    return {**after, "scenarios": [*kept, *new.values()]}
+
+
+MOVED = 0.01
+"""A count of instructions has moved if it differs by more than this part."""
+
+
+def moves(before, after):
+    """Find the rows that differ in two reports.
+
+    Counts of instructions differ if they do by more than 1 %; ratios, of times or of memory, if the
+    quartiles of one are all on one side of those of the other, and the medians differ by more than
+    10 %. Absolute figures of memory, and what is in one of the reports alone, are passed over.
+
+    Returns:
+        For each what it is, and both medians.
+    """
+    old = {_key(each): each for each in before["scenarios"]}
+    found = []
+    for summary in after["scenarios"]:
+        rows = {_row(each): each for each in old.get(_key(summary), {"rows": ()})["rows"]}
+        for row in summary["rows"]:
+            if _row(row) not in rows:
+                continue
+            there = rows[_row(row)]
+            pairs = [
+                (f"÷ {name}", there["ratios"].get(name), row["ratios"][name])
+                for name in row["ratios"]
+            ]
+            has_moved = _is_apart
+            if summary["counted"]:
+                pairs, has_moved = [("instructions", there["value"], row["value"])], _is_other
+            found += [
+                {
+                    "scenario": summary["scenario"],
+                    **{each: row[each] for each in ("way", "loop", "size")},
+                    "what": what,
+                    "before": one["median"],
+                    "after": other["median"],
+                }
+                for what, one, other in pairs
+                if one is not None and has_moved(one, other)
+            ]
+    return found
+
+
+def _row(row):
+    return row["way"], row["loop"], row["size"]
+
+
+def _is_other(one, other):
+    return abs(other["median"] - one["median"]) > MOVED * one["median"]
+
+
+def _is_apart(one, other):
+    is_apart = one["high"] < other["low"] or other["high"] < one["low"]
+    return is_apart and abs(other["median"] - one["median"]) > 10 * MOVED * one["median"]
+
+
+def moves_table(before, after, found):
+    """Write what has moved in Markdown, with the versions that differ."""
+    lines = [
+        f"{name} was {before['versions'].get(name)}, is {version}"
+        for name, version in after["versions"].items()
+        if before["versions"].get(name) != version
+    ]
+    if not found:
+        return "\n".join([*lines, "Nothing has moved."])
+    lines += ["", "| scenario | way | loop | size | what | was | is | change |"]
+    lines.append("|" + " --- |" * 8)
+    for move in found:
+        digits = 0 if move["what"] == "instructions" else 2
+        lines.append(
+            f"| {move['scenario']} | {move['way']} | {move['loop']} | {move['size']:,} "
+            f"| {move['what']} | {move['before']:,.{digits}f} | {move['after']:,.{digits}f} "
+            f"| {move['after'] / move['before'] - 1:+.1%} |"
+        )
+    return "\n".join(lines)

@@ -97,21 +97,22 @@ async def threads_abreast(way, _jobs, size):
 
 
 async def advance(way, _jobs, size):
-    """Tell of steps of progress."""
+    """Tell of steps of progress, a hundred for each of the size."""
     async with way:
         begun = process_time()
-        await way.advance(size)
+        await way.advance(size * 100)
         return (process_time() - begun) / size
 
 
 def scenarios(ways, loops, *, full):
     """Give all scenarios that are timed, in quick or in full size."""
     floor = ("raw", "AnyIO create_task")
-    jobs = [5_000 if full else 500]
-    cancelled = [10_000 if full else 1_000]
+    jobs = [5_000 if full else 300]
+    cancelled = [10_000 if full else 500]
     others = [10, 1_000, 10_000] if full else [10, 1_000]
-    times = 200 if full else 50
-    threads = [500 if full else 100]
+    times = 200 if full else 30
+    threads = [500 if full else 50]
+    grown = [way for way in ways if way.name in ("AnyIO create_task", "Creche", "Textual")]
 
     one_loop = [loop for loop in loops if loop == "asyncio"]  # progress has no part in the loop
 
@@ -126,7 +127,10 @@ def scenarios(ways, loops, *, full):
 
     return [
         Scenario(
-            "return", "a job that returns at once", floor, make_spawn(jobs, "start", "returns")
+            "return",
+            "a job that returns at once",
+            (*floor, "Textual"),
+            make_spawn(jobs, "start", "returns"),
         ),
         Scenario("sleep", "a job that sleeps 0", floor, make_spawn(jobs, "start", "sleeps")),
         Scenario(
@@ -145,7 +149,7 @@ def scenarios(ways, loops, *, full):
             "limit",
             "a job that returns, 10 at once",
             ("AnyIO start_soon", "raw", "aiojobs"),
-            make_spawn([100_000 if full else 2_000], "start_limited", "returns", limit=10),
+            make_spawn([100_000 if full else 1_000], "start_limited", "returns", limit=10),
         ),
         Scenario("cancel-node", "cancel all at once", floor, make_cancel("cancel_all")),
         Scenario("cancel-group", "cancel a group", floor, make_cancel("cancel_group")),
@@ -155,13 +159,13 @@ def scenarios(ways, loops, *, full):
         Scenario(
             "exclusive",
             "an exclusive start, with others alive",
-            (SMALLEST,),
+            (SMALLEST, "Textual"),
             make(exclusive, others, repeats=times, needs=["replace"]),
         ),
         Scenario(
             "group-cancel",
             "cancelling a group of ten, with others alive",
-            (SMALLEST,),
+            (SMALLEST, "Textual"),
             make(cancel_group, others, repeats=times, needs=["start_others", "cancel_group"]),
         ),
         Scenario(
@@ -174,18 +178,23 @@ def scenarios(ways, loops, *, full):
             "threads-abreast",
             f"{ABREAST} threads at once",
             ("anyio.to_thread",),
-            make(threads_abreast, [threads[0] // 25], needs=["run_threads"]),
+            make(threads_abreast, [threads[0] // 10 if full else 4], needs=["run_threads"]),
         ),
         Scenario(
             "progress",
-            "a progress update",
-            ("plain attribute", "Textual"),
-            each(ways, one_loop, advance, [100_000 if full else 20_000], needs=["advance"]),
+            "a hundred updates of progress",
+            ("bare method", "Textual"),
+            each(ways, one_loop, advance, [1_000 if full else 200], needs=["advance"]),
         ),
         Scenario(
             "growth",
             "cost of a job, by the size of the batch",
-            (SMALLEST,),
-            make_spawn([1_000, 10_000, 100_000] if full else [1_000, 10_000], "start", "returns"),
+            (SMALLEST, "AnyIO create_task"),
+            each(
+                *(grown, loops, spawn),
+                [1_000, 10_000, 100_000] if full else [500, 5_000],
+                *("start", "returns"),
+                needs=["start"],
+            ),
         ),
     ]

@@ -1,0 +1,124 @@
+"""What a worker is made of, and what it once was: instructions of each piece, by itself.
+
+Their names are those that ``docs/performance.md`` has. What is told is the difference of a loop
+with the piece and one without; only ``--instructions`` measures it.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio import lowlevel
+from cases import Case, Scenario, measure
+from ways import Way
+
+from creche import Node, Worker, WorkerState
+from creche._record import lock  # private: it is a part of what is measured
+
+NAME = "parts"
+
+
+class Colour(enum.Enum):
+    """An enumeration as plain as there is."""
+
+    RED = 1
+
+
+class Alike(enum.Enum):
+    """One whose members are hashed by identity, as those of ``WorkerState`` are."""
+
+    RED = 1
+    __hash__ = object.__hash__
+
+
+async def nothing():
+    """Do nothing."""
+
+
+def _empty():
+    pass
+
+
+async def through():
+    """Pass on."""
+    await nothing()
+
+
+class Hearing(Node):
+    def on_worker_state_changed(self, event):
+        pass
+
+
+def _pieces(node):
+    """Give functions that run one piece each, by name."""
+    clock = node._nursery.clock
+    made = Worker(node, nothing)
+    message = Worker.StateChanged(made, WorkerState.PENDING)
+    plain, alike = {Colour.RED: 1}, {Alike.RED: 1}
+
+    def locked():
+        with lock:
+            pass
+
+    return {
+        "make a Worker": lambda: Worker(node, nothing),
+        "make a Worker[Any]": lambda: Worker[Any](node, nothing),
+        "copy_context()": copy_context,
+        "the loop's clock": clock,
+        "anyio.current_time()": anyio.current_time,
+        "anyio.current_effective_deadline()": anyio.current_effective_deadline,
+        "the ear": node._nursery.is_scope_cancelled,
+        "a lock, taken and left": locked,
+        "a state found in a dict": lambda: alike[Alike.RED],
+        "an Enum found in a dict": lambda: plain[Colour.RED],
+        "make a StateChanged": partial(Worker.StateChanged, made, WorkerState.PENDING),
+        "a message to a handler": partial(node.post_message, message),
+        "inspect.isawaitable()": partial(inspect.isawaitable, None),
+    }
+
+
+async def run_piece(way, jobs, name, amount):
+    """Run one piece time after time."""
+    del way, jobs
+    if name == "a coroutine called by another":
+        for _ in range(amount):
+            await through()
+        return
+    if name == "a coroutine":
+        for _ in range(amount):
+            await nothing()
+        return
+    async with Hearing("pieces") as node:
+        await lowlevel.checkpoint()
+        piece = _pieces(node).get(name, _empty)
+        for _ in range(amount):
+            piece()
+
+
+def scenarios(ways, loops, *, full):
+    """Give the scenario, for ``--instructions`` alone."""
+    del full
+    names = [*_pieces_names(), "a coroutine", "a coroutine called by another"]
+    if not any(way.name == "Creche" for way in ways):
+        return []
+
+    def make(name, loop):
+        return Case(name, loop, 1, lambda amount: measure(Way, loop, run_piece, (name, amount), {}))
+
+    return [
+        Scenario(
+            NAME,
+            "pieces of a worker; a call of nothing, which is in each of them, is the first",
+            (),
+            [make(name, loop) for loop in loops for name in names],
+        )
+    ]
+
+
+def _pieces_names():
+    return ["nothing", *_pieces(Hearing("names"))]

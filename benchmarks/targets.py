@@ -1,0 +1,188 @@
+"""The targets, and whether what was measured meets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cases import SMALLEST
+
+FLOOR = "AnyIO create_task"
+PREFACE = """# Baseline
+
+What a worker of Creche costs, beside other ways of doing the same. The first of these commands made
+the counts of instructions, with CPython's garbage collector off, the second times and memory, the
+last those that need their full sizes; each puts what it has measured into `baseline.json` and
+writes this page anew:
+
+    python benchmarks/bench.py --instructions --baseline
+    python benchmarks/bench.py --baseline
+    python benchmarks/bench.py --full --baseline --only ...
+
+This one says what a change has moved:
+
+    python benchmarks/bench.py --instructions --compare benchmarks/baseline.json
+
+Counts of instructions are the figures to judge by. The times are ratios, taken while the machine
+was busy with other work as well, and their quartiles show it.
+
+## Targets
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound for one figure of Creche."""
+
+    text: str
+    """What is bounded, with the bound."""
+    scenario: str
+    bound: float
+    against: str = FLOOR
+    """What the ratio is taken to; ``""`` for the difference to ``plus``, or for the value."""
+    plus: str = ""
+    counted: bool = False
+    is_growth: bool = False
+    """Whether the ratio at the largest size is taken to that at the smallest."""
+    why: str = ""
+    """The reason, should it not be met, and what shows it."""
+
+
+_PARTS = (
+    "What is left are the worker itself (8,800 instructions), its lock (4,000), the looks into the "
+    "table of states (2,300), the coroutine round the work (1,800) and the clock; `parts` below "
+    "shows each, docs/performance.md what was taken out"
+)
+_MESSAGES = (
+    "Each of three changes makes a message (9,000 instructions; it has seven attributes) and takes "
+    "it through the mailbox to the handler (15,000; of them 3,200 to ask whether what a handler "
+    "returned can be awaited), see `parts` below. A bound of 1.45 leaves 5,500 for each"
+)
+_ENDS = (
+    "A worker that is cancelled is marked under its lock, so that threads see it, finds out on its "
+    "way out whether what it raised is a cancellation, and ends as any other does, which is what a "
+    "worker costs beyond its task when it is not cancelled (`return`)"
+)
+_HOPS = (
+    "`anyio.to_thread` is awaited by the caller, while a worker has a task of its own for the way "
+    "there and back (`return` shows what a worker costs), and the thread tells it when it is "
+    "really there. The function is empty: of one that takes a millisecond it is not seen"
+)
+_TASKS = (
+    "Each worker has a task of its own: `return` shows what AnyIO's alone costs, which is two "
+    "thirds of the idiom. A few tasks that each take one worker after another would do, but the "
+    "workers would share the context variables, the name and the native cancellation of the task, "
+    "while the contract gives each the context of its creator"
+)
+TARGETS = (
+    Target("a job that returns: 1.30 x the instructions", "return", 1.3, counted=True, why=_PARTS),
+    Target("a job that sleeps 0: 1.30 x the instructions", "sleep", 1.3, counted=True, why=_PARTS),
+    Target("2.7 x fewer instructions than Textual", "return", 1 / 2.7, "Textual", counted=True),
+    Target("with a handler: 1.45 x the instructions", "handler", 1.45, counted=True, why=_MESSAGES),
+    Target("alive: 800 bytes more", "memory-live", 800, "", FLOOR),
+    Target("queued: 400 bytes", "memory-queued", 400, ""),
+    Target("queued: 0.07 x the limiter idiom", "memory-queued", 0.07, "AnyIO start_soon"),
+    Target("cancel all: 1.1 x the time", "cancel-node", 1.1, why=_ENDS),
+    Target(
+        "start and cancel all: 1.1 x the instructions", "cancel-node", 1.1, counted=True, why=_ENDS
+    ),
+    Target("cancel one by one: 1.2 x the time", "cancel-each", 1.2, why=_ENDS),
+    Target(
+        "start and cancel one by one: 1.2 x the instructions",
+        "cancel-each",
+        1.2,
+        counted=True,
+        why=_ENDS,
+    ),
+    Target("threads in turn: 1.3 x", "threads-in-turn", 1.3, "anyio.to_thread", why=_HOPS),
+    Target("40 threads at once: 1.0 x", "threads-abreast", 1.0, "anyio.to_thread", why=_HOPS),
+    Target(
+        "10 at once: 0.25 x the instructions of the limiter idiom",
+        *("limit", 0.25, "AnyIO start_soon"),
+        counted=True,
+        why=_TASKS,
+    ),
+    Target("10 at once: fewer instructions than aiojobs", "limit", 1.0, "aiojobs", counted=True),
+    Target(
+        "`advance()`: 1.5 x the instructions of a bare method call",
+        *("progress", 1.5, "bare method"),
+        counted=True,
+    ),
+    Target("an exclusive start is flat up to 10,000 others", "exclusive", 1.15, SMALLEST),
+    Target("an exclusive start is never slower than Textual", "exclusive", 1.0, "Textual"),
+    Target("cancelling a group is flat up to 10,000 others", "group-cancel", 1.15, SMALLEST),
+    Target("cancelling a group is never slower than Textual", "group-cancel", 1.0, "Textual"),
+    Target("growth to 100,000: 1.15 x that of the floor", "growth", 1.15, is_growth=True),
+    Target(
+        "import: 1.1 x the instructions of that of AnyIO",
+        *("import", 1.1, "anyio, to_thread, from_thread"),
+        counted=True,
+    ),
+)
+
+
+def find_value(target, summary, rows):
+    """Find what the target bounds in the rows of Creche on one loop: of all sizes the worst.
+
+    Args:
+        target: The target.
+        summary: The scenario.
+        rows: Its rows of Creche on that loop, the smallest size first.
+
+    Returns:
+        The figure, or None if it was not measured.
+    """
+    if target.plus:
+        floor = {
+            (row["loop"], row["size"]): row["value"]["median"]
+            for row in summary["rows"]
+            if row["way"] == target.plus
+        }
+        found = [row["value"]["median"] - floor[row["loop"], row["size"]] for row in rows]
+    elif not target.against:
+        found = [row["value"]["median"] for row in rows]
+    else:
+        ratios = [row["ratios"].get(target.against) for row in rows]
+        found = [ratio["median"] for ratio in ratios if ratio]
+        if target.is_growth:
+            found = [found[-1] / found[0]]
+    return max(found, default=None)
+
+
+def check(told):
+    """Hold what was measured against the targets.
+
+    Returns:
+        For each target that was measured, it and its figure on each loop.
+    """
+    there = {(each["counted"], each["scenario"]): each for each in told["scenarios"]}
+    checked = []
+    for target in TARGETS:
+        summary = there.get((target.counted, target.scenario))
+        if summary is None:
+            continue
+        loops = {}
+        for row in summary["rows"]:
+            if row["way"] == "Creche":
+                loops.setdefault(row["loop"], []).append(row)
+        found = {loop: find_value(target, summary, rows) for loop, rows in loops.items()}
+        checked.append((target, {loop: each for loop, each in found.items() if each is not None}))
+    return checked
+
+
+def table(told):
+    """Write which targets are met in Markdown, and why the others are not."""
+    lines = ["| target | measured | |", "| --- | --- | --- |"]
+    reasons = []
+    for target, found in check(told):
+        shown = ", ".join(
+            f"{loop} {value:.{3 if target.against else 0}f}".removeprefix("- ")
+            for loop, value in found.items()
+        )
+        missed = [loop for loop, value in found.items() if value > target.bound]
+        verdict = f"not met on {' and '.join(missed)}" if missed else "met"
+        lines.append(f"| {target.text} | {shown} | {verdict} |")
+        if missed:
+            reasons.append(f"- **{target.text}.** {target.why}")
+    if reasons:
+        lines += ["", "### Why those are missed that are", "", *reasons]
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""The reports of the benchmarks: ratios, what has moved, which targets are met."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(monkeypatch, name):
+    """Import one of the scripts anew, and what it imports of the others."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for each in BENCHMARKS.glob("*.py"):
+        monkeypatch.delitem(sys.modules, each.stem, raising=False)
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """Give the module of the reports."""
+    return load(monkeypatch, "report")
+
+
+@pytest.fixture
+def targets(monkeypatch):
+    """Give the module of the targets."""
+    return load(monkeypatch, "targets")
+
+
+def spread(median, off=0.0):
+    return {"median": median, "low": median - off, "high": median + off}
+
+
+def row(value=None, off=0.0, way="Creche", size=1, loop="asyncio", **ratios):
+    made = {"way": way, "loop": loop, "size": size}
+    made["ratios"] = {name: spread(each, off) for name, each in ratios.items()}
+    return made if value is None else {**made, "value": spread(value), "unit": "instructions"}
+
+
+def told(*rows, counted=False, scenario="return", python="3.11"):
+    summary = {"scenario": scenario, "counted": counted, "title": "a job", "rounds": 7}
+    summary |= {"against": ["floor"], "rows": list(rows)}
+    return {"versions": {"python": python}, "left_out": [], "scenarios": [summary]}
+
+
+def test_counts_that_differ_by_more_than_a_hundredth_have_moved(report):
+    """A count has moved if it differs by more than 1 %, up or down, whatever its ratios."""
+    before = told(*(row(100_000, size=size, floor=1.0) for size in (1, 2, 3)), counted=True)
+    after = told(
+        row(101_000, size=1, floor=5.0),
+        row(101_001, size=2, floor=1.0),
+        row(98_000, size=3, floor=1.0),
+        counted=True,
+    )
+    moves = report.moves(before, after)
+    assert [(each["size"], each["before"], each["after"]) for each in moves] == [
+        (2, 100_000, 101_001),
+        (3, 100_000, 98_000),
+    ]
+
+
+def test_ratios_have_moved_if_their_quartiles_lie_apart(report):
+    """Ratios of times have moved by more than 10 %, if no spread explains it."""
+    before = told(*(row(size=size, off=0.1, floor=1.0) for size in (1, 2, 3)))
+    after = told(
+        row(size=1, off=0.1, floor=1.15),  # the spreads meet
+        row(size=2, off=0.1, floor=1.25),
+        row(size=3, off=0.01, floor=1.0),
+    )
+    (move,) = report.moves(before, after)
+    assert (move["size"], move["what"], move["after"]) == (2, "÷ floor", 1.25)
+    exact = told(row(floor=1.0)), told(row(floor=1.09))
+    assert report.moves(*exact) == []
+
+
+def test_what_is_in_one_report_alone_has_not_moved(report):
+    """Rows, scenarios and kinds of figures that the other report does not have are passed over."""
+    before = told(row(1.0, floor=1.0), counted=True)
+    assert report.moves(before, told(row(floor=9.0))) == []
+    assert report.moves(before, told(row(9.0, size=2), counted=True)) == []
+    assert report.moves(before, told(row(9.0), counted=True, scenario="other")) == []
+    assert report.moves(told(row()), told(row(floor=9.0))) == []
+
+
+def test_the_table_of_moves_names_versions_and_changes(report):
+    """What has moved is told with its change, and after the versions that differ."""
+    before = told(row(100_000), counted=True)
+    after = told(row(110_000), counted=True, python="3.12")
+    text = report.moves_table(before, after, report.moves(before, after))
+    assert text.splitlines()[0] == "python was 3.11, is 3.12"
+    assert text.splitlines()[-1] == (
+        "| return | Creche | asyncio | 1 | instructions | 100,000 | 110,000 | +10.0% |"
+    )
+    assert report.moves_table(before, before, []) == "Nothing has moved."
+
+
+def test_a_baseline_keeps_what_was_not_measured_anew(report):
+    """What was measured takes the place of what there was; counts are not times."""
+    before = told(row(floor=1.0))
+    before["scenarios"] += told(row(floor=1.0), scenario="other")["scenarios"]
+    merged = report.merge(before, told(row(floor=2.0)))
+    assert [each["rows"][0]["ratios"]["floor"]["median"] for each in merged["scenarios"]] == [2, 1]
+    merged = report.merge(merged, told(row(5.0), counted=True))
+    assert [each["counted"] for each in merged["scenarios"]] == [False, False, True]
+    with pytest.raises(SystemExit, match="other versions"):
+        report.merge(before, told(row(floor=2.0), python="3.12"))
+
+
+def test_targets_are_met_or_missed(targets, monkeypatch):
+    """Of a target the figure of each loop is shown, and whether it is met; if not, the reason."""
+    bounds = (
+        targets.Target("ratio", "return", 1.3, "floor", why="because"),
+        targets.Target("more bytes", "live", 800, "", "floor"),
+        targets.Target("bytes", "live", 500, ""),
+        targets.Target("growth", "growth", 1.15, "floor", is_growth=True),
+        targets.Target("counted", "return", 1.0, "floor", counted=True),
+    )
+    monkeypatch.setattr(targets, "TARGETS", bounds)
+    measured = told(row(floor=1.2, size=1), row(floor=1.4, size=2), row(floor=1.3, loop="trio"))
+    live = told(row(1_700), row(1_000, way="floor"), scenario="live")
+    growth = told(row(floor=1.2, size=1), row(floor=1.3, size=9), scenario="growth")
+    measured["scenarios"] += [*live["scenarios"], *growth["scenarios"]]
+    lines = targets.table(measured).splitlines()
+    assert lines[2:] == [
+        "| ratio | asyncio 1.400, trio 1.300 | not met on asyncio |",
+        "| more bytes | asyncio 700 | met |",
+        "| bytes | asyncio 1700 | not met on asyncio |",
+        "| growth | asyncio 1.083 | met |",
+        "",
+        "### Why those are missed that are",
+        "",
+        "- **ratio.** because",
+        "- **bytes.** ",
+    ]
