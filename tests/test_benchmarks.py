@@ -116,7 +116,7 @@ def test_targets_are_met_or_missed(targets, monkeypatch):
         targets.Target("ratio", "return", 1.3, "floor", why="because"),
         targets.Target("more bytes", "live", 800, "", "floor"),
         targets.Target("bytes", "live", 500, "", why="because"),
-        targets.Target("growth", "growth", 1.15, "floor", is_growth=True),
+        targets.Target("growth", "growth", 1.15, "floor", is_growth=True, size=10),
         targets.Target("counted", "return", 1.0, "floor", counted=True),
     )
     monkeypatch.setattr(targets, "TARGETS", bounds)
@@ -129,7 +129,7 @@ def test_targets_are_met_or_missed(targets, monkeypatch):
         "| ratio | 2 | asyncio 1.400, trio 1.300 | not met on asyncio |",
         "| more bytes | 1 | asyncio 700 | met |",
         "| bytes | 1 | asyncio 1700 | not met on asyncio |",
-        "| growth | 9 | asyncio 1.083 | met |",
+        "| growth | 9 | asyncio 1.083 | met, but 10 are asked for |",
         "",
         "### Why those are missed that are",
         "",
