@@ -135,7 +135,7 @@ class Life(Record[ResultType]):
             del error, self
 
     def _is_cancellation(self, error: BaseException) -> bool:
-        if isinstance(error, self._nursery.cancelled_class):
+        if isinstance(error, self._node._nursery.cancelled_class):
             return True
         # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
         return self.is_cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
@@ -199,7 +199,7 @@ class Life(Record[ResultType]):
             Any thread.
         """
         if self._mark(reason):
-            self._nursery.bridge.run(self._unwind)
+            self._node._nursery.bridge.run(self._unwind)
 
     def check_cancelled(self) -> None:
         """Raise an error if cancellation was requested.
@@ -221,7 +221,7 @@ class Life(Record[ResultType]):
         with lock:
             if self._cancellation is not None or self._state in FINAL:
                 return False
-            self._cancellation = (self._nursery.now(), reason)
+            self._cancellation = (self._node._nursery.now(), reason)
             event = self._event
         if event is not None:
             event.set()
@@ -232,7 +232,7 @@ class Life(Record[ResultType]):
         handle = self._handle
         if self._state is PENDING:
             if handle is not None:
-                self._nursery.unstepped[self] = handle.coro
+                self._node._nursery.unstepped[self] = handle.coro
             self._end(CANCELLED)
         if self._thread is not None:
             for stop in self._thread.stops:

@@ -106,7 +106,7 @@ class Mailbox:
         handler = getattr(self._addressee, message.handler_name, None)
         if handler is not None:
             outcome = handler(message)
-            if inspect.isawaitable(outcome):
+            if outcome is not None and inspect.isawaitable(outcome):
                 await outcome
         if message.bubble and not message.is_stopped:
             self._addressee._pass_on(message)

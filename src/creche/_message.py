@@ -90,7 +90,8 @@ class Backlog(Generic[MessageT]):
     def take(self) -> MessageT:
         """Take out the first message."""
         message = self._messages.popleft()
-        self._keys.discard(message._key)
+        if message._key is not None:
+            self._keys.discard(message._key)
         return message
 
     def take_all(self) -> list[MessageT]:

@@ -124,15 +124,14 @@ class Worker(Life[ResultType]):
                 time = worker._finished_at
                 if worker._started_at is not None:
                     previous = RUNNING
-            vars(self).update(
-                worker=worker,
-                state=state,
-                previous=previous,
-                time=time if time is not None else worker._nursery.now(),
-                number=next(_numbers),
-                origin=origin,
-                context=context,
-            )
+            facts = vars(self)
+            facts["worker"] = worker
+            facts["state"] = state
+            facts["previous"] = previous
+            facts["time"] = time if time is not None else worker._nursery.now()
+            facts["number"] = next(_numbers)
+            facts["origin"] = origin
+            facts["context"] = context
 
         def __repr__(self) -> str:
             return f"<StateChanged {self.worker._spoken()} {self.state.name}>"
