@@ -249,7 +249,8 @@ class WorkerGroup:
     def _start(self, worker: Worker[Any]) -> None:
         """Start an admitted worker, once there is a slot."""
         nursery = self._node._nursery
-        if worker not in self._unstarted or worker._state is not PENDING:
+        exclusive = self._unstarted.get(worker)
+        if exclusive is None or worker._state is not PENDING:
             return
         worker._started = True
         if not worker.daemon:
@@ -257,7 +258,7 @@ class WorkerGroup:
         if nursery.is_cancelled:
             worker.cancel(nursery.cancel_reason)
             return
-        if self._unstarted[worker]:
+        if exclusive:
             self._cancel_all("superseded by an exclusive worker", but=worker)
         elif self._limit is not None and self._is_full and not self._make_room():
             worker.cancel("dropped: its group is full")

@@ -93,7 +93,7 @@ class Life(Record[ResultType]):
         self._handle = self._node._nursery.spawn(self._main(), name=name, context=context)
 
     async def _main(self) -> None:
-        if self._state in FINAL:
+        if self._state is not PENDING:
             self._nursery.unstepped.pop(self, None)
             return  # cancelled before this first step
         failure: BaseException | None = None

@@ -181,7 +181,9 @@ class Node(Branch):
         Threads:
             Any thread.
         """
-        called = getattr(getattr(work, "func", work), "__name__", "")
+        called: Any = getattr(work, "__name__", None)
+        if called is None:  # a partial, perhaps
+            called = getattr(getattr(work, "func", work), "__name__", "")
         # As Worker() does, but without keywords, which would cost a twentieth of a worker; and
         # without the context, which a task that is started at once inherits.
         worker = _new_worker(Worker)
