@@ -311,8 +311,10 @@ def test_forgotten_coroutine(machine, place, monkeypatch):
 # the end
 
 
-def test_reference_cycle(machine, place):
+def test_reference_cycle(machine, place, monkeypatch):
     """A worker that something keeps."""
+    until = machine.world.until
+    monkeypatch.setattr(machine.world, "until", lambda condition, **_: until(condition, 0.05))
     record = machine.run(place=place, script=RETURN)
     cycle = [record.worker]
     cycle.append(cycle)
