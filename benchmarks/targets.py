@@ -55,9 +55,9 @@ _PARTS = (
     "shows each, docs/performance.md what was taken out"
 )
 _MESSAGES = (
-    "Each of three changes makes a message (9,000 instructions; it has seven attributes) and takes "
-    "it through the mailbox to the handler (15,000; of them 3,200 to ask whether what a handler "
-    "returned can be awaited), see `parts` below. A bound of 1.45 leaves 5,500 for each"
+    "Each of three changes makes a message (8,400 instructions; it has seven attributes) and takes "
+    "it through the mailbox to the handler (12,300), see `parts` below. A bound of 1.45 leaves "
+    "5,500 for each"
 )
 _ENDS = (
     "A worker that is cancelled is marked under its lock, so that threads see it, finds out on its "
