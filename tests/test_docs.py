@@ -36,4 +36,6 @@ def test_code_runs(monkeypatch, tmp_path, backend, code):
 def test_links_lead_somewhere(page):
     """Each link to a file of the repository leads to one."""
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    if not (ROOT / "src").exists():  # the wheel is tested without it
+        links = [link for link in links if not link.startswith("src/")]
     assert [link for link in links if not (page.parent / link).exists()] == []
