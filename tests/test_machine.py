@@ -9,8 +9,8 @@ import logging
 from typing import ClassVar
 
 import pytest
-from hypothesis import settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import Phase, seed, settings
+from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from creche.testing import WorkerMachine
 
@@ -41,18 +41,46 @@ def quiet():
     logger.disabled = False
 
 
-def test_machine(anyio_backend):
-    """Whatever programs do, every invariant holds, and every race is really met."""
-
+@pytest.fixture
+def machine(anyio_backend):
+    """A machine without the debug mode of asyncio, which takes twice the time."""
     name, options = anyio_backend
 
     class Machine(WorkerMachine):
         backend = name
-        # The debug mode of asyncio takes twice the time, and changes no order.
         backend_options: ClassVar = {key: options[key] for key in options if key != "debug"}
 
-    run_state_machine_as_test(Machine, settings=settings())
-    feared = RACES - (NATIVE if Machine.backend == "trio" else set())
-    shares = {race: Machine.races[race] / Machine.examples for race in feared}
+    return Machine
+
+
+def test_machine(machine):
+    """Whatever programs do, every invariant holds, and every race is really met."""
+
+    run_state_machine_as_test(machine, settings=settings())
+    feared = RACES - (NATIVE if machine.backend == "trio" else set())
+    shares = {race: machine.races[race] / machine.examples for race in feared}
     if settings().max_examples >= 200:
         assert {race: share for race, share in shares.items() if share < 0.01} == {}
+
+
+def test_a_program_repeats(machine):
+    """The same choices give the same lives, or nothing that is found could be replayed."""
+
+    class Machine(machine):
+        lives: ClassVar[list[object]] = []
+
+        @invariant()
+        def note_lives(self):
+            for place in self.places():
+                self.lives.append((place.name, place.is_over, place.has_fallen))
+            for record in self.records():
+                self.lives.append((record.worker.state, *record.play.log))
+
+    told = []
+    for _ in range(2):
+        Machine.lives.clear()
+        few = settings(max_examples=20, phases=[Phase.generate], database=None)
+        run_state_machine_as_test(seed(7)(Machine), settings=few)
+        told.append(list(Machine.lives))
+    assert told[0] == told[1]
+    assert len(told[0]) > 100, "too little happened to tell"

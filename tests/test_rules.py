@@ -21,7 +21,7 @@ def machine(anyio_backend):
 
     logging.getLogger("creche").disabled = True
     machine = Machine()
-    machine.open_tree(seed=None, limit=1, overflow="restart")
+    machine.open_tree(seed=0, limit=1, overflow="restart")
     yield machine
     machine.all_holds()
     machine.teardown()

@@ -14,6 +14,7 @@ import functools
 import itertools
 import logging
 import threading
+import time
 
 import anyio
 import pytest
@@ -21,6 +22,7 @@ from anyio import lowlevel
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
 from creche.testing import Ending, EventRecorder, Play, Script, assert_nothing_left
+from creche.testing._leaks import busy_threads
 from helpers import CANCELLED, ERROR, RENDEZVOUS, RUNNING, SUCCESS, leaves, settle
 
 
@@ -76,6 +78,7 @@ class Run:
         self.early = early
         ending = {"exception": Ending.RAISE, "base": Ending.RAISE_BASE}.get(fault, Ending.RETURN)
         gated = kind in THREADS or ending is not Ending.RETURN
+        self.threads = set(busy_threads())
         self.play = Play(Script(before=1, gated=gated, after=2, ending=ending))
         self.beside = Play(Script(ending=Ending.RAISE if fault == "sibling" else Ending.RETURN))
         self.top = Node("top")
@@ -125,6 +128,8 @@ class Run:
             if self.play.arrived.is_set():
                 self.play.open_gate()
                 assert self.play.left.wait(RENDEZVOUS)
+                if self.moment:
+                    self.let_thread_report()
                 await self.turn(self.moment)
         worker = self.worker
         if worker is not None:
@@ -141,6 +146,12 @@ class Run:
         await settle()
         self.beside.open_gate()
         self.over.set()
+
+    def let_thread_report(self):
+        """Hold the loop until the thread is back in its pool: else the moments are its time."""
+        end = time.monotonic() + RENDEZVOUS
+        while busy_threads().keys() - self.threads:
+            assert time.monotonic() < end, "the thread does not end"
 
     async def turn(self, times):
         for _ in range(times):

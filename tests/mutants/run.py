@@ -34,6 +34,7 @@ QUICK = (
 )
 THOROUGH = ("deadlock", "sweep", "machine")
 LIMIT = 900.0  # seconds for one mutant
+HANG = 60  # seconds for one test; the longest takes a few
 
 
 def selection(root):
@@ -70,7 +71,7 @@ def plant(place, mutant):
 def run_tests(place):
     """Give the exit status and the first failed test; ``None`` for a run that had to be ended."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-o", "faulthandler_timeout=180", *selection(place)]
+    command += ["-o", f"faulthandler_timeout={HANG}", *selection(place)]
     try:
         done = subprocess.run(
             command,

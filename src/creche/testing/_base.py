@@ -97,21 +97,28 @@ class Base(Invariants):
         self._let_loops_unwind()
 
     def _let_loops_unwind(self) -> None:
-        """Wait for the loops in threads whose workers were cancelled: they take their own time."""
+        """Wait for the loops in threads whose workers were cancelled: they take their own time.
+
+        One that has ended by now may have done so a moment ago, with its end yet to be announced;
+        so each of them is waited for once, whatever its state.
+        """
         while unwinding := [
-            record.worker
+            record
             for record in self.records()
             if record.kind == "async-thread"
             and record.worker.is_cancelled
-            and not record.worker.is_finished
+            and not record.has_unwound
         ]:
-            ended = self.world.until(lambda: all(each.is_finished for each in unwinding))
-            assert ended, f"{unwinding} were cancelled and go on"
+            workers = [record.worker for record in unwinding]
+            ended = self.world.until(lambda: all(each.is_finished for each in workers))  # noqa: B023 (called here)
+            assert ended, f"{workers} were cancelled and go on"
+            for record in unwinding:
+                record.has_unwound = True
 
-    def begin(self) -> None:
-        """Start the loop."""
+    def begin(self, seed: int = 0) -> None:
+        """Start the loop; the seed is for Trio's scheduler."""
         self._threads = set(busy_threads())
-        self.world: World = World(self.backend, dict(self.backend_options))
+        self.world: World = World(self.backend, dict(self.backend_options), seed)
 
     # nodes
 

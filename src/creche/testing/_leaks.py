@@ -16,7 +16,7 @@ from anyio import lowlevel
 from creche import Worker
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     if sys.version_info >= (3, 11):
         from typing import Self
@@ -130,15 +130,27 @@ def busy_threads() -> dict[threading.Thread, str]:
 
 def _occupation(thread: threading.Thread) -> str | None:
     """Tell what a thread is at, ``None`` if it is one of a pool that waits for something to do."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    frame = innermost = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
-        module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if module not in _POOLS:
+        if _module(frame) not in _POOLS:
             code = frame.f_code
             return f"in {code.co_name} ({code.co_filename}:{frame.f_lineno})"
         frame = frame.f_back
-    pooled = thread.name.startswith(("AnyIO worker", "Trio"))
-    return None if pooled else "which is of no pool"
+    if not thread.name.startswith(("AnyIO worker", "Trio")):
+        return "which is of no pool"
+    waits = innermost is None or (
+        _module(innermost) in {"threading", "queue"} or innermost.f_code.co_name == "_work"
+    )
+    return None if waits else "on its way back to its pool"
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def is_back(thread: threading.Thread | None) -> bool:
+    """Whether a thread is back in its pool: what it did has been reported to its loop."""
+    return thread is None or _occupation(thread) is None
 
 
 def _find_coroutines() -> list[str]:

@@ -150,6 +150,8 @@ class Record:
         """Whether something was done that may have led to a cancellation."""
         self.is_deaf = False
         """Whether its work may keep a native cancellation to itself, and succeed."""
+        self.has_unwound = False
+        """Whether its loop in a thread was waited for, after it had been cancelled."""
         self.exclusive = False
         self.elsewhere: WorkerState | None = None
         """The state that was assigned, where an adapter runs the work."""

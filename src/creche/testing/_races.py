@@ -18,6 +18,7 @@ from hypothesis.stateful import precondition, rule
 from creche import WorkerCancelled
 
 from ._cancels import cancel_natively
+from ._leaks import is_back
 from ._model import FREE, QUEUE, Place, Record
 from ._rules import Rules
 from ._scripts import Ending, OnCancel, Script
@@ -185,33 +186,33 @@ class Races(Rules):
     ) -> None:
         """Let a thread end as its worker or its node is cancelled; the loop has not heard of it."""
         place = self._find_open(where)
-        made: list[Record] = []
+        record = self._run_thread(place)
 
-        async def act() -> None:
-            record = self.run_worker(place, Script(), kind="thread")
-            made.append(record)
-            while not record.play.arrived.is_set():
-                await turn()
+        def finish() -> None:
+            record.play.open_gate()
+            assert record.play.left.wait(PATIENCE), f"the thread of {record} does not end"
+            while between and not is_back(record.play.thread):
+                pass  # the turns that follow are to be those after its report
 
-            def finish() -> None:
-                record.play.open_gate()
-                assert record.play.left.wait(PATIENCE), f"the thread of {record} does not end"
-
-            def cancel() -> None:
-                if whole and record.play.left.is_set() and not record.worker.is_finished:
-                    self.saw("thread returns as the node is cancelled")
-                if whole:
-                    self._fall(place, place.node.cancel)
-                else:
-                    self._ask_and_cancel(record)
-
-            if whole:  # the race itself; the others are its neighbours
-                await self._both(finish, cancel, swap=False, between=0)
+        def cancel() -> None:
+            if whole and record.play.left.is_set() and not record.worker.is_finished:
+                self.saw("thread returns as the node is cancelled")
+            if whole:
+                self._fall(place, place.node.cancel)
             else:
-                await self._both(finish, cancel, swap, between)
+                self._ask_and_cancel(record)
 
-        self.do(act)
-        self.until(lambda: made[0].worker.is_finished)
+        if whole:  # the race itself; the others are its neighbours
+            swap, between = False, 0
+        self.do(lambda: self._both(finish, cancel, swap, between))
+        self.until(lambda: record.worker.is_finished)
+
+    def _run_thread(self, place: Place) -> Record:
+        """Start a worker in a thread, and see it to its gate."""
+        made: list[Record] = []
+        self.do(lambda: made.append(self.run_worker(place, Script(), kind="thread")))
+        assert made[0].play.arrived.wait(PATIENCE), f"the thread of {made[0]} did not come"
+        return made[0]
 
     @rule(where=places, fatal=either, between=turns)
     def race_error_while_another_unwinds(self, where: Place, fatal: bool, between: int) -> None:
@@ -255,33 +256,29 @@ class Races(Rules):
     ) -> None:
         """Let a thread call a function on the loop as its worker or its node is cancelled."""
         place = self._find_open(where)
-        made: list[Record] = []
-        calling = threading.Event()
+        record = self._run_thread(place)
+        calling, cancelled = threading.Event(), threading.Event()
+        record.play.then = partial(self._call_in_thread, record, calling, cancelled)
 
         def finish() -> None:
-            made[0].play.open_gate()
-            assert calling.wait(PATIENCE), f"the thread of {made[0]} does not call"
+            record.play.open_gate()
+            assert calling.wait(PATIENCE), f"the thread of {record} does not call"
 
         def cancel() -> None:
-            if made[0].play.is_inside:
+            if record.play.is_inside:
                 self.saw("call from a thread as it is cancelled")
             if whole:
                 self._fall(place, place.node.cancel)
             else:
-                self._ask_and_cancel(made[0])
+                self._ask_and_cancel(record)
+            cancelled.set()
 
-        async def act() -> None:
-            record = self.run_worker(place, Script(), kind="thread")
-            made.append(record)
-            record.play.then = partial(self._call_in_thread, record, calling)
-            while not record.play.arrived.is_set():
-                await turn()
-            await self._both(finish, cancel, swap, between)
+        self.do(lambda: self._both(finish, cancel, swap, between))
+        self.until(lambda: record.worker.is_finished)
 
-        self.do(act)
-        self.until(lambda: made[0].worker.is_finished)
-
-    def _call_in_thread(self, record: Record, calling: threading.Event) -> None:
+    def _call_in_thread(
+        self, record: Record, calling: threading.Event, cancelled: threading.Event
+    ) -> None:
         def effect() -> None:
             if record.asked is not None:
                 told = f"the thread of {record} had an effect, though {record.asked}"
@@ -294,3 +291,4 @@ class Races(Rules):
             if record.asked is None:
                 told = f"the thread of {record} was refused a call"
                 self.violations.append(("no_late_effects", told))
+        assert cancelled.wait(PATIENCE), f"nobody cancels {record}"

@@ -103,6 +103,8 @@ class Play:
         """Set when the work has left."""
         self.then: Callable[[], object] | None = None
         """What more to do past the gate, where a script is not enough; an awaitable is awaited."""
+        self.thread: threading.Thread | None = None
+        """The thread that ``in_thread`` was called in."""
         self._noted = noted
         self._gate = threading.Event()
         self._free = threading.Event()
@@ -222,6 +224,7 @@ class Play:
 
     def in_thread(self) -> object:
         """Do what the script says, in a thread; its checkpoints do nothing there."""
+        self.thread = threading.current_thread()
         self._note("entered")
         self._note("at the gate")
         self.arrived.set()

@@ -8,17 +8,19 @@ repeats exactly.
 from __future__ import annotations
 
 import inspect
+import random
+import threading
 import time
 import warnings
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio import lowlevel
 from anyio.from_thread import start_blocking_portal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from anyio.abc import TaskGroup, TaskStatus
 
@@ -43,16 +45,52 @@ async def settle() -> None:
         await anyio.wait_all_tasks_blocked()
 
 
+class _Shuffling(threading.local):
+    """The chance by which Trio orders what is due; each thread has its own.
+
+    Trio has one for all its loops. So a loop in a thread would change the order of things on the
+    host's, each time another way, and a program would not repeat.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._random = random.Random(seed)  # noqa: S311 (no secret)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._random, name)
+
+    def begin_again(self) -> None:
+        """Forget how often the loop went round while it waited for a thread."""
+        self._seed += 1
+        self._random.seed(self._seed)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Give it to Trio, which offers no public way."""
+        from trio._core import _run  # noqa: PLC0415 (absent where Trio is)
+
+        before: Any = _run._r
+        _run._r = cast("Any", self)
+        try:
+            yield
+        finally:
+            _run._r = before
+
+
 class World:
     """An event loop in a thread, with a task group for what machines set going.
 
     Args:
         backend: The name of AnyIO's backend.
         options: The backend's options.
+        seed: The seed of Trio's scheduler.
     """
 
-    def __init__(self, backend: str, options: dict[str, Any]) -> None:
+    def __init__(self, backend: str, options: dict[str, Any], seed: int) -> None:
         self._stack = ExitStack()
+        self._shuffling = _Shuffling(seed)
+        if backend == "trio":
+            self._stack.enter_context(self._shuffling.installed())
         self._caught = self._stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         self._portal = self._stack.enter_context(start_blocking_portal(backend, options))
@@ -77,6 +115,7 @@ class World:
         self._portal.call(self._do, action)
 
     async def _do(self, action: Callable[[], object]) -> None:
+        self._shuffling.begin_again()
         outcome = action()
         if inspect.isawaitable(outcome):
             await outcome
