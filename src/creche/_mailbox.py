@@ -66,7 +66,8 @@ class Mailbox:
         if self._nursery.life is CLOSED:
             return False
         self._waiting.put(message)
-        self._deliver()
+        if self._pump is None:
+            self._deliver()
         return True
 
     def _deliver(self) -> None:
@@ -90,7 +91,13 @@ class Mailbox:
         while self._waiting:
             message = self._waiting.take()
             try:
-                await self._handle(message)
+                handler = getattr(self._addressee, message.handler_name, None)
+                if handler is not None:
+                    outcome = handler(message)
+                    if outcome is not None and inspect.isawaitable(outcome):
+                        await outcome
+                if message.bubble and not message._stopped:
+                    self._addressee._pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 # A cancellation ends this handler, at its first await. The others have their turn.
                 failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
@@ -101,12 +108,3 @@ class Mailbox:
                     add_note(failure, f"in {message.handler_name} of {self._addressee._spoken()}")
                     self._nursery.fail(failure)
         self._pump = None
-
-    async def _handle(self, message: Message) -> None:
-        handler = getattr(self._addressee, message.handler_name, None)
-        if handler is not None:
-            outcome = handler(message)
-            if outcome is not None and inspect.isawaitable(outcome):
-                await outcome
-        if message.bubble and not message.is_stopped:
-            self._addressee._pass_on(message)

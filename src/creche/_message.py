@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, TypeVar
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -62,21 +62,18 @@ class Message:
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-class Backlog(Generic[MessageT]):
+class Backlog(deque[MessageT]):
     """Messages that wait, in order.
 
     Of those that have the same key, the first waits for all: whoever takes it reads how things
     stand then.
     """
 
-    __slots__ = ("_keys", "_messages")
+    __slots__ = ("_keys",)
 
     def __init__(self) -> None:
-        self._messages: deque[MessageT] = deque()
+        super().__init__()
         self._keys: set[object] = set()
-
-    def __len__(self) -> int:
-        return len(self._messages)
 
     def put(self, message: MessageT) -> None:
         """Add a message, unless one with its key waits."""
@@ -85,22 +82,22 @@ class Backlog(Generic[MessageT]):
             if key in self._keys:
                 return
             self._keys.add(key)
-        self._messages.append(message)
+        self.append(message)
 
     def take(self) -> MessageT:
         """Take out the first message."""
-        message = self._messages.popleft()
+        message = self.popleft()
         if message._key is not None:
             self._keys.discard(message._key)
         return message
 
     def take_all(self) -> list[MessageT]:
         """Take out all messages."""
-        taken = list(self._messages)
+        taken = list(self)
         self.clear()
         return taken
 
     def clear(self) -> None:
         """Drop all messages."""
-        self._messages.clear()
+        super().clear()
         self._keys.clear()

@@ -424,7 +424,11 @@ class Node(Branch):
         return Subscription(self, types, tree=tree)
 
     def _announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        self._tell(Worker.StateChanged(worker, state))
+        message = Worker.StateChanged(worker, state)
+        for subscription in self._heard_by:
+            subscription._put(message)
+        if self._handles_changes:
+            self._mailbox.post(message)
 
     def _announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
@@ -441,13 +445,11 @@ class Node(Branch):
     def _tell_progress(self, worker: Worker[Any]) -> None:
         self._advanced.discard(worker)  # first: what is done from here on needs another hop
         if not worker.is_finished:
-            self._tell(Worker.ProgressChanged(worker))
-
-    def _tell(self, message: Message) -> None:
-        for subscription in self._heard_by:
-            subscription._put(message)
-        if self._handles(type(message)):
-            self._mailbox.post(message)
+            message = Worker.ProgressChanged(worker)
+            for subscription in self._heard_by:
+                subscription._put(message)
+            if self._handles(Worker.ProgressChanged):
+                self._mailbox.post(message)
 
     # threads
 

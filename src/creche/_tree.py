@@ -93,6 +93,7 @@ class Branch:
     def _hear(self, heard_by: tuple[Listener, ...]) -> None:
         """Take note of who listens: then events are made, and only then."""
         self._heard_by = heard_by
+        self._handles_changes = self._handles(Worker.StateChanged)
         self._tells_changes = self._is_heard(Worker.StateChanged)
         self._tells_progress = self._is_heard(Worker.ProgressChanged)
 

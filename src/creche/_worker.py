@@ -96,42 +96,44 @@ class Worker(Life[ResultType]):
         """The worker."""
         state: WorkerState
         """The state that it is in since."""
-        previous: WorkerState | None
-        """The state before; ``None`` for the first announcement, when the worker was added."""
-        time: float
-        """When that was, in seconds of the loop's clock."""
         number: int
         """A number that grows with each event of any worker: later events have higher ones."""
-        origin: Worker[Any] | None
-        """The worker in which this one was made, told by the first announcement only."""
-        context: Context | None
+        context: Context | None = None
         """The context variables that it was made in, told by the first announcement only."""
 
         def __init__(self, worker: Worker[Any], state: WorkerState) -> None:
-            previous: WorkerState | None = PENDING
-            origin: Worker[Any] | None = None
-            context: Context | None = None
-            if state is PENDING:
-                previous, time = None, worker._created_at
-                # It keeps the context that it was made in, unless that is this one.
-                context = worker._context
-                if context is None:
-                    context = copy_context()
-                origin = context.get(current)
-            elif state is RUNNING:
-                time = worker._started_at
-            else:
-                time = worker._finished_at
-                if worker._started_at is not None:
-                    previous = RUNNING
+            # Three of them a worker: what the worker knows for good is not copied.
             facts = vars(self)
             facts["worker"] = worker
             facts["state"] = state
-            facts["previous"] = previous
-            facts["time"] = time if time is not None else worker._nursery.now()
             facts["number"] = next(_numbers)
-            facts["origin"] = origin
-            facts["context"] = context
+            if state is PENDING:
+                # It keeps the context that it was made in, unless that is this one.
+                context = worker._context
+                facts["context"] = context if context is not None else copy_context()
+
+        @property
+        def previous(self) -> WorkerState | None:
+            """The state before; ``None`` for the first announcement, when the worker was added."""
+            if self.state is PENDING:
+                return None
+            is_late = self.state is not RUNNING and self.worker._started_at is not None
+            return RUNNING if is_late else PENDING
+
+        @property
+        def time(self) -> float:
+            """When that was, in seconds of the loop's clock."""
+            worker = self.worker
+            if self.state is PENDING:
+                time = worker._created_at
+            else:
+                time = worker._started_at if self.state is RUNNING else worker._finished_at
+            return time if time is not None else worker._nursery.now()
+
+        @property
+        def origin(self) -> Worker[Any] | None:
+            """The worker in which this one was made, told by the first announcement only."""
+            return self.context.get(current) if self.context is not None else None
 
         def __repr__(self) -> str:
             return f"<StateChanged {self.worker._spoken()} {self.state.name}>"

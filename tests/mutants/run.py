@@ -34,7 +34,7 @@ QUICK = (
 )
 THOROUGH = ("deadlock", "sweep", "machine")
 LIMIT = 900.0  # seconds for one mutant
-HANG = 60  # seconds for one test; the longest takes a few
+HANG = 120  # seconds for one test; the longest takes a quarter of it
 
 
 def selection(root):
@@ -69,7 +69,10 @@ def plant(place, mutant):
 
 
 def run_tests(place):
-    """Give the exit status and the first failed test; ``None`` for a run that had to be ended."""
+    """Give the exit status, the first failed test and all that was printed.
+
+    The status is ``None`` for a run that had to be ended.
+    """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     command += ["-o", f"faulthandler_timeout={HANG}", *selection(place)]
     try:
@@ -84,11 +87,10 @@ def run_tests(place):
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None, "the time limit"
+        return None, "the time limit", ""
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode, failed[0].partition(" - ")[
-        0
-    ] if failed else "the end of a run that hung"
+    by = failed[0].partition(" - ")[0] if failed else "the end of a run that hung"
+    return done.returncode, by, done.stdout
 
 
 def judge(mutant):
@@ -98,7 +100,9 @@ def judge(mutant):
         prepare(place)
         if mutant is not None:
             plant(place, mutant)
-        status, by = run_tests(place)
+        status, by, told = run_tests(place)
+        if mutant is None and status != 0:
+            print(told)
     if status == 0:
         return mutant, "SURVIVED", time.monotonic() - began
     if status is not None and status >= 2:
