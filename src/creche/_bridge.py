@@ -115,7 +115,7 @@ class Bridge:
 
     def run(self, call: Callable[[], object]) -> None:
         """Make a call that returns nothing: now if on the loop or if there is none, else soon."""
-        if not (self.is_foreign and self.post(call)):
+        if self.thread == threading.get_ident() or not self.post(call):
             call()
 
     def call(self, call: Callable[[], T]) -> T | None:
