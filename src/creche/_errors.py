@@ -56,13 +56,19 @@ class WorkerFailed(WorkerError):
         return f"worker failed: {type(error).__name__}" + (f": {text}" if text else "")
 
 
+class Report(Protocol):
+    """Where it is noted which tree has reported an error."""
+
+    reported_in: object
+
+
 class Source(Protocol):
     """What is asked of the worker whose failure a ``WorkerFailed`` relays."""
 
     @property
     def error(self) -> BaseException | None: ...
 
-    _reported_in: object
+    def _tied(self) -> Report: ...
 
 
 def unreported(error: BaseException, tree: object) -> BaseException | None:
@@ -94,9 +100,10 @@ def _is_second_report(error: BaseException, tree: object) -> bool:
         source = source.error._source if isinstance(source.error, WorkerFailed) else None
     if root is None:
         return False  # not made by wait(): the user's own
-    if root._reported_in is tree:
+    ties = root._tied()
+    if ties.reported_in is tree:
         return not error._is_the_report
-    root._reported_in = tree
+    ties.reported_in = tree
     error._is_the_report = True  # this very exception is the one report; it may pass several blocks
     return False
 

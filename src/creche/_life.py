@@ -101,7 +101,7 @@ class Life(Record[ResultType]):
             current.set(self)
             if (self._thread is None or self._has_own_run()) and not self._move(RUNNING):
                 self._refuse_entry()
-            self._result = await self.run()
+            self._outcome = await self.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
             # Cancellation ends here too: this is the top of the task. AnyIO would take a native
             # one that went further for a reason to cancel all the others.
@@ -222,7 +222,7 @@ class Life(Record[ResultType]):
             if self._cancellation is not None or self._state in FINAL:
                 return False
             self._cancellation = (self._node._nursery.now(), reason)
-            event = self._event
+            event = self._ties.cancelled if self._ties is not None else None
         if event is not None:
             event.set()
         return True
@@ -286,8 +286,8 @@ class Life(Record[ResultType]):
                 self._finished_at = now
         if self._node._tells_changes:
             self._node._announce(self, state)
-        if self._begun is not None:
-            self._begun.set()
+        if self._ties is not None and self._ties.begun is not None:
+            self._ties.begun.set()
         return True
 
     def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
@@ -300,16 +300,16 @@ class Life(Record[ResultType]):
                 error,
                 f"in {self._spoken()} of group {self.group!r} on node {self._node.path!r}",
             )
-            self._error = error
+            self._outcome = error
             fatal = self.exit_on_error or not isinstance(error, Exception)
             if not fatal:
                 fields = self._log_fields(state, self._state)
                 logger.error("%s failed", self._spoken(), exc_info=error, extra=fields)
             elif not isinstance(error, WorkerFailed):
-                self._reported_in = self._nursery.tree
+                self._tied().reported_in = self._nursery.tree
         self._move(state)
-        if self._done is not None:
-            self._done.set()  # before the node is cancelled: who waits here learns why
+        if self._ties is not None and self._ties.done is not None:
+            self._ties.done.set()  # before the node is cancelled: who waits here learns why
         if fatal and error is not None:
             self._nursery.fail(error)
         if self._place is not None:

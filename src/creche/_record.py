@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from ._state import FINAL, PENDING, RUNNING, WorkerState
+from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -106,11 +106,19 @@ class ThreadPart:
 
 
 class Ties:
-    """What a worker waits for, and what it has under way; made when there first is any of it."""
+    """What ties a worker to others; made when there first is any of it.
 
-    __slots__ = ("hops", "opened", "waits")
+    Most workers wait for nothing, and what is not there need not be stored.
+    """
+
+    __slots__ = ("begun", "cancelled", "done", "hops", "opened", "reported_in", "waits")
 
     def __init__(self) -> None:
+        self.begun: anyio.Event | None = None  # these three are made when asked for
+        self.done: anyio.Event | None = None
+        self.cancelled: threading.Event | None = None
+        self.reported_in: object = None
+        """The tree of nurseries that has reported its error."""
         self.waits: Collection[Party] = ()
         self.opened: tuple[Party, ...] = ()
         """Nodes in whose blocks it is."""
@@ -127,22 +135,17 @@ class Record(Generic[ResultType]):
 
     __slots__ = (
         "__weakref__",
-        "_begun",
         "_cancellation",
         "_completed",
         "_context",
         "_created_at",
-        "_done",
-        "_error",
-        "_event",
         "_finished_at",
         "_handle",
         "_holds",
         "_node",
         "_order",
+        "_outcome",
         "_place",
-        "_reported_in",
-        "_result",
         "_started",
         "_started_at",
         "_state",
@@ -187,19 +190,14 @@ class Record(Generic[ResultType]):
         if thread:
             self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel)
         self._state = PENDING
-        self._result: ResultType | None = None
-        self._error: BaseException | None = None
+        self._outcome: object = None  # the result or the error: the state says which
         self._cancellation: tuple[float, object] | None = None  # when, and the reason
-        self._event: threading.Event | None = None  # these three are made when asked for
-        self._begun: anyio.Event | None = None
-        self._done: anyio.Event | None = None
         self._started = False
         self._holds = False
         self._place: Place | None = None
         self._handle: anyio.TaskHandle[None] | None = None
         self._context = context
         self._ties: Ties | None = None
-        self._reported_in: object = None
         self._completed = 0
         self._total: int | None = None
         self._created_at: float | None = None
@@ -245,11 +243,12 @@ class Record(Generic[ResultType]):
     def cancelled_event(self) -> threading.Event:
         """An event that is set when cancellation is requested, from whatever side."""
         with lock:
-            if self._event is None:
-                self._event = threading.Event()
+            ties = self._tied()
+            if ties.cancelled is None:
+                ties.cancelled = threading.Event()
                 if self._cancellation is not None:
-                    self._event.set()
-            return self._event
+                    ties.cancelled.set()
+            return ties.cancelled
 
     @property
     def is_running(self) -> bool:
@@ -275,13 +274,15 @@ class Record(Generic[ResultType]):
 
     @property
     def result(self) -> ResultType | None:
-        """What the work returned, ``None`` while there is nothing."""
-        return self._result
+        """What the work returned, also if it was cancelled by then; ``None`` before its end."""
+        if self._state is SUCCESS or self._state is CANCELLED:
+            return cast("ResultType | None", self._outcome)
+        return None
 
     @property
     def error(self) -> BaseException | None:
-        """What the work raised, ``None`` if it did not."""
-        return self._error
+        """What the work raised, ``None`` unless the worker is ERROR."""
+        return cast("BaseException", self._outcome) if self._state is ERROR else None
 
     @property
     def created_at(self) -> float | None:
@@ -366,9 +367,10 @@ class Record(Generic[ResultType]):
         return self._thread is not None and self._thread.is_waiting
 
     def _tied(self) -> Ties:
-        if self._ties is None:
-            self._ties = Ties()
-        return self._ties
+        with lock:  # asked for in threads too
+            if self._ties is None:
+                self._ties = Ties()
+            return self._ties
 
     @property
     def _nursery(self) -> Nursery:

@@ -253,18 +253,19 @@ class Worker(Life[ResultType]):
             The node's event loop only; from a thread, ``node.call_from_thread(worker.wait)``.
         """
         await wait_for((self,))
-        if self._error is not None and self._state is ERROR:
-            failed = WorkerFailed(self._error)  # a fresh one: a traceback grows at each raise
+        error = self.error
+        if error is not None:
+            failed = WorkerFailed(error)  # a fresh one: a traceback grows at each raise
             failed._source = self
             try:
-                raise failed from self._error
+                raise failed from error
             finally:
-                del failed
+                del error, failed
         if self._state is ERROR:
             raise WorkerFailed(WorkerError(f"{self._spoken()} failed elsewhere"))
         if self._state is CANCELLED:
             raise WorkerCancelled(self._tell_cancellation())
-        return cast("ResultType", self._result)
+        return cast("ResultType", self._outcome)
 
     def __await__(self) -> Generator[Any, Any, ResultType]:
         """Wait, as ``wait()`` does."""
@@ -314,7 +315,7 @@ class Worker(Life[ResultType]):
     def _is_needed(self) -> bool:
         """Whether anything else may wait for this worker; else it closes no ring with others."""
         return (
-            self._done is not None
+            (self._ties is not None and self._ties.done is not None)
             or (self._place is not None and self._place.queued > 0)
             or self._node._is_opened_by_a_worker()
         )
@@ -377,11 +378,13 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
     for worker in waited:
         if begun:
             while worker._state is PENDING:
-                worker._begun = worker._begun or anyio.Event()
-                await worker._begun.wait()
+                ties = worker._tied()
+                ties.begun = ties.begun or anyio.Event()
+                await ties.begun.wait()
         elif not worker.is_finished:
-            worker._done = worker._done or anyio.Event()
-            await worker._done.wait()
+            ties = worker._tied()
+            ties.done = ties.done or anyio.Event()
+            await ties.done.wait()
 
 
 active_worker: ContextVar[Worker[Any]] = current

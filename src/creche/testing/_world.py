@@ -20,7 +20,7 @@ from anyio import lowlevel
 from anyio.from_thread import start_blocking_portal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Generator
 
     from anyio.abc import TaskGroup, TaskStatus
 
@@ -65,7 +65,7 @@ class _Shuffling(threading.local):
         self._random.seed(self._seed)
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Generator[None]:
         """Give it to Trio, which offers no public way."""
         from trio._core import _run  # noqa: PLC0415 (absent where Trio is)
 
