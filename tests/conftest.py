@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import signal
 import threading
 
 import pytest
@@ -21,6 +22,10 @@ settings.register_profile(  # for planted faults: shrinking them is no use
     "mutants", PLAIN, max_examples=100, derandomize=True, database=None, phases=[Phase.generate]
 )
 settings.load_profile(os.environ.get("CRECHE_PROFILE", "ci"))
+
+# What a shell runs in the background ignores Ctrl+C, and so would the programs that are tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = {"asyncio": ("asyncio", {"debug": True})}
 if importlib.util.find_spec("uvloop"):
