@@ -47,9 +47,12 @@ def backend(anyio_backend):
     return {"backend": name, "backend_options": options}
 
 
-@pytest.fixture(autouse=True, scope="session")
-def imported():
-    """Take what the imports made out of every later collection, of which each test has one."""
+@pytest.fixture(autouse=True, scope="module")
+def kept():
+    """Take what is there before the tests of a file out of the collections, one for each test.
+
+    The imports made most of it, and Hypothesis keeps what it has drawn.
+    """
     gc.collect()
     gc.freeze()
     yield
@@ -57,7 +60,7 @@ def imported():
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(imported):
+def nothing_left(kept):
     """No test leaves a worker thread behind, nor a coroutine that was never awaited."""
     before = set(threading.enumerate())
     yield

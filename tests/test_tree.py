@@ -519,3 +519,41 @@ def test_only_nodes_have_a_tree():
     """Anything else is refused."""
     with pytest.raises(WorkerError, match=r"^format_tree\(\) takes a Node, not 'app'$"):
         format_tree("app")
+
+
+def test_stacks_are_read_without_a_collection_in_the_midst():
+    """One that frees a ``threading.local`` there stops CPython 3.11 for good."""
+    program = """if True:
+        import faulthandler, gc, sys, threading
+        from creche._stacks import current_frames
+
+        faulthandler.dump_traceback_later(30, exit=True)
+        go, here = threading.Event(), threading.Barrier(31)
+
+        def stay():
+            here.wait()
+            go.wait()
+
+        class Loop:
+            pass
+
+        for _ in range(30):
+            threading.Thread(target=stay).start()
+        here.wait()
+        gc.collect()
+        for _ in range(20):
+            loop = Loop()
+            loop.itself, loop.local = loop, threading.local()
+            loop.local.set = True
+        gc.set_threshold(gc.get_count()[0] + 10)  # so that it comes with the tenth of the frames
+        frames = current_frames()
+        go.set()
+        print(len(frames) > 30, gc.isenabled())
+        gc.disable()
+        current_frames()
+        print(gc.isenabled())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr

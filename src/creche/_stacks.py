@@ -7,7 +7,9 @@ the call in it that is ours, so that no worker has to remember its thread.
 from __future__ import annotations
 
 import functools
+import gc
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _MACHINERY = {"anyio", "asyncio", "trio"}
 _CALL = _ThreadCall._in_thread.__code__
 _LOOP = _on_own_loop.__code__
+_no_collection = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,22 @@ def _library() -> ModuleType:
     return stackscope
 
 
+def current_frames() -> dict[int, FrameType]:
+    """Give the frame that each thread is in, by the number of the thread.
+
+    A garbage collection in the midst of ``sys._current_frames()`` can stop CPython 3.11 for good
+    (https://github.com/python/cpython/issues/106883), so there is none.
+    """
+    with _no_collection:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if was_enabled:
+                gc.enable()
+
+
 def find_calls() -> dict[object, Any]:
     """Find the workers that run in threads.
 
@@ -70,7 +89,7 @@ def find_calls() -> dict[object, Any]:
     """
     library = _library()
     calls: dict[object, Any] = {}
-    for innermost in sys._current_frames().values():
+    for innermost in current_frames().values():
         frame: FrameType | None = innermost
         awaited = None
         while frame is not None:

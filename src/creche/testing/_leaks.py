@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 import time
 import warnings
@@ -14,8 +13,10 @@ import anyio
 from anyio import lowlevel
 
 from creche import Worker
+from creche._stacks import current_frames
 
 if TYPE_CHECKING:
+    import sys
     from types import FrameType, TracebackType
 
     if sys.version_info >= (3, 11):
@@ -124,13 +125,14 @@ def _unfinished() -> list[Worker[Any]]:
 
 def busy_threads() -> dict[threading.Thread, str]:
     """Tell what each thread is at, but for those of a pool that wait for something to do."""
-    told = {thread: _occupation(thread) for thread in threading.enumerate()}
+    frames = current_frames()
+    told = {thread: _occupation(thread, frames) for thread in threading.enumerate()}
     return {thread: occupation for thread, occupation in told.items() if occupation is not None}
 
 
-def _occupation(thread: threading.Thread) -> str | None:
+def _occupation(thread: threading.Thread, frames: dict[int, FrameType]) -> str | None:
     """Tell what a thread is at, ``None`` if it is one of a pool that waits for something to do."""
-    frame = innermost = sys._current_frames().get(thread.ident or 0)
+    frame = innermost = frames.get(thread.ident or 0)
     while frame is not None:
         if _module(frame) not in _POOLS:
             code = frame.f_code
@@ -150,7 +152,7 @@ def _module(frame: FrameType) -> str:
 
 def is_back(thread: threading.Thread | None) -> bool:
     """Whether a thread is back in its pool: what it did has been reported to its loop."""
-    return thread is None or _occupation(thread) is None
+    return thread is None or _occupation(thread, current_frames()) is None
 
 
 def _find_coroutines() -> list[str]:
