@@ -55,18 +55,20 @@ _PARTS = (
     "shows each, docs/performance.md what was taken out"
 )
 _MESSAGES = (
-    "Each of three changes makes a message (8,400 instructions; it has seven attributes) and takes "
-    "it through the mailbox to the handler (12,300), see `parts` below. A bound of 1.45 leaves "
-    "5,500 for each"
+    "Each of three changes costs 11,600 instructions: 3,900 make a message, see `parts` below, and "
+    "the rest takes it through the mailbox to the handler, in order and in a task of its own. A "
+    "bound of 1.45 leaves 6,700 for each"
 )
 _ENDS = (
-    "A worker that is cancelled is marked under its lock, so that threads see it, finds out on its "
-    "way out whether what it raised is a cancellation, and ends as any other does, which is what a "
-    "worker costs beyond its task when it is not cancelled (`return`)"
+    "Of the 39,000 instructions that a worker which is started and cancelled takes beyond its "
+    "task, 33,000 are there without any cancellation (`return`). The cancellation alone is 36,000 "
+    "beside 30,000: the worker is marked under its lock, so that threads see it (2,000), with the "
+    "time and the reason (900), and finds out on its way out whether what it raised is a "
+    "cancellation"
 )
 _SLOTS = (
     "What is read is what the system gave, with what the allocator rounds up; the worker, its name "
-    "and its places in the group and the queue are 388 bytes by tracemalloc. The idiom itself is "
+    "and its places in the group and the queue are 348 bytes by tracemalloc. The idiom itself is "
     "lighter on Trio"
 )
 _HOPS = (
