@@ -439,6 +439,24 @@ def test_a_process_whose_reader_has_left_ends_in_silence(backend, tmp_path):
     assert (ran.returncode, ran.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_process_with_a_closed_stream_tells_by_the_other(backend, tmp_path, closed):
+    """Of a stream that its caller has closed Python makes None."""
+    file = tmp_path / "file"
+    file.touch()
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}>&-', "sh", *command("--backend", backend, file)],
+        capture_output=True,
+        check=False,
+        timeout=GUARD,
+    )
+    if closed == 1:
+        told = b"creche: cannot write the sums: standard output is closed\n"
+        assert (ran.returncode, ran.stderr) == (1, told)
+    else:
+        assert (ran.returncode, ran.stdout) == (0, sha256sum(file))
+
+
 def test_a_process_obeys_ctrl_c_within_a_huge_file(backend, tmp_path):
     """The key pressed in its terminal ends it with status 130 and one line, not a traceback."""
     pty = pytest.importorskip("pty", reason="there are no such terminals here")

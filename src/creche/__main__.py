@@ -213,6 +213,9 @@ def say(text: str) -> None:
 
 def write_sums(sums: Sequence[tuple[bytes, bytes]]) -> bool:
     """Write the sums to standard output; tell whether that went well."""
+    if sys.stdout is None:  # python -m creche >&-
+        say("cannot write the sums: standard output is closed")
+        return False
     try:
         sys.stdout.buffer.writelines(written(path, digest) for path, digest in sums)
         sys.stdout.buffer.flush()
@@ -247,6 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be 1 or more")
+    if sys.stderr is None:  # python -m creche 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as this runs)
     tour = Tour(options.workers)
     try:
         try:
