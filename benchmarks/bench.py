@@ -41,8 +41,9 @@ HERE = Path(__file__).parent
 COUNTED = (
     *("return", "sleep", "handler", "watched", "limit"),
     *("cancel-node", "cancel-group", "cancel-each", "progress", "import", "parts"),
+    "threads-in-turn",
 )
-"""The scenarios that are counted in instructions; threads and memory cannot be."""
+"""The scenarios that are counted in instructions; memory cannot be, nor threads at once."""
 COUNTED_LOOPS = ("asyncio", "trio")
 ROUNDS = 7
 AT_ONCE = 2

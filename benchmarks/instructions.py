@@ -39,7 +39,8 @@ def be_counted(scenarios):
     ran = []
     for scenario in scenarios:
         for case in scenario.cases:
-            case.run(WARM)
+            if not scenario.name.startswith("threads"):  # a fork of them would not work
+                case.run(WARM)
             ran.append((scenario.name, case.key, [_fork(case, each) for each in (FEW, MANY)]))
     print(ran)
 

@@ -171,7 +171,7 @@ def scenarios(ways, loops, *, full):
         Scenario(
             "threads-in-turn",
             "threads one after another",
-            ("anyio.to_thread",),
+            ("anyio.to_thread", "anyio.to_thread in a task"),
             make(threads_in_turn, threads, needs=["run_thread"]),
         ),
         Scenario(

@@ -102,4 +102,22 @@ class Threads(Way):
                 group.start_soon(anyio.to_thread.run_sync, call)
 
 
-WAYS = (StartSoon, CreateTask, Threads)
+class ThreadsOfTasks(Way):
+    """What a thread costs that somebody owns: a task waits for it, and is waited for."""
+
+    name = "anyio.to_thread in a task"
+    loops = ("asyncio", "uvloop", "trio")
+
+    async def __aenter__(self):
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised):
+        return await self._group.__aexit__(*raised)
+
+    async def run_thread(self, call):
+        await self._group.create_task(anyio.to_thread.run_sync(call))
+
+
+WAYS = (StartSoon, CreateTask, Threads, ThreadsOfTasks)

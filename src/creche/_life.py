@@ -68,7 +68,8 @@ class Life(Record[ResultType]):
         """
         if self._thread is None:
             return in_task(self)
-        return in_thread(self, self._thread.limiter, abandon=self._thread.abandon_on_cancel)
+        thread, token = self._thread, self._node._nursery.bridge.token
+        return in_thread(self, thread.limiter, token, abandon=thread.abandon_on_cancel)
 
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import nullcontext
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -108,9 +109,10 @@ async def _take(job: Job, value: Any) -> Any:
         del job
 
 
-async def in_thread(job: Job, limiter: CapacityLimiter | None, *, abandon: bool) -> Any:
+async def in_thread(
+    job: Job, limiter: CapacityLimiter | None, token: lowlevel.EventLoopToken, *, abandon: bool
+) -> Any:
     """Run a plain callable in a worker thread, or async work on an event loop of its own there."""
-    token = lowlevel.current_token()
     call = _ThreadCall(
         job, limiter or to_thread.current_default_thread_limiter(), token, abandon=abandon
     )
@@ -135,7 +137,7 @@ class _ThreadCall:
         self._limiter = limiter
         self._token = token
         self._abandon = abandon
-        self._guard = anyio.CancelScope()
+        self._guard = anyio.CancelScope() if abandon else None
         self._lock = threading.Lock()  # what follows is decided between the thread and its host
         self._called_off = False
         self._begun = False
@@ -154,7 +156,8 @@ class _ThreadCall:
         self._job._enter()
         # An abandoned call that no thread has picked up yet would never be made. So abandoning
         # has to wait for the thread.
-        self._guard.shield = self._abandon
+        if self._guard is not None:
+            self._guard.shield = True
 
     def release_on_behalf_of(self, _borrower: object) -> None:
         """Keep the token: see the class."""
@@ -174,7 +177,8 @@ class _ThreadCall:
 
     async def run(self) -> object:
         try:
-            with self._guard:
+            # A scope is dear, and without it AnyIO shields the call itself.
+            with self._guard or nullcontext():
                 await to_thread.run_sync(
                     self._in_thread,
                     abandon_on_cancel=self._abandon,
@@ -236,7 +240,7 @@ class _ThreadCall:
             if self._called_off:
                 return
             self._begun = True
-        if self._abandon:
+        if self._guard is not None:
             run_soon(self._token, self._lift_guard)
         try:
             self._value = self._work()
@@ -250,6 +254,7 @@ class _ThreadCall:
         del self  # see in_task()
 
     def _lift_guard(self) -> None:
+        assert self._guard is not None
         self._guard.shield = False
 
     def _work(self) -> object:
