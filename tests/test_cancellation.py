@@ -149,6 +149,19 @@ async def test_deadline():
     assert worker.is_cancelled
 
 
+async def test_the_reason_is_the_outer_cancellation_whoever_hears_of_it_first():
+    """The backends cancel tasks in any order: a worker may hear before its node does."""
+    reasons = set()
+    for _ in range(30):
+        with anyio.CancelScope() as scope:
+            async with Node() as app:
+                workers = [app.run_worker(anyio.sleep_forever) for _ in range(3)]
+                await settle()
+                scope.cancel()
+        reasons.update(worker.cancel_reason for worker in workers)
+    assert reasons == {"cancelled from outside"}
+
+
 async def test_cancelled_in_the_tick_in_which_it_returns():
     """A worker that returns after an outer scope was cancelled never reports SUCCESS."""
     gate = anyio.Event()
@@ -530,3 +543,28 @@ async def test_swallowed_native_cancel_is_no_cancellation(native):
         native_task("app/default/stubborn").cancel()
         await settle()
         assert worker.state is SUCCESS
+
+
+async def test_an_ended_worker_keeps_nothing_of_its_run():
+    """Neither its task nor its work nor the context variables that it was to have."""
+    async with Node() as app:
+        group = app.group("one", limit=1)
+
+        async def fail():
+            raise ValueError
+
+        ends = [
+            group.run_worker(settle, "returns"),
+            group.run_worker(fail, "raises", exit_on_error=False),
+            group.run_worker(anyio.sleep_forever, "sleeps"),
+            group.run_worker(anyio.sleep_forever, "queued"),
+            app.run_worker(anyio.sleep_forever, "unstepped"),
+        ]
+        ends[-1].cancel()
+        await until(lambda: ends[1].is_finished)
+        group.cancel()
+    told = [each.state for each in ends]
+    assert told == [SUCCESS, ERROR, CANCELLED, CANCELLED, CANCELLED]
+    for worker in ends:
+        kept = {type(each).__name__ for each in gc.get_referents(worker)}
+        assert not kept & {"TaskHandle", "coroutine", "Context", "function"}, worker

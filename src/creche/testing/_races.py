@@ -265,7 +265,7 @@ class Races(Rules):
             assert calling.wait(PATIENCE), f"the thread of {record} does not call"
 
         def cancel() -> None:
-            if record.play.is_inside:
+            if calling.is_set():
                 self.saw("call from a thread as it is cancelled")
             if whole:
                 self._fall(place, place.node.cancel)
