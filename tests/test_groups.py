@@ -337,6 +337,20 @@ async def test_restart_lets_the_newest_run():
         group.cancel()
 
 
+async def test_restart_cancels_the_oldest():
+    """As many of the newest as the limit go on."""
+    async with Node() as app:
+        group = app.group("g", limit=2, overflow="restart")
+        workers = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
+        await settle()
+        for number in (2, 3):
+            workers.append(group.run_worker(anyio.sleep_forever))
+            await settle()
+            told = [worker.state for worker in workers]
+            assert told == [CANCELLED] * (number - 1) + [RUNNING] * 2
+        group.cancel()
+
+
 async def test_restart_while_all_are_on_their_way_out():
     """If all that run are cancelled already, a new worker cancels nobody and waits for a slot."""
     gate = anyio.Event()
