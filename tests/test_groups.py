@@ -376,6 +376,17 @@ async def test_restart_while_all_are_on_their_way_out():
         group.cancel()
 
 
+async def test_a_cancelled_node_makes_no_tasks_for_what_is_queued():
+    """Though the workers before it end at once, as they have not begun."""
+    async with Node() as app:
+        group = app.group("g", limit=1)
+        workers = [group.run_worker(anyio.sleep_forever) for _ in range(20)]
+        tasks = len(anyio.get_running_tasks())
+        app.cancel()
+        assert len(anyio.get_running_tasks()) == tasks
+    assert {worker.state for worker in workers} == {CANCELLED}
+
+
 # exclusive
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def run_tests(place):
         )
     except subprocess.TimeoutExpired:
         return None, "the time limit", ""
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = re.findall(r"^(?:FAILED|ERROR) \S+\.py.*", done.stdout, re.MULTILINE)
     by = failed[0].partition(" - ")[0] if failed else "the end of a run that hung"
     return done.returncode, by, done.stdout
 
