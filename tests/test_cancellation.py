@@ -149,6 +149,27 @@ async def test_deadline():
     assert worker.is_cancelled
 
 
+@pytest.mark.parametrize("thread", [False, True])
+async def test_cancelled_in_a_thread_before_its_first_step_is_never_entered(thread):
+    """The loop may come to that step before the thread's request has arrived there."""
+    entered = []
+
+    async def work():
+        entered.append("task")
+
+    def work_in_thread():
+        entered.append("thread")
+
+    for _ in range(10):  # Trio takes the two in any order
+        async with Listener() as app:
+            worker = app.run_worker(work_in_thread if thread else work, thread=thread)
+            foreign = threading.Thread(target=worker.cancel)
+            foreign.start()
+            foreign.join()
+            assert (worker.state, worker.is_cancelled) == (PENDING, True)
+        assert (app.told_of(worker), entered) == ([PENDING, CANCELLED], [])
+
+
 async def test_the_reason_is_the_outer_cancellation_whoever_hears_of_it_first():
     """The backends cancel tasks in any order: a worker may hear before its node does."""
     reasons = set()
