@@ -169,6 +169,24 @@ async def test_one_object_raised_by_two_workers():
     assert len(shared.__notes__) == (1 if second.state is CANCELLED else 2)
 
 
+async def test_one_object_that_fails_the_node_twice_is_raised_once():
+    """Both workers have it as their error."""
+    shared, gate = Boom("shared"), anyio.Event()
+
+    async def fail():
+        with anyio.CancelScope(shield=True):
+            await gate.wait()
+        raise shared
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node() as app:
+            workers = [app.run_worker(fail) for _ in range(2)]
+            await settle()
+            gate.set()
+    assert leaves(caught.value) == [shared]
+    assert [worker.error for worker in workers] == [shared, shared]
+
+
 async def test_note_is_added_once():
     """An error that the same worker raises again has one note of it."""
     shared = Boom("shared")
