@@ -919,3 +919,32 @@ async def test_failed_call_makes_no_cycle(kind):
         assert error() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_backend, kind):
+    """Of the frames that the error went through, those of the call would hold the worker."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("frames of AnyIO and Trio keep a thread that raises, until the collector runs")
+
+    def fail():
+        raise ValueError
+
+    async def fail_in_a_task():
+        await settle()
+        raise ValueError
+
+    fails = fail if kind == "sync" else fail_in_a_task
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            async with Node() as app:
+                call = partial(app.call_from_thread, fails)
+                gone = weakref.ref(app.run_worker(call, thread=True))
+        except ExceptionGroup as group:
+            assert len(group.exceptions) == 1
+        await settle()
+        assert gone() is None
+    finally:
+        gc.enable()

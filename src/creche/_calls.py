@@ -31,7 +31,7 @@ def begin_call(
         value = fn(*args)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         _fail(future, error)
-        del future  # Python 3.11's frames hold those that called them
+        del caller, future  # Python 3.11's frames hold those that called them
         return
     if not inspect.isawaitable(value) or isinstance(value, Worker):
         future.set_result(value)

@@ -507,4 +507,4 @@ class Node(Branch):
         try:
             return future.result()
         finally:
-            del future  # it holds the error, and that this frame
+            del caller, future  # they hold the error, and that this frame
