@@ -926,8 +926,6 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
     """Of the frames that the error went through, those of the call would hold the worker."""
     if anyio_backend[0] == "trio":
         pytest.skip("frames of AnyIO and Trio keep a thread that raises, until the collector runs")
-    if kind == "async" and sys.version_info >= (3, 12):
-        pytest.skip("from Python 3.12 on something keeps it until the collector runs")
 
     def fail():
         raise ValueError

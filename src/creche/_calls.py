@@ -42,12 +42,12 @@ def begin_call(
         future.set_exception(WorkerCancelled("a call from a thread was cancelled natively"))
 
     async def go_on() -> None:
-        nonlocal future
+        nonlocal caller, future
         await _go_on(node, caller, value, future)
-        del future
         if caller is not None:
             ties = caller._tied()
             ties.hops = tuple(hop for hop in ties.hops if hop is not handle)
+        del caller, future  # as above
 
     handle = node._nursery.spawn_held(
         go_on,
@@ -88,7 +88,7 @@ async def _go_on(
         future.set_exception(WorkerCancelled(told))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         _fail(future, error)
-        del future  # as above
+        del caller, future  # as above
     else:
         future.set_result(value)
 
