@@ -424,11 +424,7 @@ class Node(Branch):
         return Subscription(self, types, tree=tree)
 
     def _announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        message = Worker.StateChanged(worker, state)
-        for subscription in self._heard_by:
-            subscription._put(message)
-        if self._handles_changes:
-            self._mailbox.post(message)
+        self._tell(Worker.StateChanged(worker, state), handled=self._handles_changes)
 
     def _announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
@@ -446,10 +442,13 @@ class Node(Branch):
         self._advanced.discard(worker)  # first: what is done from here on needs another hop
         if not worker.is_finished:
             message = Worker.ProgressChanged(worker)
-            for subscription in self._heard_by:
-                subscription._put(message)
-            if self._handles(Worker.ProgressChanged):
-                self._mailbox.post(message)
+            self._tell(message, handled=self._handles(Worker.ProgressChanged))
+
+    def _tell(self, message: Message, *, handled: bool) -> None:
+        for subscription in self._heard_by:
+            subscription._put(message)
+        if handled:
+            self._mailbox.post(message)
 
     # threads
 
