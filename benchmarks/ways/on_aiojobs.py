@@ -11,7 +11,10 @@ class Aiojobs(Way):
     name = "aiojobs"
 
     async def __aenter__(self):
-        self._scheduler = Scheduler(limit=self.limit, pending_limit=0, wait_timeout=None)
+        # Without a timeout: it would give up on a tenth of a second, and not wait for the rest.
+        self._scheduler = Scheduler(
+            close_timeout=None, limit=self.limit, pending_limit=0, wait_timeout=None
+        )
         return self
 
     async def __aexit__(self, *exc):
