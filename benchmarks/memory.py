@@ -85,7 +85,7 @@ def scenarios(ways, loops, *, full):
             make(live, 50_000 if full else 5_000, "start"),
             own_process=True,
             unit="bytes",
-            rounds=1,
+            rounds=5,
         ),
         Scenario(
             "memory-queued",
@@ -94,7 +94,7 @@ def scenarios(ways, loops, *, full):
             make(queued, 100_000 if full else 20_000, "start_limited", limit=1),
             own_process=True,
             unit="bytes",
-            rounds=1,
+            rounds=5,
         ),
         Scenario(
             "million",
