@@ -17,6 +17,7 @@ from anyio import from_thread
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
 from creche._running import _ThreadCall
+from creche.testing._leaks import busy_threads
 from helpers import (
     CANCELLED,
     ERROR,
@@ -921,6 +922,13 @@ async def test_failed_call_makes_no_cycle(kind):
         gc.enable()
 
 
+async def until_back(before):
+    """Wait until threads have gone back to their pool, with nothing in their hands."""
+    with anyio.fail_after(RENDEZVOUS):
+        while busy_threads().keys() - before:
+            await settle()
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_backend, kind):
     """Of the frames that the error went through, those of the call would hold the worker."""
@@ -935,6 +943,7 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
         raise ValueError
 
     fails = fail if kind == "sync" else fail_in_a_task
+    threads = set(busy_threads())
     gc.collect()
     gc.disable()
     try:
@@ -944,7 +953,32 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
                 gone = weakref.ref(app.run_worker(call, thread=True))
         except ExceptionGroup as group:
             assert len(group.exceptions) == 1
-        await settle()
+        await until_back(threads)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+async def test_async_work_in_a_thread_that_fails_is_no_cycle(anyio_backend, kind):
+    """From Python 3.12 on the error holds the frames of the thread's loop, and their contexts."""
+    if anyio_backend[0] == "trio":
+        pytest.skip("Trio's own loop in a thread is a cycle")
+
+    async def fail():
+        await anyio.lowlevel.checkpoint()
+        raise kind
+
+    threads = set(busy_threads())
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            async with Node() as app:
+                gone = weakref.ref(app.run_worker(fail, thread=True))
+        except (ExceptionGroup, KeyboardInterrupt) as error:
+            assert kind.__name__ in repr(error)
+        await until_back(threads)
         assert gone() is None
     finally:
         gc.enable()

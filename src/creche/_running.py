@@ -16,6 +16,7 @@ import anyio
 from anyio import lowlevel, to_thread
 
 from ._bridge import run_soon
+from ._context import current
 from ._errors import WorkerCancelled, WorkerError, strip_traceback
 
 if TYPE_CHECKING:
@@ -282,27 +283,39 @@ class _ThreadCall:
 
 
 def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopToken) -> object:
-    """Await something on a new event loop of the host's backend, in the current thread."""
+    """Await something on a new event loop of the host's backend, in the current thread.
+
+    What the work raises holds, from Python 3.12 on, all frames that were below it, the loop's with
+    their contexts too. The worker holds the error, so none of them may know it in the end.
+    """
 
     async def main() -> tuple[object, BaseException | None]:
+        nonlocal job, awaitable
         token = lowlevel.current_token()
-        with anyio.CancelScope() as scope:
-            job._on_cancel(lambda: run_soon(token, scope.cancel))
-            try:
-                return await awaitable, None
-            except anyio.get_cancelled_exc_class():
-                if scope.cancel_called:
-                    raise
-                # It must not cross over: the host would take it for a cancellation of its own.
-                return None, _leaked(job)
-            except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
-                strip_traceback(error, _OWN_FRAMES)
-                return None, error
-        return None, WorkerCancelled(f"{job._spoken()} was cancelled")
+        try:
+            with anyio.CancelScope() as scope:
+                job._on_cancel(lambda: run_soon(token, scope.cancel))
+                try:
+                    return await awaitable, None
+                except anyio.get_cancelled_exc_class():
+                    if scope.cancel_called:
+                        raise
+                    # It must not cross over: the host would take it for a cancellation of its own.
+                    return None, _leaked(job)
+                except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
+                    strip_traceback(error, _OWN_FRAMES)
+                    return None, error
+            return None, WorkerCancelled(f"{job._spoken()} was cancelled")
+        finally:
+            current.set(None)
+            del job, awaitable
 
     module = host.backend_class.__module__
     backend = next(name for name in anyio.get_all_backends() if name in module)
-    value, error = anyio.run(main, backend=backend)
+    try:
+        value, error = anyio.run(main, backend=backend)
+    finally:
+        current.set(None)
     if error is not None:
         try:
             raise error
