@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import anyio
 import pytest
 
@@ -237,6 +239,18 @@ async def test_start_all_leaves_an_adapters_worker_alone():
         app.workers.start_all()
         await settle()
         assert app.told_of(worker) == [PENDING, RUNNING]
+
+
+async def test_start_all_on_a_closing_node_where_nothing_waits():
+    """Where an adapter runs all that was not started here, a closed door is no error."""
+    async with Listener() as app, anyio.create_task_group() as tasks:
+        worker = await reach(app, RUNNING)
+        held = app.run_worker(anyio.sleep_forever)
+        tasks.start_soon(app.shutdown, math.inf)
+        await settle()
+        app.workers.start_all()
+        assert worker.state is RUNNING
+        held.cancel()
 
 
 async def test_adapter_that_never_ends_is_cancelled_with_the_node():

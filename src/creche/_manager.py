@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ._errors import WorkerError
 from ._group import WorkerGroup, in_order
+from ._state import PENDING
 from ._worker import Worker, wait_for
 
 if TYPE_CHECKING:
@@ -103,12 +104,17 @@ class WorkerManager:
         self._root._nursery.bridge.call(self._start_all)
 
     def _start_all(self) -> None:
-        groups = [group for group in self._all_groups() if group._unstarted]
-        for group in groups:
+        # Those whose state was assigned run elsewhere, and wait for no start.
+        waiting = [
+            (group, worker)
+            for group in self._all_groups()
+            for worker in group._unstarted
+            if worker._state is PENDING
+        ]
+        for group, _ in waiting:
             group._node._nursery.check_admission()
-        for group in groups:
-            for worker in list(group._unstarted):
-                group._start(worker)
+        for group, worker in waiting:
+            group._start(worker)
 
     def cancel_all(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the tree.
