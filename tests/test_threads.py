@@ -959,6 +959,48 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
         gc.enable()
 
 
+@pytest.mark.parametrize("kind", ["on the loop", "closed", "cancelled"])
+async def test_worker_that_fails_with_a_refused_call_is_no_cycle(anyio_backend, kind):
+    """An error that says so was raised by frames that knew the worker."""
+    if anyio_backend[0] == "trio" and kind != "on the loop":
+        pytest.skip("frames of AnyIO and Trio keep a thread that raises, until the collector runs")
+    unwound = anyio.Event()
+
+    async def linger():
+        with anyio.CancelScope(shield=True):
+            await unwound.wait()
+
+    def call(page):
+        page.call_from_thread(list)
+
+    async def call_on_the_loop(page):
+        page.call_from_thread(list)
+
+    threads = set(busy_threads())
+    gc.collect()
+    gc.disable()
+    try:
+        async with Node() as app:
+            page = await app.mount(Node("page"))
+            if kind == "closed":
+                await page.remove()
+            elif kind == "cancelled":
+                await page.start_worker(linger)
+                page.cancel()
+            fails = call_on_the_loop if kind == "on the loop" else call
+            in_thread = kind != "on the loop"
+            worker = app.run_worker(partial(fails, page), exit_on_error=False, thread=in_thread)
+            await app.workers.wait_for_complete([worker])
+            unwound.set()
+            assert worker.state is ERROR
+            gone = weakref.ref(worker)
+            del worker
+        await until_back(threads)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 async def test_async_work_in_a_thread_that_fails_is_no_cycle(anyio_backend, kind):
     """From Python 3.12 on the error holds the frames of the thread's loop, and their contexts."""

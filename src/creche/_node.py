@@ -489,21 +489,21 @@ class Node(Branch):
         """
         caller = current.get(None)
         future: Future[Any] = Future()
-        if not self._nursery.bridge.is_foreign:
-            raise WorkerError(
-                "call_from_thread() is for other threads than that of the node's event loop, and "
-                f"for open nodes ({self._spoken()} is {self._nursery.life.value}); on the loop, "
-                "call the function"
-            )
 
         def begin() -> None:
             begin_call(self, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
 
-        if not self._nursery.bridge.post(begin):
-            raise WorkerError(
-                f"{self._spoken()} is {self._nursery.life.value}; nothing can be called"
-            )
         try:
+            if not self._nursery.bridge.is_foreign:
+                raise WorkerError(
+                    "call_from_thread() is for other threads than that of the node's event loop, "
+                    f"and for open nodes ({self._spoken()} is {self._nursery.life.value}); on the "
+                    "loop, call the function"
+                )
+            if not self._nursery.bridge.post(begin):
+                raise WorkerError(
+                    f"{self._spoken()} is {self._nursery.life.value}; nothing can be called"
+                )
             return future.result()
         finally:
-            del caller, future  # they hold the error, and that this frame
+            del caller, future  # the error holds this frame, and they hold the error
