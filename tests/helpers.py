@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+from contextlib import contextmanager
 
 import anyio
 from anyio import lowlevel
@@ -53,6 +55,17 @@ class Meeting:
 
     def _wait(self):
         assert self.arrived.wait(RENDEZVOUS), "the thread did not come"
+
+
+@contextmanager
+def no_collection():
+    """Keep the garbage collector away: what goes, goes by itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def settle(turns=20):

@@ -24,6 +24,7 @@ from helpers import (
     ExceptionGroup,
     Listener,
     leaves,
+    no_collection,
     settle,
     until,
 )
@@ -385,17 +386,13 @@ async def test_native_cancel_before_the_first_step_while_leaving(native):
 )
 async def test_native_cancel_before_the_first_step_keeps_nothing(native):
     """A worker that a native cancellation ended before its first step is not kept by its node."""
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         with pytest.raises(WorkerError, match="before its first step"):
             async with Node() as app:
                 worker = weakref.ref(app.run_worker(anyio.sleep_forever, name="first"))
                 native_task("Node/default/first").cancel()
         await settle()
         assert worker() is None
-    finally:
-        gc.enable()
 
 
 async def test_native_cancel_of_the_host(native):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from helpers import (
     ExceptionGroup,
     Listener,
     leaves,
+    no_collection,
     settle,
 )
 
@@ -534,9 +534,7 @@ async def test_no_reference_cycle(kind):
     async def fail():
         raise Traceable
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         try:
             async with Node() as app:
                 worker = app.run_worker(fail)
@@ -547,8 +545,6 @@ async def test_no_reference_cycle(kind):
         await settle()
         assert weak_worker() is None
         assert error() is None
-    finally:
-        gc.enable()
 
 
 async def test_adapter_that_reports_an_error():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import gc
 import sys
 import threading
 import weakref
@@ -29,6 +28,7 @@ from helpers import (
     Listener,
     Meeting,
     leaves,
+    no_collection,
     settle,
     until,
 )
@@ -906,9 +906,7 @@ async def test_failed_call_makes_no_cycle(kind):
         except (WorkerCancelled, Traceable) as error:
             kept.append(weakref.ref(error))
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         async with Node() as app:
             meeting = Meeting()
             worker = app.run_worker(partial(call, app, meeting), thread=True)
@@ -918,8 +916,6 @@ async def test_failed_call_makes_no_cycle(kind):
             meeting.go.set()
         (error,) = kept
         assert error() is None
-    finally:
-        gc.enable()
 
 
 async def until_back(before):
@@ -944,9 +940,7 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
 
     fails = fail if kind == "sync" else fail_in_a_task
     threads = set(busy_threads())
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         try:
             async with Node() as app:
                 call = partial(app.call_from_thread, fails)
@@ -955,8 +949,6 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
             assert len(group.exceptions) == 1
         await until_back(threads)
         assert gone() is None
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["on the loop", "closed", "cancelled"])
@@ -977,9 +969,7 @@ async def test_worker_that_fails_with_a_refused_call_is_no_cycle(anyio_backend, 
         page.call_from_thread(list)
 
     threads = set(busy_threads())
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         async with Node() as app:
             page = await app.mount(Node("page"))
             if kind == "closed":
@@ -997,8 +987,6 @@ async def test_worker_that_fails_with_a_refused_call_is_no_cycle(anyio_backend, 
             del worker
         await until_back(threads)
         assert gone() is None
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
@@ -1012,9 +1000,7 @@ async def test_async_work_in_a_thread_that_fails_is_no_cycle(anyio_backend, kind
         raise kind
 
     threads = set(busy_threads())
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         try:
             async with Node() as app:
                 gone = weakref.ref(app.run_worker(fail, thread=True))
@@ -1022,5 +1008,3 @@ async def test_async_work_in_a_thread_that_fails_is_no_cycle(anyio_backend, kind
             assert kind.__name__ in repr(error)
         await until_back(threads)
         assert gone() is None
-    finally:
-        gc.enable()
