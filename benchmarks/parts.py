@@ -56,7 +56,7 @@ class Hearing(Node):
 
 def _pieces(node):
     """Give functions that run one piece each, by name."""
-    clock = node._nursery.clock
+    clock = node._creche_nursery.clock
     made = Worker(node, nothing)
     message = Worker.StateChanged(made, WorkerState.PENDING)
     plain, alike = {Colour.RED: 1}, {Alike.RED: 1}
@@ -72,7 +72,7 @@ def _pieces(node):
         "the loop's clock": clock,
         "anyio.current_time()": anyio.current_time,
         "anyio.current_effective_deadline()": anyio.current_effective_deadline,
-        "the ear": node._nursery.is_scope_cancelled,
+        "the ear": node._creche_nursery.is_scope_cancelled,
         "a lock, taken and left": locked,
         "a state found in a dict": lambda: alike[Alike.RED],
         "an Enum found in a dict": lambda: plain[Colour.RED],

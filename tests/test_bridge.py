@@ -120,7 +120,7 @@ async def test_nursery_does_not_close_over_a_late_post():
         def _on_cancel(self, reason):
             pass
 
-        def _on_quiet(self):
+        def _creche_on_quiet(self):
             self.asked += 1
             if self.asked == 1:
                 thread = threading.Thread(
@@ -130,7 +130,7 @@ async def test_nursery_does_not_close_over_a_late_post():
                 thread.join(RENDEZVOUS)
             return False
 
-        def _spoken(self):
+        def _creche_spoken(self):
             return "the nursery"
 
     nursery = Nursery(Occupant())

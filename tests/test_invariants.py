@@ -63,9 +63,9 @@ def violated(machine, name):
 
 def test_lost_announcement(machine, place, monkeypatch):
     """A change that is not announced."""
-    announce = Node._announce
+    announce = Node._creche_announce
     monkeypatch.setattr(
-        Node, "_announce", lambda *args: args[-1] is RUNNING or announce(*args), raising=True
+        Node, "_creche_announce", lambda *args: args[-1] is RUNNING or announce(*args), raising=True
     )
     machine.run(place=place, script=RETURN)
     violated(machine, "changes_are_announced_once_and_in_order")
@@ -73,7 +73,7 @@ def test_lost_announcement(machine, place, monkeypatch):
 
 def test_nothing_announced(machine, place, monkeypatch):
     """A worker of which nothing at all is announced."""
-    monkeypatch.setattr(Node, "_announce", lambda *args: None)
+    monkeypatch.setattr(Node, "_creche_announce", lambda *args: None)
     machine.run(place=place, script=RETURN)
     violated(machine, "changes_are_announced_once_and_in_order")
 

@@ -708,7 +708,14 @@ async def test_long_lived_node_does_not_grow():
             panel = await app.mount(Node())
             await panel.remove()
         await settle()
-        assert app._groups == {}
-        assert app._nursery.unstepped == {}
-        assert app._children == {}
-        assert app._waiting == set()
+        assert app._creche_groups == {}
+        assert app._creche_nursery.unstepped == {}
+        assert app._creche_children == {}
+        assert app._creche_waiting == set()
+
+
+def test_private_names_have_a_prefix_of_their_own():
+    """A subclass may use any private name: none of a node's own is in its way."""
+    names = [name for cls in Node.__mro__[:-1] for name in vars(cls)] + list(vars(Node("app")))
+    private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+    assert [name for name in private if not name.startswith("_creche_")] == []

@@ -482,7 +482,7 @@ async def test_recording_is_left_before_the_node():
         worker.cancel()
         await settle()
         assert Saved(trace).slice("w")["args"]["state"] == "RUNNING"
-        assert app._heard_by == ()
+        assert app._creche_heard_by == ()
         gone = weakref.ref(worker)
         del worker
         gc.collect()

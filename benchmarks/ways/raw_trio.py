@@ -12,12 +12,12 @@ class Raw(Way):
     loops = ("trio",)
 
     async def __aenter__(self):
-        self._manager = trio.open_nursery()
-        self._nursery = await self._manager.__aenter__()
+        self._creche_manager = trio.open_nursery()
+        self._nursery = await self._creche_manager.__aenter__()
         return self
 
     async def __aexit__(self, *exc):
-        return await self._manager.__aexit__(*exc)
+        return await self._creche_manager.__aexit__(*exc)
 
     async def start(self, job, count):
         start_soon = self._nursery.start_soon

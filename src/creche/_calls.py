@@ -49,7 +49,7 @@ def begin_call(
             ties.hops = tuple(hop for hop in ties.hops if hop is not handle)
         del caller, future  # as above
 
-    handle = node._nursery.spawn_held(
+    handle = node._creche_nursery.spawn_held(
         go_on,
         lost,
         name=f"{node.path}: call from a thread",
@@ -67,8 +67,8 @@ def _close(awaitable: object) -> None:
 def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
     if caller is not None:
         caller.check_cancelled()
-    if node._nursery.is_cancelled:
-        raise WorkerCancelled(f"{node._spoken()} was cancelled")
+    if node._creche_nursery.is_cancelled:
+        raise WorkerCancelled(f"{node._creche_spoken()} was cancelled")
 
 
 async def _go_on(
@@ -81,9 +81,11 @@ async def _go_on(
             _close(awaitable)
             raise
         value = await awaitable
-    except node._nursery.cancelled_class:
+    except node._creche_nursery.cancelled_class:
         told = (
-            caller._tell_cancellation() if caller is not None else f"{node._spoken()} was cancelled"
+            caller._tell_cancellation()
+            if caller is not None
+            else f"{node._creche_spoken()} was cancelled"
         )
         future.set_exception(WorkerCancelled(told))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)

@@ -54,7 +54,7 @@ def format_tree(node: Node, *, stacks: bool = False) -> str:
     """
     if not isinstance(node, Node):
         raise WorkerError(f"format_tree() takes a Node, not {node!r:.100}")
-    return "\n".join(_node(node._picture(SHOWN if stacks else 0), 0))
+    return "\n".join(_node(node._creche_picture(SHOWN if stacks else 0), 0))
 
 
 def _line(level: int, text: str) -> Iterator[str]:

@@ -37,7 +37,7 @@ in_order = attrgetter("_order")
 class GroupNode(Protocol):
     """What a group asks of the node that it is in."""
 
-    _nursery: Nursery
+    _creche_nursery: Nursery
 
     @property
     def path(self) -> str: ...
@@ -48,11 +48,11 @@ class GroupNode(Protocol):
     @property
     def start_worker(self) -> Callable[..., Awaitable[Worker[Any]]]: ...
 
-    _tells_changes: bool
+    _creche_tells_changes: bool
 
-    def _announce(self, worker: Any, state: WorkerState) -> None: ...
+    def _creche_announce(self, worker: Any, state: WorkerState) -> None: ...
 
-    def _forget(self, group: WorkerGroup) -> None:
+    def _creche_forget(self, group: WorkerGroup) -> None:
         """Take note that a group has become empty."""
         ...
 
@@ -137,7 +137,7 @@ class WorkerGroup:
             self._limit = checked
             self._fill()
 
-        self._node._nursery.bridge.call(change)
+        self._node._creche_nursery.bridge.call(change)
 
     @property
     def completed_steps(self) -> int:
@@ -242,13 +242,13 @@ class WorkerGroup:
         """Give a worker its place; the first announcement."""
         self._unstarted[worker] = exclusive
         worker._place = self
-        worker._created_at = self._node._nursery.clock()
-        if self._node._tells_changes:
-            self._node._announce(worker, PENDING)
+        worker._created_at = self._node._creche_nursery.clock()
+        if self._node._creche_tells_changes:
+            self._node._creche_announce(worker, PENDING)
 
     def _start(self, worker: Worker[Any]) -> None:
         """Start an admitted worker, once there is a slot."""
-        nursery = self._node._nursery
+        nursery = self._node._creche_nursery
         exclusive = self._unstarted.get(worker)
         if exclusive is None or worker._state is not PENDING:
             return
@@ -293,7 +293,7 @@ class WorkerGroup:
 
     def _fill(self) -> None:
         """Start what waits while there are slots."""
-        while self._queue and not self._is_full and not self._node._nursery.is_cancelled:
+        while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
             worker = self._queue.popleft()
             if worker.is_finished:
                 self._called_off -= 1
@@ -316,7 +316,7 @@ class WorkerGroup:
                 self._queue = deque(other for other in self._queue if not other.is_finished)
                 self._called_off = 0
         if not (self._running or self._queue or self._unstarted):
-            self._node._forget(self)
+            self._node._creche_forget(self)
 
     def _holders(self) -> Collection[Party]:
         return self._running.keys()
@@ -340,7 +340,7 @@ class WorkerGroup:
         Threads:
             Any thread.
         """
-        self._node._nursery.bridge.run(lambda: self._cancel_all(reason))
+        self._node._creche_nursery.bridge.run(lambda: self._cancel_all(reason))
 
     async def wait(self) -> None:
         """Wait until every started worker that is in the group now has ended; raises for none.

@@ -68,7 +68,7 @@ class Life(Record[ResultType]):
         """
         if self._thread is None:
             return in_task(self)
-        thread, token = self._thread, self._node._nursery.bridge.token
+        thread, token = self._thread, self._node._creche_nursery.bridge.token
         return in_thread(self, thread.limiter, token, abandon=thread.abandon_on_cancel)
 
     def _has_own_run(self) -> bool:
@@ -81,17 +81,17 @@ class Life(Record[ResultType]):
 
     def _hold(self) -> None:
         self._holds = True
-        self._node._nursery.holds += 1
+        self._node._creche_nursery.holds += 1
 
     def _let_go(self) -> None:
         self._holds = False
-        self._node._nursery.release()
+        self._node._creche_nursery.release()
 
     def _launch(self) -> None:
         """Start the task; it has a slot."""
         context, self._context = self._context, None
         name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
-        self._handle = self._node._nursery.spawn(self._main(), name=name, context=context)
+        self._handle = self._node._creche_nursery.spawn(self._main(), name=name, context=context)
 
     async def _main(self) -> None:
         if self._state is not PENDING:
@@ -113,7 +113,7 @@ class Life(Record[ResultType]):
             if failure is not None:
                 self._fall(failure)
             else:
-                nursery = self._node._nursery
+                nursery = self._node._creche_nursery
                 if self._cancellation is None and nursery.is_scope_cancelled():
                     nursery.cancel_from_outside()  # which comes back to this worker
                 self._end(SUCCESS)
@@ -136,7 +136,7 @@ class Life(Record[ResultType]):
             del error, self
 
     def _is_cancellation(self, error: BaseException) -> bool:
-        if isinstance(error, self._node._nursery.cancelled_class):
+        if isinstance(error, self._node._creche_nursery.cancelled_class):
             return True
         # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
         return self.is_cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
@@ -170,7 +170,7 @@ class Life(Record[ResultType]):
 
     def _refuse_entry(self) -> None:
         self._unwind()
-        raise WorkerCancelled(f"{self._spoken()} was cancelled")
+        raise WorkerCancelled(f"{self._creche_spoken()} was cancelled")
 
     def _note_abandoned(self, *, abandoned: bool) -> None:
         assert self._thread is not None
@@ -200,7 +200,7 @@ class Life(Record[ResultType]):
             Any thread.
         """
         if self._mark(reason):
-            self._node._nursery.bridge.run(self._unwind)
+            self._node._creche_nursery.bridge.run(self._unwind)
 
     def check_cancelled(self) -> None:
         """Raise an error if cancellation was requested.
@@ -216,13 +216,13 @@ class Life(Record[ResultType]):
 
     def _tell_cancellation(self) -> str:
         reason = f": {self.cancel_reason}" if self.cancel_reason is not None else ""
-        return f"{self._spoken()} was cancelled{reason}"
+        return f"{self._creche_spoken()} was cancelled{reason}"
 
     def _mark(self, reason: object) -> bool:
         with lock:
             if self._cancellation is not None or self._state in FINAL:
                 return False
-            self._cancellation = (self._node._nursery.now(), reason)
+            self._cancellation = (self._node._creche_nursery.now(), reason)
             event = self._ties.cancelled if self._ties is not None else None
         if event is not None:
             event.set()
@@ -233,7 +233,7 @@ class Life(Record[ResultType]):
         handle = self._handle
         if self._state is PENDING:
             if handle is not None:
-                self._node._nursery.unstepped[self] = handle.coro
+                self._node._creche_nursery.unstepped[self] = handle.coro
             self._end(CANCELLED)
         if self._thread is not None:
             for stop in self._thread.stops:
@@ -270,13 +270,13 @@ class Life(Record[ResultType]):
         Returns:
             Whether it did: work that was called off is not entered.
         """
-        now = self._node._nursery.clock()
+        now = self._node._creche_nursery.clock()
         with lock:
             if state is RUNNING and self._cancellation is not None:
                 return False
             if state not in TRANSITIONS[self._state]:
                 raise WorkerError(
-                    f"{self._spoken()} is {self._state.name} and cannot become {state.name}"
+                    f"{self._creche_spoken()} is {self._state.name} and cannot become {state.name}"
                 )
             if state is SUCCESS and self._cancellation is not None:
                 state = CANCELLED  # cancel is final
@@ -285,8 +285,8 @@ class Life(Record[ResultType]):
                 self._started_at = now
             else:
                 self._finished_at = now
-        if self._node._tells_changes:
-            self._node._announce(self, state)
+        if self._node._creche_tells_changes:
+            self._node._creche_announce(self, state)
         if self._ties is not None and self._ties.begun is not None:
             self._ties.begun.set()
         return True
@@ -299,13 +299,13 @@ class Life(Record[ResultType]):
             strip_traceback(error, _OWN_FRAMES)
             add_note(
                 error,
-                f"in {self._spoken()} of group {self.group!r} on node {self._node.path!r}",
+                f"in {self._creche_spoken()} of group {self.group!r} on node {self._node.path!r}",
             )
             self._outcome = error
             fatal = self.exit_on_error or not isinstance(error, Exception)
             if not fatal:
                 fields = self._log_fields(state, self._state)
-                logger.error("%s failed", self._spoken(), exc_info=error, extra=fields)
+                logger.error("%s failed", self._creche_spoken(), exc_info=error, extra=fields)
             elif not isinstance(error, WorkerFailed):
                 self._tied().reported_in = self._nursery.tree
         self._move(state)
@@ -336,15 +336,17 @@ class Life(Record[ResultType]):
         if self._started:
             if state is not CANCELLED or self._state in FINAL:
                 raise WorkerError(
-                    f"the state of {self._spoken()}, which is {self._state.name} and was started "
+                    f"the state of {self._creche_spoken()}, which is {self._state.name} and was started "
                     f"here, cannot be set to {state.name}; only to CANCELLED before it has ended"
                 )
             self.cancel()
         elif state is SUCCESS and self.is_cancelled and self._state not in FINAL:
-            raise WorkerError(f"{self._spoken()} was cancelled; only CANCELLED or ERROR can follow")
+            raise WorkerError(
+                f"{self._creche_spoken()} was cancelled; only CANCELLED or ERROR can follow"
+            )
         elif state not in FINAL:
             if not self._move(state):
-                raise WorkerError(f"{self._spoken()} is CANCELLED and cannot become RUNNING")
+                raise WorkerError(f"{self._creche_spoken()} is CANCELLED and cannot become RUNNING")
         else:
             if state is CANCELLED:
                 self._mark(None)

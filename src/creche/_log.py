@@ -31,7 +31,7 @@ class Log:
             worker, previous = message.worker, message.previous
             logger.debug(
                 "%s of group %r on node %r: %s -> %s",
-                worker._spoken(),
+                worker._creche_spoken(),
                 worker.group,
                 worker.node.path,
                 "new" if previous is None else previous.name,

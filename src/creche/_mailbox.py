@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class Addressee(Protocol):
     """What a mailbox asks of its node."""
 
-    def _pass_on(self, message: Message) -> None:
+    def _creche_pass_on(self, message: Message) -> None:
         """Hand a handled message to the parent."""
         ...
 
-    def _spoken(self) -> str:
+    def _creche_spoken(self) -> str:
         """Name the node in a sentence."""
         ...
 
@@ -76,7 +76,7 @@ class Mailbox:
             self._pump = self._nursery.spawn_held(
                 self._run,
                 self._again,
-                name=f"handlers of {self._addressee._spoken()}",
+                name=f"handlers of {self._addressee._creche_spoken()}",
                 context=self._context.copy(),
             )
             if self._hurried:
@@ -97,7 +97,7 @@ class Mailbox:
                     if outcome is not None and inspect.isawaitable(outcome):
                         await outcome
                 if message.bubble and not message._stopped:
-                    self._addressee._pass_on(message)
+                    self._addressee._creche_pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 # A cancellation ends this handler, at its first await. The others have their turn.
                 failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
@@ -105,6 +105,8 @@ class Mailbox:
                     if not self._hurried and self._nursery.is_scope_cancelled():
                         self._nursery.cancel_from_outside()
                 else:
-                    add_note(failure, f"in {message.handler_name} of {self._addressee._spoken()}")
+                    add_note(
+                        failure, f"in {message.handler_name} of {self._addressee._creche_spoken()}"
+                    )
                     self._nursery.fail(failure)
         self._pump = None

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 class ManagedNode(Protocol):
     """What the manager asks of the nodes of its tree."""
 
-    _nursery: Nursery
+    _creche_nursery: Nursery
 
     @property
-    def _groups(self) -> dict[str, WorkerGroup]: ...
+    def _creche_groups(self) -> dict[str, WorkerGroup]: ...
 
     @property
     def path(self) -> str: ...
 
-    def _below(self) -> Iterator[ManagedNode]:
+    def _creche_below(self) -> Iterator[ManagedNode]:
         """Give the node and all below it."""
         ...
 
@@ -45,8 +45,8 @@ class WorkerManager:
         self._root = root
 
     def _all_groups(self) -> Iterator[WorkerGroup]:
-        for node in self._root._below():
-            yield from list(node._groups.values())
+        for node in self._root._creche_below():
+            yield from list(node._creche_groups.values())
 
     def _all(self) -> Iterator[Worker[Any]]:
         for group in self._all_groups():
@@ -87,10 +87,10 @@ class WorkerManager:
         node: Any = worker.node
         if node.root is not self._root:
             raise WorkerError(
-                f"{worker._spoken()} is of node {worker.node.path!r}, which is not in the tree of "
+                f"{worker._creche_spoken()} is of node {worker.node.path!r}, which is not in the tree of "
                 f"{self._root.path!r}; add it to node.workers of its own node"
             )
-        node._take_in(worker, start, exclusive)
+        node._creche_take_in(worker, start, exclusive)
 
     def start_all(self) -> None:
         """Start all workers of the tree that were added with ``start=False``.
@@ -101,7 +101,7 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-        self._root._nursery.bridge.call(self._start_all)
+        self._root._creche_nursery.bridge.call(self._start_all)
 
     def _start_all(self) -> None:
         # Those whose state was assigned run elsewhere, and wait for no start.
@@ -112,7 +112,7 @@ class WorkerManager:
             if worker._state is PENDING
         ]
         for group, _ in waiting:
-            group._node._nursery.check_admission()
+            group._node._creche_nursery.check_admission()
         for group, worker in waiting:
             group._start(worker)
 
@@ -130,7 +130,7 @@ class WorkerManager:
             for worker in self:
                 worker.cancel(reason)
 
-        self._root._nursery.bridge.call(cancel)
+        self._root._creche_nursery.bridge.call(cancel)
 
     def cancel_group(self, node: ManagedNode, group: str) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a group.
@@ -145,10 +145,10 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-        found = node._groups.get(group)
+        found = node._creche_groups.get(group)
         if found is None:
             return []
-        return node._nursery.bridge.call(lambda: found._cancel_all(None)) or []
+        return node._creche_nursery.bridge.call(lambda: found._cancel_all(None)) or []
 
     def cancel_node(self, node: ManagedNode) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a node, and not those of the nodes below it.
@@ -164,10 +164,10 @@ class WorkerManager:
         """
 
         def cancel() -> list[Worker[Any]]:
-            groups = list(node._groups.values())
+            groups = list(node._creche_groups.values())
             return [worker for group in groups for worker in group._cancel_all(None)]
 
-        return node._nursery.bridge.call(cancel) or []
+        return node._creche_nursery.bridge.call(cancel) or []
 
     async def wait_for_complete(self, workers: Iterable[Worker[Any]] | None = None) -> None:
         """Wait until started workers have ended, whichever way; raises for none of them.

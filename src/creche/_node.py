@@ -65,21 +65,23 @@ class Node(Branch):
         if parent is not None and not isinstance(parent, Node):
             raise WorkerError(f"parent must be a Node, not {parent!r:.100}")
         super().__init__(name or type(self).__name__, parent)
-        self._declared: dict[str, tuple[int | None, Overflow]] = {}
-        self._manager = WorkerManager(self)
-        self._advanced: set[Worker[Any]] = set()  # in other threads; the loop is not told yet
+        self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
+        self._creche_manager = WorkerManager(self)
+        self._creche_advanced: set[Worker[Any]] = (
+            set()
+        )  # in other threads; the loop is not told yet
 
     # the tree
 
     @property
     def parent(self) -> Node | None:
         """The node above, ``None`` for a root."""
-        return cast("Node | None", self._parent)
+        return cast("Node | None", self._creche_parent)
 
     @property
     def children(self) -> tuple[Node, ...]:
         """The nodes right below that are open."""
-        opened = [child for child in self._children if child._nursery.life is not NEW]
+        opened = [child for child in self._creche_children if child._creche_nursery.life is not NEW]
         return tuple(cast("list[Node]", opened))
 
     @property
@@ -89,20 +91,20 @@ class Node(Branch):
         Threads:
             Any thread.
         """
-        return tuple(self._groups.values())
+        return tuple(self._creche_groups.values())
 
     @property
     def root(self) -> Node:
         """The topmost node of the tree."""
         node: Branch = self
-        while node._parent is not None:
-            node = node._parent
+        while node._creche_parent is not None:
+            node = node._creche_parent
         return cast("Node", node)
 
     @property
     def workers(self) -> WorkerManager:
         """The manager of all workers of the tree."""
-        return self.root._manager
+        return self.root._creche_manager
 
     # work
 
@@ -202,7 +204,7 @@ class Node(Branch):
             None,
         )
         worker._check(abandon_on_cancel or limiter is not None)
-        self._take_in(worker, start, exclusive)
+        self._creche_take_in(worker, start, exclusive)
         return worker
 
     @overload
@@ -275,26 +277,28 @@ class Node(Branch):
             raise
         return worker
 
-    def _take_in(
+    def _creche_take_in(
         self, worker: Worker[Any], start: bool, exclusive: bool, *, is_here: bool = False
     ) -> None:
-        if not is_here and self._nursery.bridge.is_foreign:
+        if not is_here and self._creche_nursery.bridge.is_foreign:
             worker._keep_context()
-            self._nursery.bridge.call(lambda: self._take_in(worker, start, exclusive, is_here=True))
+            self._creche_nursery.bridge.call(
+                lambda: self._creche_take_in(worker, start, exclusive, is_here=True)
+            )
             return
         if worker._place is not None:
-            raise WorkerError(f"{worker._spoken()} was added before")
-        life = self._nursery.life
+            raise WorkerError(f"{worker._creche_spoken()} was added before")
+        life = self._creche_nursery.life
         if life is not OPEN and (start or life is not NEW):
             worker.cancel("refused")
-            self._nursery.check_admission()
-        if self._parent is not None:
-            self._join()
-        if logger.level != self._log_level:
-            self._heed_logger()
-        group = self._groups.get(worker.group)
+            self._creche_nursery.check_admission()
+        if self._creche_parent is not None:
+            self._creche_join()
+        if logger.level != self._creche_log_level:
+            self._creche_heed_logger()
+        group = self._creche_groups.get(worker.group)
         if group is None:
-            group = self._groups[worker.group] = WorkerGroup(self, worker.group)
+            group = self._creche_groups[worker.group] = WorkerGroup(self, worker.group)
         group._add(worker, exclusive)
         if start:
             group._start(worker)
@@ -329,26 +333,26 @@ class Node(Branch):
 
         def declare() -> WorkerGroup:
             settings = (check_limit(limit), check_overflow(overflow))
-            group = self._groups.get(name)
+            group = self._creche_groups.get(name)
             if group is None:
-                group = self._groups[name] = WorkerGroup(self, name)
-            if name not in self._declared:
-                self._declared[name] = settings
+                group = self._creche_groups[name] = WorkerGroup(self, name)
+            if name not in self._creche_declared:
+                self._creche_declared[name] = settings
                 group.overflow = settings[1]
                 group.limit = settings[0]
-            elif settings not in ((None, "enqueue"), self._declared[name]):
+            elif settings not in ((None, "enqueue"), self._creche_declared[name]):
                 raise WorkerError(
-                    f"group {name!r} of {self._spoken()} was made with limit and overflow "
-                    f"{self._declared[name]}, not {settings}; ask for it by name alone, and set "
+                    f"group {name!r} of {self._creche_spoken()} was made with limit and overflow "
+                    f"{self._creche_declared[name]}, not {settings}; ask for it by name alone, and set "
                     "group.limit to change it"
                 )
             return group
 
-        return cast("WorkerGroup", self._nursery.bridge.call(declare))
+        return cast("WorkerGroup", self._creche_nursery.bridge.call(declare))
 
-    def _forget(self, group: WorkerGroup) -> None:
-        if group.name not in self._declared:
-            self._groups.pop(group.name, None)
+    def _creche_forget(self, group: WorkerGroup) -> None:
+        if group.name not in self._creche_declared:
+            self._creche_groups.pop(group.name, None)
 
     # what people look at
 
@@ -368,10 +372,10 @@ class Node(Branch):
         Threads:
             Any thread; the event loop is asked, and kept busy meanwhile.
         """
-        return self._picture(math.inf if stacks else 0)
+        return self._creche_picture(math.inf if stacks else 0)
 
-    def _picture(self, stacks: float) -> NodeSnapshot:
-        picture = self._nursery.bridge.call(lambda: take(self, stacks=stacks))
+    def _creche_picture(self, stacks: float) -> NodeSnapshot:
+        picture = self._creche_nursery.bridge.call(lambda: take(self, stacks=stacks))
         return cast("NodeSnapshot", picture)
 
     # messages
@@ -390,7 +394,7 @@ class Node(Branch):
         """
         if not isinstance(message, Message):
             raise WorkerError(f"post_message() takes a Message, not {message!r:.100}")
-        return self._post(message)
+        return self._creche_post(message)
 
     def subscribe(self, *types: type[MessageT], tree: bool = False) -> Subscription[MessageT]:
         """Listen to what happens on this node.
@@ -423,32 +427,32 @@ class Node(Branch):
         """
         return Subscription(self, types, tree=tree)
 
-    def _announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        self._tell(Worker.StateChanged(worker, state), handled=self._handles_changes)
+    def _creche_announce(self, worker: Worker[Any], state: WorkerState) -> None:
+        self._creche_tell(Worker.StateChanged(worker, state), handled=self._creche_handles_changes)
 
-    def _announce_progress(self, worker: Worker[Any]) -> None:
+    def _creche_announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
-        bridge = self._nursery.bridge
+        bridge = self._creche_nursery.bridge
         if not bridge.is_foreign:
-            self._tell_progress(worker)
+            self._creche_tell_progress(worker)
             return
         with lock:
-            if worker in self._advanced or worker.is_finished:
+            if worker in self._creche_advanced or worker.is_finished:
                 return
-            self._advanced.add(worker)
-        bridge.post(partial(self._tell_progress, worker))
+            self._creche_advanced.add(worker)
+        bridge.post(partial(self._creche_tell_progress, worker))
 
-    def _tell_progress(self, worker: Worker[Any]) -> None:
-        self._advanced.discard(worker)  # first: what is done from here on needs another hop
+    def _creche_tell_progress(self, worker: Worker[Any]) -> None:
+        self._creche_advanced.discard(worker)  # first: what is done from here on needs another hop
         if not worker.is_finished:
             message = Worker.ProgressChanged(worker)
-            self._tell(message, handled=self._handles(Worker.ProgressChanged))
+            self._creche_tell(message, handled=self._creche_handles(Worker.ProgressChanged))
 
-    def _tell(self, message: Message, *, handled: bool) -> None:
-        for subscription in self._heard_by:
+    def _creche_tell(self, message: Message, *, handled: bool) -> None:
+        for subscription in self._creche_heard_by:
             subscription._put(message)
         if handled:
-            self._mailbox.post(message)
+            self._creche_mailbox.post(message)
 
     # threads
 
@@ -494,15 +498,15 @@ class Node(Branch):
             begin_call(self, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
 
         try:
-            if not self._nursery.bridge.is_foreign:
+            if not self._creche_nursery.bridge.is_foreign:
                 raise WorkerError(
                     "call_from_thread() is for other threads than that of the node's event loop, "
-                    f"and for open nodes ({self._spoken()} is {self._nursery.life.value}); on the "
+                    f"and for open nodes ({self._creche_spoken()} is {self._creche_nursery.life.value}); on the "
                     "loop, call the function"
                 )
-            if not self._nursery.bridge.post(begin):
+            if not self._creche_nursery.bridge.post(begin):
                 raise WorkerError(
-                    f"{self._spoken()} is {self._nursery.life.value}; nothing can be called"
+                    f"{self._creche_spoken()} is {self._creche_nursery.life.value}; nothing can be called"
                 )
             return future.result()
         finally:

@@ -82,15 +82,15 @@ def _monotonic(offset: float) -> float:
 class Occupant(Protocol):
     """What a nursery asks of the one that it serves."""
 
-    def _on_cancel(self, reason: object) -> None:
+    def _creche_on_cancel(self, reason: object) -> None:
         """Mark all that runs in the nursery as cancelled; called once."""
         ...
 
-    def _on_quiet(self) -> bool:
+    def _creche_on_quiet(self) -> bool:
         """Set in motion what still has to end; tell whether there was anything."""
         ...
 
-    def _spoken(self) -> str:
+    def _creche_spoken(self) -> str:
         """Name the nursery in a sentence."""
         ...
 
@@ -165,7 +165,9 @@ class Nursery:
         self.clock, self._ear = get_ready(self.bridge.token)
         self._clock_offset = self.clock() - time.monotonic()
         self._move(OPEN)
-        self._watcher = self.spawn(self._watch(), name=f"watcher of {self._occupant._spoken()}")
+        self._watcher = self.spawn(
+            self._watch(), name=f"watcher of {self._occupant._creche_spoken()}"
+        )
         await self._ear.until_listening()
         if self.is_cancelled:
             group.cancel_scope.cancel()
@@ -183,7 +185,7 @@ class Nursery:
         """
         if self.life is not OPEN:
             raise WorkerError(
-                f"cannot start work on {self._occupant._spoken()}, which is {self.life.value}; "
+                f"cannot start work on {self._occupant._creche_spoken()}, which is {self.life.value}; "
                 + ("enter its block first" if self.life is NEW else "use a node that is open")
             )
 
@@ -300,7 +302,7 @@ class Nursery:
                 if self._idle is None:
                     self._idle = anyio.Event()
                 await self._idle.wait()
-            if not self._occupant._on_quiet():
+            if not self._occupant._creche_on_quiet():
                 return
 
     # failure and cancellation
@@ -309,7 +311,7 @@ class Nursery:
         """Gather an error, to be raised by ``close()``, and cancel everything."""
         try:
             self._failures.add(error, self.tree)
-            self.cancel(f"{self._occupant._spoken()} failed")
+            self.cancel(f"{self._occupant._creche_spoken()} failed")
         finally:
             del error  # Trio's cancellations hold the frames that led to them
 
@@ -319,7 +321,7 @@ class Nursery:
             return
         self.is_cancelled = True
         self.cancel_reason = reason
-        self._occupant._on_cancel(reason)
+        self._occupant._creche_on_cancel(reason)
         if self._group is not None:  # else it is done on entering
             self._group.cancel_scope.cancel()
 
@@ -352,7 +354,7 @@ class Nursery:
         """
         if anyio.get_current_task().id != self._host:
             raise WorkerError(
-                f"{self._occupant._spoken()} is left in another task than the one that entered it; "
+                f"{self._occupant._creche_spoken()} is left in another task than the one that entered it; "
                 "enter and leave its block in the same task"
             )
         cancellation: BaseException | None = None
@@ -368,7 +370,7 @@ class Nursery:
         for coro in self.unstepped.values():
             coro.close()  # killed natively: nobody awaited it
         self.unstepped.clear()
-        where = self._occupant._spoken()
+        where = self._occupant._creche_spoken()
         if self._killed and leaving is None:
             leaving = WorkerError(
                 f"a native Task.cancel() hit a task of {where} before its first step, so "

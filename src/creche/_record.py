@@ -34,8 +34,8 @@ class WorkerNode(Protocol):
     """What a worker asks of the node that owns it."""
 
     name: str
-    _nursery: Nursery
-    _waiting: set[Party]
+    _creche_nursery: Nursery
+    _creche_waiting: set[Party]
 
     @property
     def path(self) -> str:
@@ -60,16 +60,16 @@ class WorkerNode(Protocol):
         """Hand a message to the node's handler."""
         ...
 
-    _tells_changes: bool
+    _creche_tells_changes: bool
     """Whether anybody listens to changes of state; else no event is made."""
-    _tells_progress: bool
+    _creche_tells_progress: bool
     """Whether anybody listens to progress."""
 
-    def _announce(self, worker: Any, state: WorkerState) -> None: ...
+    def _creche_announce(self, worker: Any, state: WorkerState) -> None: ...
 
-    def _announce_progress(self, worker: Any) -> None: ...
+    def _creche_announce_progress(self, worker: Any) -> None: ...
 
-    def _is_opened_by_a_worker(self) -> bool:
+    def _creche_is_opened_by_a_worker(self) -> bool:
         """Tell whether a worker has the block of the node, or of one above, open."""
         ...
 
@@ -333,8 +333,8 @@ class Record(Generic[ResultType]):
         # Nothing is lost, nor is it dear: threads take turns only at calls and at jumps back (since
         # CPython 3.10), and there is none in this line. A lock would make it three times as slow.
         self._completed += steps
-        if self._node._tells_progress:
-            self._node._announce_progress(self)
+        if self._node._creche_tells_progress:
+            self._node._creche_announce_progress(self)
 
     def update(
         self,
@@ -360,8 +360,8 @@ class Record(Generic[ResultType]):
                 self._total = None if total_steps is None else max(0, total_steps)
             if description is not None:
                 self.description = description
-        if self._node._tells_progress:
-            self._node._announce_progress(self)
+        if self._node._creche_tells_progress:
+            self._node._creche_announce_progress(self)
 
     def _waits_for_thread(self) -> bool:
         return self._thread is not None and self._thread.is_waiting
@@ -374,7 +374,7 @@ class Record(Generic[ResultType]):
 
     @property
     def _nursery(self) -> Nursery:
-        return self._node._nursery
+        return self._node._creche_nursery
 
     def _log_fields(
         self, state: WorkerState | None = None, previous: WorkerState | None = None
@@ -390,5 +390,5 @@ class Record(Generic[ResultType]):
             "creche_reason": None if reason is None else str(reason),
         }
 
-    def _spoken(self) -> str:
+    def _creche_spoken(self) -> str:
         return f"worker {self.name or type(self).__name__!r}"

@@ -31,7 +31,7 @@ _COROUTINE: type[Any] = CoroutineType
 
 def _leaked(job: Job) -> WorkerError:
     return WorkerError(
-        f"the work of {job._spoken()} raised a cancellation that nobody had asked for; "
+        f"the work of {job._creche_spoken()} raised a cancellation that nobody had asked for; "
         "let cancellation out of the scope it belongs to only"
     )
 
@@ -71,7 +71,7 @@ class Job(Protocol):
         """Give what a record in the log has of its own."""
         ...
 
-    def _spoken(self) -> str:
+    def _creche_spoken(self) -> str:
         """Name the worker in a sentence."""
         ...
 
@@ -103,7 +103,7 @@ async def _take(job: Job, value: Any) -> Any:
         if hasattr(value, "__await__"):
             return value  # a worker: whoever wants its result awaits it
         raise WorkerError(
-            f"the work of {job._spoken()} is a plain function that returned no awaitable but "
+            f"the work of {job._creche_spoken()} is a plain function that returned no awaitable but "
             f"{value!r:.100}; run it with thread=True, or make it an async function"
         )
     finally:
@@ -274,7 +274,7 @@ class _ThreadCall:
                 strip_traceback(self._error, _OWN_FRAMES)
                 _logger.error(
                     "the abandoned thread of %s failed",
-                    self._job._spoken(),
+                    self._job._creche_spoken(),
                     exc_info=self._error,
                     extra=self._job._log_fields(),
                 )
@@ -305,7 +305,7 @@ def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTo
                 except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
                     strip_traceback(error, _OWN_FRAMES)
                     return None, error
-            return None, WorkerCancelled(f"{job._spoken()} was cancelled")
+            return None, WorkerCancelled(f"{job._creche_spoken()} was cancelled")
         finally:
             current.set(None)
             del job, awaitable

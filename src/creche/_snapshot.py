@@ -107,17 +107,17 @@ class Pictured(Protocol):
     """What is asked of a node to picture it."""
 
     name: str
-    _nursery: Nursery
-    _opener: Worker[Any] | None
+    _creche_nursery: Nursery
+    _creche_opener: Worker[Any] | None
 
     @property
     def path(self) -> str: ...
 
     @property
-    def _groups(self) -> Mapping[str, WorkerGroup]: ...
+    def _creche_groups(self) -> Mapping[str, WorkerGroup]: ...
 
     @property
-    def _children(self) -> Mapping[Any, None]: ...
+    def _creche_children(self) -> Mapping[Any, None]: ...
 
 
 def label(worker: Worker[Any]) -> str:
@@ -139,16 +139,18 @@ def take(node: Pictured, *, stacks: float) -> NodeSnapshot:
 
 
 def _take_node(node: Pictured, stacks: float, calls: dict[object, Any]) -> NodeSnapshot:
-    nursery = node._nursery
+    nursery = node._creche_nursery
     return NodeSnapshot(
         name=node.name,
         path=node.path,
         life=nursery.life.value,
         is_cancelled=nursery.is_cancelled,
         cancel_reason=_told(nursery.cancel_reason),
-        opened_by=None if node._opener is None else label(node._opener),
-        groups=tuple(_take_group(group, stacks, calls) for group in list(node._groups.values())),
-        children=tuple(_take_node(child, stacks, calls) for child in list(node._children)),
+        opened_by=None if node._creche_opener is None else label(node._creche_opener),
+        groups=tuple(
+            _take_group(group, stacks, calls) for group in list(node._creche_groups.values())
+        ),
+        children=tuple(_take_node(child, stacks, calls) for child in list(node._creche_children)),
     )
 
 

@@ -45,18 +45,18 @@ class Listener(Protocol):
 class Source(Protocol):
     """What a subscription asks of a node."""
 
-    _nursery: Nursery
-    _heard_by: tuple[Listener, ...]
+    _creche_nursery: Nursery
+    _creche_heard_by: tuple[Listener, ...]
 
-    def _below(self) -> Iterable[Source]:
+    def _creche_below(self) -> Iterable[Source]:
         """Give the node and all nodes below it."""
         ...
 
-    def _hear(self, heard_by: tuple[Listener, ...]) -> None:
+    def _creche_hear(self, heard_by: tuple[Listener, ...]) -> None:
         """Take note of who hears the node from now on."""
         ...
 
-    def _spoken(self) -> str:
+    def _creche_spoken(self) -> str:
         """Name the node in a sentence."""
         ...
 
@@ -93,7 +93,7 @@ class Subscription(Generic[MessageT]):
 
     def __repr__(self) -> str:
         names = ", ".join(each.__qualname__ for each in self._types)
-        return f"<Subscription to {names} of {self._node._spoken()}>"
+        return f"<Subscription to {names} of {self._node._creche_spoken()}>"
 
     # what the node tells it
 
@@ -135,15 +135,15 @@ class Subscription(Generic[MessageT]):
         """
         if self._backlog is not None:
             raise WorkerError(f"{self!r} was opened before; subscribe again")
-        if self._node._nursery.life is CLOSED:
+        if self._node._creche_nursery.life is CLOSED:
             raise WorkerError(
-                f"cannot subscribe to {self._node._spoken()}, which is closed; subscribe before or "
+                f"cannot subscribe to {self._node._creche_spoken()}, which is closed; subscribe before or "
                 "while it is open"
             )
         self._check_thread()
         self._backlog = Backlog()
         for node in self._reach():
-            node._hear((*node._heard_by, self))
+            node._creche_hear((*node._creche_heard_by, self))
         return self
 
     async def __aexit__(
@@ -159,16 +159,16 @@ class Subscription(Generic[MessageT]):
         """
         self._check_thread()
         for node in self._reach():
-            node._hear(tuple(each for each in node._heard_by if each is not self))
+            node._creche_hear(tuple(each for each in node._creche_heard_by if each is not self))
         self._opened().clear()
         self._is_over = True
         self._wake()
 
     def _reach(self) -> list[Source]:
-        return list(self._node._below()) if self._tree else [self._node]
+        return list(self._node._creche_below()) if self._tree else [self._node]
 
     def _check_thread(self) -> None:
-        if self._node._nursery.bridge.is_foreign:
+        if self._node._creche_nursery.bridge.is_foreign:
             raise WorkerError(
                 f"{self!r} is used in another thread than that of the node's event loop"
             )
@@ -241,7 +241,7 @@ class Subscription(Generic[MessageT]):
 
 def inherit(source: Source, above: Source) -> None:
     """Have a node, and those below it, heard by those who listen to the tree above it."""
-    of_tree = [each for each in above._heard_by if each._tree]
-    for node in source._below():
-        news = [each for each in of_tree if each not in node._heard_by]
-        node._hear((*node._heard_by, *news))
+    of_tree = [each for each in above._creche_heard_by if each._tree]
+    for node in source._creche_below():
+        news = [each for each in of_tree if each not in node._creche_heard_by]
+        node._creche_hear((*node._creche_heard_by, *news))

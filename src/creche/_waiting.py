@@ -24,15 +24,15 @@ class Party(Protocol):
     @property
     def is_finished(self) -> bool: ...
 
-    def _needs_all(self) -> Collection[Party]:
+    def _creche_needs_all(self) -> Collection[Party]:
         """Tell the parties that must all end before this one can."""
         ...
 
-    def _needs_one(self) -> Collection[Party]:
+    def _creche_needs_one(self) -> Collection[Party]:
         """Tell the parties of which one must end before this one can; empty if it needs none."""
         ...
 
-    def _spoken(self) -> str:
+    def _creche_spoken(self) -> str:
         """Name the party in a sentence."""
         ...
 
@@ -65,7 +65,7 @@ def find_deadlock(waiter: Party) -> str | None:
         every, one = needs[ring[-1]]
         following = next(other for other in (*every, *one) if other not in free)
         if following in ring:
-            names = [party._spoken() for party in (*ring, following)]
+            names = [party._creche_spoken() for party in (*ring, following)]
             return " waits for ".join(names)
         ring.append(following)
 
@@ -85,7 +85,9 @@ def _reachable(waiter: Party) -> dict[Party, _Needs]:
         party = ahead.pop()
         if party not in needs:
             needs[party] = (
-                ((), ()) if party.is_finished else (party._needs_all(), party._needs_one())
+                ((), ())
+                if party.is_finished
+                else (party._creche_needs_all(), party._creche_needs_one())
             )
             ahead.extend(needs[party][0])
             ahead.extend(needs[party][1])

@@ -136,7 +136,7 @@ class Worker(Life[ResultType]):
             return self.context.get(current) if self.context is not None else None
 
         def __repr__(self) -> str:
-            return f"<StateChanged {self.worker._spoken()} {self.state.name}>"
+            return f"<StateChanged {self.worker._creche_spoken()} {self.state.name}>"
 
     @dataclass(init=False, repr=False, eq=False, frozen=True)
     class ProgressChanged(Message, bubble=False, namespace="worker"):
@@ -158,7 +158,7 @@ class Worker(Life[ResultType]):
             vars(self).update(worker=worker, number=next(_numbers), _key=worker)
 
         def __repr__(self) -> str:
-            return f"<ProgressChanged {self.worker._spoken()}>"
+            return f"<ProgressChanged {self.worker._creche_spoken()}>"
 
     @overload
     def __init__(
@@ -211,7 +211,7 @@ class Worker(Life[ResultType]):
             limiter,
             copy_context(),
         )
-        if not hasattr(node, "_nursery"):
+        if not hasattr(node, "_creche_nursery"):
             self._close_work()
             raise WorkerError(f"node must be a Node, not {node!r:.100}")
         self._check(abandon_on_cancel or limiter is not None)
@@ -262,7 +262,7 @@ class Worker(Life[ResultType]):
             finally:
                 del error, failed
         if self._state is ERROR:
-            raise WorkerFailed(WorkerError(f"{self._spoken()} failed elsewhere"))
+            raise WorkerFailed(WorkerError(f"{self._creche_spoken()} failed elsewhere"))
         if self._state is CANCELLED:
             raise WorkerCancelled(self._tell_cancellation())
         return cast("ResultType", self._outcome)
@@ -301,13 +301,13 @@ class Worker(Life[ResultType]):
         """
         return track(self, iterable, total)
 
-    def _needs_all(self) -> Collection[Party]:
+    def _creche_needs_all(self) -> Collection[Party]:
         # Whoever is cancelled will be woken from its wait: nothing is certain then.
         if self._cancellation is not None or self._ties is None:
             return ()
         return (*self._ties.waits, *self._ties.opened)
 
-    def _needs_one(self) -> Collection[Party]:
+    def _creche_needs_one(self) -> Collection[Party]:
         if self._place is None or not self.is_queued or self._waits_for_thread():
             return ()
         return self._place._holders()
@@ -317,7 +317,7 @@ class Worker(Life[ResultType]):
         return (
             (self._ties is not None and self._ties.done is not None)
             or (self._place is not None and self._place.queued > 0)
-            or self._node._is_opened_by_a_worker()
+            or self._node._creche_is_opened_by_a_worker()
         )
 
     def _is_acting(self) -> bool:
@@ -347,11 +347,11 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     for worker in waited:
         if not worker._started and worker._state is PENDING:
             raise WorkerError(
-                f"cannot wait for {worker._spoken()}, which was never started; start it first"
+                f"cannot wait for {worker._creche_spoken()}, which was never started; start it first"
             )
         if worker._nursery.bridge.is_foreign:
             raise WorkerError(
-                f"cannot wait for {worker._spoken()} outside the event loop of its node; "
+                f"cannot wait for {worker._creche_spoken()} outside the event loop of its node; "
                 "from a thread use node.call_from_thread(worker.wait)"
             )
     me: Worker[Any] | None = current.get(None)
@@ -360,7 +360,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
         return
     ties = me._tied()
     ties.waits = waited
-    me._node._waiting.add(me)
+    me._node._creche_waiting.add(me)
     try:
         ring = find_deadlock(me) if me in waited or me._is_needed() else None
         if ring is not None:
@@ -369,7 +369,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     finally:
         ties.waits = ()
         if not ties.opened:
-            me._node._waiting.discard(me)
+            me._node._creche_waiting.discard(me)
 
 
 async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:

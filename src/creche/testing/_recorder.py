@@ -55,7 +55,9 @@ class EventRecorder:
             return previous(message) if previous is not None else None
 
         setattr(node, name, record)
-        node._hear(node._heard_by)  # it asks once who wants events, and here is one more
+        node._creche_hear(
+            node._creche_heard_by
+        )  # it asks once who wants events, and here is one more
 
     def __iter__(self) -> Iterator[tuple[Worker[Any], WorkerState]]:
         return iter(self.events)
