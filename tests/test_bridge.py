@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from creche import Node, WorkerCancelled, WorkerError
+from creche._backend import get_backend
 from creche._bridge import Bridge, run_soon
 from creche._nursery import Nursery
 from helpers import CANCELLED, RENDEZVOUS, settle, until
@@ -19,8 +20,12 @@ from helpers import CANCELLED, RENDEZVOUS, settle, until
 async def test_failing_call_is_logged(caplog):
     """A posted call that raises is logged; it ends no loop."""
     assert run_soon(anyio.lowlevel.current_token(), lambda: 1 // 0) is True
-    await until(lambda: caplog.records)
-    (record,) = caplog.records
+
+    def told():  # by this logger; asyncio's own tells of slow calls, when the machine is busy
+        return [record for record in caplog.records if record.name == "creche"]
+
+    await until(told)
+    (record,) = told()
     assert record.getMessage() == "a call from another thread failed on the event loop"
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
@@ -30,7 +35,7 @@ async def test_bridge_stays_open_for_what_is_on_its_way():
     arrived = []
     bridge = Bridge(lambda: arrived.append("landed"))
     assert bridge.post(lambda: None) is False
-    bridge.open()
+    bridge.open(get_backend(anyio.lowlevel.current_token()))
     thread = threading.Thread(target=lambda: bridge.post(lambda: arrived.append("call")))
     thread.start()
     thread.join(RENDEZVOUS)
@@ -46,7 +51,7 @@ def test_loop_that_has_ended(backend):
     bridge = Bridge(lambda: None)
 
     async def open_bridge():
-        bridge.open()
+        bridge.open(get_backend(anyio.lowlevel.current_token()))
         return anyio.lowlevel.current_token()
 
     token = anyio.run(open_bridge, **backend)
@@ -82,7 +87,7 @@ async def test_call_that_was_killed_before_its_first_step(anyio_backend):
             thread.start()
             await anyio.sleep_forever()
     thread.join(RENDEZVOUS)
-    assert got == ["a call from a thread was cancelled natively"]
+    assert got == ["node 'app' was cancelled"]
 
 
 async def test_handlers_that_were_killed_before_their_first_step(anyio_backend):
@@ -117,8 +122,11 @@ async def test_nursery_does_not_close_over_a_late_post():
     class Occupant:
         asked = 0
 
-        def _on_cancel(self, reason):
-            pass
+        def _creche_nurseries(self, *, blocks=False):
+            return [] if blocks else [nursery]
+
+        def _creche_on_closed(self):
+            done.append("closed")
 
         def _creche_on_quiet(self):
             self.asked += 1
@@ -136,7 +144,7 @@ async def test_nursery_does_not_close_over_a_late_post():
     nursery = Nursery(Occupant())
     await nursery.open()
     await nursery.close(None)
-    assert done == ["late"]
+    assert done == ["late", "closed"]
 
 
 PROGRAM = """

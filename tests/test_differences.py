@@ -402,8 +402,8 @@ async def test_a_described_call_is_cut_short():
 
     async with Node("app") as app:
         assert search(app, "creche").description == "search('creche')"
-        assert search(app, "y" * 500).description == f"search('{'y' * 99})"
-        assert search(app, Broken()).description == "search(...)"
+        assert search(app, "y" * 500).description == f"search('{'y' * 99}...)"
+        assert search(app, Broken()).description == "search(<unprintable Broken>)"
 
 
 async def test_a_partial_is_named_after_its_function():
@@ -605,7 +605,9 @@ async def test_worker_failed_has_the_original_as_its_cause():
 
     async with Node("app") as app:
         worker = app.run_worker(fail, exit_on_error=False)
-        with pytest.raises(WorkerFailed, match=r"^worker failed: ValueError: wrong$") as caught:
+        with pytest.raises(
+            WorkerFailed, match=r"^worker 'fail' failed: ValueError: wrong$"
+        ) as caught:
             await worker.wait()
     assert caught.value.__cause__ is wrong
     assert caught.value.error is wrong
@@ -626,7 +628,7 @@ async def test_a_relayed_failure_reads_like_the_original():
             worker = app.run_worker(partial(relay, worker), exit_on_error=False)
         with pytest.raises(WorkerFailed) as caught:
             await worker.wait()
-    assert str(caught.value) == 'worker failed: ValueError: it\'s "wrong"'
+    assert str(caught.value) == "worker 'fail' failed: ValueError: it's \"wrong\""
 
 
 async def test_waiting_for_no_workers_returns_at_once():

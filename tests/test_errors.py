@@ -52,7 +52,7 @@ async def test_body_that_awaits_learns_why():
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             worker = app.run_worker(boom)
-            with pytest.raises(WorkerFailed, match="worker failed: Boom: boom") as failed:
+            with pytest.raises(WorkerFailed, match="worker 'boom' failed: Boom: boom") as failed:
                 await worker.wait()
             raise failed.value
     assert leaves(caught.value) == [worker.error]
@@ -316,7 +316,7 @@ async def test_message_does_not_grow_with_relays():
             worker = app.run_worker(worker.wait, exit_on_error=False)
         with pytest.raises(WorkerFailed) as caught:
             await worker.wait()
-    assert str(caught.value) == "worker failed: Boom: boom"
+    assert str(caught.value) == "worker 'boom' failed: Boom: boom"
 
 
 @pytest.mark.parametrize("exit_on_error", [True, False])
@@ -553,6 +553,8 @@ async def test_adapter_that_reports_an_error():
         worker = app.run_worker(anyio.sleep_forever, start=False, name="far")
         worker.state = RUNNING
         worker.state = ERROR
-        with pytest.raises(WorkerFailed, match="worker failed: WorkerError: worker 'far' failed"):
+        with pytest.raises(
+            WorkerFailed, match="worker 'far' failed: WorkerError: it failed elsewhere"
+        ):
             await worker.wait()
     assert isinstance(worker, Worker)

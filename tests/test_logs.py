@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 import creche._log
-from creche import Message, Node, Worker, active_worker
-from helpers import Meeting, settle, until
+from creche import Message, Node, Worker, active_worker, work
+from helpers import ExceptionGroup, Meeting, settle, until
 
 FIELDS = ("worker", "group", "node", "state", "previous", "reason")
 
@@ -111,17 +111,46 @@ async def test_a_stored_failure_is_told_at_error(caplog, level):
     }
 
 
-async def test_a_failure_that_is_raised_is_not_told_at_error(caplog, debug):
-    """What the block raises is for the caller to log."""
+async def test_a_node_that_falls_says_so_in_that_moment(caplog, debug):
+    """The log has the failure, and the call, while the block still waits for other work."""
 
-    async def fail():
-        raise ValueError("broken")
+    class App(Node):
+        @work
+        async def fetch(self, path):
+            raise ValueError("broken")
 
-    with pytest.raises(BaseException):  # noqa: B017 (a group, whose class differs by version)
-        async with Node("app") as app:
-            app.run_worker(fail)
-    assert [each for each in records(caplog) if each.levelno > logging.DEBUG] == []
-    assert changes(caplog)[-1] == ("fail", "RUNNING", "ERROR")
+    go = anyio.Event()
+
+    async def unwinds():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await go.wait()
+
+    def told():
+        return [each for each in records(caplog) if each.levelno > logging.DEBUG]
+
+    async def look():
+        await until(told)
+        (record,) = told()
+        assert record.levelno == logging.ERROR
+        where = "worker 'fetch' failed in fetch('/4'), and with it node 'app'"
+        assert record.getMessage() == where
+        assert isinstance(record.exc_info[1], ValueError)
+        assert record.creche_state == "ERROR"
+        assert not app.is_finished
+        go.set()
+
+    app = App("app")
+    async with anyio.create_task_group() as group:
+        group.start_soon(look)
+        with pytest.raises(ExceptionGroup):
+            async with app:
+                await app.start_worker(unwinds)
+                app.fetch("/4")
+    assert len(told()) == 1
+    assert ("fetch", "RUNNING", "ERROR") in changes(caplog)
 
 
 async def test_a_late_failure_of_an_abandoned_thread_has_the_fields(caplog):

@@ -25,7 +25,7 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 # From the bottom up. A file imports from the files listed before it and from nothing else, be it
 # for types alone.
 FLOORS = (
-    ("_state", "_message", "_errors", "_context"),
+    ("_state", "_message", "_report", "_errors", "_context"),
     ("_backend", "_bridge", "_waiting", "_failures"),
     ("_running",),
     ("_nursery",),

@@ -30,6 +30,7 @@ def test_each_change_of_state_is_an_arrow(pictures):
     titles = ET.fromstring(pictures.states()).iter("{http://www.w3.org/2000/svg}title")  # noqa: S314 (our own)
     assert sorted(title.text for title in titles)[:-1] == [
         "PENDING to CANCELLED",
+        "PENDING to ERROR",
         "PENDING to RUNNING",
         "RUNNING to CANCELLED",
         "RUNNING to ERROR",

@@ -13,7 +13,7 @@ from creche._state import FINAL, TRANSITIONS
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
 CONTRACT = {
-    PENDING: {RUNNING, CANCELLED},
+    PENDING: {RUNNING, CANCELLED, ERROR},
     RUNNING: {SUCCESS, ERROR, CANCELLED},
     CANCELLED: set(),
     ERROR: set(),

@@ -339,7 +339,7 @@ async def test_taking_all_beside_a_reader():
             await settle()  # the reader waits
             app.run_worker(work, start=False, name="w").cancel()
             taken = events.take_all()
-            with pytest.raises(WorkerError, match="in another thread"):
+            with pytest.raises(WorkerError, match="outside the event loop"):
                 await anyio.to_thread.run_sync(events.take_all)
             app.run_worker(work, name="read").cancel()
             await settle()
@@ -497,9 +497,9 @@ async def test_in_another_thread():
 
         async def elsewhere():
             for call in (app.subscribe(Saved).__aenter__, events.__anext__):
-                with pytest.raises(WorkerError, match="is used in another thread than that of"):
+                with pytest.raises(WorkerError, match="is used outside the event loop of"):
                     await call()
-            with pytest.raises(WorkerError, match="is used in another thread than that of"):
+            with pytest.raises(WorkerError, match="is used outside the event loop of"):
                 await events.__aexit__(None, None, None)
 
         await app.run_worker(elsewhere, thread=True)

@@ -42,8 +42,14 @@ NAMES = {"process_name", "process_sort_index", "thread_name", "thread_sort_index
 def ticking(monkeypatch):
     """A clock that goes on by a second with each look at it, whatever the loop's own does."""
     clock = itertools.count(1000.0).__next__
-    get_ready = creche._nursery.get_ready
-    monkeypatch.setattr(creche._nursery, "get_ready", lambda token: (clock, get_ready(token)[1]))
+    get_backend = creche._nursery.get_backend
+
+    def with_that_clock(token):
+        backend = get_backend(token)
+        backend.clock = clock
+        return backend
+
+    monkeypatch.setattr(creche._nursery, "get_backend", with_that_clock)
     monkeypatch.setattr(anyio, "current_time", clock)
     return clock
 

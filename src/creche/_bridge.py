@@ -1,20 +1,39 @@
-"""Hops from other threads into an event loop."""
+"""Calls into an event loop from other threads, and from signal handlers.
+
+A Python signal handler runs in the main thread between any two steps of the program: while the loop
+sleeps in its selector, and in the midst of a step of the library or of the backend. So "the thread
+of the loop" is not enough for a call to be made at once: it is made at once in a task of the loop,
+unless it breaks into one of the library's own steps, which are marked as such (``busy``). All else
+is posted, as a call from another thread is, which also wakes a loop that sleeps.
+"""
 
 from __future__ import annotations
 
-import logging
+import os
 import threading
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswerYet
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakSet
 
 import anyio
 from anyio import lowlevel
 
+from ._errors import WorkerError, strip_traceback
+from ._report import tell
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._backend import Backend
+
 T = TypeVar("T")
-_logger = logging.getLogger("creche")
+
+_ERROR = 40  # logging's number
+_OWN_FRAMES = f"{__package__}._"
+_PATIENCE = 1.0
+"""Seconds after which a thread that waits for an answer looks whether the loop has ended."""
 
 
 def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool:
@@ -31,8 +50,8 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
     def guarded() -> None:
         try:
             call()
-        except BaseException:
-            _logger.exception("a call from another thread failed on the event loop")
+        except BaseException as error:  # noqa: BLE001 (told, see above)
+            tell(_ERROR, "a call from another thread failed on the event loop", error=error)
 
     try:
         # The backends' own way (call_soon_threadsafe, run_sync_soon); AnyIO's public functions
@@ -41,6 +60,29 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
     except anyio.RunFinishedError:
         return False
     return True
+
+
+def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
+    """Wait in a thread for what a posted call gives; a loop that was closed under it gives nothing.
+
+    Raises:
+        WorkerError: The loop has ended without making the call.
+        BaseException: What the call raised.
+    """
+    try:
+        while True:
+            try:
+                return future.result(_PATIENCE)
+            except NoAnswerYet:
+                # Also what a call may raise; then it is done.
+                if future.done():
+                    return future.result()
+                if not run_soon(token, int):
+                    raise WorkerError(
+                        "the event loop has ended and did not make the call of this thread"
+                    ) from None
+    finally:
+        del future  # what it raises holds this frame
 
 
 class Bridge:
@@ -52,30 +94,54 @@ class Bridge:
         landed: Called on the loop after each arrival.
     """
 
-    __slots__ = ("_is_open", "_landed", "_lock", "_token", "in_flight", "thread")
+    __slots__ = (
+        "__weakref__",
+        "_arriving",
+        "_backend",
+        "_is_open",
+        "_landed",
+        "_lock",
+        "_token",
+        "busy",
+        "in_flight",
+        "is_gone",
+        "thread",
+    )
 
     def __init__(self, landed: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
         self._is_open = False
         self._landed = landed
         self.thread: int | None = None
         """The thread of the loop, once it is known."""
+        self.is_gone = False
+        """Whether this process was forked off from that of the loop."""
         self._token: lowlevel.EventLoopToken | None = None
+        self._backend: Backend | None = None
         self.in_flight = 0
+        self.busy = 0
+        """How many steps of the library, on the loop, are under way within each other."""
+        self._arriving = False
 
-    def open(self) -> None:
+    def open(self, backend: Backend) -> None:
         """Take the running loop and the current thread as the far end."""
+        self._backend = backend
         self._token = lowlevel.current_token()
         self.thread = threading.get_ident()
         self._is_open = True
+        _open_bridges.add(self)
 
     def close(self) -> bool:
         """Close for good, unless something is on its way: then do nothing and return ``False``."""
         with self._lock:
-            if self.in_flight:
-                return False
-            self._is_open = False
-            return True
+            self._is_open = False  # first, for a signal handler that posts in between
+            self._is_open = self.in_flight > 0
+            return not self._is_open
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are taken."""
+        return self._is_open
 
     @property
     def token(self) -> lowlevel.EventLoopToken:
@@ -88,6 +154,24 @@ class Bridge:
         """Whether the caller is in another thread than the loop's, once the loop is known."""
         return self.thread is not None and self.thread != threading.get_ident()
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the caller cannot wait for anything of the loop: it is in no task of it.
+
+        Another thread, another loop in the same thread, a bare callback or a signal handler.
+        """
+        if self._backend is None:
+            return False
+        return self.thread != threading.get_ident() or not self._backend.is_in_task()
+
+    def can_act(self) -> bool:
+        """Whether a call can be made at once: in a task of the loop, and breaking into nothing."""
+        if self._backend is None:
+            return True  # there is no loop yet
+        if self.thread != threading.get_ident() or self.busy:
+            return False
+        return self._arriving or self._backend.is_in_task()
+
     def post(self, call: Callable[[], object]) -> bool:
         """Have the loop make a call soon.
 
@@ -98,28 +182,46 @@ class Bridge:
         def arrive() -> None:
             with self._lock:
                 self.in_flight -= 1
+            was_arriving, self._arriving = self._arriving, True
             try:
                 call()
             finally:
+                self._arriving = was_arriving
                 self._landed()
 
         with self._lock:
             if not self._is_open:
                 return False
             self.in_flight += 1
-        if run_soon(self.token, arrive):
-            return True
+        try:
+            is_posted = run_soon(self.token, arrive)
+        except BaseException:
+            self._lose_one()
+            raise
+        if not is_posted:
+            self._lose_one()
+        return is_posted
+
+    def _lose_one(self) -> None:
         with self._lock:
             self.in_flight -= 1
-        return False
 
     def run(self, call: Callable[[], object]) -> None:
-        """Make a call that returns nothing: now if on the loop or if there is none, else soon."""
-        if self.thread == threading.get_ident() or not self.post(call):
-            call()
+        """Make a call that returns nothing: at once if that is safe or there is no loop, else soon.
 
-    def call(self, call: Callable[[], T]) -> T | None:
-        """Make a call on the loop and wait for its value: at once if on the loop or there is none.
+        Once the bridge is closed there is nothing left that a call from elsewhere could act on, and
+        none is made.
+        """
+        if self.can_act():
+            call()
+        else:
+            self.post(call)
+
+    def call(self, call: Callable[[], T]) -> T:
+        """Make a call on the loop and wait for its value: at once if in its thread.
+
+        Once the bridge is closed, the call itself is what says so, in the calling thread; it must
+        touch nothing of the loop then.
 
         Raises:
             BaseException: What the call raised.
@@ -127,15 +229,37 @@ class Bridge:
         if not self.is_foreign:
             return call()
         future: Future[T] = Future()
+        try:
+            if not self.post(partial(_answer, call, future)):
+                return call()
+            return await_answer(future, self.token)
+        finally:
+            del future  # what it raises holds this frame
 
-        def run() -> None:
-            try:
-                value = call()
-            except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-                future.set_exception(error)
-            else:
-                future.set_result(value)
 
-        if not self.post(run):
-            return call()  # closed: the call itself is what says so
-        return future.result()
+def _answer(call: Callable[[], T], future: Future[T]) -> None:
+    """Make a call, and give what comes of it to the thread that waits; on the loop."""
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
+        # The frames of this call hold the future, and with it the error: a cycle.
+        strip_traceback(error, _OWN_FRAMES)
+        future.set_exception(error)
+    finally:
+        del call, future  # as above
+
+
+_open_bridges: WeakSet[Bridge] = WeakSet()
+
+
+def _forget_loops() -> None:
+    """In a forked child: no loop of the parent's runs here, and no lock is held by anybody."""
+    for bridge in list(_open_bridges):
+        bridge._lock = threading.RLock()
+        bridge._is_open = False
+        bridge.is_gone = True
+        bridge.thread = -1  # no thread's
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
+    os.register_at_fork(after_in_child=_forget_loops)

@@ -1,4 +1,7 @@
-"""Calls that threads make on the event loop of a node, without late effects."""
+"""Calls that threads make on the event loop of a node, without late effects.
+
+Whatever happens on the way, the thread gets an answer: each way out of here sets its future.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import inspect
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from ._backend import interruptible
 from ._errors import WorkerCancelled, strip_traceback
 from ._worker import Worker
 
@@ -26,37 +30,50 @@ def begin_call(
     future: Future[Any],
 ) -> None:
     """Make the call of a thread, on the loop; async functions go on in a task."""
+    value: Any = None
     try:
         _check_call(node, caller)
         value = fn(*args)
+        if inspect.isawaitable(value) and not isinstance(value, Worker):
+            _await(node, caller, value, future)
+        else:
+            future.set_result(value)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
+        _close(value)
         _fail(future, error)
-        del caller, future  # Python 3.11's frames hold those that called them
-        return
-    if not inspect.isawaitable(value) or isinstance(value, Worker):
-        future.set_result(value)
-        return
+    finally:
+        del caller, future, value  # Python 3.11's frames hold those that called them
+
+
+def _await(
+    node: Branch, caller: Worker[Any] | None, awaitable: Any, future: Future[Any] | None
+) -> None:
+    """Await the value of a call in a task, which is cancelled with the worker that called."""
 
     def lost() -> None:
-        _close(value)
-        future.set_exception(WorkerCancelled("a call from a thread was cancelled natively"))
+        _close(awaitable)
+        if future is not None and not future.done():
+            future.set_exception(WorkerCancelled(_tell_whose(node, caller)))
 
     async def go_on() -> None:
-        nonlocal caller, future
-        await _go_on(node, caller, value, future)
-        if caller is not None:
-            ties = caller._tied()
-            ties.hops = tuple(hop for hop in ties.hops if hop is not handle)
-        del caller, future  # as above
+        nonlocal caller, future, awaitable
+        assert future is not None
+        try:
+            await _go_on(node, caller, awaitable, future)
+            if caller is not None:
+                ties = caller._tied()
+                ties.hops = tuple(hop for hop in ties.hops if hop is not task)
+        finally:
+            caller = future = awaitable = None  # as above
 
-    handle = node._creche_nursery.spawn_held(
+    task = node._creche_nursery.spawn_held(
         go_on,
         lost,
         name=f"{node.path}: call from a thread",
         context=copy_context(),
     )
     if caller is not None:
-        caller._tied().hops += (handle,)
+        caller._tied().hops += (task,)
 
 
 def _close(awaitable: object) -> None:
@@ -71,6 +88,7 @@ def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
         raise WorkerCancelled(f"{node._creche_spoken()} was cancelled")
 
 
+@interruptible
 async def _go_on(
     node: Branch, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
 ) -> None:
@@ -82,20 +100,26 @@ async def _go_on(
             raise
         value = await awaitable
     except node._creche_nursery.cancelled_class:
-        told = (
-            caller._tell_cancellation()
-            if caller is not None
-            else f"{node._creche_spoken()} was cancelled"
-        )
-        future.set_exception(WorkerCancelled(told))
+        future.set_exception(WorkerCancelled(_tell_whose(node, caller)))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         _fail(future, error)
-        del caller, future  # as above
     else:
         future.set_result(value)
+    finally:
+        del caller, future  # as above
+
+
+def _tell_whose(node: Branch, caller: Worker[Any] | None) -> str:
+    """Name who was cancelled, and the call with it."""
+    if caller is not None and caller.is_cancelled:
+        return caller._tell_cancellation()
+    if node._creche_nursery.is_cancelled:
+        return f"{node._creche_spoken()} was cancelled"
+    return f"a call from a thread to {node._creche_spoken()} was cancelled natively"
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:
     # The frames of these calls hold the future, and with it the error: a cycle.
     strip_traceback(error, _OWN_FRAMES)
-    future.set_exception(error)
+    if not future.done():
+        future.set_exception(error)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import inspect
 from functools import partial, wraps
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from ._errors import WorkerDeclarationError, WorkerError
 from ._node import Node
+from ._options import check_limit, check_overflow
+from ._record import check_text
+from ._report import shown
 
 if TYPE_CHECKING:
     import sys
@@ -118,23 +122,30 @@ def work(
         The decorated function, or the decorator.
 
     Raises:
-        WorkerDeclarationError: At declaration: a plain function without ``thread=True``.
+        WorkerDeclarationError: At declaration: a plain function without ``thread=True``, a
+            generator function, options that make no sense.
         WorkerError: At the call: the first argument is no node.
+        TypeError: At the call: the arguments do not fit the function.
     """
 
+    is_limited = limit is not None or overflow != "enqueue"
+    try:
+        for what, text in (("name", name), ("group", group), ("description", description)):
+            if text is not None:
+                check_text(f"the {what} of @work", text)
+        check_limit(limit)
+        check_overflow(overflow)
+    except WorkerError as error:
+        raise WorkerDeclarationError(str(error)) from None
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Worker[Any]]:
-        if not callable(function):
+        called = _check_function(function, thread=thread)
+        if group is None and (exclusive or is_limited) and not called.isidentifier():
             raise WorkerDeclarationError(
-                f"@work takes a function, not {function!r:.100}; give options by keyword"
+                f'{called!r} has no name to make a group of; add group="..." to @work'
             )
-        called = getattr(function, "__name__", "") or "work"
-        if not thread and not inspect.iscoroutinefunction(function):
-            raise WorkerDeclarationError(
-                f"{called!r} is not async; add thread=True to @work, or make it async"
-            )
-        named_group = group
-        if group is None and (exclusive or limit is not None or overflow != "enqueue"):
-            named_group = called
+        named_group = called if group is None and is_limited else group
+        signature = _signature(function)
 
         @wraps(function)
         def start(*args: Any, **kwargs: Any) -> Worker[Any]:
@@ -142,15 +153,21 @@ def work(
             if not isinstance(node, Node):
                 raise WorkerError(
                     f"{called}() is decorated with @work; its first argument must be a Node, "
-                    f"not {node!r:.100}"
+                    f"not {shown(node)}"
                 )
-            if limit is not None or overflow != "enqueue":
+            if signature is not None:
+                try:
+                    signature.bind(*args, **kwargs)
+                except TypeError as error:
+                    raise TypeError(f"{called}() {error}") from None
+            if is_limited:
                 node.group(cast("str", named_group), limit, overflow)
+            told: Any = description if description is not None else _Call(called, args[1:], kwargs)
             return node.run_worker(
                 partial(function, *args, **kwargs),
                 name or called,
                 named_group,
-                _tell(called, args[1:], kwargs) if description is None else description,
+                told,
                 exit_on_error=exit_on_error,
                 exclusive=exclusive,
                 thread=thread,
@@ -164,11 +181,82 @@ def work(
     return decorate if function is None else decorate(function)
 
 
-def _tell(called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Put a call in words; arguments whose ``repr`` fails or is long are cut short."""
+def _check_function(function: Callable[..., Any], *, thread: bool) -> str:
+    """Make sure that a function can be a worker, and give its name."""
+    if not callable(function):
+        raise WorkerDeclarationError(
+            f"@work takes a function, not {shown(function)}; give options by keyword"
+        )
+    called = getattr(function, "__name__", "") or "work"
+    if _is_generator(function):
+        raise WorkerDeclarationError(
+            f"{called!r} is a generator function, of which nothing would run; iterate in it and "
+            "return a value, with no yield"
+        )
+    if not thread and not inspect.iscoroutinefunction(function):
+        raise WorkerDeclarationError(
+            f"{called!r} is not async; add thread=True to @work, or make it async"
+        )
+    return called
+
+
+def _is_generator(function: Callable[..., Any]) -> bool:
+    """Tell whether a function makes a generator, which nothing would iterate over."""
+    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+    is_awaitable = bool(flags & inspect.CO_ITERABLE_COROUTINE)  # of types.coroutine()
+    return bool(flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR)) and not is_awaitable
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        told = [f"{value!r:.100}" for value in args]
-        told += [f"{key}={value!r:.100}" for key, value in kwargs.items()]
-    except Exception:  # noqa: BLE001 (a broken repr of the user's must not keep the work from starting)
-        told = ["..."]
-    return f"{called}({', '.join(told)})"
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None  # of a builtin: the call itself will tell
+
+
+class _Call:
+    """A call in words, put together when somebody reads it: the repr of an argument may be dear."""
+
+    __slots__ = ("_args", "_called", "_kwargs")
+
+    def __init__(self, called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._called = called
+        self._args = args
+        self._kwargs = kwargs
+
+    def __call__(self) -> str:
+        return self._tell(_short.repr)
+
+    def condensed(self) -> str:
+        """Put the call in words once it is over, asking no object of the user's for its repr."""
+        return self._tell(_tell_plain)
+
+    def _tell(self, tell: Callable[[Any], str]) -> str:
+        told = [tell(value) for value in self._args]
+        told += [f"{key}={tell(value)}" for key, value in self._kwargs.items()]
+        return f"{self._called}({', '.join(told)})"
+
+
+class _Short(Repr):
+    """As ``reprlib`` does, but never looking at more of a value than is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxother = self.maxstring = _LONGEST
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, str | bytes | bytearray):
+            return shown(x, _LONGEST)
+        return super().repr1(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 (the base class's)
+        return shown(x, _LONGEST)
+
+
+_LONGEST = 100  # characters of an argument
+_short = _Short()
+_PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None))
+
+
+def _tell_plain(value: object) -> str:
+    return shown(value, _LONGEST) if type(value) in _PLAIN else f"<{type(value).__name__}>"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
-from typing import TYPE_CHECKING, Protocol, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from ._report import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
@@ -35,25 +39,47 @@ class WorkerDeclarationError(WorkerError):
 class WorkerFailed(WorkerError):
     """The work of a worker raised an error.
 
-    The message names the type and the text of the original error, however many handed it on.
+    The message names the worker, and the type and the text of the original error, once, however
+    many handed it on. It can be pickled: the original error goes with it, the worker does not.
 
     Args:
         error: What the work raised; also the ``__cause__`` where ``Worker.wait()`` raises this.
+        worker: The worker that failed, where one is known.
     """
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, worker: Source | None = None) -> None:
         super().__init__(error)
         self.error = error
         """What the work raised."""
-        self._source: Source | None = None
+        self.worker: Any = worker
+        """The worker that failed; ``None`` once it has crossed to another process."""
+        self._label = "worker" if worker is None else worker._creche_spoken()
         self._is_the_report = False
 
     def __str__(self) -> str:
-        error: BaseException = self
-        while isinstance(error, WorkerFailed):  # not repr(error): its escapes double at each relay
-            error = error.error
-        text = str(error)
-        return f"worker failed: {type(error).__name__}" + (f": {text}" if text else "")
+        failed = self
+        while isinstance(failed.error, WorkerFailed):  # not repr(): escapes double at each relay
+            failed = failed.error
+        text = text_of(failed.error)
+        return f"{failed._label} failed: {type(failed.error).__name__}" + (
+            f": {text}" if text else ""
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        error = self.error
+        if not isinstance(error, WorkerFailed):
+            try:
+                pickle.loads(pickle.dumps(error))  # noqa: S301 (made in the line itself)
+            except Exception:  # noqa: BLE001 (what cannot cross must not keep the rest from it)
+                error = WorkerError(f"{type(error).__name__}: {text_of(error)}")
+        return _unpickle, (type(self), error, self._label)
+
+
+def _unpickle(kind: type[WorkerFailed], error: BaseException, label: str) -> WorkerFailed:
+    failed = kind.__new__(kind, error)
+    WorkerFailed.__init__(failed, error)  # a subclass may want other arguments
+    failed._label = label
+    return failed
 
 
 class Report(Protocol):
@@ -70,6 +96,8 @@ class Source(Protocol):
 
     def _tied(self) -> Report: ...
 
+    def _creche_spoken(self) -> str: ...
+
 
 def unreported(error: BaseException, tree: object) -> BaseException | None:
     """Take out of an error what its tree reports already.
@@ -85,19 +113,16 @@ def unreported(error: BaseException, tree: object) -> BaseException | None:
     Returns:
         The error, or the part of the group, that is still to be reported; ``None`` if nothing is.
     """
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return group.split(lambda leaf: _is_second_report(leaf, tree))[1]
-    return None if _is_second_report(error, tree) else error
+    return without(error, lambda leaf: _is_second_report(leaf, tree))
 
 
 def _is_second_report(error: BaseException, tree: object) -> bool:
     if not isinstance(error, WorkerFailed):
         return False
-    source, root = error._source, error._source
+    source, root = error.worker, error.worker
     while source is not None:  # the worker in which the original error was raised
         root = source
-        source = source.error._source if isinstance(source.error, WorkerFailed) else None
+        source = source.error.worker if isinstance(source.error, WorkerFailed) else None
     if root is None:
         return False  # not made by wait(): the user's own
     ties = root._tied()
@@ -118,21 +143,94 @@ def uncancelled(
     Returns:
         What is left, ``None`` if it was nothing but cancellation.
     """
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        # Before Python 3.13 split() takes plain functions only, no bound methods.
-        return group.split(lambda leaf: is_cancellation(leaf))[1]  # noqa: PLW0108 (see above)
-    return None if is_cancellation(error) else error
+    return without(error, is_cancellation)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Give the single errors of a group, however deep it is nested, or the error itself."""
+    ahead = [error]
+    while ahead:
+        each = ahead.pop()
+        if isinstance(each, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", each)
+            ahead.extend(reversed(group.exceptions))
+        else:
+            yield each
+
+
+def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> BaseException | None:
+    """Take some of the single errors out of a group, or out of an error that is none.
+
+    Returns:
+        The very object if nothing is to be taken out, whatever class it has; ``None`` if all is.
+        Else a part of the group. That is as ``split()`` makes it, unless ``split()`` or
+        ``derive()`` of its class raises, or it is nested too deep for them: then it is a plain and
+        flat group with the same message.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return None if is_out(error) else error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    every = list(leaves(group))
+    out = {id(leaf) for leaf in every if is_out(leaf)}
+    if not out:
+        return error
+    rest = [leaf for leaf in every if id(leaf) not in out]
+    if not rest:
+        return None
+    try:
+        part = group.split(lambda leaf: id(leaf) in out)[1]
+        if part is not None and list(map(id, leaves(part))) == list(map(id, rest)):
+            return part
+    except Exception:  # noqa: BLE001, S110 (the user's own, and there is another way)
+        pass
+    flat = BaseExceptionGroup(group.message, rest)
+    _CAUSE.__set__(flat, group)
+    return flat
+
+
+# What is set on an error goes past its class, which may refuse: a frozen dataclass does.
+_TRACEBACK, _CAUSE, _CONTEXT, _DICT = (
+    cast("Any", BaseException.__dict__[name])
+    for name in ("__traceback__", "__cause__", "__context__", "__dict__")
+)
+
+
+def set_cause(error: BaseException, cause: BaseException | None) -> None:
+    """Set the ``__cause__`` of an error of any class."""
+    _CAUSE.__set__(error, cause)
+
+
+def get_context(error: BaseException) -> BaseException | None:
+    """Give the ``__context__`` of an error of any class."""
+    return cast("BaseException | None", _CONTEXT.__get__(error))
+
+
+def set_context(error: BaseException, context: BaseException | None) -> None:
+    """Set the ``__context__`` of an error of any class."""
+    _CONTEXT.__set__(error, context)
+
+
+def drop_cancellation(error: BaseException, cancelled_class: type[BaseException]) -> None:
+    """Take a cancellation out of what an error was raised in the handling of.
+
+    It holds the frames in which it was delivered, which hold the worker: a reference cycle.
+    """
+    seen: set[int] = set()
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        context = get_context(inner)
+        if isinstance(context, cancelled_class):
+            _CONTEXT.__set__(inner, None)
+        inner = context
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Put a note on an error, once."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    if note not in notes:
-        if sys.version_info >= (3, 11):
-            error.add_note(note)
-        else:  # pragma: no cover (3.10: the exceptiongroup package prints these)
-            error.__notes__ = [*notes, note]  # type: ignore[attr-defined]  # unknown to 3.10
+    """Put a note on an error, once; nothing happens where its own ``__notes__`` does not allow."""
+    with suppress(Exception):
+        notes = getattr(error, "__notes__", ())
+        if note not in notes:
+            _DICT.__get__(error)["__notes__"] = [*notes, note]
 
 
 def strip_traceback(error: BaseException, package: str) -> None:
@@ -140,7 +238,8 @@ def strip_traceback(error: BaseException, package: str) -> None:
 
     They hold the worker, which holds the error: a reference cycle; and they tell the user nothing.
     """
-    traceback = error.__traceback__
-    while traceback and traceback.tb_frame.f_globals.get("__name__", "").startswith(package):
-        traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    with suppress(Exception):  # what runs in exec() may have globals of any kind
+        traceback = _TRACEBACK.__get__(error)
+        while traceback and str(traceback.tb_frame.f_globals.get("__name__")).startswith(package):
+            traceback = traceback.tb_next
+        _TRACEBACK.__set__(error, traceback)

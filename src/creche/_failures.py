@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import cast
 
-from ._errors import unreported
+from ._errors import get_context, set_cause, set_context, unreported
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
@@ -19,6 +19,9 @@ class Failures:
     def __init__(self) -> None:
         self._errors: list[BaseException] = []
         self._bare: BaseException | None = None  # a SystemExit or the like
+
+    def __bool__(self) -> bool:
+        return bool(self._errors) or self._bare is not None
 
     def add(self, error: BaseException, tree: object) -> None:
         """Take in an error, unless it is here or its tree reports it already."""
@@ -52,7 +55,7 @@ class Failures:
         """
         errors, bare = self._errors, self._bare
         self._errors, self._bare = [], None
-        context = bare.__context__ if bare is not None else None
+        context = get_context(bare) if bare is not None else None
         try:
             if bare is not None:
                 before = bare.__cause__
@@ -60,7 +63,7 @@ class Failures:
                     group = cast("BaseExceptionGroup[BaseException]", before)
                     errors = [*group.exceptions, *errors]
                 if errors and (before is None or isinstance(before, BaseExceptionGroup)):
-                    bare.__cause__ = BaseExceptionGroup("other errors in workers", errors)
+                    set_cause(bare, BaseExceptionGroup("other errors in workers", errors))
                 leaving = bare
             elif errors:
                 raise BaseExceptionGroup(f"unhandled errors in {where}", errors) from None
@@ -73,5 +76,5 @@ class Failures:
             if bare is not None:
                 # It was raised while the cancellation of the body was handled, which on Trio holds
                 # the frames of the cancel, the tasks and so the worker: a cycle.
-                bare.__context__ = context
+                set_context(bare, context)
             del errors, bare, error, leaving, context

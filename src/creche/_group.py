@@ -8,16 +8,19 @@ that every operation costs the same however many wait.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from ._options import check_limit
-from ._state import PENDING
+from ._record import percent
+from ._report import shown
+from ._state import ERROR, PENDING
 from ._worker import Worker, wait_for
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Awaitable, Callable, Collection, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
     from ._nursery import Nursery
     from ._options import Overflow, RunOptions, StartOptions
@@ -34,6 +37,28 @@ if TYPE_CHECKING:
 in_order = attrgetter("_order")
 
 
+def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[Any]]:
+    """Cancel workers, from anywhere; give those that were not cancelled before."""
+    cancelled = [worker for worker in workers if not worker.is_cancelled]
+    for worker in cancelled:
+        worker.cancel(reason)
+    return cancelled
+
+
+def code_of(work: object) -> object:
+    """Give what tells the work of one function from that of another: its code, if it has any."""
+    for _ in range(100):  # a chain that leads back into itself leads nowhere
+        inner = getattr(work, "func" if isinstance(work, partial) else "__wrapped__", None)
+        if inner is None:
+            break
+        work = inner
+    for name in ("__code__", "cr_code"):  # of functions and methods; of coroutines
+        code = getattr(work, name, None)
+        if code is not None:
+            return code
+    return work
+
+
 class GroupNode(Protocol):
     """What a group asks of the node that it is in."""
 
@@ -41,6 +66,10 @@ class GroupNode(Protocol):
 
     @property
     def path(self) -> str: ...
+
+    def _creche_ask(self, call: Callable[[], object]) -> object:
+        """Make a call on the loop, but for none of a thread whose worker was cancelled."""
+        ...
 
     @property
     def run_worker(self) -> Callable[..., Worker[Any]]: ...
@@ -65,6 +94,7 @@ class WorkerGroup:
 
     __slots__ = (
         "_called_off",
+        "_is_filling",
         "_limit",
         "_node",
         "_queue",
@@ -83,14 +113,16 @@ class WorkerGroup:
         self.overflow: Overflow = overflow
         """What happens to a new worker when as many as the limit are running."""
         self._limit = limit
-        self._unstarted: dict[Worker[Any], bool] = {}  # and whether they are exclusive
-        self._running: dict[Worker[Any], None] = {}
+        # By the number of the worker: an own class of workers may say that they are equal.
+        self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
+        self._running: dict[int, Worker[Any]] = {}
         self._queue: deque[Worker[Any]] = deque()
         self._called_off = 0  # how many in the queue are cancelled already
+        self._is_filling = False
 
     def __repr__(self) -> str:
         return (
-            f"<WorkerGroup {self.name!r} of {self._node.path!r}: {self.running} running, "
+            f"<WorkerGroup {shown(self.name)} of {self._node.path!r}: {self.running} running, "
             f"{self.queued} queued, limit={self._limit}, overflow={self.overflow!r}>"
         )
 
@@ -98,8 +130,14 @@ class WorkerGroup:
         return len(self._unstarted) + self.running + self.queued
 
     def __iter__(self) -> Iterator[Worker[Any]]:
+        # In the order in which workers move on: seen from another thread one may be in two places
+        # while this is read, and is given once; but none is in no place.
+        unstarted = [worker for worker, _ in list(self._unstarted.values())]
         waiting = [worker for worker in list(self._queue) if not worker.is_finished]
-        return iter(sorted([*self._unstarted, *self._running, *waiting], key=in_order))
+        every = {
+            each._order: each for each in (*unstarted, *waiting, *list(self._running.values()))
+        }
+        return iter([every[order] for order in sorted(every)])
 
     def __contains__(self, worker: object) -> bool:
         return isinstance(worker, Worker) and worker._place is self and not worker.is_finished
@@ -137,7 +175,7 @@ class WorkerGroup:
             self._limit = checked
             self._fill()
 
-        self._node._creche_nursery.bridge.call(change)
+        self._node._creche_ask(change)
 
     @property
     def completed_steps(self) -> int:
@@ -157,8 +195,7 @@ class WorkerGroup:
     @property
     def progress(self) -> float:
         """How much of all steps is done, from 0.0 to 100.0 percent; 0.0 if that is not known."""
-        total = self.total_steps
-        return max(0.0, min(100.0, self.completed_steps / total * 100.0)) if total else 0.0
+        return percent(self.completed_steps, self.total_steps)
 
     # work
 
@@ -238,39 +275,84 @@ class WorkerGroup:
 
     # the way in
 
-    def _add(self, worker: Worker[Any], exclusive: bool) -> None:
-        """Give a worker its place; the first announcement."""
-        self._unstarted[worker] = exclusive
+    def _admit(self, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
+        """Give a worker its place, and start it; what can fail comes first.
+
+        Args:
+            worker: The worker.
+            supersedes: What its start cancels: ``True`` for all of the group that came before, the
+                code of a function for its earlier runs, ``None`` for nothing.
+            start: Whether to start it.
+
+        Raises:
+            BaseException: Its task cannot be made; no place knows the worker.
+        """
+        nursery = self._node._creche_nursery
+        launches = start and self._limit is None and not nursery.is_cancelled
+        if launches:
+            worker._launch()
+        else:
+            worker._keep_context()
+        worker._created_at = nursery.clock()
         worker._place = self
-        worker._created_at = self._node._creche_nursery.clock()
+        if launches:
+            worker._started = True
+            self._running[worker._order] = worker
+            if not worker.daemon:
+                worker._hold()
+        else:
+            self._unstarted[worker._order] = (worker, supersedes)
         if self._node._creche_tells_changes:
-            self._node._creche_announce(worker, PENDING)
+            worker._announce(PENDING)
+        if launches and supersedes is not None:
+            self._supersede(worker, supersedes)
+        elif start and not launches:
+            self._start(worker)
 
     def _start(self, worker: Worker[Any]) -> None:
-        """Start an admitted worker, once there is a slot."""
+        """Start a worker that is not started, once there is a slot.
+
+        Raises:
+            BaseException: Its task cannot be made; the worker has ended.
+        """
         nursery = self._node._creche_nursery
-        exclusive = self._unstarted.get(worker)
-        if exclusive is None or worker._state is not PENDING:
+        _, supersedes = self._unstarted.get(worker._order, (None, None))
+        if worker._order not in self._unstarted or worker._state is not PENDING:
             return
         worker._started = True
         if not worker.daemon:
             worker._hold()
         if nursery.is_cancelled:
-            worker.cancel(nursery.cancel_reason)
+            worker._cancel_here(nursery.cancel_reason)
             return
-        if exclusive:
-            self._cancel_all("superseded by an exclusive worker", but=worker)
+        if supersedes is not None:
+            self._supersede(worker, supersedes)
         elif self._limit is not None and self._is_full and not self._make_room():
-            worker.cancel("dropped: its group is full")
+            worker._cancel_here("dropped: its group is full")
             return
-        del self._unstarted[worker]
         if self._limit is not None and (self._queue or self._is_full):
             worker._keep_context()
             self._queue.append(worker)
+            del self._unstarted[worker._order]
             self._fill()
-        else:
-            self._running[worker] = None
+            return
+        try:
             worker._launch()
+        except BaseException:
+            worker._cancel_here("its task could not be made")
+            raise
+        self._running[worker._order] = worker
+        del self._unstarted[worker._order]
+
+    def _supersede(self, worker: Worker[Any], which: object) -> None:
+        """Cancel what was there before an exclusive worker, or the earlier runs of its function."""
+        for other in self:
+            if (
+                other is not worker
+                and (other._started or other._order < worker._order)
+                and (which is True or code_of(other._work) is which)
+            ):
+                other._cancel_here("superseded by an exclusive worker")
 
     @property
     def _is_full(self) -> bool:
@@ -282,54 +364,66 @@ class WorkerGroup:
             return False
         if self.overflow == "keep_latest":
             for waiting in list(self._queue):
-                waiting.cancel("superseded: only the latest is kept")
+                waiting._cancel_here("superseded: only the latest is kept")
         elif self.overflow == "restart":
             # The newest are to run, as many as the limit. So once all that run are on their way
             # out, it is the oldest of those waiting that gives way.
-            alive = [other for other in (*self._running, *self._queue) if not other.is_cancelled]
+            every = (*self._running.values(), *self._queue)
+            alive = [other for other in every if not other.is_cancelled]
             if self._limit is not None and len(alive) >= self._limit:
-                alive[0].cancel("superseded: the group restarts")
+                alive[0]._cancel_here("superseded: the group restarts")
         return True
 
     def _fill(self) -> None:
-        """Start what waits while there are slots."""
-        while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
-            worker = self._queue.popleft()
-            if worker.is_finished:
-                self._called_off -= 1
-            else:
-                self._running[worker] = None
-                worker._launch()
+        """Start what waits while there are slots; one that cannot be started fails."""
+        if self._is_filling:
+            return  # one that could not be started has left
+        self._is_filling = True
+        try:
+            while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
+                worker = self._queue.popleft()
+                if worker.is_finished:
+                    self._called_off -= 1
+                    continue
+                self._running[worker._order] = worker
+                try:
+                    worker._launch()
+                except BaseException as error:  # noqa: BLE001 (the worker's, and so its node's)
+                    worker._end(ERROR, error)
+        finally:
+            self._is_filling = False
 
     # the way out
 
     def _left(self, worker: Worker[Any]) -> None:
-        if worker in self._running:
-            del self._running[worker]
-            if self._queue:
-                self._fill()
-        elif worker in self._unstarted:
-            del self._unstarted[worker]
-        else:
+        """Take note that a worker has ended; may be called again."""
+        order = worker._order
+        if order in self._running:
+            del self._running[order]
+        elif order in self._unstarted:
+            del self._unstarted[order]
+        elif worker._place is self:
+            worker._place = None
             self._called_off += 1
             if self._called_off * 2 > len(self._queue):
                 self._queue = deque(other for other in self._queue if not other.is_finished)
                 self._called_off = 0
+        worker._place = None
+        if self._queue:
+            self._fill()
         if not (self._running or self._queue or self._unstarted):
             self._node._creche_forget(self)
 
     def _holders(self) -> Collection[Party]:
-        return self._running.keys()
+        return self._running.values()
 
-    def _cancel_all(self, reason: object, *, but: Worker[Any] | None = None) -> list[Worker[Any]]:
-        cancelled = [worker for worker in self if worker is not but and not worker.is_cancelled]
-        for worker in cancelled:
-            worker.cancel(reason)
-        return cancelled
-
-    def _cancel_with_nursery(self, reason: object) -> None:
+    def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
         for worker in self:
-            worker._cancel_with_nursery(reason)
+            try:
+                worker._cancel_with_nursery(reason, by_scope=by_scope)
+            except BaseException as fault:  # noqa: BLE001 (raised by the block; the rest goes on)
+                self._node._creche_nursery.fail(fault)
+                del fault
 
     def cancel(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the group.
@@ -338,9 +432,9 @@ class WorkerGroup:
             reason: See ``Worker.cancel_reason``.
 
         Threads:
-            Any thread.
+            Any thread, and a signal handler.
         """
-        self._node._creche_nursery.bridge.run(lambda: self._cancel_all(reason))
+        cancel_each(self, reason)
 
     async def wait(self) -> None:
         """Wait until every started worker that is in the group now has ended; raises for none.

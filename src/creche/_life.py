@@ -8,22 +8,26 @@ thread, then on the loop tells whatever runs elsewhere and cancels the scope. On
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, cast
 
+from ._backend import interruptible
 from ._context import current
 from ._errors import (
     WorkerCancelled,
     WorkerError,
     WorkerFailed,
     add_note,
+    drop_cancellation,
     strip_traceback,
     uncancelled,
 )
-from ._record import Record, ResultType, lock, logger
+from ._record import Record, ResultType, lock
+from ._report import shown, tell, text_of
 from ._running import in_task, in_thread
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 
 _OWN_FRAMES = f"{__package__}._"
+_LONGEST = 200  # characters of a description in the log
 
 
 class Life(Record[ResultType]):
@@ -58,8 +63,9 @@ class Life(Record[ResultType]):
 
     @state.setter
     def state(self, state: WorkerState) -> None:
-        self._nursery.bridge.call(lambda: self._assign(state))
+        self._node._creche_bridge.call(lambda: self._assign(state))
 
+    @interruptible
     def run(self) -> Coroutine[Any, Any, ResultType]:
         """Run the work and return its result; called once, by the node, and awaited.
 
@@ -80,28 +86,37 @@ class Life(Record[ResultType]):
             self._context = copy_context()
 
     def _hold(self) -> None:
-        self._holds = True
-        self._node._creche_nursery.holds += 1
+        nursery = self._node._creche_nursery
+        if not self._holds:
+            self._holds, nursery.holds = True, nursery.holds + 1  # see Nursery.holds
 
     def _let_go(self) -> None:
-        self._holds = False
-        self._node._creche_nursery.release()
+        nursery = self._node._creche_nursery
+        if self._holds:
+            self._holds, nursery.holds = False, nursery.holds - 1
+        nursery.look_whether_idle()
 
     def _launch(self) -> None:
-        """Start the task; it has a slot."""
-        context, self._context = self._context, None
-        name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
-        self._handle = self._node._creche_nursery.spawn(self._main(), name=name, context=context)
+        """Start the task; it has a slot.
 
+        Raises:
+            BaseException: The task cannot be made; nothing was changed.
+        """
+        name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
+        self._handle = self._nursery.spawn(self._main(), name=name, context=self._context)
+
+    @interruptible
     async def _main(self) -> None:
+        """Be the worker's task. What breaks it off between two lines is made up for by reaping."""
         if self._state is not PENDING:
-            self._nursery.unstepped.pop(self, None)
+            self._nursery.unstepped.pop(self._order, None)
             return  # cancelled before this first step
         failure: BaseException | None = None
         try:
+            self._context = None  # the task has it
             current.set(self)
-            if (self._thread is None or self._has_own_run()) and not self._move(RUNNING):
-                self._refuse_entry()
+            if self._thread is None or self._has_own_run():
+                self._begin()
             self._outcome = await self.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
             # Cancellation ends here too: this is the top of the task. AnyIO would take a native
@@ -113,12 +128,25 @@ class Life(Record[ResultType]):
             if failure is not None:
                 self._fall(failure)
             else:
-                nursery = self._node._creche_nursery
-                if self._cancellation is None and nursery.is_scope_cancelled():
-                    nursery.cancel_from_outside()  # which comes back to this worker
-                self._end(SUCCESS)
+                self._succeed()
         finally:
             del failure, self  # this frame is in the traceback of the error
+
+    def _succeed(self) -> None:
+        """End because the work returned."""
+        nursery = self._nursery
+        if self._cancellation is None and nursery.is_scope_cancelled():
+            nursery.cancel_from_outside()  # which comes back to this worker
+        if self._handle is not None and nursery.has_open_scope(self._handle):
+            self._end(
+                ERROR,
+                WorkerError(
+                    f"the work of {self._creche_spoken()} has returned and left a cancel scope or "
+                    "a task group open; leave each in the work that entered it"
+                ),
+            )
+        else:
+            self._end(SUCCESS)
 
     def _fall(self, error: BaseException) -> None:
         """End because the work raised something."""
@@ -136,13 +164,14 @@ class Life(Record[ResultType]):
             del error, self
 
     def _is_cancellation(self, error: BaseException) -> bool:
-        if isinstance(error, self._node._creche_nursery.cancelled_class):
+        if isinstance(error, self._nursery.cancelled_class):
             return True
         # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
         return self.is_cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
 
     # the job, as the ways of running see it
 
+    @interruptible
     def _call(self) -> object:
         try:
             work: Any = self._work
@@ -165,12 +194,19 @@ class Life(Record[ResultType]):
         if self._state is RUNNING:
             return  # a subclass's run() that calls super().run()
         self._thread.is_waiting = False
-        if not self._move(RUNNING):
-            self._refuse_entry()
+        self._begin()
 
-    def _refuse_entry(self) -> None:
-        self._unwind()
-        raise WorkerCancelled(f"{self._creche_spoken()} was cancelled")
+    def _begin(self) -> None:
+        """Become RUNNING; raise if it has been called off."""
+        bridge = self._nursery.bridge
+        bridge.busy += 1
+        try:
+            is_entered = self._move(RUNNING)
+        finally:
+            bridge.busy -= 1
+        if not is_entered:
+            self._unwind()
+            raise WorkerCancelled(f"{self._creche_spoken()} was cancelled")
 
     def _note_abandoned(self, *, abandoned: bool) -> None:
         assert self._thread is not None
@@ -200,7 +236,12 @@ class Life(Record[ResultType]):
             Any thread.
         """
         if self._mark(reason):
-            self._node._creche_nursery.bridge.run(self._unwind)
+            self._node._creche_bridge.run(self._unwind)
+
+    def _cancel_here(self, reason: object) -> None:
+        """As ``cancel()``, within a step of the library on the loop."""
+        if self._mark(reason):
+            self._unwind()
 
     def check_cancelled(self) -> None:
         """Raise an error if cancellation was requested.
@@ -215,7 +256,7 @@ class Life(Record[ResultType]):
             raise WorkerCancelled(self._tell_cancellation())
 
     def _tell_cancellation(self) -> str:
-        reason = f": {self.cancel_reason}" if self.cancel_reason is not None else ""
+        reason = f": {text_of(self.cancel_reason)}" if self.cancel_reason is not None else ""
         return f"{self._creche_spoken()} was cancelled{reason}"
 
     def _mark(self, reason: object) -> bool:
@@ -230,24 +271,29 @@ class Life(Record[ResultType]):
 
     def _unwind(self, *, by_nursery: bool = False) -> None:
         """Do on the loop what follows from the mark."""
-        handle = self._handle
-        if self._state is PENDING:
-            if handle is not None:
-                self._node._creche_nursery.unstepped[self] = handle.coro
-            self._end(CANCELLED)
-        if self._thread is not None:
-            for stop in self._thread.stops:
-                stop()
-        if self._ties is not None:
-            for hop in self._ties.hops:
-                hop.cancel()
-        if handle is not None and not by_nursery:
-            handle.cancel()
+        bridge = self._nursery.bridge
+        bridge.busy += 1
+        try:
+            handle = self._handle
+            if self._state is PENDING:
+                if handle is not None:
+                    self._nursery.unstepped[self._order] = handle.coro
+                self._end(CANCELLED)
+            if self._thread is not None:
+                for stop in self._thread.stops:
+                    stop()
+            if self._ties is not None:
+                for hop in self._ties.hops:
+                    hop.cancel()
+            if handle is not None and not by_nursery:
+                handle.cancel()
+        finally:
+            bridge.busy -= 1
 
-    def _cancel_with_nursery(self, reason: object) -> None:
-        """Be cancelled by the nursery, which cancels the scope of all its tasks at once."""
+    def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
+        """Be cancelled by the nursery, which may cancel the scope of all its tasks at once."""
         self._mark(reason)
-        self._unwind(by_nursery=True)
+        self._unwind(by_nursery=by_scope)
 
     def _notice_cancellation(self, *, native: bool = True) -> None:
         """Find out about a cancellation that nobody asked this worker for.
@@ -286,66 +332,132 @@ class Life(Record[ResultType]):
             else:
                 self._finished_at = now
         if self._node._creche_tells_changes:
-            self._node._creche_announce(self, state)
+            self._announce(state)
         if self._ties is not None and self._ties.begun is not None:
             self._ties.begun.set()
         return True
 
+    def _announce(self, state: WorkerState) -> None:
+        try:
+            self._node._creche_announce(self, state)
+        except Exception as fault:  # noqa: BLE001 (raised by the block; the change goes on)
+            self._nursery.fail(fault)
+
     def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
+        """End, whatever happens: each step can be taken again, and a fault in one is made up for.
+
+        Such a fault (of memory, a Ctrl+C at the wrong line, one of ours) fails the node.
+        """
+        bridge = self._nursery.bridge
+        bridge.busy += 1
+        try:
+            try:
+                self._take_end(state, error)
+            except BaseException as fault:  # noqa: BLE001 (handed to the node)
+                try:
+                    self._take_end(state, error)
+                finally:
+                    self._nursery.fail(fault)
+                    del fault
+        finally:
+            bridge.busy -= 1
+            del error, self
+
+    def _take_end(self, state: WorkerState, error: BaseException | None) -> None:
         """End, in the order on which threads that read without a lock rely."""
-        # Work that was entered closes itself; in an abandoned thread it may still be running.
-        fatal = False
-        if error is not None:
-            strip_traceback(error, _OWN_FRAMES)
-            add_note(
-                error,
-                f"in {self._creche_spoken()} of group {self.group!r} on node {self._node.path!r}",
-            )
-            self._outcome = error
-            fatal = self.exit_on_error or not isinstance(error, Exception)
-            if not fatal:
-                fields = self._log_fields(state, self._state)
-                logger.error("%s failed", self._creche_spoken(), exc_info=error, extra=fields)
-            elif not isinstance(error, WorkerFailed):
+        try:
+            # Work that was entered closes itself; in an abandoned thread it may still be running.
+            fatal = error is not None and (self.exit_on_error or not isinstance(error, Exception))
+            if error is not None and self._outcome is not error:
+                self._decorate(error, state, fatal=fatal)
+            if fatal and not isinstance(error, WorkerFailed):
                 self._tied().reported_in = self._nursery.tree
-        self._move(state)
-        if self._ties is not None and self._ties.done is not None:
-            self._ties.done.set()  # before the node is cancelled: who waits here learns why
-        if fatal and error is not None:
-            self._nursery.fail(error)
-        if self._place is not None:
-            self._place._left(self)
-        if self._started_at is None:
-            self._close_work()
-        self._work = self._handle = self._context = None
-        if self._thread is not None:
-            self._thread.limiter = None
-            self._thread.stops = ()
-        if self._holds:
+            if self._state not in FINAL:
+                self._outcome = error if error is not None else self._outcome
+                self._move(state)
+            if self._ties is not None and self._ties.done is not None:
+                self._ties.done.set()  # before the node is cancelled: who waits here learns why
+            if fatal and error is not None:
+                self._nursery.fail(error)
+            if self._place is not None:
+                self._place._left(self)
+            if self._started_at is None:
+                self._close_work()
+            self._work = self._handle = self._context = None
+            if not isinstance(self._description, str):
+                self._description = self._description.condensed()
+            if self._thread is not None:
+                self._thread.limiter = None
+                self._thread.stops = ()
             self._let_go()
-        del error, self
+        finally:
+            del error, self
+
+    def _decorate(self, error: BaseException, state: WorkerState, *, fatal: bool) -> None:
+        """Put on an error where it happened, and say so in the log in this very moment.
+
+        The node may take its time to end. All of this is as well as can be done.
+        """
+        try:
+            strip_traceback(error, _OWN_FRAMES)
+            drop_cancellation(error, self._nursery.cancelled_class)
+            where = self._node._creche_spoken()
+            add_note(error, f"in {self._creche_spoken()} of group {shown(self.group)} on {where}")
+            if fatal and (isinstance(error, WorkerFailed) or not isinstance(error, Exception)):
+                return  # told where it first failed; or no failure, but a wish to end
+            call = text_of(self.description)[:_LONGEST]
+            tell(
+                logging.ERROR,
+                "%s failed%s%s",
+                self._creche_spoken(),
+                f" in {call}" if call else "",
+                f", and with it {where}" if fatal else "",
+                error=error,
+                fields=self._log_fields(state, self._state),
+            )
+        except Exception as fault:  # noqa: BLE001 (see above)
+            tell(logging.ERROR, "could not say all about a failed worker", error=fault)
+        finally:
+            del error, self
+
+    def _reap(self) -> None:
+        """End if the task has died without doing so; see ``Nursery``."""
+        handle = self._handle
+        if handle is not None and inspect.getcoroutinestate(handle.coro) == inspect.CORO_CLOSED:
+            self._mark("its task has died")
+            self._end(CANCELLED)
 
     def _close_work(self) -> None:
-        if isinstance(self._work, Coroutine):
+        work, self._work = self._work, None
+        if isinstance(work, Coroutine):
             # One that was never awaited would be warned about.
-            self._work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
-        self._work = None
+            work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
+
+    def _refuse(self) -> None:
+        """Be CANCELLED without having been heard of; in any thread, for no node knows of it."""
+        self._mark("refused")
+        with lock:
+            if PENDING is self._state:
+                self._state = CANCELLED
+        self._close_work()
+        self._context = None
 
     def _assign(self, state: WorkerState) -> None:
         """Change the state on behalf of an adapter, see ``state``."""
         if self._started:
             if state is not CANCELLED or self._state in FINAL:
                 raise WorkerError(
-                    f"the state of {self._creche_spoken()}, which is {self._state.name} and was started "
-                    f"here, cannot be set to {state.name}; only to CANCELLED before it has ended"
+                    f"the state of {self._creche_spoken()}, which is {self._state.name} and was "
+                    f"started here, cannot be set to {state.name}; only to "
+                    "CANCELLED before it has ended"
                 )
             self.cancel()
         elif state is SUCCESS and self.is_cancelled and self._state not in FINAL:
             raise WorkerError(
                 f"{self._creche_spoken()} was cancelled; only CANCELLED or ERROR can follow"
             )
-        elif state not in FINAL:
-            if not self._move(state):
+        elif state not in FINAL or state not in TRANSITIONS[self._state]:
+            if not self._move(state):  # which refuses what the table does not allow
                 raise WorkerError(f"{self._creche_spoken()} is CANCELLED and cannot become RUNNING")
         else:
             if state is CANCELLED:

@@ -7,18 +7,21 @@ nursery meanwhile. Nothing idles.
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import TYPE_CHECKING, Protocol
 
-from ._errors import add_note, uncancelled
+from ._backend import interruptible
+from ._errors import WorkerFailed, add_note, drop_cancellation, strip_traceback, uncancelled
 from ._message import Backlog, Message
 from ._nursery import CLOSED
+from ._report import tell
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    import anyio
+    from ._nursery import HeldTask, Nursery
 
-    from ._nursery import Nursery
+_OWN_FRAMES = f"{__package__}._"
 
 
 class Addressee(Protocol):
@@ -26,6 +29,10 @@ class Addressee(Protocol):
 
     def _creche_pass_on(self, message: Message) -> None:
         """Hand a handled message to the parent."""
+        ...
+
+    def _creche_is_started(self, outcome: object) -> bool:
+        """Tell whether what a handler returned is a worker, which goes on by itself."""
         ...
 
     def _creche_spoken(self) -> str:
@@ -42,7 +49,7 @@ class Mailbox:
         self._addressee = addressee
         self._nursery = nursery
         self._waiting = Backlog[Message]()
-        self._pump: anyio.TaskHandle[None] | None = None
+        self._pump: HeldTask | None = None
         self._context: Context | None = None
         self._hurried = False
 
@@ -56,6 +63,15 @@ class Mailbox:
         self._hurried = True
         if self._pump is not None:
             self._pump.cancel()
+
+    def is_acting(self) -> bool:
+        """Whether a handler is what runs now."""
+        return self._pump is not None and self._pump.is_acting()
+
+    def excuse(self) -> None:
+        """Have the handler that runs now hold the nursery no more: it waits for the others."""
+        if self._pump is not None:
+            self._pump.hold_no_more()
 
     def post(self, message: Message) -> bool:
         """Take in a message, on the loop.
@@ -72,13 +88,18 @@ class Mailbox:
 
     def _deliver(self) -> None:
         if self._pump is None and self._waiting and self._context is not None:
-            # A context can be entered once only, hence the copy.
-            self._pump = self._nursery.spawn_held(
-                self._run,
-                self._again,
-                name=f"handlers of {self._addressee._creche_spoken()}",
-                context=self._context.copy(),
-            )
+            try:
+                # A context can be entered once only, hence the copy.
+                self._pump = self._nursery.spawn_held(
+                    self._run,
+                    self._again,
+                    name=f"handlers of {self._addressee._creche_spoken()}",
+                    context=self._context.copy(),
+                )
+            except BaseException as error:
+                # Whoever posted gets it; and the node, whose messages cannot be handled.
+                self._nursery.fail(error)
+                raise
             if self._hurried:
                 self._pump.cancel()
 
@@ -86,27 +107,50 @@ class Mailbox:
         self._pump = None
         self._deliver()
 
+    @interruptible
     async def _run(self) -> None:
-        cancelled = self._nursery.cancelled_class
         while self._waiting:
             message = self._waiting.take()
+            failure: BaseException | None = None
             try:
                 handler = getattr(self._addressee, message.handler_name, None)
                 if handler is not None:
                     outcome = handler(message)
-                    if outcome is not None and inspect.isawaitable(outcome):
+                    # A handler under @work has started a worker, and that is all.
+                    if (
+                        outcome is not None
+                        and not self._addressee._creche_is_started(outcome)
+                        and inspect.isawaitable(outcome)
+                    ):
                         await outcome
                 if message.bubble and not message._stopped:
                     self._addressee._creche_pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
-                # A cancellation ends this handler, at its first await. The others have their turn.
-                failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
-                if failure is None:
-                    if not self._hurried and self._nursery.is_scope_cancelled():
-                        self._nursery.cancel_from_outside()
-                else:
-                    add_note(
-                        failure, f"in {message.handler_name} of {self._addressee._creche_spoken()}"
-                    )
-                    self._nursery.fail(failure)
+                failure = error
+            # Out of the handler: the cancellation that follows would have it as its context.
+            if failure is not None:
+                self._fail(failure, message)
+            del failure, message
+            handler = outcome = None
         self._pump = None
+        self._deliver()  # for what a signal handler has posted since it was looked
+
+    def _fail(self, error: BaseException, message: Message) -> None:
+        """Weigh what a handler raised."""
+        cancelled = self._nursery.cancelled_class
+        # A cancellation ends this handler, at its first await. The others have their turn.
+        failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
+        try:
+            if failure is None:
+                if not self._hurried and self._nursery.is_scope_cancelled():
+                    self._nursery.cancel_from_outside()
+                return
+            where = f"{message.handler_name} of {self._addressee._creche_spoken()}"
+            strip_traceback(failure, _OWN_FRAMES)
+            drop_cancellation(failure, cancelled)
+            add_note(failure, f"in {where}")
+            if isinstance(failure, Exception) and not isinstance(failure, WorkerFailed):
+                tell(logging.ERROR, "%s failed, and with it the node", where, error=failure)
+            self._nursery.fail(failure)
+        finally:
+            del error, failure

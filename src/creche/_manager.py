@@ -6,12 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._errors import WorkerError
-from ._group import WorkerGroup, in_order
+from ._group import WorkerGroup, cancel_each, in_order
 from ._state import PENDING
 from ._worker import Worker, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ._nursery import Nursery
 
@@ -20,6 +20,10 @@ class ManagedNode(Protocol):
     """What the manager asks of the nodes of its tree."""
 
     _creche_nursery: Nursery
+
+    def _creche_ask(self, call: Callable[[], object]) -> object:
+        """Make a call on the loop, but for none of a thread whose worker was cancelled."""
+        ...
 
     @property
     def _creche_groups(self) -> dict[str, WorkerGroup]: ...
@@ -52,11 +56,14 @@ class WorkerManager:
         for group in self._all_groups():
             yield from group
 
+    def _sorted(self) -> list[Worker[Any]]:
+        return sorted(self._all(), key=in_order)
+
     def __iter__(self) -> Iterator[Worker[Any]]:
-        return iter(sorted(self._all(), key=in_order))
+        return iter(self._sorted())
 
     def __reversed__(self) -> Iterator[Worker[Any]]:
-        return iter(sorted(self._all(), key=in_order, reverse=True))
+        return iter(self._sorted()[::-1])
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._all_groups())
@@ -65,7 +72,7 @@ class WorkerManager:
         return isinstance(worker, Worker) and any(worker in group for group in self._all_groups())
 
     def __repr__(self) -> str:
-        counts = Counter(worker.state for worker in self._all())
+        counts = Counter(worker._state for worker in self._all())
         told = ", ".join(f"{counts[state]} {state.name}" for state in counts)
         return f"<WorkerManager of {self._root.path!r}: {told or 'no workers'}>"
 
@@ -79,42 +86,55 @@ class WorkerManager:
 
         Raises:
             WorkerError: The worker was added before or belongs to another tree, or is to be started
-                and its node is not open. In the last case it is cancelled.
+                and its node is not open. In the last case it is cancelled, and nobody is told.
+            WorkerCancelled: Called by the thread of a worker that was cancelled.
 
         Threads:
             Any thread.
         """
-        node: Any = worker.node
+        node: Any = worker._node
         if node.root is not self._root:
             raise WorkerError(
-                f"{worker._creche_spoken()} is of node {worker.node.path!r}, which is not in the tree of "
-                f"{self._root.path!r}; add it to node.workers of its own node"
+                f"{worker._creche_spoken()} is of {node._creche_spoken()}, which is not in the "
+                f"tree of {self._root.path!r}; add it to node.workers of its own node"
             )
-        node._creche_take_in(worker, start, exclusive)
+        node._creche_take_in(worker, start, True if exclusive else None)
 
     def start_all(self) -> None:
-        """Start all workers of the tree that were added with ``start=False``.
+        """Start all workers of the tree that were added with ``start=False``, the oldest first.
 
         Raises:
             WorkerError: A node with such workers is not open.
+            WorkerCancelled: Called by the thread of a worker that was cancelled.
+            BaseException: The task of one cannot be made; it is CANCELLED, the others are started.
 
         Threads:
             Any thread.
         """
-        self._root._creche_nursery.bridge.call(self._start_all)
+        self._root._creche_ask(self._start_all)
 
     def _start_all(self) -> None:
         # Those whose state was assigned run elsewhere, and wait for no start.
         waiting = [
             (group, worker)
             for group in self._all_groups()
-            for worker in group._unstarted
+            for worker, _ in group._unstarted.values()
             if worker._state is PENDING
         ]
         for group, _ in waiting:
             group._node._creche_nursery.check_admission()
-        for group, worker in waiting:
-            group._start(worker)
+        fault: BaseException | None = None
+        for group, worker in sorted(waiting, key=lambda each: each[1]._order):
+            bridge = group._node._creche_nursery.bridge
+            bridge.busy += 1
+            try:
+                group._start(worker)
+            except BaseException as raised:  # noqa: BLE001 (raised when all is done)
+                fault = fault or raised
+            finally:
+                bridge.busy -= 1
+        if fault is not None:
+            raise fault
 
     def cancel_all(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the tree.
@@ -123,14 +143,9 @@ class WorkerManager:
             reason: See ``Worker.cancel_reason``.
 
         Threads:
-            Any thread.
+            Any thread, and a signal handler.
         """
-
-        def cancel() -> None:
-            for worker in self:
-                worker.cancel(reason)
-
-        self._root._creche_nursery.bridge.call(cancel)
+        cancel_each(self, reason)
 
     def cancel_group(self, node: ManagedNode, group: str) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a group.
@@ -148,7 +163,7 @@ class WorkerManager:
         found = node._creche_groups.get(group)
         if found is None:
             return []
-        return node._creche_nursery.bridge.call(lambda: found._cancel_all(None)) or []
+        return cancel_each(found, None)
 
     def cancel_node(self, node: ManagedNode) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a node, and not those of the nodes below it.
@@ -162,12 +177,8 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-
-        def cancel() -> list[Worker[Any]]:
-            groups = list(node._creche_groups.values())
-            return [worker for group in groups for worker in group._cancel_all(None)]
-
-        return node._creche_nursery.bridge.call(cancel) or []
+        every = [worker for group in list(node._creche_groups.values()) for worker in group]
+        return cancel_each(sorted(every, key=in_order), None)
 
     async def wait_for_complete(self, workers: Iterable[Worker[Any]] | None = None) -> None:
         """Wait until started workers have ended, whichever way; raises for none of them.
@@ -176,7 +187,8 @@ class WorkerManager:
 
         Args:
             workers: The workers; those that were never started are passed over. By default all
-                that are in the tree now; ``[]`` is none.
+                that are in the tree now, but for daemons, which may go on for as long as their
+                node does; ``[]`` is none.
 
         Raises:
             DeadlockError: Called by one of the workers, or by one whose end they need.
@@ -187,5 +199,6 @@ class WorkerManager:
         Threads:
             The node's event loop only.
         """
-        waited = self if workers is None else workers
-        await wait_for([worker for worker in waited if worker._started])
+        if workers is None:
+            workers = [worker for worker in self if not worker.daemon]
+        await wait_for([worker for worker in workers if worker._started])

@@ -40,6 +40,10 @@ class Message:
         super().__init_subclass__()
         if bubble is not None:
             cls.bubble = bubble
+        if "handler_name" in vars(cls):
+            # Given in the class; or it is made once more, by dataclass(slots=True), which knows
+            # neither the keywords nor the qualified name by now.
+            return
         parts = cls.__qualname__.rpartition("<locals>.")[2].split(".")[-2:]
         if namespace is not None:
             parts = [namespace, cls.__name__]

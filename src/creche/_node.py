@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from ._bridge import await_answer
 from ._calls import begin_call
 from ._context import current
 from ._errors import WorkerError
-from ._group import WorkerGroup
+from ._group import WorkerGroup, code_of
 from ._manager import WorkerManager
 from ._message import Message
-from ._nursery import NEW, OPEN
+from ._nursery import NEW
 from ._options import check_limit, check_overflow
-from ._record import Record, lock, logger
+from ._record import Record, check_text, lock
+from ._report import logger, shown
 from ._snapshot import NodeSnapshot, take
 from ._subscription import Subscription
 from ._tree import Branch
@@ -63,13 +66,12 @@ class Node(Branch):
 
     def __init__(self, name: str = "", *, parent: Node | None = None) -> None:
         if parent is not None and not isinstance(parent, Node):
-            raise WorkerError(f"parent must be a Node, not {parent!r:.100}")
+            raise WorkerError(f"parent must be a Node, not {shown(parent)}")
+        check_text("the name of a node", name)
         super().__init__(name or type(self).__name__, parent)
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
         self._creche_manager = WorkerManager(self)
-        self._creche_advanced: set[Worker[Any]] = (
-            set()
-        )  # in other threads; the loop is not told yet
+        self._creche_advanced: set[int] = set()  # in other threads; the loop is not told yet
 
     # the tree
 
@@ -80,8 +82,13 @@ class Node(Branch):
 
     @property
     def children(self) -> tuple[Node, ...]:
-        """The nodes right below that are open."""
-        opened = [child for child in self._creche_children if child._creche_nursery.life is not NEW]
+        """The nodes right below that are open.
+
+        Threads:
+            Any thread.
+        """
+        children = list(self._creche_children.values())
+        opened = [child for child in children if child._creche_nursery.life is not NEW]
         return tuple(cast("list[Node]", opened))
 
     @property
@@ -96,10 +103,8 @@ class Node(Branch):
     @property
     def root(self) -> Node:
         """The topmost node of the tree."""
-        node: Branch = self
-        while node._creche_parent is not None:
-            node = node._creche_parent
-        return cast("Node", node)
+        *_, top = self._creche_above()
+        return cast("Node", top)
 
     @property
     def workers(self) -> WorkerManager:
@@ -186,6 +191,20 @@ class Node(Branch):
         called: Any = getattr(work, "__name__", None)
         if called is None:  # a partial, perhaps
             called = getattr(getattr(work, "func", work), "__name__", "")
+        if type(called) is not str:
+            called = ""
+        supersedes: object = None
+        if exclusive:
+            supersedes = True
+            if group is None:
+                if not called.isidentifier():
+                    warnings.warn(
+                        f"exclusive=True without a group for {shown(work)}, which has no name of "
+                        'its own: only runs of this very object are superseded; add group="..."',
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                group, supersedes = called or "default", code_of(work)
         # As Worker() does, but without keywords, which would cost a twentieth of a worker; and
         # without the context, which a task that is started at once inherits.
         worker = _new_worker(Worker)
@@ -194,7 +213,7 @@ class Node(Branch):
             self,
             work,
             name or called,
-            group if group is not None else (called if exclusive and called else "default"),
+            "default" if group is None else group,
             description,
             exit_on_error,
             thread,
@@ -204,7 +223,7 @@ class Node(Branch):
             None,
         )
         worker._check(abandon_on_cancel or limiter is not None)
-        self._creche_take_in(worker, start, exclusive)
+        self._creche_take_in(worker, start, supersedes)
         return worker
 
     @overload
@@ -277,33 +296,57 @@ class Node(Branch):
             raise
         return worker
 
-    def _creche_take_in(
-        self, worker: Worker[Any], start: bool, exclusive: bool, *, is_here: bool = False
-    ) -> None:
-        if not is_here and self._creche_nursery.bridge.is_foreign:
-            worker._keep_context()
-            self._creche_nursery.bridge.call(
-                lambda: self._creche_take_in(worker, start, exclusive, is_here=True)
-            )
-            return
-        if worker._place is not None:
+    def _creche_take_in(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
+        """Admit a worker, or refuse it: then it is CANCELLED, and nobody is told.
+
+        Raises:
+            WorkerError: It is refused.
+            WorkerCancelled: The thread that calls is that of a cancelled worker.
+            BaseException: Its task cannot be made.
+        """
+        if worker._started or worker._created_at is not None:
             raise WorkerError(f"{worker._creche_spoken()} was added before")
-        life = self._creche_nursery.life
-        if life is not OPEN and (start or life is not NEW):
-            worker.cancel("refused")
-            self._creche_nursery.check_admission()
+        if worker.is_finished:
+            raise WorkerError(f"{worker._creche_spoken()} has ended; add one that has not")
+        nursery = self._creche_nursery
+        try:
+            if nursery.life is NEW or nursery.bridge.is_foreign:
+                worker._keep_context()
+                self._creche_ask(partial(self._creche_admit, worker, start, supersedes))
+            else:
+                self._creche_admit(worker, start, supersedes)
+        except BaseException:
+            if not worker._started and worker._place is None:
+                worker._refuse()
+            raise
+
+    def _creche_admit(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
+        """Admit a worker, on the loop or before there is one."""
+        nursery = self._creche_nursery
+        if start or nursery.life is not NEW or nursery.bridge.is_gone:
+            nursery.check_admission()
+        elif self._creche_is_lost():
+            raise WorkerError(
+                f"cannot add work to {self._creche_spoken()}, whose parent is closed; "
+                "use a node that is open"
+            )
         if self._creche_parent is not None:
             self._creche_join()
         if logger.level != self._creche_log_level:
             self._creche_heed_logger()
         group = self._creche_groups.get(worker.group)
-        if group is None:
-            group = self._creche_groups[worker.group] = WorkerGroup(self, worker.group)
-        group._add(worker, exclusive)
-        if start:
-            group._start(worker)
-        else:
-            worker._keep_context()
+        bridge = nursery.bridge
+        bridge.busy += 1
+        try:
+            if group is None:
+                group = self._creche_groups[worker.group] = WorkerGroup(self, worker.group)
+            group._admit(worker, supersedes, start=start)
+        except BaseException:
+            if group is not None and not len(group):
+                self._creche_forget(group)
+            raise
+        finally:
+            bridge.busy -= 1
 
     # groups
 
@@ -330,9 +373,10 @@ class Node(Branch):
         Threads:
             Any thread.
         """
+        check_text("the name of a group", name)
+        settings = (check_limit(limit), check_overflow(overflow))
 
         def declare() -> WorkerGroup:
-            settings = (check_limit(limit), check_overflow(overflow))
             group = self._creche_groups.get(name)
             if group is None:
                 group = self._creche_groups[name] = WorkerGroup(self, name)
@@ -342,17 +386,18 @@ class Node(Branch):
                 group.limit = settings[0]
             elif settings not in ((None, "enqueue"), self._creche_declared[name]):
                 raise WorkerError(
-                    f"group {name!r} of {self._creche_spoken()} was made with limit and overflow "
-                    f"{self._creche_declared[name]}, not {settings}; ask for it by name alone, and set "
-                    "group.limit to change it"
+                    f"group {shown(name)} of {self._creche_spoken()} was made with limit and "
+                    f"overflow {self._creche_declared[name]}, not {settings}; ask for it by name "
+                    "alone, and set group.limit to change it"
                 )
             return group
 
-        return cast("WorkerGroup", self._creche_nursery.bridge.call(declare))
+        return self._creche_ask(declare)
 
     def _creche_forget(self, group: WorkerGroup) -> None:
-        if group.name not in self._creche_declared:
-            self._creche_groups.pop(group.name, None)
+        name = group.name
+        if name not in self._creche_declared and self._creche_groups.get(name) is group:
+            del self._creche_groups[name]
 
     # what people look at
 
@@ -375,8 +420,7 @@ class Node(Branch):
         return self._creche_picture(math.inf if stacks else 0)
 
     def _creche_picture(self, stacks: float) -> NodeSnapshot:
-        picture = self._creche_nursery.bridge.call(lambda: take(self, stacks=stacks))
-        return cast("NodeSnapshot", picture)
+        return self._creche_bridge.call(lambda: take(self, stacks=stacks))
 
     # messages
 
@@ -384,16 +428,18 @@ class Node(Branch):
         """Hand a message to the node's handler, ``message.handler_name``, soon and in order.
 
         Returns:
-            Whether it will be delivered: ``False`` once the node is closed.
+            Whether it will be delivered: ``False`` once the node is closed. What the thread of a
+            worker has posted is dropped if the worker is cancelled before it is handled.
 
         Raises:
             WorkerError: It is no ``Message``.
+            WorkerCancelled: Called by the thread of a worker that was cancelled.
 
         Threads:
-            Any thread.
+            Any thread, and a signal handler.
         """
         if not isinstance(message, Message):
-            raise WorkerError(f"post_message() takes a Message, not {message!r:.100}")
+            raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
         return self._creche_post(message)
 
     def subscribe(self, *types: type[MessageT], tree: bool = False) -> Subscription[MessageT]:
@@ -432,18 +478,21 @@ class Node(Branch):
 
     def _creche_announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
-        bridge = self._creche_nursery.bridge
-        if not bridge.is_foreign:
+        bridge = self._creche_bridge
+        if bridge.can_act():
             self._creche_tell_progress(worker)
             return
         with lock:
-            if worker in self._creche_advanced or worker.is_finished:
+            if worker._order in self._creche_advanced or worker.is_finished:
                 return
-            self._creche_advanced.add(worker)
-        bridge.post(partial(self._creche_tell_progress, worker))
+            self._creche_advanced.add(worker._order)
+        if not bridge.post(partial(self._creche_tell_progress, worker)):
+            self._creche_advanced.discard(worker._order)
 
     def _creche_tell_progress(self, worker: Worker[Any]) -> None:
-        self._creche_advanced.discard(worker)  # first: what is done from here on needs another hop
+        self._creche_advanced.discard(
+            worker._order
+        )  # first: what is done from here on needs another hop
         if not worker.is_finished:
             message = Worker.ProgressChanged(worker)
             self._creche_tell(message, handled=self._creche_handles(Worker.ProgressChanged))
@@ -491,6 +540,7 @@ class Node(Branch):
         Threads:
             Any but the event loop's; blocks until the function has returned.
         """
+        bridge = self._creche_nursery.bridge
         caller = current.get(None)
         future: Future[Any] = Future()
 
@@ -498,16 +548,17 @@ class Node(Branch):
             begin_call(self, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
 
         try:
-            if not self._creche_nursery.bridge.is_foreign:
+            if not bridge.is_foreign:
                 raise WorkerError(
                     "call_from_thread() is for other threads than that of the node's event loop, "
-                    f"and for open nodes ({self._creche_spoken()} is {self._creche_nursery.life.value}); on the "
-                    "loop, call the function"
+                    f"and for open nodes ({self._creche_spoken()} is "
+                    f"{self._creche_nursery.life.value}); on the loop, call the function"
                 )
-            if not self._creche_nursery.bridge.post(begin):
+            if not bridge.post(begin):
                 raise WorkerError(
-                    f"{self._creche_spoken()} is {self._creche_nursery.life.value}; nothing can be called"
+                    f"{self._creche_spoken()} is {self._creche_nursery.life.value}; nothing can be "
+                    "called"
                 )
-            return future.result()
+            return await_answer(future, bridge.token)
         finally:
             del caller, future  # the error holds this frame, and they hold the error

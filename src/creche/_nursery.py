@@ -6,27 +6,38 @@ ends. Leaving the block waits until the number is 0, asks the occupant whether i
 in motion, and closes in the same step as the last of these checks. The wait is shielded: it is a
 watcher task that sees a cancellation from outside and turns it into the ordinary ``cancel()``.
 
-No task of a nursery ever raises: an error that left a task would make AnyIO cancel the group in its
-own way. Failures are handed to ``fail()``, gathered, and raised once, when all is over.
+No task of a nursery raises: an error that left a task would make AnyIO cancel the group in its own
+way. Failures are handed to ``fail()``, gathered, and raised once, when all is over. Should a task
+die all the same (a Ctrl+C at the wrong line, memory, a fault of ours), AnyIO cancels the group;
+then whatever has died without saying so is found and reaped, so that nothing waits for it.
+
+The block is left by the task that entered it, the host. A host that has ended cannot: then whoever
+notices ends the work and closes the nursery from where it is (the watcher, when its program ends;
+the parent, when it is left; ``close()`` itself, called in another task).
 """
 
 from __future__ import annotations
 
 import enum
+import logging
 import math
+import re
 import threading
 import time
 from functools import partial
+from inspect import CORO_CLOSED, getcoroutinestate
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio import lowlevel
 
-from ._backend import get_ready
+from ._backend import get_backend, interruptible
 from ._bridge import Bridge
-from ._errors import WorkerError, uncancelled
+from ._errors import DeadlockError, WorkerError, add_note, leaves, uncancelled
 from ._failures import Failures
+from ._report import tell, text_of
 
 try:  # AnyIO asks sniffio which library runs, if it is installed
     from sniffio import current_async_library_cvar as _library
@@ -34,12 +45,13 @@ except ImportError:  # pragma: no cover (covered where Trio, which brings sniffi
     _library = None  # type: ignore[assignment]  # the module is absent, so there is no variable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from contextvars import Context
+    from types import CoroutineType
 
     from anyio.abc import TaskGroup
 
-    from ._backend import Ear
+    from ._backend import Backend, Ear, Host
 
 
 class Life(enum.Enum):
@@ -59,7 +71,7 @@ NEW, OPEN, CLOSING, CLOSED = Life
 
 LIVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
     {
-        NEW: frozenset({OPEN}),
+        NEW: frozenset({OPEN, CLOSED}),  # closed where its parent has closed
         OPEN: frozenset({CLOSING, CLOSED}),
         CLOSING: frozenset({CLOSED}),
         CLOSED: frozenset(),
@@ -82,12 +94,29 @@ def _monotonic(offset: float) -> float:
 class Occupant(Protocol):
     """What a nursery asks of the one that it serves."""
 
-    def _creche_on_cancel(self, reason: object) -> None:
-        """Mark all that runs in the nursery as cancelled; called once."""
+    def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
+        """Mark all that runs in the nursery as cancelled; called once.
+
+        Args:
+            reason: Why.
+            by_scope: Whether the scope of the task group is cancelled too, and so all its tasks.
+        """
         ...
 
     def _creche_on_quiet(self) -> bool:
         """Set in motion what still has to end; tell whether there was anything."""
+        ...
+
+    def _creche_on_closed(self) -> None:
+        """Take note that nothing is left, and let go of what is outside."""
+        ...
+
+    def _creche_reap(self) -> None:
+        """End the workers whose tasks have died without saying so."""
+        ...
+
+    def _creche_nurseries(self, *, blocks: bool = False) -> Iterable[Nursery]:
+        """Give the nurseries of all below and of itself; or of those right below with a block."""
         ...
 
     def _creche_spoken(self) -> str:
@@ -95,25 +124,94 @@ class Occupant(Protocol):
         ...
 
 
+class HeldTask:
+    """A task of a nursery that holds it open; made by ``Nursery.spawn_held()``."""
+
+    __slots__ = ("_holds", "_lost", "_nursery", "coro", "handle", "has_begun")
+
+    def __init__(self, nursery: Nursery, lost: Callable[[], object]) -> None:
+        self._nursery = nursery
+        self._lost = lost
+        self._holds = False
+        self.coro: Coroutine[Any, Any, None]
+        self.handle: anyio.TaskHandle[None]
+        self.has_begun = False
+
+    @interruptible  # reaping makes up for what it does not do
+    async def run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do what the task is for, and let go of the nursery."""
+        self.has_begun = True
+        try:
+            await run()
+        finally:
+            self.let_go()
+
+    def cancel(self) -> None:
+        """Cancel it."""
+        self.handle.cancel()
+
+    def hold(self) -> None:
+        """Hold the nursery."""
+        nursery = self._nursery
+        nursery.held.add(self)
+        self._holds, nursery.holds = True, nursery.holds + 1
+
+    def is_acting(self) -> bool:
+        """Whether the running code is this task."""
+        return cast("CoroutineType[Any, Any, Any]", self.coro).cr_running
+
+    def is_dead(self) -> bool:
+        """Whether it has died without letting go of the nursery."""
+        return getcoroutinestate(self.coro) == CORO_CLOSED
+
+    def hold_no_more(self) -> None:
+        """Let the nursery close, though the task goes on; may be called again."""
+        nursery = self._nursery
+        if self._holds:
+            self._holds, nursery.holds = False, nursery.holds - 1  # see Nursery.holds
+        nursery.look_whether_idle()
+
+    def let_go(self) -> None:
+        """Be done, and hold the nursery no more; may be called again."""
+        self.hold_no_more()
+        self._nursery.held.discard(self)
+
+    def reap(self) -> None:
+        """Make up for what it did not do."""
+        try:
+            self.coro.close()
+            self._lost()
+        finally:
+            self.let_go()
+
+
+# The nursery that was opened last in a task, and is open still.
+_innermost: WeakKeyDictionary[Any, Nursery] = WeakKeyDictionary()
+
+
 class Nursery:
     """A task group with admission, holds, gathered failures and one cancellation."""
 
     __slots__ = (
+        "_backend",
         "_clock_offset",
         "_ear",
         "_failures",
         "_group",
         "_host",
         "_idle",
+        "_is_host_watched",
+        "_is_misnested",
         "_killed",
         "_occupant",
-        "_unborn",
+        "_outer",
         "_watcher",
         "blocks",
         "bridge",
         "cancel_reason",
         "cancelled_class",
         "clock",
+        "held",
         "holds",
         "is_cancelled",
         "life",
@@ -131,20 +229,29 @@ class Nursery:
         self.cancel_reason: object = None
         self.cancelled_class: type[BaseException] = BaseException
         self.holds = 0
-        """What keeps the nursery open: add 1 for it, and call ``release()`` as often."""
+        """What keeps the nursery open: add 1 for it, and call ``release()`` as often.
+
+        Who may be broken off between two lines (see ``Worker._end``) changes it in the line in
+        which it notes that it did, and then calls ``look_whether_idle()``, which may be repeated.
+        """
         self.blocks = 0
         """How many of the holds are blocks of child nodes, which only their own tasks can end."""
         self._idle: anyio.Event | None = None
         self._failures = Failures()
         self._killed = False
-        self._unborn: dict[object, Callable[[], object]] = {}
+        self.held: set[HeldTask] = set()
+        """The tasks that hold the nursery, but for workers, which have holds of their own."""
         self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
         """Coroutines of tasks that were called off before their first step; it takes them out."""
-        self._host: int | None = None
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
-        self._ear: Ear  # once it is open
+        self._backend: Backend  # these three once it is open
+        self._host: Host
+        self._ear: Ear
+        self._is_host_watched = False
+        self._is_misnested = False  # left in the wrong order, which is told once
+        self._outer: Nursery | None = None  # that was the innermost one of the host before
         self._group: TaskGroup | None = None
         self._watcher: anyio.TaskHandle[None] | None = None
 
@@ -155,22 +262,40 @@ class Nursery:
         self.life = life
 
     async def open(self) -> None:
-        """Enter the task group; the current task is the host and has to call ``close()``."""
+        """Enter the task group; the current task is the host and has to call ``close()``.
+
+        Where this raises, ``abandon()`` is to be called.
+        """
+        backend = get_backend(lowlevel.current_token())
+        self._backend, self._host, self._ear = backend, backend.get_host(), backend.new_ear()
+        self.cancelled_class = anyio.get_cancelled_exc_class()
         group = anyio.create_task_group()
         await group.__aenter__()
         self._group = group
-        self._host = anyio.get_current_task().id
-        self.cancelled_class = anyio.get_cancelled_exc_class()
-        self.bridge.open()
-        self.clock, self._ear = get_ready(self.bridge.token)
-        self._clock_offset = self.clock() - time.monotonic()
+        self._outer = _innermost.get(self._host.task)
+        _innermost[self._host.task] = self
         self._move(OPEN)
+        self.clock = backend.clock
+        self._clock_offset = self.clock() - time.monotonic()
+        self.bridge.open(backend)
         self._watcher = self.spawn(
             self._watch(), name=f"watcher of {self._occupant._creche_spoken()}"
         )
         await self._ear.until_listening()
         if self.is_cancelled:
             group.cancel_scope.cancel()
+
+    async def abandon(self) -> None:
+        """Undo what ``open()`` has done, and what was started since."""
+        if self._group is None:
+            return
+        self.cancel("it could not be opened")
+        await self._finish(await self._drain())
+
+    def never_open(self) -> None:
+        """Close without ever having been open, as the parent has closed."""
+        self._move(CLOSED)
+        self._occupant._creche_on_closed()
 
     def refuse(self) -> None:
         """Admit no more work."""
@@ -181,12 +306,36 @@ class Nursery:
         """Raise an error unless work may start.
 
         Raises:
-            WorkerError: The nursery is not open.
+            WorkerError: The nursery is not open, or another loop runs in the same thread.
         """
+        if self.bridge.is_gone:
+            raise WorkerError(
+                f"cannot start work on {self._occupant._creche_spoken()}: this process was forked "
+                "off from that of its event loop; open a node of its own here"
+            )
         if self.life is not OPEN:
             raise WorkerError(
-                f"cannot start work on {self._occupant._creche_spoken()}, which is {self.life.value}; "
+                f"cannot start work on {self._occupant._creche_spoken()}, which is "
+                f"{self.life.value}; "
                 + ("enter its block first" if self.life is NEW else "use a node that is open")
+            )
+        if not self._backend.is_in_task():
+            self.check_loop()
+
+    def check_loop(self) -> None:
+        """Raise an error if another event loop than the nursery's runs the calling code.
+
+        Raises:
+            WorkerError: It does: one loop is a guest of the other, in the same thread.
+        """
+        try:
+            current = lowlevel.current_token().native_token
+        except anyio.NoEventLoopError:
+            return  # no loop: a callback, or a thread that asks through the bridge
+        if current is not self.bridge.token.native_token:
+            raise WorkerError(
+                f"{self._occupant._creche_spoken()} belongs to another event loop, which runs in "
+                "the same thread; call it from a task of its own loop"
             )
 
     def now(self) -> float:
@@ -200,17 +349,25 @@ class Nursery:
     def spawn(
         self, coro: Coroutine[Any, Any, None], *, name: str, context: Context | None = None
     ) -> anyio.TaskHandle[None]:
-        """Start a task, which must not raise; on the loop, while something holds the nursery."""
+        """Start a task, which must not raise; on the loop, while something holds the nursery.
+
+        Raises:
+            BaseException: It cannot be made; the coroutine is closed.
+        """
         assert self._group is not None
         try:
-            return self._group.create_task(coro, name=name, context=context)
-        except anyio.NoEventLoopError:
-            # No task runs: this is a call from another thread, and the context was captured where
-            # no loop ran, so that sniffio knows no better.
-            assert _library is not None
-            assert context is not None
-            context.run(_library.set, "asyncio")
-            return self._group.create_task(coro, name=name, context=context)
+            try:
+                return self._group.create_task(coro, name=name, context=context)
+            except anyio.NoEventLoopError:
+                # No task runs: this is a call from another thread, and the context was captured
+                # where no loop ran, so that sniffio knows no better.
+                assert _library is not None
+                assert context is not None
+                context.run(_library.set, "asyncio")
+                return self._group.create_task(coro, name=name, context=context)
+        except BaseException:
+            coro.close()
+            raise
 
     def spawn_held(
         self,
@@ -219,35 +376,28 @@ class Nursery:
         *,
         name: str,
         context: Context | None = None,
-    ) -> anyio.TaskHandle[None]:
+    ) -> HeldTask:
         """Start a task that holds the nursery until it ends.
 
         Args:
             run: What to run; it must not raise.
-            lost: Called in place of ``run`` if a native ``Task.cancel()`` kills the task before its
-                first step.
+            lost: Called in place of ``run``, or of its end, if the task dies without saying so: a
+                native ``Task.cancel()`` kills it before its first step.
             name: The name of the task.
             context: The context variables of the task.
+
+        Raises:
+            BaseException: It cannot be made; nothing was changed.
         """
-
-        async def main() -> None:
-            del self._unborn[key]
-            try:
-                await run()
-            finally:
-                self.release()
-
-        def gone() -> None:
-            del self._unborn[key]
-            coro.close()
-            lost()
-            self.release()
-
-        key = object()
-        coro = main()
-        self._unborn[key] = gone
-        self.holds += 1
-        return self.spawn(coro, name=name, context=context)
+        task = HeldTask(self, lost)
+        task.coro = task.run(run)
+        task.hold()
+        try:
+            task.handle = self.spawn(task.coro, name=name, context=context)
+        except BaseException:
+            task.let_go()
+            raise
+        return task
 
     async def _watch(self) -> None:
         while True:
@@ -256,33 +406,49 @@ class Nursery:
             except self.cancelled_class:
                 if self.life is CLOSED:
                     raise
-                if self.is_scope_cancelled():
+                if self._host.is_done() or self.is_scope_cancelled():
                     break
-                # else a native cancellation that was aimed at this very task: not obeyed
+                # Else it is a native cancellation: either aimed at this very task, and not obeyed;
+                # or at all tasks as the program ends, and obeyed once the host has ended too.
+                self._watch_host(self._stop_watching)
         self.cancel_from_outside()
         with anyio.CancelScope(shield=True):
-            await self._bury_the_unborn()
+            await self._reap()
+            if self._host.is_done():
+                await self.close_deserted()
 
-    async def _bury_the_unborn(self) -> None:
-        """Find the tasks that a native ``Task.cancel()`` killed before their first step.
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
 
-        AnyIO never enters them and cannot tell. What has not begun two turns of the loop after
-        it was spawned never will.
+    def _watch_host(self, call: Callable[[], object]) -> None:
+        if not self._is_host_watched:
+            self._is_host_watched = True
+            self._host.when_done(call)
+
+    async def _reap(self) -> None:
+        """Find the tasks that have died without saying so, and make up for what they did not do.
+
+        AnyIO never enters tasks that a native ``Task.cancel()`` killed before their first step, and
+        cannot tell: what has not begun two turns of the loop after it was spawned never will.
         """
-        unborn = list(self._unborn.items())
-        if not unborn:
-            return
-        for _ in range(2):
+        unborn = [task for task in self.held if not task.has_begun]
+        for _ in range(2 if unborn else 0):
             await lowlevel.cancel_shielded_checkpoint()
-        for key, gone in unborn:
-            if key in self._unborn:
-                gone()
+        for task in list(self.held):
+            if (task in unborn and not task.has_begun) or task.is_dead():
+                task.reap()
+        self._occupant._creche_reap()
 
     # what keeps it open
 
     def release(self) -> None:
         """Let go of one hold."""
         self.holds -= 1
+        self.look_whether_idle()
+
+    def look_whether_idle(self) -> None:
+        """Wake whoever waits for the last hold, if there is none."""
         if self._idle is not None and self.holds <= self.blocks:
             self._wake()
 
@@ -298,43 +464,87 @@ class Nursery:
             blocks: Whether to leave aside the blocks of child nodes.
         """
         while True:
-            while self.holds > (self.blocks if blocks else 0) or self.bridge.in_flight:
-                if self._idle is None:
+            while True:
+                # Made before it is looked whether to wait: a signal handler may come in between.
+                if self._idle is None or self._idle.is_set():
                     self._idle = anyio.Event()
-                await self._idle.wait()
+                idle = self._idle
+                if self.blocks and not blocks:
+                    await self._close_deserted_blocks()
+                if self.holds <= (self.blocks if blocks else 0) and not self.bridge.in_flight:
+                    break
+                await idle.wait()
             if not self._occupant._creche_on_quiet():
                 return
+
+    async def _close_deserted_blocks(self) -> None:
+        for nursery in self._occupant._creche_nurseries(blocks=True):
+            if nursery._host.is_done():
+                await nursery.close_deserted()
+            elif not nursery._host.is_current():
+                nursery._watch_host(self._wake)
 
     # failure and cancellation
 
     def fail(self, error: BaseException) -> None:
         """Gather an error, to be raised by ``close()``, and cancel everything."""
         try:
+            if self.life is CLOSED:
+                tell(logging.ERROR, "an error came too late for its node", error=error)
             self._failures.add(error, self.tree)
-            self.cancel(f"{self._occupant._creche_spoken()} failed")
         finally:
+            self.cancel(f"{self._occupant._creche_spoken()} failed")
             del error  # Trio's cancellations hold the frames that led to them
 
-    def cancel(self, reason: object) -> None:
-        """Cancel everything, the host's body included; on the loop only."""
+    def cancel(self, reason: object, *, spare_host: bool = False) -> None:
+        """Cancel everything below, the host's body included; on the loop only.
+
+        Args:
+            reason: Why.
+            spare_host: Whether to cancel each task but the host, which is in another block by now.
+        """
         if self.is_cancelled or self.life is CLOSED:
             return
-        self.is_cancelled = True
-        self.cancel_reason = reason
-        self._occupant._creche_on_cancel(reason)
-        if self._group is not None:  # else it is done on entering
-            self._group.cancel_scope.cancel()
+        below = [
+            nursery
+            for nursery in self._occupant._creche_nurseries()
+            if not nursery.is_cancelled and nursery.life is not CLOSED
+        ]
+        self.bridge.busy += 1
+        try:
+            # First all that is told, then the scopes, from below: AnyIO goes down from each scope
+            # level by level, and stops at one that is cancelled already.
+            for nursery in below:
+                nursery.is_cancelled = True
+                nursery.cancel_reason = reason
+                by_scope = not (spare_host and nursery is self)
+                nursery._occupant._creche_on_cancel(reason, by_scope=by_scope)
+        finally:
+            try:
+                for nursery in reversed(below):
+                    if nursery._group is not None and not (spare_host and nursery is self):
+                        nursery._group.cancel_scope.cancel()  # else it is done on entering
+            finally:
+                self.bridge.busy -= 1
 
     def is_scope_cancelled(self) -> bool:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
         # The whole truth is dear, and in nearly all cases there was nothing to be heard.
         return self._ear.has_heard() and anyio.current_effective_deadline() == -math.inf
 
+    def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
+        """Whether the current task, which is about to end, has left a cancel scope open."""
+        return self._backend.has_open_scope(handle)
+
+    def is_in_eager_task(self) -> bool:
+        """Whether the current task was begun within the step of another."""
+        return self._backend.is_in_eager_task()
+
     def cancel_from_outside(self) -> None:
         """Turn a cancellation that reached a task of the nursery from outside into ``cancel()``."""
-        assert self._group is not None
-        if not self.is_cancelled and self._group.cancel_scope.cancel_called:
-            self._killed = True  # nobody here did that: AnyIO did, for a task killed unborn
+        if not self.is_cancelled and self._group is not None:
+            # Did nobody here do that? Then AnyIO did, for a task that was killed.
+            self._killed = self._group.cancel_scope.cancel_called and not self._host.is_done()
         self.cancel("cancelled from outside")
 
     # the end
@@ -351,35 +561,122 @@ class Nursery:
         Raises:
             BaseExceptionGroup: The failures.
             BaseException: The one that goes bare, or a cancellation from outside.
+            WorkerError: It is closed in another task than it was opened in, or before another that
+                was opened later; all has ended all the same.
         """
-        if anyio.get_current_task().id != self._host:
-            raise WorkerError(
-                f"{self._occupant._creche_spoken()} is left in another task than the one that entered it; "
-                "enter and leave its block in the same task"
-            )
-        cancellation: BaseException | None = None
-        if error is not None:
-            failure = uncancelled(error, lambda leaf: isinstance(leaf, self.cancelled_class))
-            if failure is not None:
-                self.fail(failure)
-            else:
-                cancellation = error
-                self.cancel_from_outside()
-        late = await self._drain()
-        leaving = await self._leave_group(cancellation or late)
-        for coro in self.unstepped.values():
-            coro.close()  # killed natively: nobody awaited it
-        self.unstepped.clear()
         where = self._occupant._creche_spoken()
-        if self._killed and leaving is None:
-            leaving = WorkerError(
-                f"a native Task.cancel() hit a task of {where} before its first step, so "
-                "AnyIO cancelled them all; use Worker.cancel() instead"
-            )
+        if self.life is NEW or self.bridge.is_elsewhere:
+            told = "without having been entered" if self.life is NEW else "outside its event loop"
+            raise WorkerError(f"{where} is left {told}; use async with")
+        if self.life is CLOSED:  # by whoever found that its block was left too late, or never
+            return self._failures.conclude(where, error, error) if self._failures else False
+        cancellation: BaseException | None = None
+        misuse: WorkerError | None = None
+        late: BaseException | None = None
+        leaving: BaseException | None = None
         try:
+            if error is not None:
+                failure = uncancelled(error, lambda leaf: isinstance(leaf, self.cancelled_class))
+                if failure is not None:
+                    self._fail_in_body(failure)
+                else:
+                    cancellation = error
+            if not self._host.is_current():
+                misuse = WorkerError(
+                    f"{where} is left in another task than the one that entered it, so all its "
+                    "work was cancelled; enter and leave its block in the same task"
+                )
+                self.cancel("left in another task", spare_host=not self._host.is_done())
+                late = await self._drain()
+                self._end_outside()
+            else:
+                if cancellation is not None:
+                    self.cancel_from_outside()
+                misuse = await self._close_inner()
+                late = await self._drain()
+                leaving = await self._finish(cancellation or late)
+            if misuse is not None:
+                if self._failures:
+                    self._failures.add(misuse, self.tree)
+                leaving = misuse
+            elif self._killed and leaving is None:
+                leaving = WorkerError(
+                    f"a native Task.cancel() hit a task of {where} before its first step, so "
+                    "AnyIO cancelled them all; use Worker.cancel() instead"
+                )
             return self._failures.conclude(where, error, leaving)
         finally:
-            del error, cancellation, late, leaving  # they hold this frame
+            del error, cancellation, misuse, late, leaving  # they hold this frame
+
+    def _fail_in_body(self, failure: BaseException) -> None:
+        try:
+            self._failures.add(failure, self.tree)
+        finally:
+            spare_host = not (self._host.is_current() or self._host.is_done())
+            self.cancel(f"{self._occupant._creche_spoken()} failed", spare_host=spare_host)
+            del failure  # as in fail()
+
+    async def _close_inner(self) -> WorkerError | None:
+        """Close what the host has opened later and not left: neither could be left any more."""
+        inner = _innermost.get(self._host.task)
+        if inner is self:
+            return None
+        self._is_misnested = True
+        names: list[str] = []
+        kind = WorkerError
+        below = {id(nursery) for nursery in self._occupant._creche_nurseries()}
+        while inner is not None and inner is not self:
+            names.append(inner._occupant._creche_spoken())
+            if id(inner) in below:
+                kind = DeadlockError
+            inner._is_misnested = True
+            # Not by its scope, which the host may never leave any more.
+            inner.cancel(f"{self._occupant._creche_spoken()} is left before it", spare_host=True)
+            try:
+                await inner.close(None)
+            except BaseException as error:  # noqa: BLE001 (raised with the failures of this block)
+                if isinstance(error, self.cancelled_class):
+                    self.cancel_from_outside()
+                else:
+                    self.fail(error)
+            inner = _innermost.get(self._host.task)
+        return kind(
+            f"{self._occupant._creche_spoken()} is left before {' and '.join(names)}, entered "
+            "later in the same task, and would wait for it for ever; leave blocks in the reverse "
+            "order"
+        )
+
+    async def _finish(self, cancellation: BaseException | None) -> BaseException | None:
+        """Leave the task group, now that nothing is left in it; see ``_leave_group()``."""
+        try:
+            return await self._leave_group(cancellation)
+        finally:
+            for coro in self.unstepped.values():
+                coro.close()  # killed natively: nobody awaited it
+            self.unstepped.clear()
+            self._unlink()
+            self._occupant._creche_on_closed()
+            del cancellation
+
+    def _end_outside(self) -> None:
+        """End where the host cannot leave the task group, nor anybody else."""
+        self._stop_watching()
+        self._unlink()
+        self._occupant._creche_on_closed()
+
+    def _unlink(self) -> None:
+        """Take it out of those that are open in its host."""
+        inner = _innermost.get(self._host.task)
+        if inner is self:
+            if self._outer is None:
+                del _innermost[self._host.task]
+            else:
+                _innermost[self._host.task] = self._outer
+        while inner is not None and inner is not self:
+            if inner._outer is self:
+                inner._outer = self._outer
+            inner = inner._outer
+        self._outer = None
 
     async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
         """Leave the task group, now empty, with a cancellation if there is one.
@@ -388,8 +685,7 @@ class Nursery:
             The cancellation that goes on its way, as it was not the group's own.
         """
         assert self._group is not None
-        assert self._watcher is not None
-        self._watcher.cancel()
+        self._stop_watching()
         try:
             if cancellation is None:  # the wait was shielded, so it may be due
                 await lowlevel.checkpoint_if_cancelled()
@@ -401,11 +697,32 @@ class Nursery:
             swallowed = await self._group.__aexit__(kind, cancellation, traceback)
         except self.cancelled_class as exc:
             return exc
+        except BaseException as exc:  # noqa: BLE001 (gathered, and raised in the end)
+            self._take_stray(exc)
+            return None
         else:
             return None if swallowed else cancellation
         finally:
             self._group = self._watcher = None
             del cancellation, traceback
+
+    def _take_stray(self, error: BaseException) -> None:
+        """Gather what left a task of the nursery all the same, and tell of which it was.
+
+        Work that leaves a cancel scope or a task group open makes AnyIO, or Trio, do that.
+        """
+        try:
+            self._killed = False  # this is why
+            for leaf in leaves(error):
+                if isinstance(leaf, RuntimeError) and self._is_misnested:
+                    continue  # what AnyIO or Trio says to the same
+                if not isinstance(leaf, self.cancelled_class):
+                    name = _find_task(leaf)
+                    if name is not None:
+                        add_note(leaf, f"in the task of {name!r}")
+                    self._failures.add(leaf, self.tree)
+        finally:
+            del error
 
     async def _drain(self) -> BaseException | None:
         """Wait until nothing is left and close; return what arrived natively in the meantime."""
@@ -414,7 +731,7 @@ class Nursery:
             try:
                 with anyio.CancelScope(shield=True):
                     if self.is_cancelled:
-                        await self._bury_the_unborn()
+                        await self._reap()
                     await self.quiet()
             except self.cancelled_class as exc:
                 late = late or exc
@@ -423,7 +740,39 @@ class Nursery:
             except KeyboardInterrupt as exc:
                 self.fail(exc)
                 continue
-            if self.bridge.close():
-                self._move(CLOSED)
-                self.clock = partial(_monotonic, self._clock_offset)  # the loop may go
+            if self._shut():
                 return late
+
+    def _shut(self) -> bool:
+        """Close to all that may come, unless something is on its way."""
+        if not self.bridge.close():
+            return False
+        self._move(CLOSED)
+        self.clock = partial(_monotonic, self._clock_offset)  # the loop may go
+        return True
+
+    async def close_deserted(self) -> None:
+        """End all work and close, where the host has ended and so cannot leave the block."""
+        if self.life is CLOSED:
+            return
+        where = self._occupant._creche_spoken()
+        tell(logging.WARNING, "%s was entered and never left; its work is cancelled", where)
+        self.cancel(f"{where} was never left")
+        await self._reap()
+        while True:
+            await self.quiet()
+            if self.life is CLOSED or self._shut():
+                break
+        self._end_outside()
+
+
+def _find_task(error: BaseException) -> str | None:
+    """Tell the name of the task that an error has left, if that can be found out."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        handle = traceback.tb_frame.f_locals.get("self")
+        if isinstance(handle, anyio.TaskHandle):
+            return handle.name
+        traceback = traceback.tb_next
+    found = re.search(r"<Task '([^']+)'", text_of(error))  # Trio says it in its message
+    return found[1] if found else None

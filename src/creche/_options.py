@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from ._errors import WorkerError
+from ._report import shown
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -52,7 +53,7 @@ def check_limit(limit: object) -> int | None:
         WorkerError: It is not.
     """
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise WorkerError(f"limit must be 1 or more, or None for no limit, not {limit!r}")
+        raise WorkerError(f"limit must be 1 or more, or None for no limit, not {shown(limit)}")
     return limit
 
 
@@ -65,4 +66,4 @@ def check_overflow(overflow: object) -> Overflow:
     for each in OVERFLOWS:
         if overflow == each:
             return each
-    raise WorkerError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {overflow!r}")
+    raise WorkerError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {shown(overflow)}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import logging
+import math
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
+from ._errors import WorkerError
+from ._report import logger, shown, text_of
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
 
 if TYPE_CHECKING:
@@ -16,18 +19,24 @@ if TYPE_CHECKING:
     import anyio
     from anyio import CapacityLimiter
 
+    from ._bridge import Bridge
     from ._message import Message
-    from ._nursery import Nursery
+    from ._nursery import HeldTask, Nursery
     from ._waiting import Party
 
 ResultType = TypeVar("ResultType")
 """What the work of a worker returns."""
 
-logger = logging.getLogger("creche")
+__all__ = ["Record", "ResultType", "lock", "logger"]
+
 _order = itertools.count()
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
 # Can be entered again: a signal handler may call cancel() in the midst of one.
 lock = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
+    # Another thread may hold it as this process is forked; in the child nobody would ever let go.
+    os.register_at_fork(after_in_child=lambda: cast("Any", lock)._at_fork_reinit())
 
 
 class WorkerNode(Protocol):
@@ -35,15 +44,24 @@ class WorkerNode(Protocol):
 
     name: str
     _creche_nursery: Nursery
-    _creche_waiting: set[Party]
+    _creche_waiting: dict[int, Party]
 
     @property
     def path(self) -> str:
         """The names of the nodes from the root to this one, joined by slashes."""
         ...
 
+    def _creche_spoken(self) -> str:
+        """Name the node in a sentence."""
+        ...
+
     def cancel(self, reason: object = None) -> None:
         """Cancel all below the node, and its body."""
+        ...
+
+    @property
+    def _creche_bridge(self) -> Bridge:
+        """The way into the event loop of the node, or of the one above that is open."""
         ...
 
     @property
@@ -71,6 +89,18 @@ class WorkerNode(Protocol):
 
     def _creche_is_opened_by_a_worker(self) -> bool:
         """Tell whether a worker has the block of the node, or of one above, open."""
+        ...
+
+
+class Description(Protocol):
+    """What makes the longer text for people."""
+
+    def __call__(self) -> str:
+        """Give it, once somebody reads it."""
+        ...
+
+    def condensed(self) -> str:
+        """Give what is kept of it once the worker has ended and nobody has read it."""
         ...
 
 
@@ -119,10 +149,10 @@ class Ties:
         self.cancelled: threading.Event | None = None
         self.reported_in: object = None
         """The tree of nurseries that has reported its error."""
-        self.waits: Collection[Party] = ()
+        self.waits: list[Any] = []
         self.opened: tuple[Party, ...] = ()
         """Nodes in whose blocks it is."""
-        self.hops: tuple[anyio.TaskHandle[None], ...] = ()
+        self.hops: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""
 
 
@@ -139,6 +169,7 @@ class Record(Generic[ResultType]):
         "_completed",
         "_context",
         "_created_at",
+        "_description",
         "_finished_at",
         "_handle",
         "_holds",
@@ -154,7 +185,6 @@ class Record(Generic[ResultType]):
         "_total",
         "_work",
         "daemon",
-        "description",
         "exit_on_error",
         "group",
         "name",
@@ -166,7 +196,7 @@ class Record(Generic[ResultType]):
         work: object,
         name: str,
         group: str,
-        description: str,
+        description: str | Description,
         exit_on_error: bool,
         thread: bool,
         daemon: bool,
@@ -180,8 +210,7 @@ class Record(Generic[ResultType]):
         """A short name for messages and logs."""
         self.group: str = group
         """The group, within the node, that the worker belongs to."""
-        self.description: str = description
-        """A longer text for people."""
+        self._description = description  # or what makes it, once somebody reads it
         self.exit_on_error: bool = exit_on_error
         """Whether an error of the work fails the node."""
         self.daemon: bool = daemon
@@ -207,14 +236,31 @@ class Record(Generic[ResultType]):
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self.name!r} {self._state.name} group={self.group!r} "
-            f"node={self._node.path!r}>"
+            f"<{type(self).__name__} {shown(self.name)} {self._state.name} "
+            f"group={shown(self.group)} node={self._node.path!r}>"
+        )
+
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        raise WorkerError(
+            f"{self._creche_spoken()} can be neither copied nor pickled: it is one piece of work"
         )
 
     @property
     def node(self) -> WorkerNode:
         """The node that owns the worker."""
         return self._node
+
+    @property
+    def description(self) -> str:
+        """A longer text for people; of ``@work``, the call, made when it is first read."""
+        description = self._description
+        if not isinstance(description, str):
+            description = self._description = description()
+        return description
+
+    @description.setter
+    def description(self, description: str) -> None:
+        self._description = description
 
     @property
     def thread(self) -> bool:
@@ -320,16 +366,22 @@ class Record(Generic[ResultType]):
     @property
     def progress(self) -> float:
         """How much is done, from 0.0 to 100.0 percent; 0.0 while the total is unknown or 0."""
-        if not self._total:
-            return 0.0
-        return max(0.0, min(100.0, self._completed / self._total * 100.0))
+        return percent(self._completed, self._total)
 
     def advance(self, steps: int = 1) -> None:
         """Add to the number of completed steps.
 
+        Args:
+            steps: How many.
+
+        Raises:
+            WorkerError: It is no finite number.
+
         Threads:
             Any thread; nothing is lost.
         """
+        if type(steps) is not int:
+            check_steps(steps)
         # Nothing is lost, nor is it dear: threads take turns only at calls and at jumps back (since
         # CPython 3.10), and there is none in this line. A lock would make it three times as slow.
         self._completed += steps
@@ -350,16 +402,24 @@ class Record(Generic[ResultType]):
             total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
             description: What the worker is doing now, for people; ``None`` leaves it as it is.
 
+        Raises:
+            WorkerError: One of the numbers is no finite number; nothing is changed.
+
         Threads:
             Any thread.
         """
+        for steps in (completed_steps, total_steps):
+            if steps is not None and type(steps) is not int:
+                check_steps(steps)
+        if description is not None:
+            check_text("description", description)
         with lock:
             if completed_steps is not None:
                 self._completed = completed_steps
             if total_steps != -1:
                 self._total = None if total_steps is None else max(0, total_steps)
             if description is not None:
-                self.description = description
+                self._description = description
         if self._node._creche_tells_progress:
             self._node._creche_announce_progress(self)
 
@@ -367,10 +427,12 @@ class Record(Generic[ResultType]):
         return self._thread is not None and self._thread.is_waiting
 
     def _tied(self) -> Ties:
-        with lock:  # asked for in threads too
-            if self._ties is None:
-                self._ties = Ties()
-            return self._ties
+        if self._ties is None:
+            with lock:  # asked for in threads too
+                ties = Ties()
+                # In a line without a call: a signal handler may have come in the one before.
+                self._ties = self._ties or ties
+        return self._ties
 
     @property
     def _nursery(self) -> Nursery:
@@ -382,13 +444,48 @@ class Record(Generic[ResultType]):
         """Give what a record in the log has of its own, under names that clash with nothing."""
         reason = self.cancel_reason
         return {
-            "creche_worker": self.name or type(self).__name__,
+            "creche_worker": text_of(self.name) or type(self).__name__,
             "creche_group": self.group,
             "creche_node": self._node.path,
             "creche_state": (self._state if state is None else state).name,
             "creche_previous": None if previous is None else previous.name,
-            "creche_reason": None if reason is None else str(reason),
+            "creche_reason": None if reason is None else text_of(reason),
         }
 
     def _creche_spoken(self) -> str:
-        return f"worker {self.name or type(self).__name__!r}"
+        return f"worker {shown(self.name or type(self).__name__)}"
+
+
+def percent(completed: float, total: float | None) -> float:
+    """Tell how much is done, from 0.0 to 100.0; 0.0 while the total is unknown or 0."""
+    if not total or completed <= 0:
+        return 0.0
+    if completed >= total:
+        return 100.0
+    return completed * 100 / total
+
+
+def check_steps(steps: object) -> None:
+    """Make sure that something is a number of steps.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    try:
+        if math.isfinite(cast("float", steps)):
+            return
+    except OverflowError:
+        return  # finite, as it happens
+    except Exception:  # noqa: BLE001, S110 (it is no number, whatever it says to that)
+        pass
+    raise WorkerError(f"steps must be a finite number, not {shown(steps)}")
+
+
+def check_text(what: str, text: object) -> None:
+    """Make sure that something is a text.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    if not isinstance(text, str):
+        raise WorkerError(f"{what} must be a text, not {shown(text)}")

@@ -6,25 +6,27 @@ told when the work is really entered; until then it is still PENDING and can be 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from contextlib import nullcontext
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 from anyio import lowlevel, to_thread
 
+from ._backend import interruptible
 from ._bridge import run_soon
 from ._context import current
 from ._errors import WorkerCancelled, WorkerError, strip_traceback
+from ._report import shown, tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from anyio import CapacityLimiter
 
-_logger = logging.getLogger("creche")
 _OWN_FRAMES = f"{__package__}._"
 _COROUTINE: type[Any] = CoroutineType
 
@@ -76,6 +78,7 @@ class Job(Protocol):
         ...
 
 
+@interruptible
 def in_task(job: Job) -> Coroutine[Any, Any, Any]:
     """Run async work in the current task, on the node's loop.
 
@@ -95,6 +98,7 @@ def in_task(job: Job) -> Coroutine[Any, Any, Any]:
         del job
 
 
+@interruptible
 async def _take(job: Job, value: Any) -> Any:
     """Await what the work returned, if it is not a coroutine."""
     try:
@@ -102,21 +106,40 @@ async def _take(job: Job, value: Any) -> Any:
             return await value
         if hasattr(value, "__await__"):
             return value  # a worker: whoever wants its result awaits it
+        check_no_generator(job, value)
         raise WorkerError(
-            f"the work of {job._creche_spoken()} is a plain function that returned no awaitable but "
-            f"{value!r:.100}; run it with thread=True, or make it an async function"
+            f"the work of {job._creche_spoken()} is a plain function that returned no awaitable "
+            f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
         )
     finally:
         del job
+
+
+def check_no_generator(job: Job, value: object) -> None:
+    """Raise an error if what the work returned is a generator, of which not a line has run.
+
+    Raises:
+        WorkerError: It is.
+    """
+    if isinstance(value, GeneratorType | AsyncGeneratorType):
+        raise WorkerError(
+            f"the work of {job._creche_spoken()} returned a generator, of which nothing has run; "
+            "iterate over it in the work and return a value, with no yield"
+        )
 
 
 async def in_thread(
     job: Job, limiter: CapacityLimiter | None, token: lowlevel.EventLoopToken, *, abandon: bool
 ) -> Any:
     """Run a plain callable in a worker thread, or async work on an event loop of its own there."""
-    call = _ThreadCall(
-        job, limiter or to_thread.current_default_thread_limiter(), token, abandon=abandon
-    )
+    if limiter is None:
+        limiter = to_thread.current_default_thread_limiter()
+    elif not callable(getattr(limiter, "acquire_on_behalf_of", None)):
+        raise WorkerError(
+            f"the limiter of {job._creche_spoken()} must be a CapacityLimiter of AnyIO, "
+            f"not {shown(limiter, 100)}"
+        )
+    call = _ThreadCall(job, limiter, token, abandon=abandon)
     try:
         return await call.run()
     finally:
@@ -263,6 +286,7 @@ class _ThreadCall:
             value = self._job._call()
             if self._job._is_to_await(value):
                 return _on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
+            check_no_generator(self._job, value)
             return value
         finally:
             del self  # see in_task()
@@ -272,11 +296,12 @@ class _ThreadCall:
             self._job._note_abandoned(abandoned=False)
             if self._error is not None and not isinstance(self._error, WorkerCancelled):
                 strip_traceback(self._error, _OWN_FRAMES)
-                _logger.error(
+                tell(
+                    logging.ERROR,
                     "the abandoned thread of %s failed",
                     self._job._creche_spoken(),
-                    exc_info=self._error,
-                    extra=self._job._log_fields(),
+                    error=self._error,
+                    fields=self._job._log_fields(),
                 )
             self._value = self._error = None
         run_soon(self._token, left)
@@ -288,9 +313,11 @@ def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTo
     What the work raises holds, from Python 3.12 on, all frames that were below it, the loop's with
     their contexts too. The worker holds the error, so none of them may know it in the end.
     """
+    has_begun = False
 
     async def main() -> tuple[object, BaseException | None]:
-        nonlocal job, awaitable
+        nonlocal job, awaitable, has_begun
+        has_begun = True
         token = lowlevel.current_token()
         try:
             with anyio.CancelScope() as scope:
@@ -316,6 +343,8 @@ def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTo
         value, error = anyio.run(main, backend=backend)
     finally:
         current.set(None)
+        if not has_begun and inspect.iscoroutine(awaitable):
+            awaitable.close()  # there was no loop to be had
     if error is not None:
         try:
             raise error

@@ -117,7 +117,7 @@ class Pictured(Protocol):
     def _creche_groups(self) -> Mapping[str, WorkerGroup]: ...
 
     @property
-    def _creche_children(self) -> Mapping[Any, None]: ...
+    def _creche_children(self) -> Mapping[int, Any]: ...
 
 
 def label(worker: Worker[Any]) -> str:
@@ -150,7 +150,9 @@ def _take_node(node: Pictured, stacks: float, calls: dict[object, Any]) -> NodeS
         groups=tuple(
             _take_group(group, stacks, calls) for group in list(node._creche_groups.values())
         ),
-        children=tuple(_take_node(child, stacks, calls) for child in list(node._creche_children)),
+        children=tuple(
+            _take_node(child, stacks, calls) for child in list(node._creche_children.values())
+        ),
     )
 
 

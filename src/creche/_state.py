@@ -32,7 +32,7 @@ PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 
 TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = MappingProxyType(
     {
-        PENDING: frozenset({RUNNING, CANCELLED}),
+        PENDING: frozenset({RUNNING, CANCELLED, ERROR}),  # ERROR: it could not be entered
         RUNNING: frozenset({SUCCESS, ERROR, CANCELLED}),
         CANCELLED: frozenset(),
         ERROR: frozenset(),

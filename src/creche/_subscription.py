@@ -15,12 +15,14 @@ from anyio import lowlevel
 from ._errors import WorkerError
 from ._message import Backlog, Message, MessageT
 from ._nursery import CLOSED
+from ._report import shown
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Iterable
     from types import TracebackType
 
+    from ._bridge import Bridge
     from ._nursery import Nursery
 
     if sys.version_info >= (3, 11):
@@ -46,6 +48,10 @@ class Source(Protocol):
     """What a subscription asks of a node."""
 
     _creche_nursery: Nursery
+
+    @property
+    def _creche_bridge(self) -> Bridge: ...
+
     _creche_heard_by: tuple[Listener, ...]
 
     def _creche_below(self) -> Iterable[Source]:
@@ -77,7 +83,7 @@ class Subscription(Generic[MessageT]):
         for each in cast("tuple[object, ...]", types) or (None,):
             if not (isinstance(each, type) and issubclass(each, Message)):
                 raise WorkerError(
-                    f"subscribe() takes classes of messages, not {each!r:.100}; "
+                    f"subscribe() takes classes of messages, not {shown(each)}; "
                     "for all that happens, Message"
                     if types
                     else "subscribe() needs the classes of messages that are wanted; "
@@ -137,8 +143,8 @@ class Subscription(Generic[MessageT]):
             raise WorkerError(f"{self!r} was opened before; subscribe again")
         if self._node._creche_nursery.life is CLOSED:
             raise WorkerError(
-                f"cannot subscribe to {self._node._creche_spoken()}, which is closed; subscribe before or "
-                "while it is open"
+                f"cannot subscribe to {self._node._creche_spoken()}, which is closed; subscribe "
+                "before or while it is open"
             )
         self._check_thread()
         self._backlog = Backlog()
@@ -167,11 +173,10 @@ class Subscription(Generic[MessageT]):
     def _reach(self) -> list[Source]:
         return list(self._node._creche_below()) if self._tree else [self._node]
 
-    def _check_thread(self) -> None:
-        if self._node._creche_nursery.bridge.is_foreign:
-            raise WorkerError(
-                f"{self!r} is used in another thread than that of the node's event loop"
-            )
+    def _check_thread(self, *, waits: bool = False) -> None:
+        bridge = self._node._creche_bridge
+        if bridge.is_elsewhere if waits else bridge.is_foreign:
+            raise WorkerError(f"{self!r} is used outside the event loop of its node")
 
     def _opened(self) -> Backlog[MessageT]:
         if self._backlog is None:
@@ -198,7 +203,7 @@ class Subscription(Generic[MessageT]):
             The node's event loop only.
         """
         backlog = self._opened()
-        self._check_thread()
+        self._check_thread(waits=True)
         if self._is_read:
             raise WorkerError(
                 f"{self!r} is being read by another task; subscribe once for each reader"
@@ -210,8 +215,10 @@ class Subscription(Generic[MessageT]):
             while not backlog:
                 if self._is_over:
                     raise StopAsyncIteration
-                self._news = anyio.Event()
-                await self._news.wait()
+                # Made before it is looked once more: a signal handler may come in between.
+                news = self._news = anyio.Event()
+                if not backlog and not self._is_over:
+                    await news.wait()
             return backlog.take()
         finally:
             self._is_read = False

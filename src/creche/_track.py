@@ -6,7 +6,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from operator import length_hint
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from ._backend import interruptible
 from ._errors import WorkerError
+from ._report import shown
 
 if TYPE_CHECKING:
     import sys
@@ -35,7 +37,7 @@ def track(
 ) -> Iterator[T] | AsyncIterator[T]:
     """Give the items of an iterable, and advance by one as each has been dealt with."""
     if not isinstance(iterable, Iterable | AsyncIterable):
-        raise WorkerError(f"track() takes an iterable or an async one, not {iterable!r:.100}")
+        raise WorkerError(f"track() takes an iterable or an async one, not {shown(iterable)}")
     expected = length_hint(iterable, -1) if total is None else total
     if expected >= 0:
         counter.update(total_steps=counter.completed_steps + expected)
@@ -44,6 +46,7 @@ def track(
     return _AsyncTrack(counter, iterable)
 
 
+@interruptible
 def _track(counter: Counter, iterable: Iterable[T]) -> Iterator[T]:
     for item in iterable:
         yield item
@@ -61,6 +64,7 @@ class _AsyncTrack(AsyncIterator[T], Generic[T]):
     def __aiter__(self) -> Self:
         return self
 
+    @interruptible
     async def __anext__(self) -> T:
         if self._is_at_work:
             self._is_at_work = False

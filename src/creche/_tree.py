@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import anyio
 
 from ._context import current
-from ._errors import WorkerError, uncancelled
+from ._errors import WorkerCancelled, WorkerError, strip_traceback, uncancelled
 from ._log import LOG, is_wanted
 from ._mailbox import Mailbox
-from ._nursery import CLOSED, NEW, OPEN, Nursery
-from ._record import logger
+from ._nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
+from ._record import check_text
+from ._report import logger, shown
 from ._subscription import inherit
 from ._worker import Worker
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import TracebackType
 
+    from ._bridge import Bridge
     from ._group import WorkerGroup
     from ._message import Message
     from ._subscription import Listener
@@ -33,22 +35,32 @@ if TYPE_CHECKING:
         from typing_extensions import Self
 
 BranchType = TypeVar("BranchType", bound="Branch")
+T = TypeVar("T")
+_OWN_FRAMES = f"{__package__}._"
+
+
+def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
+    caller.check_cancelled()
+    return call()
 
 
 class Branch:
     """A node, but for the calls that its users make to have work done."""
 
     def __init__(self, name: str, parent: Branch | None) -> None:
-        self.name: str = name
+        check_text("the name of a node", name)
+        self.name: str = str.__str__(name)
         """The name of the node."""
         self._creche_parent = parent
-        self._creche_children: dict[Branch, None] = {}
+        # By id(): nodes may be dataclasses, equal to others or without a hash.
+        self._creche_children: dict[int, Branch] = {}
         self._creche_nursery = Nursery(self)
         self._creche_mailbox = Mailbox(self, self._creche_nursery)
         self._creche_groups: dict[str, WorkerGroup] = {}
-        self._creche_waiting: set[Party] = set()
+        self._creche_waiting: dict[int, Party] = {}  # workers of the node, by id() as well
         self._creche_leave: anyio.Event | None = None  # set to tell a mounted node to leave
         self._creche_gone: anyio.Event | None = None  # set once it has left
+        self._creche_holds_parent = False
         self._creche_opener: Worker[Any] | None = None
         self._creche_hear(())
         self._creche_heed_logger()
@@ -56,20 +68,67 @@ class Branch:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {self._creche_nursery.life.name}>"
 
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        raise WorkerError(
+            f"{self._creche_spoken()} can be neither copied nor pickled; make another"
+        )
+
     @property
     def path(self) -> str:
         """The names of the nodes from the root to this one, joined by slashes."""
-        return (
-            self.name if self._creche_parent is None else f"{self._creche_parent.path}/{self.name}"
-        )
+        return "/".join(reversed([node.name for node in self._creche_above()]))
+
+    def _creche_above(self) -> Iterator[Branch]:
+        """Give the node and all above it."""
+        node: Branch | None = self
+        while node is not None:
+            yield node
+            node = node._creche_parent
 
     def _creche_below(self) -> Iterator[Branch]:
-        yield self
-        for child in list(self._creche_children):
-            yield from child._creche_below()
+        """Give the node and all below it, each before those below it."""
+        ahead = [self]
+        while ahead:
+            node = ahead.pop()
+            yield node
+            ahead.extend(reversed(list(node._creche_children.values())))
+
+    def _creche_nurseries(self, *, blocks: bool = False) -> Iterator[Nursery]:
+        if not blocks:
+            return (node._creche_nursery for node in self._creche_below())
+        return (
+            child._creche_nursery
+            for child in list(self._creche_children.values())
+            if child._creche_leave is None and child._creche_nursery.life in (OPEN, CLOSING)
+        )
 
     def _creche_spoken(self) -> str:
-        return f"node {self.path!r}"
+        return f"node {shown(self.path)}"
+
+    # from elsewhere
+
+    @property
+    def _creche_bridge(self) -> Bridge:
+        """The way to the node's event loop: its own, or that of the node above that knows it."""
+        for node in self._creche_above():
+            if node._creche_nursery.life is not NEW:
+                return node._creche_nursery.bridge
+        return self._creche_nursery.bridge
+
+    def _creche_ask(self, call: Callable[[], T]) -> T:
+        """Make a call on the loop, but for none of a thread whose worker was cancelled.
+
+        Nothing that a superseded thread does takes effect; the check and the call are one step.
+        """
+        bridge = self._creche_bridge
+        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+        if caller is None:
+            return bridge.call(call)
+
+        try:
+            return bridge.call(partial(_call_checked, caller, call))
+        finally:
+            del caller  # the error holds this frame
 
     # messages, and who hears them
 
@@ -77,20 +136,38 @@ class Branch:
         if self._creche_parent is not None:  # who listens to the tree has heard it
             self._creche_parent._creche_take(message, self._creche_heard_by)
 
+    def _creche_is_started(self, outcome: object) -> bool:
+        return isinstance(outcome, Worker)
+
     def _creche_post(self, message: Message) -> bool:
-        bridge = self._creche_nursery.bridge
-        if bridge.is_foreign:
-            return bridge.post(lambda: self._creche_take(message))
-        return self._creche_take(message)
+        bridge = self._creche_bridge
+        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+        if caller is not None:
+            caller.check_cancelled()
+
+        def arrive() -> None:
+            # Once more, as it may have been superseded while the message was on its way.
+            if caller is None or not caller.is_cancelled or caller.is_finished:
+                self._creche_take(message)
+
+        if bridge.can_act():
+            return self._creche_take(message)
+        return bridge.post(arrive)
 
     def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
-        if self._creche_nursery.life is CLOSED:
+        if self._creche_nursery.life is CLOSED or self._creche_is_lost():
             return False
         self._creche_join()
         for subscription in self._creche_heard_by:
             if subscription not in told:
                 subscription._put(message)
         return self._creche_mailbox.post(message)
+
+    def _creche_is_lost(self) -> bool:
+        """Whether the node can never be opened, as one above it has closed."""
+        return self._creche_nursery.life is NEW and any(
+            node._creche_nursery.life is CLOSED for node in self._creche_above()
+        )
 
     def _creche_hear(self, heard_by: tuple[Listener, ...]) -> None:
         """Take note of who listens: then events are made, and only then."""
@@ -114,11 +191,16 @@ class Branch:
 
     def _creche_join(self) -> None:
         """Take the place below the parent, once the node is open or holds something."""
-        parent = self._creche_parent
-        if parent is not None and self not in parent._creche_children:
-            parent._creche_join()
-            parent._creche_children[self] = None
-            inherit(self, parent)
+        joining: list[Branch] = []
+        for node in self._creche_above():
+            parent = node._creche_parent
+            if parent is None or id(node) in parent._creche_children:
+                break
+            joining.append(node)
+        for node in reversed(joining):
+            parent = cast("Branch", node._creche_parent)
+            parent._creche_children[id(node)] = node
+            inherit(node, parent)
 
     # the block
 
@@ -127,40 +209,55 @@ class Branch:
 
         Raises:
             WorkerError: It was opened before, or its parent is not open.
+            BaseException: It could not be opened; it is closed then.
         """
-        parent = self._creche_parent
-        if self._creche_nursery.life is not NEW:
+        parent, nursery = self._creche_parent, self._creche_nursery
+        if nursery.life is not NEW:
             raise WorkerError(
                 f"{self._creche_spoken()} was entered before; make a new Node for each block"
             )
-        if parent is not None and parent._creche_nursery.life is not OPEN:
-            raise WorkerError(
-                f"cannot enter {self._creche_spoken()}: its parent is {parent._creche_nursery.life.value}"
-            )
-        if parent is not None and parent._creche_nursery.bridge.is_foreign:
-            raise WorkerError(
-                f"cannot enter {self._creche_spoken()} in another thread than its parent's event loop"
-            )
-        await self._creche_nursery.open()
+        if parent is not None:
+            above = parent._creche_nursery
+            # A mounted one was admitted when it was mounted.
+            if above.life is not OPEN and (self._creche_leave is None or above.life is CLOSED):
+                raise WorkerError(
+                    f"cannot enter {self._creche_spoken()}: its parent is {above.life.value}"
+                )
+            if above.bridge.is_elsewhere:
+                raise WorkerError(
+                    f"cannot enter {self._creche_spoken()} outside the event loop of its parent"
+                )
         self._creche_heed_logger()  # and hear: its user may have given it a handler
+        try:
+            await nursery.open()
+            self._creche_begin(parent)
+        except BaseException:
+            await nursery.abandon()
+            raise
+        return self
+
+    def _creche_begin(self, parent: Branch | None) -> None:
+        """Take the node's place in the tree, now that its nursery is open."""
+        nursery = self._creche_nursery
         for group in self._creche_groups.values():
             for worker in group:
-                worker._created_at = self._creche_nursery.now()  # the clock was not known before
+                worker._created_at = nursery.now()  # the clock was not known before
         if parent is not None:
-            self._creche_nursery.tree = parent._creche_nursery.tree
+            above = parent._creche_nursery
+            nursery.tree = above.tree
             self._creche_join()
             if self._creche_leave is None:
-                parent._creche_nursery.blocks += 1
-                parent._creche_nursery.holds += 1
-            if parent._creche_nursery.is_cancelled:
-                self._creche_nursery.cancel(parent._creche_nursery.cancel_reason)
+                self._creche_hold_parent()
+            if above.is_cancelled:
+                nursery.cancel(above.cancel_reason)
+            if above.life is not OPEN:
+                nursery.refuse()
         opener: Worker[Any] | None = current.get(None)
         if opener is not None and opener._is_acting():
             self._creche_opener = opener
             opener._tied().opened += (self,)
-            opener._node._creche_waiting.add(opener)
+            opener._node._creche_waiting[id(opener)] = opener
         self._creche_mailbox.open(copy_context())
-        return self
 
     async def __aexit__(
         self,
@@ -172,28 +269,47 @@ class Branch:
 
         Raises:
             ExceptionGroup: What workers, handlers and the body raised, each once.
-            WorkerError: Left in another task than it was entered in; or a native cancellation hit
-                the task of a worker before its first step.
+            DeadlockError: Left before a child that was entered later in the same task, which would
+                wait for ever. Both are closed then, as is what was entered in between.
+            WorkerError: Left in another task than it was entered in; all work was cancelled and
+                has ended. Or a native cancellation hit the task of a worker before its first step.
         """
         try:
             return await self._creche_nursery.close(exc)
         finally:
-            if self._creche_nursery.life is CLOSED:
-                self._creche_detach()
             del exc, traceback
 
-    def _creche_detach(self) -> None:
+    # A child holds its parent's nursery for as long as its block is open; a mounted one while it
+    # begins and from when it was told to leave.
+
+    def _creche_hold_parent(self) -> None:
+        if self._creche_parent is not None and not self._creche_holds_parent:
+            nursery = self._creche_parent._creche_nursery
+            self._creche_holds_parent = True
+            nursery.blocks += self._creche_leave is None
+            nursery.holds += 1
+
+    def _creche_let_parent_go(self) -> None:
+        if self._creche_parent is not None and self._creche_holds_parent:
+            nursery = self._creche_parent._creche_nursery
+            self._creche_holds_parent = False
+            nursery.blocks -= self._creche_leave is None
+            nursery.release()
+
+    def _creche_on_closed(self) -> None:
         parent, opener = self._creche_parent, self._creche_opener
+        for node in reversed(list(self._creche_below())):  # what is left was never opened
+            if node._creche_nursery.life is NEW:
+                node._creche_nursery.never_open()
         if parent is not None:
-            parent._creche_children.pop(self, None)
+            parent._creche_children.pop(id(self), None)
             if self._creche_leave is None:
-                parent._creche_nursery.blocks -= 1
-                parent._creche_nursery.release()
+                self._creche_let_parent_go()
         if opener is not None:
             ties = opener._tied()
             ties.opened = tuple(node for node in ties.opened if node is not self)
-            if not ties.opened:
-                opener._node._creche_waiting.discard(opener)
+            if not ties.opened and not ties.waits:
+                opener._node._creche_waiting.pop(id(opener), None)
             self._creche_opener = None
         for subscription in self._creche_heard_by:
             subscription._has_left(self)
@@ -208,10 +324,10 @@ class Branch:
             reason: See ``Worker.cancel_reason``.
 
         Threads:
-            Any thread.
+            Any thread, and a signal handler.
         """
         told = reason if reason is not None else f"{self._creche_spoken()} was cancelled"
-        self._creche_nursery.bridge.run(lambda: self._creche_nursery.cancel(told))
+        self._creche_bridge.run(lambda: self._creche_nursery.cancel(told))
 
     async def shutdown(self, grace: float = 0) -> None:
         """End all work below the node, while its block stays open.
@@ -235,17 +351,24 @@ class Branch:
         """
         if not grace >= 0:
             raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
-        if self._creche_nursery.life is NEW or self._creche_nursery.bridge.is_foreign:
+        if self._creche_nursery.life is NEW or self._creche_nursery.bridge.is_elsewhere:
             raise WorkerError(
-                f"shutdown() is for an open node and its own event loop; {self._creche_spoken()} is "
-                f"{self._creche_nursery.life.value}"
+                f"shutdown() is for an open node and its own event loop; {self._creche_spoken()} "
+                f"is {self._creche_nursery.life.value}"
             )
-        for node in self._creche_below():
+        below = list(self._creche_below())
+        for node in below:
             node._creche_nursery.refuse()
         caller: Worker[Any] | None = current.get(None)
-        below: list[object] = list(self._creche_below())
-        if caller is not None and caller._holds and caller._is_acting() and caller._node in below:
+        if (
+            caller is not None
+            and caller._is_acting()
+            and any(cast("object", node) is caller._node for node in below)
+        ):
             caller._let_go()
+        for node in below:
+            if node._creche_mailbox.is_acting():
+                node._creche_mailbox.excuse()
         with anyio.move_on_after(grace):
             await self._creche_settle()
         for node in list(self._creche_below()):
@@ -253,7 +376,7 @@ class Branch:
             if node._creche_leave is not None and node is not self:
                 node._creche_nursery.cancel("shut down")
             for group in list(node._creche_groups.values()):
-                group._cancel_all("shut down")
+                group.cancel("shut down")
         await self._creche_settle()
 
     async def _creche_settle(self) -> None:
@@ -286,65 +409,90 @@ class Branch:
         Threads:
             The node's event loop only.
         """
-        self._creche_nursery.check_admission()
-        if self._creche_nursery.is_cancelled or self._creche_nursery.bridge.is_foreign:
+        nursery = self._creche_nursery
+        nursery.check_admission()
+        if nursery.is_cancelled or nursery.bridge.is_elsewhere:
             raise WorkerError(
-                f"cannot mount on {self._creche_spoken()}: cancelled, or in another thread"
+                f"cannot mount on {self._creche_spoken()}: it is cancelled, or this is not its "
+                "event loop"
             )
-        if child._creche_nursery.life is not NEW or child._creche_parent not in (None, self):
+        if not isinstance(child, Branch):
+            raise WorkerError(f"mount() takes a Node, not {shown(child)}")
+        is_new = child._creche_nursery.life is NEW and child._creche_leave is None
+        if not is_new or (child._creche_parent is not None and child._creche_parent is not self):
             raise WorkerError(
-                f"cannot mount {child._creche_spoken()} on {self._creche_spoken()}: it was opened before, or has "
-                "a parent already; mount a new Node"
+                f"cannot mount {child._creche_spoken()} on {self._creche_spoken()}: it was opened "
+                "before, is being mounted or has a parent already; mount a new Node"
             )
-        if child._creche_leave is not None:
-            raise WorkerError(f"{child._creche_spoken()} is being mounted already")
+        if any(node is child for node in self._creche_above()):
+            raise WorkerError(f"cannot mount {child._creche_spoken()} below itself")
+        had_parent = child._creche_parent
         child._creche_parent = self
         child._creche_leave, child._creche_gone = anyio.Event(), anyio.Event()
         ready = anyio.Event()
-        self._creche_nursery.spawn_held(
-            partial(self._creche_house, child, ready),
-            partial(self._creche_unhouse, child, ready),
-            name=child.path,
-        )
+        troubles: list[BaseException] = []
+        child._creche_hold_parent()
+        try:
+            nursery.spawn_held(
+                partial(self._creche_house, child, ready, troubles),
+                partial(self._creche_unhouse, child, ready),
+                name=child.path,
+            ).hold_no_more()  # the hold of the child is enough
+        except BaseException:
+            self._creche_unhouse(child, ready)
+            child._creche_leave = child._creche_gone = None
+            child._creche_parent = had_parent
+            raise
         with anyio.CancelScope(shield=True):
             await ready.wait()
+        try:
+            if troubles:
+                raise troubles.pop()
+            if child._creche_nursery.life is NEW:
+                raise WorkerCancelled(f"mounting {child._creche_spoken()} was cancelled natively")
+        finally:
+            del troubles
         return child
 
-    async def _creche_house(self, child: Branch, ready: anyio.Event) -> None:
+    async def _creche_house(
+        self, child: Branch, ready: anyio.Event, troubles: list[BaseException]
+    ) -> None:
         leave = cast("anyio.Event", child._creche_leave)
         try:
             async with child:
+                child._creche_let_parent_go()  # it keeps nothing open until it is told to leave
                 ready.set()
-                self._creche_nursery.release()  # a mounted node keeps nothing open until told to leave
                 await leave.wait()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            failure = uncancelled(
-                error, lambda leaf: isinstance(leaf, self._creche_nursery.cancelled_class)
-            )
-            if failure is not None:
+            cancelled = self._creche_nursery.cancelled_class
+            failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
+            if failure is not None and not ready.is_set():
+                strip_traceback(failure, _OWN_FRAMES)
+                troubles.append(failure)  # it could not be opened: for who mounts it
+            elif failure is not None:
                 errors = list(getattr(failure, "exceptions", (failure,)))
                 while errors:
                     self._creche_nursery.fail(errors.pop(0))
             del failure  # this frame is in its traceback: a cycle, with all the errors in it
         finally:
-            if ready.is_set() and not leave.is_set():
-                self._creche_nursery.holds += 1
             self._creche_unhouse(child, ready)
 
     def _creche_unhouse(self, child: Branch, ready: anyio.Event) -> None:
         cast("anyio.Event", child._creche_gone).set()
         ready.set()
+        child._creche_let_parent_go()
 
     def _creche_tell_to_leave(self) -> bool:
         """Tell a mounted node to leave; whether that was news to it."""
-        if self._creche_leave is None or self._creche_leave.is_set() or self._creche_parent is None:
+        leave, gone = self._creche_leave, self._creche_gone
+        if leave is None or leave.is_set() or gone is None or gone.is_set():
             return False
-        self._creche_leave.set()
-        self._creche_parent._creche_nursery.holds += 1
+        self._creche_hold_parent()
+        leave.set()
         return True
 
     async def remove(self) -> None:
-        """Cancel a mounted node and wait until it has left.
+        """Cancel a mounted node and wait until it has left; nothing happens if it has already.
 
         May be called again. Cancelling this call ends the wait; the node leaves all the same.
 
@@ -359,35 +507,46 @@ class Branch:
         """
         if self._creche_gone is None:
             raise WorkerError(f"{self._creche_spoken()} was not mounted; leave its block instead")
+        if self._creche_nursery.bridge.is_elsewhere:
+            raise WorkerError(f"{self._creche_spoken()} is removed outside its event loop")
         self._creche_tell_to_leave()
         self.cancel(f"{self._creche_spoken()} was removed")
         await self._creche_gone.wait()
 
     # what the nursery asks
 
-    def _creche_on_cancel(self, reason: object) -> None:
+    def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
         for group in list(self._creche_groups.values()):
-            group._cancel_with_nursery(reason)
-        for child in list(self._creche_children):
-            child._creche_nursery.cancel(reason)
+            group._cancel_with_nursery(reason, by_scope=by_scope)
+        if not by_scope:  # what runs in the nursery beside the workers
+            self._creche_mailbox.hurry()
+            for child in list(self._creche_children.values()):
+                child._creche_tell_to_leave()
 
     def _creche_on_quiet(self) -> bool:
-        told = [child._creche_tell_to_leave() for child in list(self._creche_children)]
+        children = list(self._creche_children.values())
+        told = [child._creche_tell_to_leave() for child in children]
         if any(told):
             return True
         rest = [worker for group in list(self._creche_groups.values()) for worker in group]
         daemons = [worker for worker in rest if worker._started]
         for worker in daemons:
             worker._hold()  # before it is cancelled, for one that is queued ends at once
-            worker.cancel("only daemons were left")
+            worker._cancel_here("only daemons were left")
         if daemons:
             return True
-        for child in self._creche_children:  # what is left of them was never opened
+        for child in children:  # what is left of them was never opened
             for node in child._creche_below():
-                rest += [worker for group in node._creche_groups.values() for worker in group]
+                groups = list(node._creche_groups.values())
+                rest += [worker for group in groups for worker in group]
         for worker in rest:
             worker._disown()
         return bool(rest)
+
+    def _creche_reap(self) -> None:
+        for group in list(self._creche_groups.values()):
+            for worker in group:
+                worker._reap()
 
     @property
     def is_finished(self) -> bool:
@@ -395,15 +554,12 @@ class Branch:
         return self._creche_nursery.life is CLOSED
 
     def _creche_needs_all(self) -> Collection[Party]:
-        held = [party for party in self._creche_waiting if not cast("Worker[Any]", party).daemon]
-        return (*held, *self._creche_children)
+        waiting = list(self._creche_waiting.values())
+        held = [party for party in waiting if not cast("Worker[Any]", party).daemon]
+        return (*held, *self._creche_children.values())
 
     def _creche_needs_one(self) -> Collection[Party]:
         return ()
 
     def _creche_is_opened_by_a_worker(self) -> bool:
-        if self._creche_opener is not None:
-            return True
-        return (
-            self._creche_parent is not None and self._creche_parent._creche_is_opened_by_a_worker()
-        )
+        return any(node._creche_opener is not None for node in self._creche_above())

@@ -12,7 +12,7 @@ spawned: their owner may cancel them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -37,7 +37,22 @@ class Party(Protocol):
         ...
 
 
-_Needs: TypeAlias = "tuple[Collection[Party], Collection[Party]]"
+class _Waiting:
+    """A party with what it needs; parties are told apart by identity, whatever ``==`` says."""
+
+    def __init__(self, party: Party) -> None:
+        self.party = party
+        over = party.is_finished
+        self.every = () if over else tuple(party._creche_needs_all())
+        self.one = () if over else tuple(party._creche_needs_one())
+        self.is_free = False
+
+    def can_go(self, known: dict[int, _Waiting]) -> bool:
+        if all(known[id(other)].is_free for other in self.every) and (
+            not self.one or any(known[id(other)].is_free for other in self.one)
+        ):
+            self.is_free = True
+        return self.is_free
 
 
 def find_deadlock(waiter: Party) -> str | None:
@@ -49,46 +64,32 @@ def find_deadlock(waiter: Party) -> str | None:
     Returns:
         The ring in words, from the waiter on; ``None`` if the wait can end.
     """
-    needs = _reachable(waiter)
-    free: set[Party] = set()
+    known = _reachable(waiter)
     # From what is found last, the far ends, so that a chain is freed in one pass.
-    ahead = list(reversed(needs))
+    ahead = list(reversed(known.values()))
     while True:
-        stuck = [party for party in ahead if not _can_go(needs[party], free, party)]
+        stuck = [each for each in ahead if not each.can_go(known)]
         if len(stuck) == len(ahead):
             break
         ahead = stuck
-    if waiter in free:
+    if known[id(waiter)].is_free:
         return None
-    ring = [waiter]
+    ring = [known[id(waiter)]]
     while True:
-        every, one = needs[ring[-1]]
-        following = next(other for other in (*every, *one) if other not in free)
-        if following in ring:
-            names = [party._creche_spoken() for party in (*ring, following)]
-            return " waits for ".join(names)
+        needs = (known[id(other)] for other in (*ring[-1].every, *ring[-1].one))
+        following = next(other for other in needs if not other.is_free)
         ring.append(following)
+        if any(following is each for each in ring[:-1]):
+            return " waits for ".join(each.party._creche_spoken() for each in ring)
 
 
-def _can_go(needs: _Needs, free: set[Party], party: Party) -> bool:
-    every, one = needs
-    if all(other in free for other in every) and (not one or any(other in free for other in one)):
-        free.add(party)
-        return True
-    return False
-
-
-def _reachable(waiter: Party) -> dict[Party, _Needs]:
-    needs: dict[Party, _Needs] = {}
+def _reachable(waiter: Party) -> dict[int, _Waiting]:
+    known: dict[int, _Waiting] = {}
     ahead: list[Party] = [waiter]
     while ahead:
         party = ahead.pop()
-        if party not in needs:
-            needs[party] = (
-                ((), ())
-                if party.is_finished
-                else (party._creche_needs_all(), party._creche_needs_one())
-            )
-            ahead.extend(needs[party][0])
-            ahead.extend(needs[party][1])
-    return needs
+        if id(party) not in known:
+            needs = known[id(party)] = _Waiting(party)
+            ahead.extend(needs.every)
+            ahead.extend(needs.one)
+    return known

@@ -17,6 +17,7 @@ from ._errors import DeadlockError, NoActiveWorker, WorkerCancelled, WorkerError
 from ._life import Life
 from ._message import Message
 from ._record import ResultType
+from ._report import shown
 from ._state import CANCELLED, ERROR, PENDING, RUNNING, WorkerState
 from ._track import track
 from ._waiting import find_deadlock
@@ -213,7 +214,7 @@ class Worker(Life[ResultType]):
         )
         if not hasattr(node, "_creche_nursery"):
             self._close_work()
-            raise WorkerError(f"node must be a Node, not {node!r:.100}")
+            raise WorkerError(f"node must be a Node, not {shown(node)}")
         self._check(abandon_on_cancel or limiter is not None)
 
     def _check(self, is_for_thread: bool) -> None:
@@ -221,14 +222,17 @@ class Worker(Life[ResultType]):
         work, wrong = self._work, ""
         if is_for_thread and self._thread is None:
             wrong = "abandon_on_cancel and limiter are for threads; add thread=True"
-        if not (callable(work) or inspect.isawaitable(work)):
+        elif not (callable(work) or inspect.isawaitable(work)):
             if work is not None:
                 wrong = "work must be a coroutine function, a callable or an awaitable"
             elif not self._has_own_run():
                 wrong = "give it work to do, or implement run() in a subclass"
+        for what, text in (("name", self.name), ("group", self.group)):
+            if type(text) is not str and not wrong and not isinstance(text, str):
+                wrong = f"its {what} must be a text, not {shown(text)}"
         if wrong:
             self._close_work()
-            raise WorkerError(f"cannot make a worker of {work!r:.100}: {wrong}")
+            raise WorkerError(f"cannot make a worker of {shown(work)}: {wrong}")
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.
@@ -255,14 +259,13 @@ class Worker(Life[ResultType]):
         await wait_for((self,))
         error = self.error
         if error is not None:
-            failed = WorkerFailed(error)  # a fresh one: a traceback grows at each raise
-            failed._source = self
+            failed = WorkerFailed(error, self)  # a fresh one: a traceback grows at each raise
             try:
                 raise failed from error
             finally:
                 del error, failed
         if self._state is ERROR:
-            raise WorkerFailed(WorkerError(f"{self._creche_spoken()} failed elsewhere"))
+            raise WorkerFailed(WorkerError("it failed elsewhere"), self)
         if self._state is CANCELLED:
             raise WorkerCancelled(self._tell_cancellation())
         return cast("ResultType", self._outcome)
@@ -325,10 +328,11 @@ class Worker(Life[ResultType]):
         if self._handle is None:
             return False
         hops = self._ties.hops if self._ties is not None else ()
-        for handle in (self._handle, *hops):
-            # A coroutine runs, in the sense of cr_running, while what it awaits is being run.
-            if cast("CoroutineType[Any, Any, Any]", handle.coro).cr_running:
-                return True
+        for coro in (self._handle.coro, *(hop.coro for hop in hops)):
+            # A coroutine runs, in the sense of cr_running, while what it awaits is being run; and
+            # while a task that it makes is begun eagerly, from Python 3.12 on.
+            if cast("CoroutineType[Any, Any, Any]", coro).cr_running:
+                return not self._nursery.is_in_eager_task()
         if self._thread is None:
             return False
         # anyio.from_thread.run() in the worker's thread: AnyIO makes a task for it on asyncio.
@@ -347,9 +351,10 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     for worker in waited:
         if not worker._started and worker._state is PENDING:
             raise WorkerError(
-                f"cannot wait for {worker._creche_spoken()}, which was never started; start it first"
+                f"cannot wait for {worker._creche_spoken()}, which was never started; "
+                "start it first"
             )
-        if worker._nursery.bridge.is_foreign:
+        if worker._nursery.bridge.is_elsewhere:
             raise WorkerError(
                 f"cannot wait for {worker._creche_spoken()} outside the event loop of its node; "
                 "from a thread use node.call_from_thread(worker.wait)"
@@ -360,31 +365,34 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
         return
     ties = me._tied()
     ties.waits = waited
-    me._node._creche_waiting.add(me)
+    me._node._creche_waiting[id(me)] = me
     try:
-        ring = find_deadlock(me) if me in waited or me._is_needed() else None
+        is_judged = me._is_needed() or any(me is worker for worker in waited)
+        ring = find_deadlock(me) if is_judged else None
         if ring is not None:
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
         await _wait_for(waited, begun=begun)
     finally:
-        ties.waits = ()
+        ties.waits = []
         if not ties.opened:
-            me._node._creche_waiting.discard(me)
+            me._node._creche_waiting.pop(id(me), None)
 
 
 async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
     if not waited:
         await lowlevel.checkpoint()
+    # The events are made before it is looked whether to wait: a signal handler may come in between.
     for worker in waited:
+        ties = worker._tied()
         if begun:
             while worker._state is PENDING:
-                ties = worker._tied()
                 ties.begun = ties.begun or anyio.Event()
-                await ties.begun.wait()
+                if worker._state is PENDING:
+                    await ties.begun.wait()
         elif not worker.is_finished:
-            ties = worker._tied()
             ties.done = ties.done or anyio.Event()
-            await ties.done.wait()
+            if not worker.is_finished:
+                await ties.done.wait()
 
 
 active_worker: ContextVar[Worker[Any]] = current
