@@ -127,16 +127,8 @@ def work(
         WorkerError: At the call: the first argument is no node.
         TypeError: At the call: the arguments do not fit the function.
     """
-
     is_limited = limit is not None or overflow != "enqueue"
-    try:
-        for what, text in (("name", name), ("group", group), ("description", description)):
-            if text is not None:
-                check_text(f"the {what} of @work", text)
-        check_limit(limit)
-        check_overflow(overflow)
-    except WorkerError as error:
-        raise WorkerDeclarationError(str(error)) from None
+    _check_options({"name": name, "group": group, "description": description}, limit, overflow)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Worker[Any]]:
         called = _check_function(function, thread=thread)
@@ -179,6 +171,17 @@ def work(
         return start
 
     return decorate if function is None else decorate(function)
+
+
+def _check_options(texts: dict[str, str | None], limit: int | None, overflow: Overflow) -> None:
+    try:
+        for what, text in texts.items():
+            if text is not None:
+                check_text(f"the {what} of @work", text)
+        check_limit(limit)
+        check_overflow(overflow)
+    except WorkerError as error:
+        raise WorkerDeclarationError(str(error)) from None
 
 
 def _check_function(function: Callable[..., Any], *, thread: bool) -> str:
