@@ -406,16 +406,19 @@ class Nursery:
             except self.cancelled_class:
                 if self.life is CLOSED:
                     raise
-                if self._host.is_done() or self.is_scope_cancelled():
+                # A host that ended before anybody cancelled the node has left its block open. A
+                # native cancellation is of all tasks then, as the program ends.
+                is_deserted = self._host.is_done() and not self.is_cancelled
+                if is_deserted or self.is_scope_cancelled():
                     break
-                # Else it is a native cancellation: either aimed at this very task, and not obeyed;
-                # or at all tasks as the program ends, and obeyed once the host has ended too.
+                # Else it is aimed at this very task, and not obeyed; or the host is about to end.
                 self._watch_host(self._stop_watching)
         self.cancel_from_outside()
         with anyio.CancelScope(shield=True):
             await self._reap()
-            if self._host.is_done():
+            if is_deserted:
                 await self.close_deserted()
+        self._wake()  # for blocks of child nodes that are deserted
 
     def _stop_watching(self) -> None:
         if self._watcher is not None:

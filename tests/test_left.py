@@ -1,0 +1,441 @@
+"""Blocks left in another task, in the wrong order or never: no node outlives its program."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+import unittest
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+
+from creche import DeadlockError, Node, Worker, WorkerError
+from helpers import CANCELLED, RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle
+
+
+def program(text, *arguments, status=1):
+    """Run a program to its end, and give what it says on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", text, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,  # a hang is a failure
+    )
+    assert done.returncode == status, done
+    return done.stderr
+
+
+START = """
+import sys
+import anyio
+from creche import Node
+
+async def fail():
+    raise ValueError("of the worker")
+
+def sleep():
+    gate.wait(0.05)
+
+import threading
+gate = threading.Event()
+async def main():
+    node = await Node("app").__aenter__()
+    what = sys.argv[2]
+    if what == "work":
+        node.run_worker(anyio.sleep_forever)
+    elif what == "queued":
+        node.group("one", limit=1).run_worker(anyio.sleep_forever)
+        node.group("one").run_worker(anyio.sleep_forever)
+    elif what == "thread":
+        await node.start_worker(sleep, thread=True)
+    elif what == "failed":
+        node.run_worker(fail, exit_on_error=False)
+    elif what == "mounted":
+        (await node.mount(Node("panel"))).run_worker(anyio.sleep_forever)
+    elif what == "child":
+        child = await Node("child", parent=node).__aenter__()
+        child.run_worker(anyio.sleep_forever)
+    elif what == "handler":
+        node.on_worker_state_changed = lambda event: anyio.sleep_forever()
+        node._creche_heed_logger()
+        node.run_worker(anyio.lowlevel.checkpoint)
+    for _ in range(5):
+        await anyio.lowlevel.checkpoint()
+    raise OSError("the error of the program")
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "what", ["nothing", "work", "queued", "thread", "failed", "mounted", "child", "handler"]
+)
+def test_a_start_without_a_stop_ends_with_its_program(anyio_backend, what):
+    """A node that is entered and never left keeps no program alive, nor hides its error."""
+    name, options = anyio_backend
+    if options.get("use_uvloop"):
+        pytest.skip("the same on asyncio's own loop")
+    if name == "trio" and what in {"thread", "mounted", "child", "handler"}:
+        pytest.skip("Trio ends in a TrioInternalError where its main task leaves more than that")
+    told = program(START, name, what)
+    assert "OSError: the error of the program" in told
+
+
+BACKGROUND = """
+import asyncio
+from creche import Node
+
+async def background():
+    await Node("app").__aenter__()
+    await asyncio.sleep(3600)
+
+async def main():
+    task = asyncio.create_task(background())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    raise OSError("the error of the program")
+
+asyncio.run(main())
+"""
+
+
+def test_a_node_of_a_task_that_ends_with_the_program():
+    """Its host is cancelled in the same moment as the node's own tasks are, and is alive then."""
+    assert "OSError: the error of the program" in program(BACKGROUND)
+
+
+GENERATOR = """
+import asyncio
+from creche import Node
+
+async def rows():
+    async with Node("app") as app:
+        app.run_worker(asyncio.sleep(3600))
+        yield 1
+
+async def main():
+    async for _ in rows():
+        break
+    raise OSError("the error of the program")
+
+asyncio.run(main())
+"""
+
+
+def test_a_generator_that_is_broken_off():
+    """A node in an async generator that is dropped half-way keeps no program alive."""
+    assert "OSError: the error of the program" in program(GENERATOR)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.Runner is of 3.11")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_fixture_of_two_runs(fails):
+    """Entered by one run of a Runner and left by another, as a fixture is: an error, and an end."""
+    node, workers = Node("app"), []
+
+    async def fail():
+        raise ValueError("of a worker")
+
+    async def use():
+        workers.append(node.run_worker(anyio.sleep_forever))
+        if fails:
+            workers.append(node.run_worker(fail))
+            await settle()
+
+    with asyncio.Runner() as runner:
+        runner.run(node.__aenter__())
+        runner.run(use())
+        with pytest.raises((WorkerError, ExceptionGroup)) as caught:
+            runner.run(node.__aexit__(None, None, None))
+        assert node.is_finished
+        assert workers[0].state is CANCELLED
+    told = [str(each) for each in leaves(caught.value)]
+    assert "is left in another task than the one that entered it" in told[-1]
+    assert told[:-1] == (["of a worker"] if fails else [])
+
+
+def test_a_test_case_of_the_standard_library():
+    """A node of asyncSetUp() that asyncTearDown() does not leave ends with the test."""
+    seen = []
+
+    class Case(unittest.IsolatedAsyncioTestCase):
+        async def asyncSetUp(self):
+            self.app = await Node("app").__aenter__()
+
+        async def test(self):
+            seen.append(self.app.run_worker(anyio.sleep_forever))
+            await settle()
+
+    result = unittest.TestResult()
+    Case("test").run(result)
+    assert result.wasSuccessful(), result.errors
+    assert seen[0].state is CANCELLED
+
+
+async def test_left_in_another_task_the_work_is_waited_for():
+    """The work has ended before the error is raised, threads too; the host is spared."""
+    meeting, entered, go = Meeting(), anyio.Event(), anyio.Event()
+    app = Node("app")
+
+    async def host():
+        await app.__aenter__()
+        entered.set()
+        await go.wait()  # is in another block of its own by now
+
+    async def let_thread_go():
+        await meeting.until_arrived()
+        while not worker.is_cancelled:
+            await anyio.lowlevel.checkpoint()
+        meeting.go.set()
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(host)
+            await entered.wait()
+            worker = await app.start_worker(meeting, thread=True)
+            group.start_soon(let_thread_go)
+            with pytest.raises(WorkerError, match="left in another task"):
+                await app.__aexit__(None, None, None)
+            assert worker.state is CANCELLED
+            assert app.is_finished
+            assert not go.is_set()
+            go.set()
+    except ExceptionGroup as group:  # what the backend says to a host that left a block open
+        assert [type(each) for each in leaves(group)] == [RuntimeError]
+
+
+@pytest.mark.parametrize("error", [None, ValueError("of the body")])
+async def test_parent_left_before_its_child(error):
+    """It is a DeadlockError that names the child; both are closed, and may be left once more."""
+    app = Node("app")
+    page = Node("page", parent=app)
+    await app.__aenter__()
+    await page.__aenter__()
+    workers = [node.run_worker(anyio.sleep_forever) for node in (app, page)]
+    workers[0].cancel()
+    with pytest.raises((DeadlockError, ExceptionGroup)) as caught:
+        await app.__aexit__(type(error), error, None)
+    assert page.is_finished
+    assert app.is_finished
+    assert [worker.state for worker in workers] == [CANCELLED, CANCELLED]
+    *others, told = leaves(caught.value)
+    assert isinstance(told, DeadlockError)
+    assert "node 'app' is left before node 'app/page'" in str(told)
+    assert others == ([error] if error else [])
+    assert not await page.__aexit__(None, None, None)
+    await settle()
+
+
+async def test_parent_left_before_its_child_within_a_scope():
+    """The same where AnyIO or Trio cannot leave the scopes of the blocks any more."""
+    app = Node("app")
+    page = Node("page", parent=app)
+    await app.__aenter__()
+    await page.__aenter__()
+    with anyio.move_on_after(RENDEZVOUS) as scope:
+        with pytest.raises(DeadlockError, match="left before node 'app/page'"):
+            await app.__aexit__(None, None, None)
+    assert not scope.cancelled_caught
+    await settle()
+
+
+async def test_roots_left_in_the_wrong_order():
+    """It is an error as well, though none would wait for the other."""
+    first, second = Node("first"), Node("second")
+    await first.__aenter__()
+    await second.__aenter__()
+    with pytest.raises(WorkerError, match="node 'first' is left before node 'second'") as caught:
+        await first.__aexit__(None, None, None)
+    assert not isinstance(caught.value, DeadlockError)
+    assert second.is_finished
+
+
+async def test_left_without_having_been_entered():
+    """Leaving a node that was not entered is an error that says so."""
+    with pytest.raises(WorkerError, match="left without having been entered"):
+        await Node("app").__aexit__(None, None, None)
+
+
+async def test_a_child_whose_task_has_ended_without_leaving_it(anyio_backend):
+    """The parent's block does not wait for ever for one that nobody can leave any more."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio itself fails the task that leaves a nursery open")
+    children = []
+
+    async def forget(app):
+        page = await Node("page", parent=app).__aenter__()
+        children.append(page.run_worker(anyio.sleep_forever))
+
+    async with Node("app") as app:
+        await asyncio.create_task(forget(app))
+    assert children[0].state is CANCELLED
+    assert children[0].node.is_finished
+
+
+async def test_a_child_whose_task_ends_while_its_parent_is_left(anyio_backend):
+    """The same where it ends without leaving when the parent waits already."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio itself fails the task that leaves a nursery open")
+    entered = asyncio.Event()
+
+    async def forget(app):
+        await Node("page", parent=app).__aenter__()
+        entered.set()
+        await settle()
+
+    async with Node("app") as app:
+        task = asyncio.create_task(forget(app))
+        await entered.wait()
+    await task
+    assert app.is_finished
+
+
+async def test_a_native_cancel_of_the_watcher_is_not_obeyed(anyio_backend):
+    """While somebody can leave the block, a stray Task.cancel() ends nothing."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+    async with Node("app") as app:
+        await settle()
+        worker = app.run_worker(settle)
+        for task in asyncio.all_tasks():
+            if task.get_name() == "watcher of node 'app'":
+                task.cancel()
+        await worker
+        await app.run_worker(settle)
+        await settle()
+    gc.collect()
+
+
+class Broken(Node):
+    """A node whose entering fails after its nursery was opened."""
+
+    def _creche_begin(self, parent):
+        super()._creche_begin(parent)
+        raise ValueError("half-way")
+
+
+async def test_entering_that_fails_half_way_leaves_nothing():
+    """The error comes out bare, the parent can be left, and the scopes are in order."""
+    async with Node("app") as app:
+        broken = Broken("broken", parent=app)
+        waiting = broken.run_worker(anyio.sleep_forever, start=False)
+        with pytest.raises(ValueError, match="half-way"):
+            await broken.__aenter__()
+        assert broken.is_finished
+        assert waiting.state is CANCELLED
+        assert app.children == ()
+        with pytest.raises(ValueError, match="half-way"):
+            await app.mount(Broken("mounted"))
+        assert await app.run_worker(anyio.lowlevel.checkpoint) is None
+
+
+@pytest.mark.parametrize("made", range(1, 4))
+async def test_entering_where_a_task_cannot_be_made(anyio_backend, made):
+    """A task factory that fails as the node is entered or mounted leaves nothing half done."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no task factories")
+    loop = asyncio.get_running_loop()
+    count = 0
+
+    def factory(loop, coro, **options):
+        nonlocal count
+        count += 1
+        if count == made:
+            coro.close()
+            raise RuntimeError("no more tasks")
+        return asyncio.Task(coro, loop=loop, **options)
+
+    loop.set_task_factory(factory)
+    try:
+        with pytest.raises((RuntimeError, ExceptionGroup)) as caught:
+            async with Node("app") as app:
+                await app.mount(Node("panel"))
+        assert [str(each) for each in leaves(caught.value)] == ["no more tasks"]
+    finally:
+        loop.set_task_factory(None)
+    async with Node("app") as app:
+        assert await app.run_worker(anyio.lowlevel.checkpoint) is None
+
+
+async def test_a_property_that_fails_as_a_node_is_entered():
+    """What can fail of the user's is asked before the task group is entered."""
+
+    class Odd(Node):
+        is_odd = False
+
+        @property
+        def on_worker_state_changed(self):
+            if self.is_odd:
+                raise ValueError("odd")
+
+    odd = Odd("odd")
+    odd.is_odd = True
+    with pytest.raises(ValueError, match="odd"):
+        await odd.__aenter__()
+    odd.is_odd = False
+    async with odd:
+        pass
+
+
+async def test_trees_of_a_thousand_levels():
+    """A chain of nodes opens, is cancelled, told by its paths and closed without recursion."""
+    depth = 1000
+    nodes = [Node("0")]
+    for n in range(1, depth):
+        nodes.append(Node(str(n), parent=nodes[-1]))
+    workers = []
+    async with AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node)
+        workers.append(nodes[-1].run_worker(anyio.sleep_forever))
+        assert nodes[-1].path.count("/") == depth - 1
+        assert nodes[-1].root is nodes[0]
+        assert len(nodes[0].workers) == 1
+        nodes[0].cancel("all")
+        await anyio.sleep_forever()
+    assert workers[0].state is CANCELLED
+    unopened = [Node("0")]
+    async with unopened[0]:
+        for n in range(1, depth):
+            unopened.append(Node(str(n), parent=unopened[-1]))
+        workers.append(unopened[-1].run_worker(anyio.sleep_forever, start=False))
+    assert workers[-1].state is CANCELLED
+    assert all(node.is_finished for node in unopened)
+
+
+async def test_a_thread_that_starts_work_as_the_node_is_left():
+    """It is refused in that thread, and nothing of the loop is touched from there."""
+    refused, threads = [], []
+
+    def hammer(app):
+        while True:
+            try:
+                app.run_worker(anyio.lowlevel.checkpoint)
+            except WorkerError as error:
+                refused.append(str(error))
+                return
+
+    async def read(app, ready):
+        async with app.subscribe(Worker.StateChanged, tree=True) as events:
+            ready.set()
+            async for _ in events:
+                pass
+
+    for _ in range(20):
+        async with anyio.create_task_group() as group:
+            app, ready = Node("app"), anyio.Event()
+            group.start_soon(read, app, ready)
+            await ready.wait()
+            async with app:
+                threads.append(threading.Thread(target=hammer, args=(app,)))
+                threads[-1].start()
+                await settle(3)
+                app.cancel()
+    for thread in threads:
+        await anyio.to_thread.run_sync(thread.join)
+    assert len(refused) == 20
