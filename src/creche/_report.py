@@ -19,7 +19,8 @@ _LONGEST = 200  # characters of an object of the user's within a sentence
 def text_of(value: object) -> str:
     """Give ``str(value)``, whatever that does."""
     try:
-        return str.__str__(str(value))  # an own subclass of str may have ideas of its own
+        # A subclass of str may have ideas of its own; its letters are what counts.
+        return str.__str__(value if isinstance(value, str) else str(value))
     except Exception:  # noqa: BLE001 (the user's own, of which a text is all that is wanted)
         return f"<unprintable {type(value).__name__}>"
 

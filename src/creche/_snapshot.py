@@ -158,14 +158,14 @@ def _take_node(node: Pictured, stacks: float, calls: dict[object, Any]) -> NodeS
 
 def _take_group(group: WorkerGroup, stacks: float, calls: dict[object, Any]) -> GroupSnapshot:
     waiting = [worker for worker in group._queue if not worker.is_finished]
-    positions = {worker: number for number, worker in enumerate(waiting, 1)}
+    positions = {worker._order: number for number, worker in enumerate(waiting, 1)}
     workers: list[WorkerSnapshot] = []
     for worker in group:
         stack = None
         if stacks > 0 and worker._handle is not None:
             stacks -= 1
             stack = find_stack(worker, calls)
-        workers.append(_take_worker(worker, positions.get(worker), stack))
+        workers.append(_take_worker(worker, positions.get(worker._order), stack))
     return GroupSnapshot(
         name=group.name,
         limit=group.limit,

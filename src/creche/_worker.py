@@ -227,12 +227,18 @@ class Worker(Life[ResultType]):
                 wrong = "work must be a coroutine function, a callable or an awaitable"
             elif not self._has_own_run():
                 wrong = "give it work to do, or implement run() in a subclass"
-        for what, text in (("name", self.name), ("group", self.group)):
-            if type(text) is not str and not wrong and not isinstance(text, str):
-                wrong = f"its {what} must be a text, not {shown(text)}"
+        if type(self.name) is not str or type(self.group) is not str:
+            wrong = wrong or self._check_texts()
         if wrong:
             self._close_work()
             raise WorkerError(f"cannot make a worker of {shown(work)}: {wrong}")
+
+    def _check_texts(self) -> str:
+        """Make plain texts of the name and the group; tell what is wrong, if they are none."""
+        if not isinstance(self.name, str) or not isinstance(self.group, str):
+            return f"name {shown(self.name)} and group {shown(self.group)} must both be a text"
+        self.name, self.group = str.__str__(self.name), str.__str__(self.group)
+        return ""
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.

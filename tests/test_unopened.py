@@ -1,0 +1,265 @@
+"""Nodes that are removed, refused, not open yet or never; and nodes that are equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from creche import Message, Node, Worker, WorkerError
+from helpers import CANCELLED, PENDING, SUCCESS, ExceptionGroup, leaves, settle, until
+
+
+class Ping(Message):
+    pass
+
+
+class Panel(Node):
+    async def fail(self):
+        raise ValueError("of the panel")
+
+
+async def in_thread(call):
+    """Make a call in a foreign thread, and give what it returned or raised."""
+    got = []
+
+    def run():
+        try:
+            got.append(call())
+        except WorkerError as error:
+            got.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    await anyio.to_thread.run_sync(thread.join)
+    return got[0]
+
+
+async def test_removing_what_has_ended_by_itself():
+    """remove() of a mounted node that was cancelled and has left returns, and holds nobody."""
+    async with Node("app") as app:
+        panel = await app.mount(Panel("panel"))
+        panel.cancel("done with it")
+        await until(lambda: panel.is_finished)
+        await panel.remove()
+        await panel.remove()
+        assert app._creche_nursery.holds == 0
+
+
+async def test_removing_what_has_failed():
+    """A panel that failed, removed in a finally: its error is raised once, and nothing hangs."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            panel = await app.mount(Panel("panel"))
+            try:
+                panel.run_worker(panel.fail)
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await panel.remove()
+    assert [str(each) for each in leaves(caught.value)] == ["of the panel"]
+
+
+@pytest.mark.parametrize("shutdown_first", [False, True])
+async def test_mount_and_shutdown_in_one_turn(shutdown_first):
+    """What was admitted is opened and told to leave; what comes later is refused to its caller."""
+    outcomes = []
+
+    async def mount():
+        try:
+            outcomes.append(await app.mount(Panel("panel")))
+        except WorkerError as error:
+            outcomes.append(error)
+
+    async with Node("app") as app, anyio.create_task_group() as group:
+        for task in (app.shutdown, mount) if shutdown_first else (mount, app.shutdown):
+            group.start_soon(task)
+    (outcome,) = outcomes
+    if isinstance(outcome, WorkerError):
+        assert "shutting down" in str(outcome)
+    else:
+        assert outcome.is_finished
+
+
+async def test_mounting_a_node_that_cannot_be_entered():
+    """The error goes to who mounts it, and the parent goes on."""
+
+    class Odd(Node):
+        async def __aenter__(self):
+            raise ValueError("no entry")
+
+    async with Node("app") as app:
+        with pytest.raises(ValueError, match="no entry"):
+            await app.mount(Odd("odd"))
+        assert await app.run_worker(anyio.lowlevel.checkpoint) is None
+
+
+async def test_a_node_cannot_be_mounted_below_itself():
+    """It is refused before anything is done."""
+    async with Node("app") as app, Node("page", parent=app) as page:
+        with pytest.raises(WorkerError, match="below itself|opened before"):
+            await page.mount(app)
+
+
+@pytest.mark.parametrize("what", ["work", "message"])
+async def test_an_unopened_child_used_from_a_thread(what):
+    """What a thread asks of it is done on the loop of its parent, and its reader wakes."""
+    heard = []
+
+    async def read(ready):
+        async with app.subscribe(Message, tree=True) as events:
+            ready.set()
+            async for event in events:
+                heard.append(event)
+                break
+
+    def use():
+        if what == "work":
+            return page.run_worker(anyio.sleep_forever, start=False)
+        return page.post_message(Ping())
+
+    async with Node("app") as app:
+        page = Node("page", parent=app)
+        async with anyio.create_task_group() as group:
+            ready = anyio.Event()
+            group.start_soon(read, ready)
+            await ready.wait()
+            await in_thread(use)
+            await until(lambda: heard)
+    assert isinstance(heard[0], Ping if what == "message" else Worker.StateChanged)
+
+
+async def test_a_child_that_is_never_opened():
+    """Its work ends CANCELLED with the parent, its streams end, and it takes nothing any more."""
+    heard = []
+    async with Node("app") as app:
+        page = Node("page", parent=app)
+        below = Node("below", parent=page)
+        worker = below.run_worker(anyio.sleep_forever, start=False)
+        assert page.post_message(Ping())
+        events = below.subscribe(Worker.StateChanged)
+        await events.__aenter__()
+        assert app.children == ()
+    heard = [(event.worker, event.state) async for event in events]
+    assert heard == [(worker, CANCELLED)]
+    assert below.is_finished
+    assert page.is_finished
+    assert not page.post_message(Ping())
+    with pytest.raises(WorkerError, match="closed"):
+        below.run_worker(anyio.sleep_forever, start=False)
+    with pytest.raises(WorkerError, match="entered before"):
+        await page.__aenter__()
+
+
+async def test_a_child_that_was_not_heard_of_when_its_parent_closed():
+    """A node made below one that has closed is refused whatever it is given."""
+    async with Node("app") as app:
+        page = Node("page", parent=app)
+    coroutine = anyio.lowlevel.checkpoint()
+    with pytest.raises(WorkerError, match="whose parent is closed"):
+        page.run_worker(coroutine, start=False)
+    assert page.post_message(Ping()) is False
+    refused = await in_thread(lambda: page.run_worker(anyio.sleep_forever, start=False))
+    assert "whose parent is closed" in str(refused)
+    with pytest.raises(WorkerError, match="its parent is closed"):
+        await page.__aenter__()
+
+
+@pytest.mark.parametrize("how", ["loop", "thread"])
+async def test_refused_work_is_announced_nowhere(how):
+    """A node that takes no more work tells the caller, and nobody else."""
+    app = Node("app")
+    async with app.subscribe(Worker.StateChanged) as events, app:
+        await app.shutdown()
+        worker = Worker(app, anyio.sleep_forever)
+
+        def add():
+            app.workers.add_worker(worker)
+
+        if how == "thread":
+            assert "shutting down" in str(await in_thread(add))
+        else:
+            with pytest.raises(WorkerError, match="shutting down"):
+                add()
+        assert worker.state is CANCELLED
+        assert worker.is_cancelled
+        assert events.take_all() == []
+        with pytest.raises(WorkerError, match="has ended"):
+            app.workers.add_worker(worker, start=False)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Equal(Node):
+    title: str
+    above: Node | None = None
+
+    def __post_init__(self):
+        super().__init__(self.title, parent=self.above)
+
+
+@dataclasses.dataclass
+class Unhashable(Node):
+    title: str
+    above: Node | None = None
+
+    def __post_init__(self):
+        super().__init__(self.title, parent=self.above)
+
+
+@pytest.mark.parametrize("kind", [Equal, Unhashable])
+async def test_nodes_are_told_apart_by_identity(kind):
+    """Nodes that are equal, or have no hash, are children of their own, mounted or with a block."""
+    async with Node("app") as app:
+        panels = [await app.mount(kind("same")) for _ in range(2)]
+        workers = [panel.run_worker(anyio.sleep_forever) for panel in panels]
+        assert [each is panel for each, panel in zip(app.children, panels, strict=True)] == [
+            True,
+            True,
+        ]
+        async with kind("same", app) as page:
+            assert await page.run_worker(anyio.lowlevel.checkpoint) is None
+            assert len(app.children) == 3
+            page.cancel()
+        await panels[0].remove()
+        assert workers[0].state is CANCELLED
+        assert not workers[1].is_finished
+        await panels[1].remove()
+    async with Node("app") as app:  # without a look at them: both are told to leave
+        ended = [(await app.mount(kind("same"))).run_worker(settle) for _ in range(2)]
+    assert [worker.state for worker in ended] == [SUCCESS, SUCCESS]
+
+
+class Same(Worker):
+    """Workers that say that they are all equal, and have no hash."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return isinstance(other, Same)
+
+
+async def test_workers_are_told_apart_by_identity():
+    """The same for workers: in groups, in queues, and where they wait for each other."""
+    async with Node("app") as app:
+        app.group("one", limit=1)
+        workers = [Same(app, settle, name=str(n), group="one") for n in range(3)]
+        for worker in workers:
+            app.workers.add_worker(worker, exclusive=False)
+        late = Same(app, settle, name="late")
+        app.workers.add_worker(late, start=False)
+        assert len(app.workers) == 4
+        assert [each.name for each in app.workers] == ["0", "1", "2", "late"]
+        workers[1].cancel()
+
+        async def wait():
+            await workers[2].wait()
+
+        waiting = Same(app, wait, name="waiting")
+        app.workers.add_worker(waiting, exclusive=False)
+        await app.workers.wait_for_complete([*workers, waiting])
+        assert [worker.state for worker in workers] == [SUCCESS, CANCELLED, SUCCESS]
+        assert late.state is PENDING
+        app.snapshot()
