@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import anyio
 import pytest
 
 import creche._node
-from creche import Message, Node, Worker, WorkerError, WorkerState, active_worker
+from creche import (
+    Message,
+    Node,
+    Worker,
+    WorkerError,
+    WorkerState,
+    active_worker,
+    get_current_worker,
+    work,
+)
 from helpers import (
     CANCELLED,
     ERROR,
     PENDING,
+    RENDEZVOUS,
     RUNNING,
     SUCCESS,
     ExceptionGroup,
@@ -330,3 +341,183 @@ async def test_post_after_the_loop_has_gone():
     thread.start()
     thread.join()
     assert got == [False]
+
+
+# handlers that start work
+
+
+class Typed(Message):
+    def __init__(self, text):
+        self.text = text
+
+
+async def test_a_handler_that_is_an_exclusive_worker():
+    """It starts a worker and is done: the next message supersedes it, and is not held up by it."""
+
+    class Search(Node):
+        def __init__(self):
+            super().__init__("search")
+            self.shown, self.workers_made = [], []
+
+        @work(exclusive=True)
+        async def on_typed(self, message):
+            self.workers_made.append(get_current_worker())
+            await settle()
+            self.shown.append(message.text)
+
+    async with Search() as search:
+        for text in ("c", "cr", "cre"):
+            assert search.post_message(Typed(text))
+            await settle(3)
+    assert search.shown == ["cre"]
+    assert [worker.state for worker in search.workers_made] == [CANCELLED, CANCELLED, SUCCESS]
+
+
+@pytest.mark.parametrize("how", ["declared", "returned", "returned by async"])
+async def test_the_error_of_a_handler_that_is_a_worker(how):
+    """exit_on_error=False contains it; else the node fails with it, once."""
+
+    async def fail():
+        raise ValueError("of the work")
+
+    class App(Node):
+        exits = False
+
+        @work(exit_on_error=False)
+        async def declared(self):
+            raise ValueError("of the work")
+
+        def start(self):
+            if how == "declared" and not self.exits:
+                return self.declared()
+            return self.run_worker(fail, exit_on_error=self.exits)
+
+        def on_typed(self, message):
+            return self.start_later() if how == "returned by async" else self.start()
+
+        async def start_later(self):
+            return self.start()
+
+    async with App("app") as app:
+        app.post_message(Typed("x"))
+        await settle()
+        app.post_message(Typed("y"))
+    app = App("app")
+    app.exits = True
+    with pytest.raises(ExceptionGroup) as caught:
+        async with app:
+            app.post_message(Typed("x"))
+    assert [str(each) for each in leaves(caught.value)] == ["of the work"]
+
+
+async def test_cancelling_a_handler_that_is_a_worker():
+    """It ends that worker and fails nobody."""
+
+    class App(Node):
+        @work
+        async def on_typed(self, message):
+            await anyio.sleep_forever()
+
+    async with App("app") as app:
+        app.post_message(Typed("x"))
+        await settle()
+        (worker,) = app.workers
+        worker.cancel()
+        await settle()
+        assert await app.run_worker(anyio.lowlevel.checkpoint) is None
+    assert worker.state is CANCELLED
+
+
+@pytest.mark.parametrize("where", ["app", "page"])
+async def test_shutdown_in_a_handler_waits_for_others_only(where):
+    """The handler that calls it is excused, as a worker is: the grace is not used up by it."""
+    ended = []
+
+    class Quit(Message, bubble=False):
+        pass
+
+    class App(Node):
+        async def on_quit(self, message):
+            ended.append("begun")
+            with anyio.fail_after(RENDEZVOUS):
+                await app.shutdown(grace=float("inf"))
+            ended.append(worker.state)
+
+    app = App("app")
+    async with app, App("page", parent=app) as page:
+        worker = page.run_worker(settle)
+        (app if where == "app" else page).post_message(Quit())
+    assert ended == ["begun", SUCCESS]
+
+
+async def test_a_signal_between_two_looks_of_the_pump():
+    """What is posted as the pump is about to end is delivered all the same."""
+    got = []
+
+    class App(Node):
+        def on_typed(self, message):
+            got.append(message.text)
+
+    class Late(Typed):
+        @property
+        def bubble(self):
+            if self.text == "first":  # asked for last of all
+                app._creche_mailbox._waiting.append(Typed("second"))
+            return False
+
+    Late.handler_name = "on_typed"
+    async with App("app") as app:
+        app.post_message(Late("first"))
+        await settle()
+        assert got == ["first", "second"]
+
+
+class Slotted(Node):
+    def __init__(self):
+        super().__init__("slotted")
+        self.got = []
+
+    @dataclasses.dataclass(slots=True)
+    class Saved(Message):
+        path: str
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Closed(Message, bubble=False, namespace="ed"):
+        path: str
+
+    @dataclasses.dataclass
+    class Opened(Message):
+        path: str
+
+    def on_slotted_saved(self, message):
+        self.got.append("saved")
+
+    def on_ed_closed(self, message):
+        self.got.append("closed")
+
+    def on_slotted_opened(self, message):
+        self.got.append("opened")
+
+
+async def test_messages_that_are_dataclasses_with_slots():
+    """Made a second time by the decorator, without its keywords, a class keeps its handler."""
+
+    class Above(Node):
+        def __init__(self):
+            super().__init__("above")
+            self.got = []
+
+        def on_slotted_saved(self, message):
+            self.got.append("saved")
+
+        def on_ed_closed(self, message):
+            self.got.append("closed")
+
+    async with Above() as above:
+        slotted = await above.mount(Slotted())
+        for kind in (Slotted.Saved, Slotted.Closed, Slotted.Opened):
+            assert slotted.post_message(kind("x"))
+        await settle()
+    assert slotted.got == ["saved", "closed", "opened"]
+    assert above.got == ["saved"]  # the other does not bubble
+    Slotted.Saved("x").stop()

@@ -92,7 +92,7 @@ class App(Node):
     ],
 )
 async def test_wrong_arguments_fail_the_call(call, match):
-    """A decorated call whose arguments do not fit is a TypeError at the call, and starts nothing."""
+    """A decorated call whose arguments do not fit is a TypeError there, and starts nothing."""
     async with App("app") as app:
         with pytest.raises(TypeError, match=match):
             call(app)
@@ -215,7 +215,7 @@ async def test_a_lambda_supersedes_its_own_runs():
 def test_a_declared_lambda_asks_for_a_group():
     """Where it is declared, it is an error."""
     for options in ({"exclusive": True}, {"limit": 2}):
-        with pytest.raises(WorkerDeclarationError, match='add group="..."'):
+        with pytest.raises(WorkerDeclarationError, match="add group="):
             work(thread=True, **options)(lambda node: None)
 
 

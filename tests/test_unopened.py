@@ -98,10 +98,11 @@ async def test_mounting_a_node_that_cannot_be_entered():
 
 
 async def test_a_node_cannot_be_mounted_below_itself():
-    """It is refused before anything is done."""
+    """It is refused before anything is done, as any node is that was opened before."""
     async with Node("app") as app, Node("page", parent=app) as page:
-        with pytest.raises(WorkerError, match="below itself|opened before"):
-            await page.mount(app)
+        for node in (app, page):
+            with pytest.raises(WorkerError, match="opened before"):
+                await page.mount(node)
 
 
 @pytest.mark.parametrize("what", ["work", "message"])

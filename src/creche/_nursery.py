@@ -21,7 +21,6 @@ from __future__ import annotations
 import enum
 import logging
 import math
-import re
 import threading
 import time
 from functools import partial
@@ -35,9 +34,9 @@ from anyio import lowlevel
 
 from ._backend import get_backend, interruptible
 from ._bridge import Bridge
-from ._errors import DeadlockError, WorkerError, add_note, leaves, uncancelled
+from ._errors import DeadlockError, WorkerError, leaves, uncancelled
 from ._failures import Failures
-from ._report import tell, text_of
+from ._report import tell
 
 try:  # AnyIO asks sniffio which library runs, if it is installed
     from sniffio import current_async_library_cvar as _library
@@ -710,9 +709,10 @@ class Nursery:
             del cancellation, traceback
 
     def _take_stray(self, error: BaseException) -> None:
-        """Gather what left a task of the nursery all the same, and tell of which it was.
+        """Gather what left a task of the nursery all the same.
 
-        Work that leaves a cancel scope or a task group open makes AnyIO, or Trio, do that.
+        Work that leaves a cancel scope or a task group open makes AnyIO, or Trio, do that; the
+        worker has failed for it by then.
         """
         try:
             self._killed = False  # this is why
@@ -720,9 +720,6 @@ class Nursery:
                 if isinstance(leaf, RuntimeError) and self._is_misnested:
                     continue  # what AnyIO or Trio says to the same
                 if not isinstance(leaf, self.cancelled_class):
-                    name = _find_task(leaf)
-                    if name is not None:
-                        add_note(leaf, f"in the task of {name!r}")
                     self._failures.add(leaf, self.tree)
         finally:
             del error
@@ -767,15 +764,3 @@ class Nursery:
             if self.life is CLOSED or self._shut():
                 break
         self._end_outside()
-
-
-def _find_task(error: BaseException) -> str | None:
-    """Tell the name of the task that an error has left, if that can be found out."""
-    traceback = error.__traceback__
-    while traceback is not None:
-        handle = traceback.tb_frame.f_locals.get("self")
-        if isinstance(handle, anyio.TaskHandle):
-            return handle.name
-        traceback = traceback.tb_next
-    found = re.search(r"<Task '([^']+)'", text_of(error))  # Trio says it in its message
-    return found[1] if found else None

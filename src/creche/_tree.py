@@ -424,8 +424,6 @@ class Branch:
                 f"cannot mount {child._creche_spoken()} on {self._creche_spoken()}: it was opened "
                 "before, is being mounted or has a parent already; mount a new Node"
             )
-        if any(node is child for node in self._creche_above()):
-            raise WorkerError(f"cannot mount {child._creche_spoken()} below itself")
         had_parent = child._creche_parent
         child._creche_parent = self
         child._creche_leave, child._creche_gone = anyio.Event(), anyio.Event()

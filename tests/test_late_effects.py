@@ -1,0 +1,301 @@
+"""What threads ask of nodes: nothing late, nothing half done, and always an answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+
+import anyio
+import pytest
+
+import creche._bridge
+from creche import Message, Node, Worker, WorkerCancelled, WorkerError
+from creche._bridge import await_answer
+from helpers import (
+    CANCELLED,
+    ERROR,
+    PENDING,
+    RENDEZVOUS,
+    ExceptionGroup,
+    Listener,
+    Meeting,
+    leaves,
+    settle,
+    until,
+)
+
+
+class Found(Message):
+    pass
+
+
+class Shown(Node):
+    """A node that keeps what its handlers were told of."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.shown = []
+
+    def on_found(self, message):
+        self.shown.append(message)
+
+
+ACTS = {
+    "post_message": lambda app: app.post_message(Found()),
+    "run_worker": lambda app: app.run_worker(settle, name="late"),
+    "run_worker of a group": lambda app: app.group("late").run_worker(settle, name="late"),
+    "add_worker": lambda app: app.workers.add_worker(Worker(app, settle, name="late")),
+    "start_all": lambda app: app.workers.start_all(),
+    "group": lambda app: app.group("late", limit=2),
+    "limit": lambda app: setattr(app.group("there"), "limit", 5),
+    "call_from_thread": lambda app: app.call_from_thread(app.shown.append, "late"),
+    "mount": lambda app: app.call_from_thread(app.mount, Node("late")),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("kind", ["plain", "own loop", "abandoned"])
+async def test_nothing_that_a_cancelled_thread_does_takes_effect(act, kind):
+    """Each call through its node is refused, in one step with the look at the cancellation."""
+    meeting, got = Meeting(), []
+
+    def job():
+        meeting()
+        try:
+            got.append(ACTS[act](app))
+        except WorkerCancelled as error:
+            got.append(error)
+            raise
+
+    async def on_own_loop():
+        job()
+
+    async with Shown("app") as app:
+        app.group("there", limit=1)
+        waiting = app.run_worker(settle, name="waiting", start=False)
+        options = {"thread": True, "abandon_on_cancel": kind == "abandoned"}
+        worker = await app.start_worker(on_own_loop if kind == "own loop" else job, **options)
+        await meeting.until_arrived()
+        worker.cancel("superseded")
+        meeting.go.set()
+        await until(lambda: got and not worker.is_abandoned and worker.is_finished)
+        assert worker.state is CANCELLED
+        assert waiting.state is PENDING
+        assert isinstance(got[0], WorkerCancelled)
+        assert str(got[0]) == f"worker {worker.name!r} was cancelled: superseded"
+        assert app.shown == []
+        assert app.children == ()
+        assert app.group("there").limit == 1
+        assert [each.name for each in app.workers] == ["waiting"]
+
+
+async def test_a_message_that_was_on_its_way_as_its_thread_was_cancelled():
+    """It is dropped where it arrives: a superseded search shows nothing."""
+    posted, meeting = threading.Event(), Meeting()
+
+    def job():
+        assert app.post_message(Found())
+        posted.set()
+        meeting()
+
+    async with Shown("app") as app:
+        worker = app.run_worker(job, thread=True)
+        while not posted.is_set():
+            await anyio.lowlevel.checkpoint()
+            if worker.is_running:
+                assert posted.wait(RENDEZVOUS)  # holds the loop: the message waits
+        worker.cancel()
+        meeting.go.set()
+    assert app.shown == []
+
+
+async def test_a_message_of_a_thread_that_has_ended_is_delivered():
+    """Cancelling a worker that has ended changes nothing, also not for what it posted."""
+    async with Shown("app") as app:
+        worker = app.run_worker(lambda: app.post_message(Found()), thread=True)
+        assert await worker
+        worker.cancel()
+    assert len(app.shown) == 1
+
+
+async def test_the_tree_read_from_a_thread_while_it_changes():
+    """children, groups and iteration of groups and of the manager raise nothing in any thread."""
+    over, counts = threading.Event(), []
+
+    def read():
+        seen = 0
+        while not over.is_set():
+            app.children  # noqa: B018 (it must not raise)
+            for group in app.groups:
+                names = [worker.name for worker in group]
+                assert len(names) == len(set(names)), "one worker was given twice"
+            seen += sum(1 for _ in app.workers) + len(app.workers) + bool(app.workers)
+            repr(app.workers)
+        counts.append(seen)
+
+    async with Node("app") as app:
+        group = app.group("some", limit=2)
+        reading = threading.Thread(target=read)
+        reading.start()
+        try:
+            for n in range(30):
+                panel = await app.mount(Node(str(n)))
+                for m in range(20):
+                    group.run_worker(anyio.lowlevel.checkpoint, name=f"{n}.{m}")
+                    app.run_worker(anyio.lowlevel.checkpoint, group=str(m))
+                await panel.remove()
+                await settle(3)
+        finally:
+            over.set()
+            await anyio.to_thread.run_sync(reading.join)
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("limiter", ["semaphore", "number", "other loop"])
+@pytest.mark.parametrize("exit_on_error", [False, True])
+async def test_a_thread_that_fails_before_its_work_is_entered(
+    anyio_backend, limiter, exit_on_error
+):
+    """A limiter of the wrong kind, or of another loop: ERROR out of PENDING, and nothing hangs."""
+
+    async def make():
+        other = anyio.CapacityLimiter(1)
+        await other.acquire_on_behalf_of(1)
+        return other
+
+    def make_elsewhere():
+        name = "asyncio" if anyio_backend[0] == "trio" else "trio"
+        return anyio.run(make, backend=name)
+
+    if limiter == "other loop":
+        pytest.importorskip("trio")
+        wrong = await anyio.to_thread.run_sync(make_elsewhere)
+    else:
+        wrong = anyio.Semaphore(2) if limiter == "semaphore" else 4
+    raised = None
+    try:
+        async with Listener("app") as app:
+            worker = app.run_worker(
+                lambda: 5, thread=True, limiter=wrong, exit_on_error=exit_on_error
+            )
+    except ExceptionGroup as group:
+        (raised,) = leaves(group)
+    assert worker.state is ERROR
+    assert app.told_of(worker) == [PENDING, ERROR]
+    assert worker.started_at is None
+    assert raised is (worker.error if exit_on_error else None)
+    if limiter != "other loop":
+        assert "must be a CapacityLimiter of AnyIO" in str(worker.error)
+
+
+FORKED = """
+import os, sys, threading
+import anyio
+import creche
+from creche import Node, WorkerError
+from creche._record import lock
+
+def forked(app, worker):
+    got = []
+    for call in (
+        lambda: app.run_worker(anyio.sleep(0)),
+        lambda: app.run_worker(anyio.sleep_forever, start=False),
+        lambda: app.call_from_thread(print),
+    ):
+        try:
+            call()
+        except WorkerError as error:
+            got.append(str(error))
+    assert len(got) == 3, got
+    assert "was forked off" in got[0], got
+    assert app.post_message(creche.Message()) is False
+    worker.cancel()  # touches no loop
+    app.cancel()
+    app.workers.cancel_all()
+    assert worker.cancelled_event.is_set()
+
+    async def main():
+        async with Node("new") as new:
+            assert await new.run_worker(lambda: 5, thread=True) == 5
+
+    anyio.run(main, backend=sys.argv[1])
+
+async def main():
+    async with Node("app") as app:
+        worker = await app.start_worker(anyio.sleep_forever)
+
+        def hold():
+            with lock, app._creche_nursery.bridge._lock:
+                held.set()
+                go.wait()
+
+        def fork():
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    forked(app, worker)
+                    status = 0
+                finally:
+                    os._exit(status)
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        held, go, statuses = threading.Event(), threading.Event(), []
+        holding = threading.Thread(target=hold)
+        holding.start()
+        held.wait()
+        try:
+            await anyio.to_thread.run_sync(fork)
+        finally:
+            go.set()
+            holding.join()
+        assert statuses == [0], statuses
+        app.cancel()
+        await anyio.lowlevel.checkpoint()
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_that_was_forked_off(anyio_backend):
+    """It finds no lock held and no loop of its parent's: calls say so, and a loop of its own runs."""
+    name, _ = anyio_backend
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, name],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,  # a hang is a failure
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_call_to_a_loop_that_is_closed_under_it(backend, monkeypatch):
+    """A thread that waits for an answer does not wait for ever where somebody ends the loop."""
+    monkeypatch.setattr(creche._bridge, "_PATIENCE", 0.001)
+
+    async def get_token():
+        return anyio.lowlevel.current_token()
+
+    token = anyio.run(get_token, **backend)
+    with pytest.raises(WorkerError, match="the event loop has ended and did not make the call"):
+        await_answer(Future(), token)
+
+
+async def test_a_call_that_raises_a_timeout():
+    """It is the answer, however often the thread looks whether the loop has ended."""
+
+    def call():
+        raise TimeoutError("of the call")
+
+    def job():
+        with pytest.raises(TimeoutError, match="of the call"):
+            app.call_from_thread(call)
+        return "told"
+
+    async with Node("app") as app:
+        assert await app.run_worker(job, thread=True) == "told"
