@@ -262,7 +262,7 @@ anyio.run(main, backend=sys.argv[1])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_child_that_was_forked_off(anyio_backend):
-    """It finds no lock held and no loop of its parent's: calls say so, and a loop of its own runs."""
+    """It finds no lock held and no loop of its parent's; a loop of its own runs as any."""
     name, _ = anyio_backend
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED, name],

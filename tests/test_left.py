@@ -80,10 +80,12 @@ def test_a_start_without_a_stop_ends_with_its_program(anyio_backend, what):
     name, options = anyio_backend
     if options.get("use_uvloop"):
         pytest.skip("the same on asyncio's own loop")
-    if name == "trio" and what in {"thread", "mounted", "child", "handler"}:
-        pytest.skip("Trio ends in a TrioInternalError where its main task leaves more than that")
     told = program(START, name, what)
-    assert "OSError: the error of the program" in told
+    # Trio itself ends in a TrioInternalError where its main task leaves a nursery open, unless all
+    # that was in it ends within a turn or two.
+    assert "OSError: the error of the program" in told or (
+        name == "trio" and "TrioInternalError" in told
+    )
 
 
 BACKGROUND = """
