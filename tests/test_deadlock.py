@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+
 import anyio
 import pytest
 from anyio import from_thread
@@ -307,3 +310,34 @@ async def test_thread_may_wait_for_another():
         other = app.run_worker(five)
         for way in WAYS.values():
             assert await app.run_worker(lambda way=way: way(app, other), thread=True) == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of 3.12")
+def test_a_task_that_is_begun_eagerly_is_not_its_maker():
+    """It runs within the step of the worker that makes it, and may wait for that worker."""
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+        async def wait(worker):
+            return await worker.wait()
+
+        async def work():
+            task = asyncio.create_task(wait(get_current_worker()))
+            await settle()
+            assert not task.done()
+            tasks.append(task)
+            return 5
+
+        async def itself():
+            await get_current_worker().wait()
+
+        tasks = []
+        async with Node() as app:
+            assert await app.run_worker(work) == 5
+            assert await tasks[0] == 5
+            with pytest.raises(WorkerFailed) as caught:
+                await app.run_worker(itself, exit_on_error=False)
+            assert isinstance(caught.value.error, DeadlockError)
+
+    asyncio.run(main())

@@ -419,6 +419,33 @@ async def test_unsupported_work_is_refused_at_the_call():
             app.run_worker(5)
 
 
+async def test_a_generator_is_no_work():
+    """Work that makes a generator, of which nothing would run, fails and says so."""
+
+    def rows():
+        yield 1
+
+    async with Node("app") as app:
+        worker = app.run_worker(rows, thread=True, exit_on_error=False)
+    assert worker.state is WorkerState.ERROR
+    assert "returned a generator, of which nothing has run" in str(worker.error)
+    with pytest.raises(WorkerDeclarationError, match="is a generator function"):
+        work(thread=True)(rows)
+
+
+async def test_wrong_arguments_fail_the_call():
+    """A decorated call whose arguments do not fit is a TypeError, and starts nothing."""
+
+    @work
+    async def fetch(node, url):
+        return url
+
+    async with Node("app") as app:
+        with pytest.raises(TypeError, match="missing a required argument: 'url'"):
+            fetch(app)
+        assert len(app.workers) == 0
+
+
 async def test_a_plain_function_without_thread_fails_and_names_the_cure():
     """A plain function is called on the loop, and what it returns shows that it wants a thread."""
     called = []

@@ -468,6 +468,19 @@ async def test_mount_on_a_node_that_fails_meanwhile():
 # daemons
 
 
+async def test_waiting_for_all_passes_over_daemons():
+    """wait_for_complete() ends though a daemon goes on; one that is named is waited for."""
+    async with Node() as app:
+        daemon = app.run_worker(anyio.sleep_forever, daemon=True)
+        worker = app.run_worker(settle)
+        await app.workers.wait_for_complete()
+        assert worker.is_finished
+        assert not daemon.is_finished
+        with anyio.move_on_after(0) as scope:
+            await app.workers.wait_for_complete([daemon])
+        assert scope.cancelled_caught
+
+
 async def test_daemon():
     """A daemon does not keep its node open; it is cancelled when only daemons are left."""
     gate = anyio.Event()
