@@ -450,6 +450,25 @@ async def test_shutdown_in_a_handler_waits_for_others_only(where):
     assert ended == ["begun", SUCCESS]
 
 
+async def test_a_handler_that_starts_work_too_late(caplog):
+    """As the node shuts down its work is refused: that is told in the log, and fails nobody."""
+
+    class App(Node):
+        @work
+        async def on_typed(self, message):
+            raise AssertionError("it was started")
+
+    async with App("app") as app:
+        app.run_worker(settle)
+        async with anyio.create_task_group() as group:
+            group.start_soon(app.shutdown, RENDEZVOUS)
+            await settle(3)
+            assert app.post_message(Typed("x"))
+    (record,) = [each for each in caplog.records if each.name == "creche"]
+    assert record.levelname == "WARNING"
+    assert "on_typed of node 'app': cannot start work on node 'app'" in record.getMessage()
+
+
 async def test_a_signal_between_two_looks_of_the_pump():
     """What is posted as the pump is about to end is delivered all the same."""
     got = []

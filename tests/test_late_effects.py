@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 import creche._bridge
-from creche import Message, Node, Worker, WorkerCancelled, WorkerError
-from creche._bridge import await_answer
+import creche._running
+from creche import Message, Node, Worker, WorkerCancelled, WorkerError, get_current_worker
+from creche._bridge import Bridge, await_answer
 from helpers import (
     CANCELLED,
     ERROR,
@@ -299,3 +300,77 @@ async def test_a_call_that_raises_a_timeout():
 
     async with Node("app") as app:
         assert await app.run_worker(job, thread=True) == "told"
+
+
+async def test_a_message_that_arrives_after_its_abandoned_worker_has_ended(monkeypatch):
+    """It had passed the first look; the second one drops it, ended or not."""
+    checked, go, done, post = threading.Event(), threading.Event(), [], Bridge.post
+
+    def slow(bridge, call):
+        if threading.current_thread() is not threading.main_thread() and not checked.is_set():
+            checked.set()
+            assert go.wait(RENDEZVOUS)
+        return post(bridge, call)
+
+    meeting = Meeting()
+
+    def job():
+        meeting()
+        done.append(app.post_message(Found()))
+
+    async with Shown("app") as app:
+        worker = await app.start_worker(job, thread=True, abandon_on_cancel=True)
+        await meeting.until_arrived()
+        monkeypatch.setattr(Bridge, "post", slow)
+        meeting.go.set()
+        await until(checked.is_set)
+        worker.cancel("superseded")
+        await until(lambda: worker.is_finished)
+        go.set()
+        await until(lambda: done and not worker.is_abandoned)
+    assert worker.state is CANCELLED
+    assert app.shown == []
+
+
+@pytest.mark.parametrize("how", ["AnyIO's", "the worker's"])
+async def test_an_abandoned_thread_that_obeys_is_no_failure(how, caplog):
+    """One that ends by the cancellation, in whichever way it asked, is not logged."""
+    meeting = Meeting()
+
+    def job():
+        meeting()
+        if how == "AnyIO's":
+            anyio.from_thread.check_cancelled()
+        get_current_worker().check_cancelled()
+
+    async with Node("app") as app:
+        worker = await app.start_worker(job, thread=True, abandon_on_cancel=True)
+        await meeting.until_arrived()
+        worker.cancel()
+        await until(lambda: worker.is_finished)
+        meeting.go.set()
+        await until(lambda: not worker.is_abandoned)
+    assert [each for each in caplog.records if each.name == "creche"] == []
+
+
+async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
+    """Abandoned between its first step and the call, it has its work all the same."""
+    begun, go, called, run = threading.Event(), threading.Event(), [], creche._running.run_soon
+
+    def slow(token, call):
+        done = run(token, call)
+        if "_lift_guard" in getattr(call, "__qualname__", ""):
+            begun.set()
+            assert go.wait(RENDEZVOUS)
+        return done
+
+    monkeypatch.setattr(creche._running, "run_soon", slow)
+    async with Node("app") as app:
+        worker = app.run_worker(lambda: called.append(1), thread=True, abandon_on_cancel=True)
+        await until(begun.is_set)
+        worker.cancel()
+        await until(lambda: worker.is_finished)
+        go.set()
+        await until(lambda: not worker.is_abandoned)
+    assert worker.started_at is not None
+    assert called == [1]

@@ -648,7 +648,7 @@ async def test_thread_that_ended_as_its_wait_was_cut_short():
     """What a thread returned counts, if it had ended when the wait for it was cancelled."""
 
     class Job:
-        def _call(self):
+        def _work(self):
             return 5
 
         def _is_to_await(self, value):
@@ -667,7 +667,7 @@ async def test_call_that_was_called_off_is_not_made():
     called = []
 
     class Job:
-        def _call(self):
+        def _work(self):
             called.append(True)
 
     token = anyio.lowlevel.current_token()

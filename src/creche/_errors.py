@@ -19,6 +19,8 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs
 class WorkerError(Exception):
     """Something about a worker, or the way it was used, is wrong; base of the library's errors."""
 
+    _is_refusal = False  # whether a node says that it takes no more work
+
 
 class WorkerCancelled(WorkerError):
     """The worker was cancelled, so there is no result to wait for."""
@@ -173,7 +175,7 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
     every = list(leaves(group))
     out = {id(leaf) for leaf in every if is_out(leaf)}
     if not out:
-        return error
+        return group
     rest = [leaf for leaf in every if id(leaf) not in out]
     if not rest:
         return None
@@ -183,14 +185,14 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
             return part
     except Exception:  # noqa: BLE001, S110 (the user's own, and there is another way)
         pass
-    flat = BaseExceptionGroup(group.message, rest)
+    flat: BaseException = BaseExceptionGroup(group.message, rest)
     _CAUSE.__set__(flat, group)
     return flat
 
 
 # What is set on an error goes past its class, which may refuse: a frozen dataclass does.
 _TRACEBACK, _CAUSE, _CONTEXT, _DICT = (
-    cast("Any", BaseException.__dict__[name])
+    BaseException.__dict__[name]
     for name in ("__traceback__", "__cause__", "__context__", "__dict__")
 )
 

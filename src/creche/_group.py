@@ -45,10 +45,14 @@ def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[A
     return cancelled
 
 
-def code_of(work: object) -> object:
+def _is_partial(work: object) -> bool:
+    return isinstance(work, partial)
+
+
+def code_of(work: Any) -> object:
     """Give what tells the work of one function from that of another: its code, if it has any."""
     for _ in range(100):  # a chain that leads back into itself leads nowhere
-        inner = getattr(work, "func" if isinstance(work, partial) else "__wrapped__", None)
+        inner = getattr(work, "func" if _is_partial(work) else "__wrapped__", None)
         if inner is None:
             break
         work = inner

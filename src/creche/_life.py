@@ -12,7 +12,6 @@ import logging
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 from ._backend import interruptible
@@ -170,16 +169,6 @@ class Life(Record[ResultType]):
         return self.is_cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
 
     # the job, as the ways of running see it
-
-    @interruptible
-    def _call(self) -> object:
-        try:
-            work: Any = self._work
-            if isinstance(work, _FUNCTIONS) or not inspect.isawaitable(work):
-                return work()
-            return work
-        finally:
-            del self  # see in_task()
 
     def _is_to_await(self, value: object) -> bool:
         return inspect.isawaitable(value) and not isinstance(value, Record)
@@ -471,5 +460,3 @@ class Life(Record[ResultType]):
 
 
 _RUN = cast("type[Life[object]]", Life).run
-# What cannot be awaited itself; to ask of anything else takes twenty times as long.
-_FUNCTIONS = (FunctionType, MethodType)

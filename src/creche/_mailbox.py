@@ -11,7 +11,14 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from ._backend import interruptible
-from ._errors import WorkerFailed, add_note, drop_cancellation, strip_traceback, uncancelled
+from ._errors import (
+    WorkerError,
+    WorkerFailed,
+    add_note,
+    drop_cancellation,
+    strip_traceback,
+    uncancelled,
+)
 from ._message import Backlog, Message
 from ._nursery import CLOSED
 from ._report import tell
@@ -146,6 +153,10 @@ class Mailbox:
                     self._nursery.cancel_from_outside()
                 return
             where = f"{message.handler_name} of {self._addressee._creche_spoken()}"
+            if isinstance(failure, WorkerError) and failure._is_refusal:
+                # It wanted to start work as the node, or another, was shutting down: too late.
+                tell(logging.WARNING, "%s: %s", where, failure)
+                return
             strip_traceback(failure, _OWN_FRAMES)
             drop_cancellation(failure, cancelled)
             add_note(failure, f"in {where}")

@@ -313,11 +313,13 @@ class Nursery:
                 "off from that of its event loop; open a node of its own here"
             )
         if self.life is not OPEN:
-            raise WorkerError(
+            error = WorkerError(
                 f"cannot start work on {self._occupant._creche_spoken()}, which is "
                 f"{self.life.value}; "
                 + ("enter its block first" if self.life is NEW else "use a node that is open")
             )
+            error._is_refusal = self.life is not NEW
+            raise error
         if not self._backend.is_in_task():
             self.check_loop()
 

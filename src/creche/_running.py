@@ -10,7 +10,7 @@ import inspect
 import logging
 import threading
 from contextlib import nullcontext
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
@@ -41,12 +41,15 @@ def _leaked(job: Job) -> WorkerError:
 class Job(Protocol):
     """What a way of running asks of its worker."""
 
-    def _call(self) -> object:
-        """Call the work, or give it, if it is an awaitable."""
-        ...
+    _work: Any
+    """What to call, or to await; dropped once the worker has ended."""
 
     def _is_to_await(self, value: object) -> bool:
         """Whether a value that the work returned is to be awaited."""
+        ...
+
+    def _is_cancellation(self, error: BaseException) -> bool:
+        """Whether an error says that the work was cancelled."""
         ...
 
     def _enter(self) -> None:
@@ -79,6 +82,18 @@ class Job(Protocol):
 
 
 @interruptible
+def call(work: Any) -> object:
+    """Call the work, or give it, if it is an awaitable."""
+    if isinstance(work, _FUNCTIONS) or not inspect.isawaitable(work):
+        return work()
+    return work
+
+
+# What cannot be awaited itself; to ask of anything else takes twenty times as long.
+_FUNCTIONS = (FunctionType, MethodType)
+
+
+@interruptible
 def in_task(job: Job) -> Coroutine[Any, Any, Any]:
     """Run async work in the current task, on the node's loop.
 
@@ -87,7 +102,7 @@ def in_task(job: Job) -> Coroutine[Any, Any, Any]:
         the largest object of a worker.
     """
     try:
-        value: Any = job._call()
+        value: Any = call(job._work)
         if type(value) is _COROUTINE:
             own: Coroutine[Any, Any, Any] = value
             return own
@@ -264,10 +279,11 @@ class _ThreadCall:
             if self._called_off:
                 return
             self._begun = True
+        work = self._job._work  # before the worker can be abandoned, and so ended
         if self._guard is not None:
             run_soon(self._token, self._lift_guard)
         try:
-            self._value = self._work()
+            self._value = self._do(work)
         except BaseException as error:  # noqa: BLE001 (the host raises it)
             self._error = error
         with self._lock:
@@ -275,26 +291,26 @@ class _ThreadCall:
             left, self._left = self._left, None  # may be a method of its own: a cycle
         if left is not None:
             self._report_late(left)
-        del self  # see in_task()
+        del self, work  # see in_task()
 
     def _lift_guard(self) -> None:
         assert self._guard is not None
         self._guard.shield = False
 
-    def _work(self) -> object:
+    def _do(self, work: object) -> object:
         try:
-            value = self._job._call()
+            value = call(work)
             if self._job._is_to_await(value):
                 return _on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
             check_no_generator(self._job, value)
             return value
         finally:
-            del self  # see in_task()
+            del self, work  # see in_task()
 
     def _report_late(self, left: Callable[[], object]) -> None:
         if self._abandon:
             self._job._note_abandoned(abandoned=False)
-            if self._error is not None and not isinstance(self._error, WorkerCancelled):
+            if self._error is not None and not self._job._is_cancellation(self._error):
                 strip_traceback(self._error, _OWN_FRAMES)
                 tell(
                     logging.ERROR,

@@ -7,7 +7,7 @@ something where nobody listens costs one look at it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Protocol, final
 
 import anyio
 from anyio import lowlevel
@@ -67,6 +67,10 @@ class Source(Protocol):
         ...
 
 
+def _is_message_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Message)
+
+
 @final
 class Subscription(Generic[MessageT]):
     """A stream of what happens on a node; made by ``Node.subscribe()``, see there.
@@ -80,8 +84,9 @@ class Subscription(Generic[MessageT]):
     __slots__ = ("_backlog", "_is_over", "_is_read", "_news", "_node", "_tree", "_types")
 
     def __init__(self, node: Source, types: tuple[type[MessageT], ...], *, tree: bool) -> None:
-        for each in cast("tuple[object, ...]", types) or (None,):
-            if not (isinstance(each, type) and issubclass(each, Message)):
+        given: tuple[Any, ...] = types or (None,)
+        for each in given:
+            if not _is_message_class(each):
                 raise WorkerError(
                     f"subscribe() takes classes of messages, not {shown(each)}; "
                     "for all that happens, Message"

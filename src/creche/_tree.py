@@ -87,7 +87,7 @@ class Branch:
 
     def _creche_below(self) -> Iterator[Branch]:
         """Give the node and all below it, each before those below it."""
-        ahead = [self]
+        ahead: list[Branch] = [self]
         while ahead:
             node = ahead.pop()
             yield node
@@ -147,7 +147,7 @@ class Branch:
 
         def arrive() -> None:
             # Once more, as it may have been superseded while the message was on its way.
-            if caller is None or not caller.is_cancelled or caller.is_finished:
+            if caller is None or not caller.is_cancelled:
                 self._creche_take(message)
 
         if bridge.can_act():
