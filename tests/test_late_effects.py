@@ -95,21 +95,21 @@ async def test_nothing_that_a_cancelled_thread_does_takes_effect(act, kind):
 
 async def test_a_message_that_was_on_its_way_as_its_thread_was_cancelled():
     """It is dropped where it arrives: a superseded search shows nothing."""
-    posted, meeting = threading.Event(), Meeting()
+    before, posted, after = Meeting(), threading.Event(), Meeting()
 
     def job():
+        before()
         assert app.post_message(Found())
         posted.set()
-        meeting()
+        after()
 
     async with Shown("app") as app:
-        worker = app.run_worker(job, thread=True)
-        while not posted.is_set():
-            await anyio.lowlevel.checkpoint()
-            if worker.is_running:
-                assert posted.wait(RENDEZVOUS)  # holds the loop: the message waits
+        worker = await app.start_worker(job, thread=True)
+        await before.until_arrived()
+        before.go.set()
+        assert posted.wait(RENDEZVOUS)  # holds the loop: the message waits
         worker.cancel()
-        meeting.go.set()
+        after.go.set()
     assert app.shown == []
 
 
