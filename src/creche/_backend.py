@@ -71,10 +71,10 @@ class Backend(Protocol):
     clock: Callable[[], float]
     """Its clock, in seconds, for use in its thread."""
 
-    def is_in_task(self) -> bool:
-        """Whether the caller runs in a task of this loop.
+    def get_task(self) -> object:
+        """Give the current task of this loop, ``None`` if the caller is in none.
 
-        Else it is in a signal handler while the loop sleeps, in a bare callback, or in a task of
+        Then it is in a signal handler while the loop sleeps, in a bare callback, or in a task of
         another loop in the same thread.
         """
         ...
@@ -133,19 +133,16 @@ class _Asyncio:
 
         self._loop = loop
         self.clock = loop.time
-        self._get_task: Callable[[], Task[Any] | None] = partial(current_task, loop)
-
-    def is_in_task(self) -> bool:
-        return self._get_task() is not None
+        self.get_task: Callable[[], Task[Any] | None] = partial(current_task, loop)
 
     def is_in_eager_task(self) -> bool:
-        task = cast("Task[Any]", self._get_task())
+        task = cast("Task[Any]", self.get_task())
         # AnyIO's own tasks are never begun eagerly; this is what they run.
         name = getattr(task.get_coro(), "__qualname__", "")
         return not name.startswith("TaskHandle.")
 
     def get_host(self) -> Host:
-        return _AsyncioHost(self._get_task)
+        return _AsyncioHost(self.get_task)
 
     def new_ear(self) -> Ear:
         return _AsyncioEar(self._loop)
@@ -202,12 +199,11 @@ class _Trio:
         self._current_task = lowlevel.current_task
         _keep_interrupts_out(lowlevel.enable_ki_protection, lowlevel.disable_ki_protection)
 
-    def is_in_task(self) -> bool:
+    def get_task(self) -> object:
         try:
-            self._current_task()
+            return self._current_task()
         except RuntimeError:
-            return False
-        return True
+            return None
 
     def is_in_eager_task(self) -> bool:
         return False  # Trio has none

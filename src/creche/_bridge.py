@@ -162,7 +162,7 @@ class Bridge:
         """
         if self._backend is None:
             return False
-        return self.thread != threading.get_ident() or not self._backend.is_in_task()
+        return self.thread != threading.get_ident() or self._backend.get_task() is None
 
     def can_act(self) -> bool:
         """Whether a call can be made at once: in a task of the loop, and breaking into nothing."""
@@ -170,7 +170,7 @@ class Bridge:
             return True  # there is no loop yet
         if self.thread != threading.get_ident() or self.busy:
             return False
-        return self._arriving or self._backend.is_in_task()
+        return self._arriving or self._backend.get_task() is not None
 
     def post(self, call: Callable[[], object]) -> bool:
         """Have the loop make a call soon.

@@ -20,6 +20,7 @@ from ._options import check_limit, check_overflow
 from ._record import Record, check_text, lock
 from ._report import logger, shown
 from ._snapshot import NodeSnapshot, take
+from ._state import PENDING
 from ._subscription import Subscription
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
@@ -304,9 +305,9 @@ class Node(Branch):
             WorkerCancelled: The thread that calls is that of a cancelled worker.
             BaseException: Its task cannot be made.
         """
-        if worker._started or worker._created_at is not None:
+        if worker._created_at is not None:
             raise WorkerError(f"{worker._creche_spoken()} was added before")
-        if worker.is_finished:
+        if worker._state is not PENDING and worker.is_finished:
             raise WorkerError(f"{worker._creche_spoken()} has ended; add one that has not")
         nursery = self._creche_nursery
         try:

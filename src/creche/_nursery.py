@@ -210,6 +210,8 @@ class Nursery:
         "cancel_reason",
         "cancelled_class",
         "clock",
+        "get_task",
+        "has_open_scope",
         "held",
         "holds",
         "is_cancelled",
@@ -245,7 +247,11 @@ class Nursery:
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
-        self._backend: Backend  # these three once it is open
+        self._backend: Backend  # these five once it is open
+        self.get_task: Callable[[], object]
+        """Give the current task, if it is one of the nursery's loop."""
+        self.has_open_scope: Callable[[anyio.TaskHandle[Any]], bool]
+        """Tell whether the current task, which is about to end, has left a cancel scope open."""
         self._host: Host
         self._ear: Ear
         self._is_host_watched = False
@@ -267,6 +273,7 @@ class Nursery:
         """
         backend = get_backend(lowlevel.current_token())
         self._backend, self._host, self._ear = backend, backend.get_host(), backend.new_ear()
+        self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
         self.cancelled_class = anyio.get_cancelled_exc_class()
         group = anyio.create_task_group()
         await group.__aenter__()
@@ -320,7 +327,7 @@ class Nursery:
             )
             error._is_refusal = self.life is not NEW
             raise error
-        if not self._backend.is_in_task():
+        if self.get_task() is None:
             self.check_loop()
 
     def check_loop(self) -> None:
@@ -535,10 +542,6 @@ class Nursery:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
         # The whole truth is dear, and in nearly all cases there was nothing to be heard.
         return self._ear.has_heard() and anyio.current_effective_deadline() == -math.inf
-
-    def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
-        """Whether the current task, which is about to end, has left a cancel scope open."""
-        return self._backend.has_open_scope(handle)
 
     def is_in_eager_task(self) -> bool:
         """Whether the current task was begun within the step of another."""

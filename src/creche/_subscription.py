@@ -208,7 +208,7 @@ class Subscription(Generic[MessageT]):
             The node's event loop only.
         """
         backlog = self._opened()
-        self._check_thread(waits=True)
+        self._check_thread()
         if self._is_read:
             raise WorkerError(
                 f"{self!r} is being read by another task; subscribe once for each reader"
@@ -223,6 +223,7 @@ class Subscription(Generic[MessageT]):
                 # Made before it is looked once more: a signal handler may come in between.
                 news = self._news = anyio.Event()
                 if not backlog and not self._is_over:
+                    self._check_thread(waits=True)
                     await news.wait()
             return backlog.take()
         finally:

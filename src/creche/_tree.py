@@ -110,10 +110,12 @@ class Branch:
     @property
     def _creche_bridge(self) -> Bridge:
         """The way to the node's event loop: its own, or that of the node above that knows it."""
-        for node in self._creche_above():
-            if node._creche_nursery.life is not NEW:
-                return node._creche_nursery.bridge
-        return self._creche_nursery.bridge
+        own = self._creche_nursery
+        if own.life is NEW:
+            for node in self._creche_above():
+                if node._creche_nursery.life is not NEW:
+                    return node._creche_nursery.bridge
+        return own.bridge
 
     def _creche_ask(self, call: Callable[[], T]) -> T:
         """Make a call on the loop, but for none of a thread whose worker was cancelled.
@@ -155,9 +157,11 @@ class Branch:
         return bridge.post(arrive)
 
     def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
-        if self._creche_nursery.life is CLOSED or self._creche_is_lost():
+        life = self._creche_nursery.life
+        if life is CLOSED or (life is NEW and self._creche_is_lost()):
             return False
-        self._creche_join()
+        if self._creche_parent is not None:
+            self._creche_join()
         for subscription in self._creche_heard_by:
             if subscription not in told:
                 subscription._put(message)
@@ -165,9 +169,7 @@ class Branch:
 
     def _creche_is_lost(self) -> bool:
         """Whether the node can never be opened, as one above it has closed."""
-        return self._creche_nursery.life is NEW and any(
-            node._creche_nursery.life is CLOSED for node in self._creche_above()
-        )
+        return any(node._creche_nursery.life is CLOSED for node in self._creche_above())
 
     def _creche_hear(self, heard_by: tuple[Listener, ...]) -> None:
         """Take note of who listens: then events are made, and only then."""
