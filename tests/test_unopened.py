@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from creche import Message, Node, Worker, WorkerError
-from helpers import CANCELLED, PENDING, SUCCESS, ExceptionGroup, leaves, settle, until
+from helpers import CANCELLED, PENDING, RENDEZVOUS, SUCCESS, ExceptionGroup, leaves, settle, until
 
 
 class Ping(Message):
@@ -264,3 +264,56 @@ async def test_workers_are_told_apart_by_identity():
         assert [worker.state for worker in workers] == [SUCCESS, CANCELLED, SUCCESS]
         assert late.state is PENDING
         app.snapshot()
+
+
+async def test_a_message_to_a_child_that_opens_before_it_arrives():
+    """What a thread was told would be delivered is delivered: the child does not close before."""
+
+    class Page(Node):
+        got = 0
+
+        def on_ping(self, message):
+            self.got += 1
+
+    said = []
+    async with Node("app") as app:
+        page = Page("page", parent=app)
+        thread = threading.Thread(target=lambda: said.append(page.post_message(Ping())))
+        thread.start()
+        thread.join()  # holds the loop: the message waits
+        async with page:
+            pass
+    assert (said, page.got) == ([True], 1)
+
+
+async def test_a_root_that_is_not_open_heard_in_another_thread():
+    """A thread that posts to it wakes its reader in the reader's own loop."""
+    heard = []
+
+    async def read(ready):
+        async with app.subscribe(Message) as events:
+            ready.set()
+            heard.append(await anext(events))
+
+    app = Node("app")
+    async with anyio.create_task_group() as group:
+        ready = anyio.Event()
+        group.start_soon(read, ready)
+        await ready.wait()
+        await settle()
+        assert await in_thread(lambda: app.post_message(Ping())) is True
+        await until(lambda: heard)
+
+
+async def test_shutdown_called_from_a_thread():
+    """The call of the thread does not wait for itself, nor does the block."""
+    app = Node("app")
+    async with app:
+        worker = app.run_worker(settle)
+        thread = threading.Thread(target=app.call_from_thread, args=(app.shutdown, RENDEZVOUS))
+        thread.start()
+    await anyio.to_thread.run_sync(thread.join)
+    assert worker.state is SUCCESS
+    async with Node("app") as app:
+        caller = app.run_worker(lambda: app.call_from_thread(app.shutdown), thread=True)
+    assert caller.is_finished

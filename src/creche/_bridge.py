@@ -172,39 +172,47 @@ class Bridge:
             return False
         return self._arriving or self._backend.get_task() is not None
 
-    def post(self, call: Callable[[], object]) -> bool:
+    def post(self, call: Callable[[], object], *, to: Bridge | None = None) -> bool:
         """Have the loop make a call soon.
+
+        Args:
+            call: What to call.
+            to: The bridge of a node below, not open yet, that the call is for: should it be open by
+                then, it does not close before either.
 
         Returns:
             Whether it will: ``False`` before the bridge is open and after it was closed.
         """
+        ways = [self] if to is None or to is self else [self, to]
 
         def arrive() -> None:
-            with self._lock:
-                self.in_flight -= 1
             was_arriving, self._arriving = self._arriving, True
+            for way in ways:
+                way._count(-1)
             try:
                 call()
             finally:
                 self._arriving = was_arriving
-                self._landed()
+                for way in ways:
+                    way._landed()
 
         with self._lock:
             if not self._is_open:
                 return False
-            self.in_flight += 1
+            for way in ways:
+                way._count(1)
+        is_posted = False
         try:
             is_posted = run_soon(self.token, arrive)
-        except BaseException:
-            self._lose_one()
-            raise
-        if not is_posted:
-            self._lose_one()
+        finally:
+            if not is_posted:
+                for way in ways:
+                    way._count(-1)
         return is_posted
 
-    def _lose_one(self) -> None:
+    def _count(self, number: int) -> None:
         with self._lock:
-            self.in_flight -= 1
+            self.in_flight += number
 
     def run(self, call: Callable[[], object]) -> None:
         """Make a call that returns nothing: at once if that is safe or there is no loop, else soon.

@@ -71,15 +71,6 @@ class Mailbox:
         if self._pump is not None:
             self._pump.cancel()
 
-    def is_acting(self) -> bool:
-        """Whether a handler is what runs now."""
-        return self._pump is not None and self._pump.is_acting()
-
-    def excuse(self) -> None:
-        """Have the handler that runs now hold the nursery no more: it waits for the others."""
-        if self._pump is not None:
-            self._pump.hold_no_more()
-
     def post(self, message: Message) -> bool:
         """Take in a message, on the loop.
 

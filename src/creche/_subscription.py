@@ -7,14 +7,16 @@ something where nobody listens costs one look at it.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, final
 
 import anyio
 from anyio import lowlevel
 
+from ._bridge import run_soon
 from ._errors import WorkerError
 from ._message import Backlog, Message, MessageT
-from ._nursery import CLOSED
+from ._nursery import CLOSED, NEW
 from ._report import shown
 
 if TYPE_CHECKING:
@@ -81,7 +83,17 @@ class Subscription(Generic[MessageT]):
     nothing.
     """
 
-    __slots__ = ("_backlog", "_is_over", "_is_read", "_news", "_node", "_tree", "_types")
+    __slots__ = (
+        "_backlog",
+        "_is_over",
+        "_is_read",
+        "_news",
+        "_node",
+        "_thread",
+        "_token",
+        "_tree",
+        "_types",
+    )
 
     def __init__(self, node: Source, types: tuple[type[MessageT], ...], *, tree: bool) -> None:
         given: tuple[Any, ...] = types or (None,)
@@ -101,6 +113,9 @@ class Subscription(Generic[MessageT]):
         self._news: anyio.Event | None = None
         self._is_read = False
         self._is_over = False
+        # Of the reader's loop, where the node is not open yet and so knows of none.
+        self._token: lowlevel.EventLoopToken | None = None
+        self._thread = 0
 
     def __repr__(self) -> str:
         names = ", ".join(each.__qualname__ for each in self._types)
@@ -124,9 +139,13 @@ class Subscription(Generic[MessageT]):
             self._wake()
 
     def _wake(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        news, self._news = self._news, None
+        if news is None:
+            return
+        if self._token is not None and self._thread != threading.get_ident():
+            run_soon(self._token, news.set)
+        else:
+            news.set()
 
     # what its user does
 
@@ -153,6 +172,8 @@ class Subscription(Generic[MessageT]):
             )
         self._check_thread()
         self._backlog = Backlog()
+        if self._node._creche_nursery.life is NEW:
+            self._token, self._thread = lowlevel.current_token(), threading.get_ident()
         for node in self._reach():
             node._creche_hear((*node._creche_heard_by, self))
         return self

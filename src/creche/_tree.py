@@ -154,7 +154,7 @@ class Branch:
 
         if bridge.can_act():
             return self._creche_take(message)
-        return bridge.post(arrive)
+        return bridge.post(arrive, to=self._creche_nursery.bridge)
 
     def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
         life = self._creche_nursery.life
@@ -336,7 +336,8 @@ class Branch:
 
         No more work is admitted. What there is may go on for the time of grace and is cancelled
         then; daemons and mounted nodes as when the block is left. A worker below the node that
-        calls this counts as a daemon from here on: it is cancelled when the others have ended.
+        calls this counts as a daemon from here on: it is cancelled when the others have ended. So
+        does a handler, and nobody waits for a call from a thread that made this call.
         Cancelling this call ends the wait; the node stays shut.
 
         Args:
@@ -361,16 +362,7 @@ class Branch:
         below = list(self._creche_below())
         for node in below:
             node._creche_nursery.refuse()
-        caller: Worker[Any] | None = current.get(None)
-        if (
-            caller is not None
-            and caller._is_acting()
-            and any(cast("object", node) is caller._node for node in below)
-        ):
-            caller._let_go()
-        for node in below:
-            if node._creche_mailbox.is_acting():
-                node._creche_mailbox.excuse()
+        self._creche_excuse(below)
         with anyio.move_on_after(grace):
             await self._creche_settle()
         for node in list(self._creche_below()):
@@ -380,6 +372,20 @@ class Branch:
             for group in list(node._creche_groups.values()):
                 group.cancel("shut down")
         await self._creche_settle()
+
+    def _creche_excuse(self, below: list[Branch]) -> None:
+        """Have those who wait for all below hold nothing themselves: nobody waits for itself."""
+        caller: Worker[Any] | None = current.get(None)
+        if (
+            caller is not None
+            and caller._is_acting()
+            and any(cast("object", node) is caller._node for node in below)
+        ):
+            caller._let_go()
+        for node in below:  # a handler, or a call of a thread
+            for task in list(node._creche_nursery.held):
+                if task.is_acting():
+                    task.hold_no_more()
 
     async def _creche_settle(self) -> None:
         """Wait until nothing is left below but the blocks of nodes."""
