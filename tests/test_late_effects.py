@@ -306,11 +306,11 @@ async def test_a_message_that_arrives_after_its_abandoned_worker_has_ended(monke
     """It had passed the first look; the second one drops it, ended or not."""
     checked, go, done, post = threading.Event(), threading.Event(), [], Bridge.post
 
-    def slow(bridge, call):
+    def slow(bridge, call, **options):
         if threading.current_thread() is not threading.main_thread() and not checked.is_set():
             checked.set()
             assert go.wait(RENDEZVOUS)
-        return post(bridge, call)
+        return post(bridge, call, **options)
 
     meeting = Meeting()
 
