@@ -74,9 +74,10 @@ async def start(actor, node):
     with anyio.move_on_after(actor.rng.uniform(0, 0.03)):
         try:
             worker = await node.start_worker(work, job.name, group, **options)
-        finally:
-            job.refused = not job.entered  # if it was withdrawn, nobody has it
-        job.refused, job.worker = False, worker
+        except WorkerError as error:
+            job.refused = not isinstance(error, DeadlockError)
+            raise
+        job.worker = worker
         if worker.state is WorkerState.PENDING:
             actor.world.books.fail(f"start_worker() gave {worker!r}")
 
@@ -141,8 +142,9 @@ def cancel_natively(actor, node):
     names = {job.name for job in actor.world.books.jobs}
     tasks = [task for task in asyncio.all_tasks() if task.get_name().split("/")[-1] in names]
     if tasks:
-        actor.world.books.native = True
-        actor.rng.choice(sorted(tasks, key=lambda task: task.get_name())).cancel()
+        task = actor.rng.choice(sorted(tasks, key=lambda task: task.get_name()))
+        task.cancel()
+        actor.world.books.native.add(task.get_name().split("/")[-1])
 
 
 # waits
@@ -253,10 +255,7 @@ async def mount(actor, node):
 async def remove(actor, node):
     if not actor.world.mounted:
         return
-    mounted = actor.world.mounted
-    child = actor.rng.choice(mounted)
-    if "remove_again" not in actor.world.enabled:
-        mounted.remove(child)
+    child = actor.rng.choice(actor.world.mounted)
     if actor.chance(0.3):
         child.cancel("ends by itself")
         return
@@ -275,10 +274,13 @@ def post(actor, node):
     deed = actor.rng.choice(("nothing", "nothing", "act"))
     kind = Poke if "handler_workers" in actor.world.enabled and actor.chance(0.3) else Ping
     message = kind(actor.world.books.next(), deed)
-    if kind is Ping:
-        actor.world.books.post(node, message)
-    else:
-        node.post_message(message)
+    me = actor.me if actor.place == "thread" else None
+    was_cancelled = me is not None and me.is_cancelled
+    is_taken = node.post_message(message)
+    if was_cancelled and node.was_opened:
+        actor.world.books.fail(f"post_message() of {me!r}, which was cancelled, gave {is_taken}")
+    if is_taken and kind is Ping:
+        actor.world.books.posted(node, message, me)
 
 
 @act(0.7, "readers", LOOP)

@@ -11,7 +11,6 @@ from creche import Worker, WorkerError, get_current_worker
 
 FEATURES = (
     *("errors", "exits", "relay", "threads", "abandon", "limiters", "exclusive", "unstarted"),
-    *("refused_events", "remove_again"),
     *("daemons", "groups", "deadlines", "handlers", "handler_workers", "handler_errors"),
 )
 RULES = ("enqueue", "restart", "drop", "keep_latest")
@@ -54,6 +53,9 @@ def make_job(actor, node):
         job.ends = False
         options["daemon"] = True
         group = rng.choice((None, "a"))  # it would hold a slot for ever
+    if "exclusive" in options and kind != "partial":
+        group = group or "a"  # what has no name would be warned about
+    job.options = options
     work = partial(WORK[kind], inner, job)
     if kind == "coro":
         work = work()
@@ -187,7 +189,7 @@ async def open_block(actor, node):
                 node, events.take_all(), where=f"the tree of {node.path}", complete=not before
             )
             if not before:
-                world.books.check_missing(told, jobs, f"the tree of {node.path}")
+                world.books.check_missing(node, told, jobs, f"the tree of {node.path}")
             check_handlers(world, node)
     if raised is None:
         return
@@ -205,6 +207,6 @@ def check_handlers(world, node):
         where = f"the handlers of {node.path}"
         told = world.books.check_events(node, node.told, where=where)
         own = [job for job in world.books.jobs if job.node is node]
-        world.books.check_missing(told, own, where)
+        world.books.check_missing(node, told, own, where)
 
 

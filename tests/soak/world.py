@@ -171,10 +171,10 @@ class Actor:
 class World:
     """All that there is in one episode."""
 
-    def __init__(self, seed, backend, enabled, table, refusals):
+    def __init__(self, seed, backend, names, enabled, table, refusals):
         self.rng = random.Random(seed)
         self.backend = backend
-        self.books = Books(enabled)
+        self.books = Books()
         self.refusals = refusals
         self.history = deque(maxlen=KEPT)
         self.nodes = []
@@ -183,7 +183,7 @@ class World:
         self.tasks = None  # a task group for whoever acts outside of all nodes
         self._began = time.monotonic()
         # Each episode has a mood: some things do not happen in it, others happen often.
-        self.enabled = {name for name in sorted(enabled) if self.rng.random() < 0.75}
+        self.enabled = {name for name in names if self.rng.random() < 0.75} & enabled
         self.pace = self.rng.choice((0.0005, 0.001, 0.003))
         self.worker_trouble = self.rng.choice((0, 0, 0.03, 0.3)) * ("errors" in enabled)
         self.handler_trouble = self.rng.choice((0, 0, 0, 0.1)) * ("handler_errors" in enabled)
