@@ -247,7 +247,6 @@ async def mount(actor, node):
     for _ in range(actor.rng.choice((0, 0, 2))):
         run_job(actor, child, start=False)
     await node.mount(child)
-    child.was_opened = True
     actor.world.mounted.append(child)
 
 
@@ -277,6 +276,7 @@ def post(actor, node):
     me = actor.me if actor.place == "thread" else None
     was_cancelled = me is not None and me.is_cancelled
     is_taken = node.post_message(message)
+    actor.world.note(f"  message {message.number} to {node!r}: {is_taken}")
     if was_cancelled and node.was_opened:
         actor.world.books.fail(f"post_message() of {me!r}, which was cancelled, gave {is_taken}")
     if is_taken and kind is Ping:

@@ -173,7 +173,6 @@ async def open_block(actor, node):
         try:
             with scope:
                 async with node:
-                    node.was_opened = True
                     for _ in range(actor.rng.choice((0, 3, 10, 40) if node.parent is None else (0, 1, 3, 10))):
                         await here.step(node)
                     here.trouble(f"the body of {node.path}", world.worker_trouble / 3)

@@ -13,7 +13,7 @@ from creche import Message, Node, WorkerError, WorkerFailed, get_current_worker,
 
 MOST_JOBS = 120
 MOST_NODES = 14
-KEPT = 80  # steps that are printed with a failure
+KEPT = 200  # steps that are printed with a failure
 
 
 class Ping(Message, bubble=True, namespace="soak"):
@@ -39,6 +39,11 @@ class SoakNode(Node):
         self.was_opened = False
         self.told = []
         super().__init__(name, parent=parent)
+
+    async def __aenter__(self):
+        await super().__aenter__()
+        self.was_opened = True
+        return self
 
     def is_below(self, other):
         node = self
