@@ -138,6 +138,13 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def soak(session: nox.Session) -> None:
+    """Live a long random life on asyncio and on Trio, 10 minutes each; ``-- --help`` tells more."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "tests/soak/run.py", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def bench(session: nox.Session) -> None:
     """Measure what a worker costs, beside other ways; ``-- --help`` tells of counts and sizes."""
     session.install("-e", ".", *group("bench"))

@@ -1,61 +1,25 @@
-"""What actors do, by name; ``soak.py --list`` tells the names of the features."""
+"""What actors do with work and threads; ``run.py --list`` tells what can be switched off."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
 import signal
-from dataclasses import dataclass
-from typing import Any
 
 import anyio
 from books import bottom
-from jobs import make_job, open_block, run_job
-from world import Ping, Poke
+from jobs import make_job, run_job
+from table import LOOP, SIGNAL, THREADS, act
 
 from creche import (
     DeadlockError,
-    Message,
-    Worker,
     WorkerCancelled,
     WorkerError,
     WorkerFailed,
     WorkerState,
     format_tree,
 )
-
-TABLE = []
-LOOP = ("body", "worker", "handler", "task")
-THREADS = ("thread", "foreign")
-SIGNAL = (*LOOP, *THREADS, "signal")
-
-
-@dataclass
-class Act:
-    name: str
-    function: Any
-    weight: float
-    feature: str | None
-    places: tuple[str, ...]
-    is_async: bool
-
-    def is_for(self, place):
-        return place in self.places
-
-
-def act(weight=1.0, feature=None, places=None):
-    """Put a function into the table: how often, what switches it off, and where it may be done."""
-
-    def add(function):
-        is_async = inspect.iscoroutinefunction(function)
-        where = places or (LOOP if is_async else (*LOOP, *THREADS))
-        TABLE.append(Act(function.__name__, function, weight, feature, where, is_async))
-        return function
-
-    return add
-
 
 # work
 
@@ -131,6 +95,8 @@ def cancel_all(actor, node):
 
 @act(0.3, "shutdown")
 async def shutdown(actor, node):
+    if actor.place == "call" and "shutdown_calls" not in actor.world.enabled:
+        return
     await node.shutdown(actor.rng.choice((0, 0, actor.rng.uniform(0, 0.02))))
 
 
@@ -215,106 +181,15 @@ async def wait_in_a_ring(actor, node):
             actor.world.books.fail(f"{worker!r} waited for {me!r}, which waited for it")
 
 
-# the tree
-
-
-@act(1, "blocks")
-async def block(actor, node):
-    """Open a node below, here."""
-    if actor.world.can_have_node():
-        await open_block(actor, actor.world.new_node(actor.rng, node))
-
-
-@act(1, "blocks", LOOP)
-def block_elsewhere(actor, node):
-    """Open a node below, in a task outside of all nodes."""
-    if actor.world.can_have_node():
-        actor.world.spawn(actor, open_block, actor.world.new_node(actor.rng, node))
-
-
-@act(0.3, "unopened", LOOP)
-def unopened(actor, node):
-    """Make a node that nobody opens."""
-    if actor.world.can_have_node():
-        actor.world.new_node(actor.rng, node if actor.chance(0.5) else None)
-
-
-@act(1, "mount")
-async def mount(actor, node):
-    if not actor.world.can_have_node():
-        return
-    child = actor.world.new_node(actor.rng)
-    for _ in range(actor.rng.choice((0, 0, 2))):
-        run_job(actor, child, start=False)
-    await node.mount(child)
-    actor.world.mounted.append(child)
-
-
-@act(0.7, "mount")
-async def remove(actor, node):
-    if not actor.world.mounted:
-        return
-    child = actor.rng.choice(actor.world.mounted)
-    if actor.chance(0.3):
-        child.cancel("ends by itself")
-        return
-    with anyio.CancelScope() as scope:
-        if actor.chance(0.3):
-            scope.deadline = anyio.current_time() + actor.rng.uniform(0, 0.01)
-        await child.remove()
-        actor.world.books.check_left(child)
-
-
-# messages and those who listen
-
-
-@act(2, "messages", SIGNAL)
-def post(actor, node):
-    deed = actor.rng.choice(("nothing", "nothing", "act"))
-    kind = Poke if "handler_workers" in actor.world.enabled and actor.chance(0.3) else Ping
-    message = kind(actor.world.books.next(), deed)
-    me = actor.me if actor.place == "thread" else None
-    was_cancelled = me is not None and me.is_cancelled
-    is_taken = node.post_message(message)
-    actor.world.note(f"  message {message.number} to {node!r}: {is_taken}")
-    if was_cancelled and node.was_opened:
-        actor.world.books.fail(f"post_message() of {me!r}, which was cancelled, gave {is_taken}")
-    if is_taken and kind is Ping:
-        actor.world.books.posted(node, message, me)
-
-
-@act(0.7, "readers", LOOP)
-def listen(actor, node):
-    actor.world.spawn(actor, _read, node)
-
-
-async def _read(actor, node):
-    """Read what happens on a node, slowly, and perhaps not to the end."""
-    kind = actor.rng.choice((Message, Worker.StateChanged, Worker.ProgressChanged))
-    left = actor.rng.choice((3, 30, 10_000))
-    events = []
-    with anyio.CancelScope() as scope, contextlib.suppress(WorkerError):
-        if not node.was_opened or actor.chance(0.3):  # else it ends as the node does
-            scope.deadline = anyio.current_time() + actor.rng.uniform(0, 0.05)
-        async with node.subscribe(kind, tree=actor.chance(0.5)) as stream:
-            async for event in stream:
-                events.append(event)
-                left -= 1
-                if not left:
-                    break
-                if actor.chance(0.2):
-                    await actor.nap()
-    changes = [event for event in events if isinstance(event, Worker.StateChanged)]
-    actor.world.books.check_events(node, changes, where=f"a reader of {node.path}", complete=False)
-
-
 # what else
 
 
 @act(0.7, "limits")
 def change_limit(actor, node):
     name = actor.rng.choice(("enqueue", "restart", "drop", "keep_latest"))
-    node.group(name).limit = actor.rng.choice((1, 2, 3, 5, None))
+    limit = actor.rng.choice((1, 2, 3, 5, None))
+    actor.world.books.allow(node, name, limit)
+    node.group(name).limit = limit
 
 
 @act(0.3, "looks", SIGNAL)
@@ -351,7 +226,7 @@ def call(actor, node):
             await inner.step(node)
         return 5
 
-    inner = actor.child("task")
+    inner = actor.child("call")
     given = node.call_from_thread(on_loop if actor.chance(0.5) else on_loop_async)
     if given != 5:
         books.fail(f"call_from_thread() gave {given!r}")

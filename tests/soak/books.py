@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
+import threading
 from collections import Counter, defaultdict
 
 from creche import WorkerError, WorkerFailed, WorkerState
@@ -51,22 +53,27 @@ def bottom(failed):
 class Job:
     """One piece of work, and what has become of it."""
 
-    def __init__(self, number, node, kind):
+    def __init__(self, books, number, node, kind):
+        self.books = books
         self.node = node
         self.name = f"{kind}{number}"
         self.kind = kind
         self.options = {}
         self.worker = None
         self.refused = False
-        self.is_early = node.parent is None and not node.was_opened  # a tree above may not have heard
+        self.is_early = (
+            node.parent is None and not node.was_opened
+        )  # a tree above may not have heard
         self.entered = self.left = 0
         self.ends = True  # by itself: whoever waits for it waits not for ever
 
     def enter(self, worker):
         self.worker = worker
         self.entered += 1
+        self.books.note_inside(worker, 1)
 
     def leave(self):
+        self.books.note_inside(self.worker, -1)
         self.left += 1
 
     @property
@@ -89,6 +96,10 @@ class Books:
         self.stored_logged = Counter()
         self.loop_cancelled = set()  # by a call on the loop: no call of its thread may come after
         self.native = set()  # the names of workers whose tasks were cancelled natively
+        self._lock = threading.Lock()
+        self.limits = {}  # of groups that had one from the beginning
+        self._inside = Counter()
+        self.abandoning = set()  # groups with threads that may outlive their slots
         self._numbers = itertools.count(1)
         self._planted = {}
         self._errors = {}
@@ -103,13 +114,28 @@ class Books:
     # jobs
 
     def job(self, node, kind):
-        job = Job(next(self._numbers), node, kind)
+        job = Job(self, next(self._numbers), node, kind)
         self.jobs.append(job)
         return job
 
     def below(self, node):
         """Give the jobs of a node and of all below it."""
         return [job for job in list(self.jobs) if job.node.is_below(node)]
+
+    def allow(self, node, group, limit):
+        """Take note of a new limit of a group; the highest that there ever was is what counts."""
+        limit = math.inf if limit is None else limit
+        self.limits[node, group] = max(limit, self.limits.get((node, group), math.inf))
+
+    def note_inside(self, worker, change):
+        """Take note that work was entered, or is about to be left; in any thread."""
+        key = worker.node, worker.group
+        with self._lock:
+            self._inside[key] += change
+            inside = self._inside[key]
+        limit = self.limits.get(key, math.inf)
+        if change > 0 and inside > limit and key not in self.abandoning:
+            self.fail(f"{inside} run in a group of {limit}: {worker!r}")
 
     # errors
 
@@ -155,7 +181,7 @@ class Books:
     # messages
 
     def posted(self, node, message, worker):
-        """Take note of a message that was taken in; whether it is handled is looked at in the end."""
+        """Take note of a message that was taken in; in the end it has to have been handled."""
         self._posted[message.number] = node, worker
 
     def next(self):
@@ -207,8 +233,8 @@ class Books:
         for number, where in self._planted.items():
             if len(self._seen[number]) != 1:
                 self.fail(
-                    f"error {number}, planted in {where}, came out {len(self._seen[number])} times: "
-                    f"{self._seen[number]}"
+                    f"error {number}, planted in {where}, came out {len(self._seen[number])} "
+                    f"times: {self._seen[number]}"
                 )
         for number, (node, worker) in self._posted.items():
             times = self._handled[number, node]

@@ -79,7 +79,7 @@ class Watch(logging.Handler):
             self.world.books.stored_logged[record.creche_worker] += 1
 
     def _on_signal(self, *_):
-        if self.world is None:
+        if self.world is None or not self.world.nodes:
             return
         actor = self.world.signaller
         try:
@@ -117,7 +117,9 @@ class Watch(logging.Handler):
                 world.books.fail(f"not ended: {job.told} {_tell_waits(job.worker)}")
         for node in world.nodes:
             nursery = node._creche_nursery
-            world.books.fail(f"{node!r}: {nursery.holds} holds, {nursery.bridge.in_flight} under way")
+            world.books.fail(
+                f"{node!r}: {nursery.holds} holds, {nursery.bridge.in_flight} under way"
+            )
 
         for each in self._tasks():
             world.books.fail(f"waits: {each}")

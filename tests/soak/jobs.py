@@ -12,6 +12,7 @@ from creche import Worker, WorkerError, get_current_worker
 FEATURES = (
     *("errors", "exits", "relay", "threads", "abandon", "limiters", "exclusive", "unstarted"),
     *("daemons", "groups", "deadlines", "handlers", "handler_workers", "handler_errors"),
+    *("early_threads", "shutdown_calls"),
 )
 RULES = ("enqueue", "restart", "drop", "keep_latest")
 
@@ -56,6 +57,8 @@ def make_job(actor, node):
     if "exclusive" in options and kind != "partial":
         group = group or "a"  # what has no name would be warned about
     job.options = options
+    if options.get("abandon_on_cancel"):
+        actor.world.books.abandoning.add((node, group))
     work = partial(WORK[kind], inner, job)
     if kind == "coro":
         work = work()
@@ -65,7 +68,7 @@ def make_job(actor, node):
 
 
 def _as_function(work):
-    return lambda: work()
+    return lambda: work()  # noqa: PLW0108 (a partial is another kind)
 
 
 async def _steps(actor, job):
@@ -173,7 +176,9 @@ async def open_block(actor, node):
         try:
             with scope:
                 async with node:
-                    for _ in range(actor.rng.choice((0, 3, 10, 40) if node.parent is None else (0, 1, 3, 10))):
+                    for _ in range(
+                        actor.rng.choice((0, 3, 10, 40) if node.parent is None else (0, 1, 3, 10))
+                    ):
                         await here.step(node)
                     here.trouble(f"the body of {node.path}", world.worker_trouble / 3)
         except BaseException as error:
@@ -207,5 +212,3 @@ def check_handlers(world, node):
         told = world.books.check_events(node, node.told, where=where)
         own = [job for job in world.books.jobs if job.node is node]
         world.books.check_missing(node, told, own, where)
-
-

@@ -16,13 +16,14 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import acts  # noqa: F401 (it fills the table, as the next does)
+import acts_of_nodes  # noqa: F401
 import anyio
-from acts import TABLE
 from episode import Watch, run_episode
 from jobs import FEATURES
 from memory import Memory
+from table import TABLE
 from world import World
 
 BACKENDS = ("asyncio", "trio", "uvloop")
@@ -115,8 +116,13 @@ def main():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--episode", type=int, default=None, help="run this one alone")
     parser.add_argument("--without", action="append", default=[], choices=NAMES, metavar="NAME")
-    parser.add_argument("--tolerate", action="append", default=[], metavar="TEXT",
-        help="only count the failures that contain this")
+    parser.add_argument(
+        "--tolerate",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only count the failures that contain this",
+    )
     parser.add_argument("--hang", type=float, default=30.0, help="seconds for an episode")
     parser.add_argument("--failures", type=int, default=1, help="end after so many bad episodes")
     parser.add_argument("--verbose", action="store_true")
@@ -138,5 +144,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.exit(main())

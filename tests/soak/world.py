@@ -140,7 +140,10 @@ class Actor:
     def any_node(self, near=None):
         if near is not None and self.chance(0.6):
             return near
-        return self.rng.choice(self.world.nodes)
+        nodes = self.world.nodes
+        if self.place in {"thread", "foreign"} and "early_threads" not in self.world.enabled:
+            nodes = [node for node in nodes if node.was_opened] or nodes
+        return self.rng.choice(nodes)
 
     def any_job(self):
         jobs = [job for job in self.world.books.jobs[-40:] if job.worker is not None]
@@ -229,7 +232,8 @@ class World:
         if "groups" in self.enabled:
             for rule in ("enqueue", "restart", "drop", "keep_latest"):
                 if rng.random() < 0.4:
-                    node.group(rule, limit=rng.randint(1, 3), overflow=rule)
+                    group = node.group(rule, limit=rng.randint(1, 3), overflow=rule)
+                    self.books.limits[node, rule] = group.limit
         self.nodes.append(node)
         return node
 
