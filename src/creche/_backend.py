@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Task
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     import anyio
     from anyio.lowlevel import EventLoopToken
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from trio.lowlevel import Task as TrioTask
 
     FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+ArgT = TypeVar("ArgT")
+ResultT = TypeVar("ResultT")
 
 
 class Ear(Protocol):
@@ -241,6 +244,18 @@ def interruptible(function: FunctionT) -> FunctionT:
     """
     _interruptible.append(cast("FunctionType", function).__code__)
     return function
+
+
+@interruptible
+def call_users(function: Callable[[ArgT], ResultT], argument: ArgT) -> ResultT:
+    """Call a function of the user's from a step of the library."""
+    return function(argument)
+
+
+@interruptible
+async def await_users(awaitable: Awaitable[ResultT]) -> ResultT:
+    """Await something of the user's in a step of the library."""
+    return await awaitable
 
 
 class _Code:

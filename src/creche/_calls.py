@@ -9,7 +9,7 @@ import inspect
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from ._backend import interruptible
+from ._backend import await_users
 from ._errors import WorkerCancelled, strip_traceback
 from ._worker import Worker
 
@@ -88,7 +88,6 @@ def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
         raise WorkerCancelled(f"{node._creche_spoken()} was cancelled")
 
 
-@interruptible
 async def _go_on(
     node: Branch, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
 ) -> None:
@@ -98,7 +97,7 @@ async def _go_on(
         except WorkerCancelled:
             _close(awaitable)
             raise
-        value = await awaitable
+        value = await await_users(awaitable)
     except node._creche_nursery.cancelled_class:
         future.set_exception(WorkerCancelled(_tell_whose(node, caller)))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)

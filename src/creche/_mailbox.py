@@ -10,7 +10,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from ._backend import interruptible
+from ._backend import await_users, call_users
 from ._errors import (
     WorkerError,
     WorkerFailed,
@@ -105,7 +105,6 @@ class Mailbox:
         self._pump = None
         self._deliver()
 
-    @interruptible
     async def _run(self) -> None:
         while self._waiting:
             message = self._waiting.take()
@@ -113,14 +112,14 @@ class Mailbox:
             try:
                 handler = getattr(self._addressee, message.handler_name, None)
                 if handler is not None:
-                    outcome = handler(message)
+                    outcome = call_users(handler, message)
                     # A handler under @work has started a worker, and that is all.
                     if (
                         outcome is not None
                         and not self._addressee._creche_is_started(outcome)
                         and inspect.isawaitable(outcome)
                     ):
-                        await outcome
+                        await await_users(outcome)
                 if message.bubble and not message._stopped:
                     self._addressee._creche_pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)

@@ -32,7 +32,7 @@ from weakref import WeakKeyDictionary
 import anyio
 from anyio import lowlevel
 
-from ._backend import get_backend, interruptible
+from ._backend import get_backend
 from ._bridge import Bridge
 from ._errors import DeadlockError, WorkerError, leaves, uncancelled
 from ._failures import Failures
@@ -136,7 +136,6 @@ class HeldTask:
         self.handle: anyio.TaskHandle[None]
         self.has_begun = False
 
-    @interruptible  # reaping makes up for what it does not do
     async def run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do what the task is for, and let go of the nursery."""
         self.has_begun = True
@@ -698,6 +697,8 @@ class Nursery:
                 await lowlevel.checkpoint_if_cancelled()
         except self.cancelled_class as exc:
             cancellation = exc
+        except KeyboardInterrupt as exc:  # Trio delivers it here, if it is due
+            self._failures.add(exc, self.tree)
         kind = type(cancellation) if cancellation is not None else None
         traceback = cancellation.__traceback__ if cancellation is not None else None
         try:
