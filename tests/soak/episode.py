@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import logging
+import math
 import signal
 import sys
 import threading
@@ -35,8 +36,10 @@ class Watch(logging.Handler):
         self.number = None
         self.refusals = Counter()
         self.tolerated = Counter()
-        self._timer = None
         self._stray = []
+        self._deadline = math.inf
+        self._is_over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
 
     def begin(self):
         logger = logging.getLogger("creche")
@@ -47,6 +50,7 @@ class Watch(logging.Handler):
         sys.unraisablehook = lambda told: self.fail(f"unraisable: {told.exc_value!r} {told.object}")
         threading.excepthook = lambda told: self.fail(f"a thread ended with {told.exc_value!r}")
         signal.signal(signal.SIGUSR1, self._on_signal)
+        self._watcher.start()
         if self.options.backend != "trio":
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, told: self.fail(f"the loop tells of {told}"))
@@ -58,7 +62,8 @@ class Watch(logging.Handler):
             self._tasks = lambda: tell_tasks(_below(root))
 
     def end(self):
-        faulthandler.cancel_dump_traceback_later()
+        self._is_over.set()
+        self._watcher.join()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def fail(self, text):
@@ -91,13 +96,11 @@ class Watch(logging.Handler):
 
     def enter(self, world, number):
         self.world, self.number = world, number
+        self._deadline = time.monotonic() + self.options.hang - EARLY
         faulthandler.dump_traceback_later(self.options.hang, exit=True)
-        self._timer = threading.Timer(self.options.hang - EARLY, self._tell_of_hang)
-        self._timer.daemon = True
-        self._timer.start()
 
     def leave(self):
-        self._timer.cancel()
+        self._deadline = math.inf
         faulthandler.cancel_dump_traceback_later()
         failures = self.world.books.failures
         failures += self._stray
@@ -108,6 +111,12 @@ class Watch(logging.Handler):
             self.tolerated[text] += len(known)
         self.tell(self.world)
         self.world = None
+
+    def _watch(self):
+        while not self._is_over.wait(0.5):
+            if time.monotonic() > self._deadline:
+                self._deadline = math.inf
+                self._tell_of_hang()
 
     def _tell_of_hang(self):
         world = self.world

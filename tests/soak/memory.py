@@ -32,9 +32,11 @@ class Memory:
     def __init__(self):
         self.sizes = []
         self.alive = []
+        self.blocks = []
 
     def sample(self):
         gc.collect()
+        self.blocks.append(sys.getallocatedblocks() / 1000)
         self.sizes.append(resident())
         self.alive.append(sum(isinstance(each, (Node, Worker)) for each in gc.get_objects()))
 
@@ -42,7 +44,10 @@ class Memory:
     def told(self):
         if not self.sizes:
             return "no samples"
-        return f"{self.sizes[-1]:.1f} MB, {self.alive[-1]} workers and nodes alive"
+        return (
+            f"{self.sizes[-1]:.1f} MB, {self.blocks[-1]:.1f} thousand blocks, "
+            f"{self.alive[-1]} workers and nodes alive"
+        )
 
     def find_growth(self):
         """Compare the last quarter with the second: the first is for warming up."""
@@ -53,6 +58,7 @@ class Memory:
         for what, samples, slack in (
             ("MB resident", self.sizes, SLACK),
             ("workers and nodes alive", self.alive, 0),
+            ("thousand blocks of memory in use", self.blocks, 1),
         ):
             early = statistics.median(samples[quarter : 2 * quarter])
             late = statistics.median(samples[-quarter:])

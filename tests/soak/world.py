@@ -142,8 +142,8 @@ class Actor:
             return near
         nodes = self.world.nodes
         if self.place in {"thread", "foreign"} and "early_threads" not in self.world.enabled:
-            nodes = [node for node in nodes if node.was_opened] or nodes
-        return self.rng.choice(nodes)
+            nodes = [node for node in nodes if node.was_opened]
+        return self.rng.choice(nodes) if nodes else None
 
     def any_job(self):
         jobs = [job for job in self.world.books.jobs[-40:] if job.worker is not None]
@@ -151,9 +151,11 @@ class Actor:
 
     def _choose(self, near, *, is_async):
         acts = self.world.acts(self.place, is_async=is_async)
+        if not acts:
+            return None, None
         act = self.rng.choices(acts, [each.weight for each in acts])[0]
         node = self.any_node(near)
-        self.world.note(f"{self.place} {act.name} on {node.path}")
+        self.world.note(f"{self.place} {act.name} on {node and node.path}")
         return act, node
 
     async def step(self, near=None):
@@ -170,6 +172,8 @@ class Actor:
 
     def step_sync(self, near=None):
         act, node = self._choose(near, is_async=False)
+        if node is None:
+            return
         try:
             act.function(self, node)
         except WorkerError as error:
