@@ -141,7 +141,10 @@ class Actor:
         if near is not None and self.chance(0.6):
             return near
         nodes = self.world.nodes
-        if self.place in {"thread", "foreign"} and "early_threads" not in self.world.enabled:
+        if (
+            self.place in {"thread", "foreign", "signal"}
+            and "early_threads" not in self.world.enabled
+        ):
             nodes = [node for node in nodes if node.was_opened]
         return self.rng.choice(nodes) if nodes else None
 
