@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswerYet
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import anyio
 import pytest
 
-from creche import Message, Node
+from creche import DeadlockError, Message, Node, Worker, WorkerCancelled, WorkerError
+from creche import _bridge as bridge_module
 from creche import _life as life
+from creche import _node as node_module
 from creche import _record as record
+from creche._backend import get_backend
+from creche._bridge import Bridge, await_answer, run_soon
 from creche._group import WorkerGroup
+from creche._message import Backlog
 from creche._nursery import Nursery
 from helpers import (
     CANCELLED,
@@ -26,6 +34,7 @@ from helpers import (
     RUNNING,
     SUCCESS,
     ExceptionGroup,
+    leaves,
     settle,
     until,
 )
@@ -434,3 +443,575 @@ async def test_work_that_is_started_later_and_whose_task_cannot_be_made(limit):
         assert list(group) == list(app.workers) == [other]
         with anyio.fail_after(RENDEZVOUS):
             await other
+
+
+# Steps of the library, into which a signal handler must not break, and a loop that sleeps.
+
+
+@pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS, CANCELLED])
+async def test_call_that_breaks_into_a_step_waits_for_its_end(at):
+    """In the midst of a change of state a cancel() marks its worker, and does no more yet."""
+    seen = []
+
+    def look(name, state):
+        if (name, state) == ("worker", at.name):
+            other.cancel("from within")
+            seen.append((other.state, other.is_cancelled))
+
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        first = group.run_worker(anyio.sleep_forever)
+        other = group.run_worker(anyio.sleep_forever)
+        with at_each_change(look):
+            worker = app.run_worker(anyio.lowlevel.checkpoint, "worker")
+            if at is CANCELLED:
+                worker.cancel()
+            await settle()
+        assert seen == [(PENDING, True)]
+        assert (other.state, other.cancel_reason) == (CANCELLED, "from within")
+        first.cancel()
+
+
+async def test_cancel_acts_at_once_also_after_others():
+    """A worker that waits is CANCELLED at once, however many steps there were before."""
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        workers = [group.run_worker(anyio.sleep_forever) for _ in range(4)]
+        for worker in reversed(workers):
+            worker.cancel()
+            assert worker.state is CANCELLED
+        assert app._creche_bridge.busy == 0
+
+
+async def test_what_a_thread_calls_acts_at_once():
+    """Within a call of a thread a worker that waits is CANCELLED at once, as on the loop."""
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        first = group.run_worker(anyio.sleep_forever)
+        queued = group.run_worker(anyio.sleep_forever)
+
+        def cancel():
+            queued.cancel()
+            return queued.state
+
+        caller = app.run_worker(lambda: app.call_from_thread(cancel), thread=True)
+        assert await caller is CANCELLED
+        first.cancel()
+
+
+def as_the_loop_sleeps(anyio_backend, call):
+    """Have a call made in the loop's thread, but in no task: as it goes to sleep."""
+    name, options = anyio_backend
+    if name == "trio":
+        import trio  # noqa: PLC0415 (it is running)
+
+        class Sleep(trio.abc.Instrument):
+            def before_io_wait(self, timeout):
+                if timeout > 0:
+                    trio.lowlevel.remove_instrument(self)
+                    call()
+
+        trio.lowlevel.add_instrument(Sleep())
+    elif options.get("use_uvloop"):
+        pytest.skip("uvloop tells nobody that it goes to sleep")
+    else:
+        loop = asyncio.get_running_loop()
+        selector = loop._selector
+        select = selector.select
+
+        def sleep(timeout=None):
+            if timeout is None or timeout > 0:
+                selector.select = select
+                call()
+            return select(timeout)
+
+        selector.select = sleep
+
+
+async def test_cancel_while_the_loop_sleeps_wakes_it(anyio_backend):
+    """A signal handler that comes while the loop sleeps is heard at once, not when it wakes."""
+    async with Node("app") as app:
+        worker = await app.start_worker(anyio.sleep_forever)
+        await settle()
+        with anyio.fail_after(RENDEZVOUS):
+            as_the_loop_sleeps(anyio_backend, worker.cancel)
+            await app.workers.wait_for_complete([worker])
+    assert worker.state is CANCELLED
+    assert worker.finished_at - worker.cancelled_at < RENDEZVOUS / 2  # when all would wake
+
+
+async def test_arrival_that_raises(anyio_backend):
+    """Whoever waits for what is on its way is woken, and what comes later is no part of it."""
+    landed, acts, over = [], [], anyio.Event()
+    token = anyio.lowlevel.current_token()
+    bridge = Bridge(lambda: landed.append(bridge.in_flight))
+    bridge.open(get_backend(token))
+    bridge.post(lambda: 1 // 0)
+    await until(lambda: bridge.in_flight == 0)
+    assert landed == [0]
+
+    def look():
+        acts.append(bridge.can_act())
+        run_soon(token, over.set)
+
+    with anyio.fail_after(RENDEZVOUS):
+        as_the_loop_sleeps(anyio_backend, look)
+        await over.wait()
+    assert acts == [False]
+
+
+def test_answer_of_a_loop_that_has_gone(backend):
+    """A thread whose loop has gone is told so; unless the answer is there, whatever it is."""
+
+    async def get():
+        return anyio.lowlevel.current_token()
+
+    class Never(Future):
+        asked = 0
+
+        def result(self, timeout=None):
+            self.asked += 1
+            if self.asked > 3:
+                return "too late"
+            raise NoAnswerYet
+
+    gone = anyio.run(get, **backend)
+    with pytest.raises(WorkerError, match="the event loop has ended"):
+        await_answer(Never(), gone)
+    answered = Future()
+    answered.set_exception(TimeoutError("of the call itself"))
+    with pytest.raises(TimeoutError, match="of the call itself"):
+        await_answer(answered, gone)
+
+
+async def test_message_that_comes_as_the_handlers_end():
+    """A message that a signal handler posts as the last one was handled has its turn too."""
+
+    class App(Node):
+        def on_note(self, note):
+            handled.append(note)
+
+    class Waiting(Backlog):
+        def __bool__(self):
+            is_empty = not len(self)
+            if is_empty and notes and sys._getframe(1).f_code.co_name == "_run":
+                app.post_message(notes.pop())
+            return not is_empty
+
+    handled, notes = [], [Note(), Note()]
+    every = notes[::-1]
+    async with App("app") as app:
+        app._creche_mailbox._waiting = Waiting()
+        app.post_message(notes.pop())
+    assert handled == every
+
+
+# Blocks: who waits for whom, and what is left of one that another task has left, or nobody.
+
+
+async def test_shutdown_waits_from_below():
+    """What the end of a child sets in motion above it has ended as well when shutdown() returns."""
+
+    class App(Node):
+        handled = False
+
+        async def on_note(self, note):
+            await settle()
+            self.handled = True
+
+    async with App("app") as app, Node("page", parent=app) as page:
+
+        async def report():
+            await settle()
+            page.post_message(Note())
+
+        page.run_worker(report)
+        await app.shutdown(math.inf)
+        assert app.handled
+
+
+async def test_shutdown_by_a_handler():
+    """A handler that shuts its node down does not wait for itself."""
+
+    class App(Node):
+        is_shut = False
+
+        async def on_note(self, note):
+            with anyio.fail_after(RENDEZVOUS):
+                await self.shutdown(math.inf)
+            self.is_shut = True
+
+    async with App("app") as app:
+        app.post_message(Note())
+    assert app.is_shut
+
+
+async def in_task_of_its_own(group, go, *nodes):
+    """Enter blocks in a task of a group, which goes on until it is told, and leaves none."""
+    entered, ended = anyio.Event(), anyio.Event()
+
+    async def host():
+        for node in nodes:
+            await node.__aenter__()
+        entered.set()
+        await go.wait()
+        ended.set()
+
+    group.start_soon(host)
+    await entered.wait()
+    return ended
+
+
+@contextmanager
+def complaint_of_the_backend():
+    """Expect at most what AnyIO or Trio says to a task that has left a block open."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        assert [type(each) for each in leaves(group)] == [RuntimeError]
+
+
+async def test_error_in_a_block_left_in_another_task():
+    """The task that entered it is in another block by now, and goes on there."""
+    app, go, error = Node("app"), anyio.Event(), ValueError("of the body")
+    with complaint_of_the_backend():
+        async with anyio.create_task_group() as group:
+            ended = await in_task_of_its_own(group, go, app)
+            worker = app.run_worker(anyio.sleep_forever)
+            with pytest.raises(ExceptionGroup) as caught:
+                await app.__aexit__(ValueError, error, None)
+            told = caught.value.exceptions
+            assert told[0] is error
+            assert "left in another task" in str(told[1])
+            assert worker.state is CANCELLED
+            go.set()
+            with anyio.move_on_after(RENDEZVOUS):
+                await ended.wait()
+            assert ended.is_set()
+
+
+@pytest.mark.parametrize("inner", [False, True])
+async def test_block_left_in_another_task_is_no_more_open_in_its_own(inner):
+    """Those that were entered round it, and in it, are not told of a wrong order."""
+    nodes = [Node(name) for name in "abc"[: 3 if inner else 2]]
+    for node in nodes:
+        await node.__aenter__()
+    told = []
+
+    async def leave():
+        try:
+            await nodes[1].__aexit__(None, None, None)
+        except WorkerError as error:
+            told.append(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(leave)
+    assert len(told) == 1
+    assert "left in another task" in told[0]
+    told.clear()
+    for node in reversed((nodes[0], *nodes[2:])):
+        try:
+            await node.__aexit__(None, None, None)
+        except (WorkerError, ExceptionGroup) as error:
+            told += leaves(error)
+    # AnyIO and Trio do tell: they still have the scope of the block.
+    assert not [error for error in told if isinstance(error, WorkerError)]
+    assert all(node.is_finished for node in nodes)
+
+
+async def test_what_an_inner_block_raised_is_told_with_the_wrong_order():
+    """An error of a worker of the inner block is not lost where the outer one is left first."""
+    app = Node("app")
+    page = Node("page", parent=app)
+
+    async def fail():
+        raise ValueError("of the page")
+
+    await app.__aenter__()
+    await page.__aenter__()
+    worker = page.run_worker(fail)
+    with anyio.CancelScope(shield=True):
+        await until(lambda: worker.is_finished)
+    with pytest.raises(ExceptionGroup) as caught:
+        await app.__aexit__(None, None, None)
+    first, second = leaves(caught.value)
+    assert first is worker.error
+    assert isinstance(second, DeadlockError)
+
+
+async def test_deserted_node_is_told_of(anyio_backend, caplog):
+    """A block that was never left is a fault of the program, and the log says so."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio itself fails the task that leaves a nursery open")
+
+    async def forget(app):
+        await Node("page", parent=app).__aenter__()
+
+    async with Node("app") as app:
+        await asyncio.create_task(forget(app))
+    (told,) = [record for record in caplog.records if record.name == "creche"]
+    assert told.levelname == "WARNING"
+    assert told.getMessage() == (
+        "node 'app/page' was entered and never left; its work is cancelled"
+    )
+
+
+async def test_watcher_that_was_cancelled_before_its_host_ends(anyio_backend):
+    """As the program ends all tasks are cancelled; the node's own end with the task it is in."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+    app, entered, go = Node("app"), asyncio.Event(), asyncio.Event()
+
+    async def host():
+        await app.__aenter__()
+        app.run_worker(anyio.sleep_forever)
+        entered.set()
+        await go.wait()
+
+    task = asyncio.create_task(host())
+    await entered.wait()
+    await settle()
+    (watcher,) = [
+        each for each in asyncio.all_tasks() if each.get_name() == "watcher of node 'app'"
+    ]
+    watcher.cancel()
+    await settle()
+    assert not app.is_finished
+    go.set()
+    await task
+    await settle()
+    assert app.is_finished
+
+
+async def test_node_that_can_never_be_opened_takes_no_work():
+    """Below a node that has closed, work that is added and not started is refused as well."""
+    app = Node("app")
+    page = Node("page", parent=app)
+    async with app:
+        pass
+    with pytest.raises(WorkerError, match="whose parent is closed"):
+        page.run_worker(anyio.lowlevel.checkpoint, start=False)
+    assert not app.workers
+
+
+async def test_mounted_while_the_parent_shuts_down():
+    """A child that was admitted before, and opens only now, admits no work either."""
+    refused = []
+
+    class Panel(Node):
+        async def __aenter__(self):
+            group.start_soon(app.shutdown, math.inf)
+            await until(lambda: repr(app) == "<Node 'app' CLOSING>")
+            return await super().__aenter__()
+
+    async with Node("app") as app, anyio.create_task_group() as group:
+        panel = await app.mount(Panel("panel"))
+        try:
+            panel.run_worker(anyio.lowlevel.checkpoint)
+        except WorkerError as error:
+            refused.append(str(error))
+    assert len(refused) == 1
+
+
+# Objects that say they are equal, as dataclasses do, and are not the same.
+
+
+class Same(Node):
+    """A node that equals any other."""
+
+    def __eq__(self, other):
+        return isinstance(other, Same)
+
+    def __hash__(self):
+        return id(self)
+
+
+class Alike(Worker):
+    """A worker that equals any other."""
+
+    def __eq__(self, other):
+        return isinstance(other, Alike)
+
+    def __hash__(self):
+        return 1
+
+
+async def test_blocks_of_equal_nodes_in_one_worker():
+    """A block that ends is no other one that its worker has open still."""
+    waited = []
+
+    async def wait():
+        try:
+            with anyio.fail_after(RENDEZVOUS):
+                await owner
+        except DeadlockError as error:
+            waited.append(error)
+
+    async def own():
+        async with Same("outer") as outer:
+            async with Same("inner"):
+                pass
+            await outer.run_worker(wait)
+
+    async with Node("app") as app:
+        owner = app.run_worker(own)
+    assert len(waited) == 1
+
+
+async def test_shutdown_of_an_equal_node():
+    """A worker that shuts down another node still holds its own open."""
+    async with Same("app") as app:
+
+        async def shut():
+            await app.shutdown()
+            await settle()
+
+        async with Same("own") as own:
+            worker = own.run_worker(shut)
+    assert worker.state is SUCCESS
+
+
+async def test_worker_that_waits_for_an_equal_one():
+    """It does not wait for itself, nor is it superseded by itself."""
+    async with Node("app") as app:
+
+        async def wait():
+            await first
+            return "waited"
+
+        first = Alike(app, anyio.lowlevel.checkpoint)
+        second = Alike(app, wait)
+        for worker in (first, second):
+            app.workers.add_worker(worker, exclusive=False)
+        assert await second == "waited"
+
+
+async def test_exclusive_worker_supersedes_an_equal_one():
+    """It is another one all the same."""
+    async with Node("app") as app:
+        first, second = Alike(app, anyio.sleep_forever), Alike(app, anyio.lowlevel.checkpoint)
+        app.workers.add_worker(first)
+        app.workers.add_worker(second)
+    assert (first.state, second.state) == (CANCELLED, SUCCESS)
+
+
+async def test_mounting_below_an_equal_node():
+    """A child that equals its parent is not the parent."""
+    async with Same("app") as app:
+        panel = await app.mount(Same("panel"))
+        assert panel.path == "app/panel"
+
+
+async def test_subscription_outlasts_an_equal_node():
+    """The stream of a tree ends with the node that it is of, not with one below it."""
+    async with Same("app") as app, app.subscribe(Note, tree=True) as notes:
+        async with Same("page", parent=app):
+            pass
+        note = Note()
+        app.post_message(note)
+        assert await anext(notes) is note
+        with anyio.move_on_after(0) as scope:
+            await anext(notes)
+        assert scope.cancelled_caught
+
+
+# Threads: what they ask for is done on the loop, and not once their worker was cancelled.
+
+
+async def test_snapshot_is_taken_on_the_loop(monkeypatch):
+    """A thread that asks for a picture gets one of a moment between two steps of the loop."""
+    threads = []
+    take = node_module.take
+
+    def noted(*args, **options):
+        threads.append(threading.get_ident())
+        return take(*args, **options)
+
+    monkeypatch.setattr(node_module, "take", noted)
+    async with Node("app") as app:
+        picture = await anyio.to_thread.run_sync(app.snapshot)
+    assert picture.name == "app"
+    assert threads == [threading.get_ident()]
+
+
+class Counting(Node):
+    """A node that counts what threads have it do."""
+
+    done = 0
+
+    def on_note(self, note):
+        self.done += 1
+
+    async def count(self):
+        self.done += 1
+
+
+WISHES = {
+    "post_message": lambda app: app.post_message(Note()),
+    "run_worker": lambda app: app.run_worker(app.count),
+    "coroutine": lambda app: app.run_worker(app.count()),
+    "add_worker": lambda app: app.workers.add_worker(Worker(app, app.count)),
+    "call_from_thread": lambda app: app.call_from_thread(app.count),
+}
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+async def test_cancelled_thread_asks_in_vain(wish):
+    """Whatever the thread of a cancelled worker asks for, it is told so and nothing is done."""
+    refused = []
+    async with Counting("app") as app:
+
+        def ask():
+            assert worker.cancelled_event.wait(RENDEZVOUS)
+            try:
+                wish(app)
+            except WorkerCancelled as error:
+                refused.append(error)
+
+        worker = app.run_worker(ask, thread=True)
+        await until(lambda: worker.is_running)
+        worker.cancel()
+    assert len(refused) == 1
+    assert app.done == 0
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+async def test_thread_that_is_cancelled_while_it_asks(wish, monkeypatch):
+    """What is on its way to the loop as the worker is cancelled is not done on arrival."""
+    posted, go = threading.Event(), threading.Event()
+    async with Counting("app") as app:
+
+        def ask():
+            assert go.wait(RENDEZVOUS)
+            wish(app)
+
+        worker = app.run_worker(ask, thread=True)
+        await until(lambda: worker.is_running)
+        run_soon = bridge_module.run_soon
+
+        def noted(token, call):
+            try:
+                return run_soon(token, call)
+            finally:
+                posted.set()
+
+        monkeypatch.setattr(bridge_module, "run_soon", noted)
+        go.set()
+        assert posted.wait(RENDEZVOUS)  # the loop is kept busy: what was sent has not arrived
+        worker.cancel()
+    assert worker.state is CANCELLED
+    assert app.done == 0
+
+
+async def test_worker_forgets_the_calls_of_its_thread():
+    """A thread that makes calls for months does not make its worker grow."""
+    async with Counting("app") as app:
+
+        def ask():
+            for _ in range(3):
+                app.call_from_thread(app.count)
+            return app.call_from_thread(lambda: worker._tied().hops)
+
+        worker = app.run_worker(ask, thread=True)
+        assert await worker == ()
+    assert app.done == 3
