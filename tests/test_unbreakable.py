@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
+import os
+import select
+import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerYet
@@ -16,7 +21,7 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
-from creche import DeadlockError, Message, Node, Worker, WorkerCancelled, WorkerError
+from creche import DeadlockError, Message, Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
 from creche import _bridge as bridge_module
 from creche import _life as life
 from creche import _node as node_module
@@ -34,6 +39,7 @@ from helpers import (
     RUNNING,
     SUCCESS,
     ExceptionGroup,
+    Meeting,
     leaves,
     settle,
     until,
@@ -1015,3 +1021,278 @@ async def test_worker_forgets_the_calls_of_its_thread():
         worker = app.run_worker(ask, thread=True)
         assert await worker == ()
     assert app.done == 3
+
+
+async def test_cancellation_that_leaves_a_thread_by_itself(anyio_backend):
+    """Work in a thread that raises a cancellation nobody asked for was not cancelled: it failed."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("on Trio nobody can make a Cancelled")
+
+    def leak():
+        raise asyncio.CancelledError
+
+    async with Node("app") as app:
+        worker = app.run_worker(leak, thread=True, exit_on_error=False)
+    assert worker.state is ERROR
+    assert "raised a cancellation that nobody had asked for" in str(worker.error)
+    assert not worker.is_cancelled
+
+
+async def test_async_work_in_a_thread_without_a_loop(monkeypatch):
+    """Where no loop can be had in the thread, the coroutine is closed: nobody will await it."""
+
+    def run(*_, **__):
+        raise OSError("no more files")
+
+    async def work():
+        raise AssertionError
+
+    coroutine = work()
+    async with Node("app") as app:
+        worker = app.run_worker(coroutine, thread=True, exit_on_error=False)
+        await until(lambda: worker.is_running)
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio, "run", run)
+            with pytest.raises(WorkerFailed, match="no more files"):
+                await worker
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+
+async def test_limiter_that_is_none():
+    """What is no limiter is told so, by name."""
+    async with Node("app") as app:
+        worker = app.run_worker(len, thread=True, limiter=object(), exit_on_error=False)
+    assert isinstance(worker.error, WorkerError)
+    assert "the limiter of worker 'len' must be a CapacityLimiter" in str(worker.error)
+
+
+# Other loops and other processes.
+
+
+async def test_loop_that_is_a_guest_of_the_loop(anyio_backend):
+    """A task of another loop in the same thread cannot start work: its backend is not ours."""
+    trio = pytest.importorskip("trio")
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio is the guest here")
+    loop, over, refused = asyncio.get_running_loop(), asyncio.Event(), []
+
+    async def guest():
+        for call in (lambda: app.run_worker(settle), lambda: app.run_worker(settle())):
+            try:
+                call()
+            except WorkerError as error:
+                refused.append(str(error))
+
+    async with Node("app") as app:
+        trio.lowlevel.start_guest_run(
+            guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=lambda _: over.set(),
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        await over.wait()
+        assert not app.workers
+    assert len(refused) == 2
+    assert "belongs to another event loop" in refused[0]
+
+
+def test_bare_callback_of_the_loop_starts_work():
+    """A callback that runs in no task, as that of a protocol does, may start work all the same."""
+
+    async def main():
+        async with Node("app") as app:
+            group = app.group("one", limit=1)
+            made = asyncio.get_running_loop().create_future()
+            threading.Thread(
+                target=loop_of_thread(lambda: made.set_result(group.run_worker(settle)))
+            ).start()
+            worker = await made
+        assert worker.state is SUCCESS
+
+    def loop_of_thread(call):
+        loop = asyncio.get_running_loop()
+        return lambda: loop.call_soon_threadsafe(call)
+
+    asyncio.run(main())
+
+
+def in_a_child(call):
+    """Make a call in a process that is forked off, and give in words what came of it."""
+    if not hasattr(os, "fork"):  # pragma: no cover (on Windows)
+        pytest.skip("there is no fork")
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
+        child = os.fork()
+    if not child:  # pragma: no cover (it leaves before it could tell)
+        try:
+            told = repr(call())
+        except BaseException as error:
+            told = f"{type(error).__name__}: {error}"
+        os.write(theirs, told.encode())
+        os._exit(0)
+    os.close(theirs)
+    try:
+        if not select.select([ours], [], [], RENDEZVOUS)[0]:
+            os.kill(child, signal.SIGKILL)
+            return "nothing"
+        return os.read(ours, 10_000).decode()
+    finally:
+        os.waitpid(child, 0)
+        os.close(ours)
+
+
+async def test_forked_child_starts_no_work():
+    """No loop of the parent runs in a forked child: it is told so, and waits for nothing."""
+    async with Node("app") as app:
+        for call in (
+            lambda: app.run_worker(settle),
+            lambda: app.run_worker(settle, start=False),
+            lambda: app.group("one", limit=1).run_worker(settle),
+        ):
+            told = in_a_child(call)
+            assert told.startswith("WorkerError: ")
+            assert "forked off" in told
+
+
+async def test_forked_child_changes_nothing():
+    """A cancel() in a forked child marks its copy of the worker; no copy of a task is touched."""
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        first, queued = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
+
+        def touch():
+            queued.cancel()
+            return queued.state.name, queued.is_cancelled, app.post_message(Note())
+
+        assert in_a_child(touch) == "('PENDING', True, False)"
+        assert not queued.is_cancelled
+        first.cancel()
+        queued.cancel()
+
+
+@pytest.mark.parametrize("which", ["core", "bridge"])
+async def test_forked_child_of_a_process_whose_thread_held_a_lock(which):
+    """No thread that held a lock is there to let go of it: the child has locks of its own."""
+    meeting = Meeting()
+    async with Node("app") as app:
+        worker = await app.start_worker(anyio.sleep_forever)
+
+        def hold():
+            with record.lock if which == "core" else app._creche_bridge._lock:
+                meeting()
+
+        def touch():
+            worker.cancel()
+            return app.post_message(Note())
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        await meeting.until_arrived()
+        try:
+            assert in_a_child(touch) == "False"
+        finally:
+            meeting.go.set()
+            thread.join(RENDEZVOUS)
+        worker.cancel()
+
+
+def interrupt():
+    """Press Ctrl+C here; tell whether it came here."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def run_on_trio(main):
+    pytest.importorskip("trio")
+    with pytest.raises(BaseException) as caught:
+        anyio.run(main, backend="trio")
+    assert {type(error) for error in leaves(caught.value)} == {KeyboardInterrupt}
+
+
+@pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS])
+def test_ctrl_c_in_the_midst_of_a_step_waits_for_its_end(at):
+    """Under Trio a Ctrl+C comes anywhere; a step of the library is not broken off by it."""
+    came_within = []
+
+    def look(_, state):
+        if state == at.name:
+            came_within.append(interrupt())
+
+    async def main():
+        async with Node("app") as app:
+            app.run_worker(anyio.lowlevel.checkpoint)
+            await settle()
+
+    with at_each_change(look):
+        run_on_trio(main)
+    assert came_within == [False]
+
+
+def test_ctrl_c_in_the_midst_of_a_property_waits_for_its_end(monkeypatch):
+    """The same holds of properties, of which some make what is kept."""
+    came_within = []
+
+    def make():
+        came_within.append(interrupt())
+        return event()
+
+    event = threading.Event
+
+    async def main():
+        async with Node("app") as app:
+            worker = app.run_worker(anyio.lowlevel.checkpoint)
+            with monkeypatch.context() as patch:
+                patch.setattr(record.threading, "Event", make)
+                assert worker.cancelled_event
+            await settle()
+
+    run_on_trio(main)
+    assert came_within == [False]
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine", "handler", "track", "call"])
+def test_ctrl_c_stops_what_the_user_wrote(kind):
+    """Work and handlers that are called by the library are stopped by a Ctrl+C at once."""
+    came_within = []
+
+    async def work():
+        came_within.append(interrupt())
+        raise KeyboardInterrupt
+
+    def make():
+        came_within.append(interrupt())
+        raise KeyboardInterrupt
+
+    class App(Node):
+        def on_note(self, note):
+            make()
+
+    class Items:
+        def __iter__(self):
+            yield make()
+
+    async def iterate():
+        for _ in app.run_worker(settle).track(Items()):
+            pass
+
+    async def main():
+        nonlocal app
+        async with App("app") as app:
+            if kind == "handler":
+                app.post_message(Note())
+            elif kind == "call":
+                await anyio.to_thread.run_sync(app.call_from_thread, work)
+            else:
+                works = {"function": make, "coroutine": work(), "track": iterate}
+                app.run_worker(works.pop(kind))
+                if "coroutine" in works:
+                    works["coroutine"].close()
+            await anyio.sleep_forever()
+
+    app = None
+    run_on_trio(main)
+    assert came_within == [True]
