@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import math
 import os
+import pickle
 import select
 import signal
 import sys
@@ -23,6 +25,7 @@ import pytest
 
 from creche import DeadlockError, Message, Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
 from creche import _bridge as bridge_module
+from creche import _errors as errors
 from creche import _life as life
 from creche import _node as node_module
 from creche import _record as record
@@ -857,7 +860,7 @@ async def test_blocks_of_equal_nodes_in_one_worker():
         async with Same("outer") as outer:
             async with Same("inner"):
                 pass
-            await outer.run_worker(wait)
+            outer.run_worker(wait)
 
     async with Node("app") as app:
         owner = app.run_worker(own)
@@ -1047,14 +1050,12 @@ async def test_async_work_in_a_thread_without_a_loop(monkeypatch):
     async def work():
         raise AssertionError
 
+    monkeypatch.setattr(anyio, "run", run)
     coroutine = work()
     async with Node("app") as app:
         worker = app.run_worker(coroutine, thread=True, exit_on_error=False)
-        await until(lambda: worker.is_running)
-        with monkeypatch.context() as patch:
-            patch.setattr(anyio, "run", run)
-            with pytest.raises(WorkerFailed, match="no more files"):
-                await worker
+        with pytest.raises(WorkerFailed, match="no more files"):
+            await worker
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
@@ -1296,3 +1297,161 @@ def test_ctrl_c_stops_what_the_user_wrote(kind):
     app = None
     run_on_trio(main)
     assert came_within == [True]
+
+
+# Errors: told once, where they happened, and such that they can travel.
+
+
+async def test_scope_that_work_leaves_open(anyio_backend):
+    """Work that returns with a cancel scope open is at fault, and each that says so names it."""
+
+    async def leave():
+        anyio.CancelScope().__enter__()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            worker = app.run_worker(leave)
+    assert worker.state is ERROR
+    assert "has returned and left a cancel scope or a task group open" in str(worker.error)
+    first, second = leaves(caught.value)
+    assert first is worker.error
+    assert isinstance(second, RuntimeError)  # AnyIO's, or Trio's
+    if anyio_backend[0] == "trio":  # whose text tells of which task it was
+        assert second.__notes__ == ["in the task of 'app/default/leave'"]
+
+
+def told_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "creche"]
+
+
+async def test_failure_that_is_handed_on_is_logged_once(caplog):
+    """Whoever fails because it waited for a failed one adds nothing to the log."""
+    with pytest.raises(ExceptionGroup):
+        async with Node("app") as app:
+
+            async def burn():
+                raise ValueError("burnt")
+
+            async def serve():
+                await app.run_worker(burn, exit_on_error=False)
+
+            app.run_worker(serve)
+    assert told_of(caplog) == ["worker 'burn' failed"]
+
+
+async def test_handler_that_fails_is_logged_in_that_moment(caplog):
+    """A node that falls by a handler says so in the log, however long it takes to end."""
+
+    class App(Node):
+        def on_note(self, note):
+            raise ValueError("no ink")
+
+    with pytest.raises(ExceptionGroup):
+        async with App("app") as app:
+            app.post_message(Note())
+            with anyio.CancelScope(shield=True):
+                await until(lambda: app._creche_nursery.is_cancelled)
+            told = told_of(caplog)
+    assert told == ["on_note of node 'app' failed, and with it the node"]
+
+
+@pytest.mark.parametrize("kind", ["worker", "handler"])
+async def test_error_while_a_cancellation_was_handled(kind):
+    """What is raised instead of a cancellation holds nothing of it: it would be a cycle."""
+
+    async def wait(*_):
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            raise ValueError("on the way out")  # noqa: B904 (its context is what this is about)
+
+    class App(Node):
+        on_note = wait
+
+    started = anyio.Event()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with App("app") as app:
+            if kind == "worker":
+                app.run_worker(wait)
+            else:
+                app.post_message(Note())
+            await started.wait()
+            app.cancel()
+    (error,) = leaves(caught.value)
+    assert str(error) == "on the way out"
+    assert error.__context__ is None
+
+
+class Sealed(Exception):
+    """An error that cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("sealed")
+
+
+@pytest.mark.parametrize("error", [ValueError("burnt"), Sealed("burnt")])
+async def test_worker_failed_in_another_process(error):
+    """It says there what it said here, the worker's name included, whatever the error is."""
+
+    async def cook():
+        raise error
+
+    async with Node("app") as app:
+        worker = app.run_worker(cook, exit_on_error=False)
+        with pytest.raises(WorkerFailed) as caught:
+            await worker
+    crossed = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (made in the line itself)
+    assert str(caught.value) == f"worker 'cook' failed: {type(error).__name__}: burnt"
+    assert str(crossed).startswith("worker 'cook' failed: ")
+    assert str(crossed).endswith(f"{type(error).__name__}: burnt")
+
+
+async def test_report_that_passes_two_blocks():
+    """The one report of an error is not taken for a second one by a block further out."""
+
+    async def burn():
+        raise ValueError("burnt")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app, Node("page", parent=app):
+            await app.run_worker(burn, exit_on_error=False)
+    (error,) = leaves(caught.value)
+    assert isinstance(error, WorkerFailed)
+
+
+def test_group_with_a_split_of_its_own():
+    """What is left of a group is left whatever the group's class says of it."""
+
+    class Odd(ExceptionGroup):
+        def split(self, condition):
+            return self, None
+
+    out, rest = ValueError("out"), KeyError("rest")
+    assert leaves(errors.without(Odd("odd", [out, rest]), lambda leaf: leaf is out)) == [rest]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks begin eagerly since Python 3.12")
+async def test_task_that_begins_eagerly(anyio_backend):
+    """A task that a worker makes is not the worker, though it begins within the worker's step."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio begins no task eagerly")
+    loop = asyncio.get_running_loop()
+    async with Node("app") as app:
+
+        async def make():
+            loop.set_task_factory(asyncio.eager_task_factory)
+            try:
+                task = asyncio.create_task(wait())
+            finally:
+                loop.set_task_factory(None)
+            await settle()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        async def wait():
+            await worker  # its maker cancels it
+
+        worker = app.run_worker(make)
+    assert worker.state is SUCCESS

@@ -2,7 +2,8 @@
 
 ``python tests/mutants/run.py [WORD ...]``: all of mutants.toml, or those whose names contain one
 of the words. A fault that nothing notices is a failure, and so is one whose text is not found: the
-core has changed, and the list has to follow. A run that hangs, and is ended, has noticed.
+core has changed, and the list has to follow. A run that hangs, and is ended, has noticed. One with
+``since`` needs that version of Python, or it is passed over.
 """
 
 # ruff: noqa: T201 (it prints its verdicts)
@@ -30,8 +31,8 @@ ROOT = HERE.parent.parent
 LIST = HERE / "mutants.toml"
 # What is quick and looks at the core comes first; the first failure ends the run of a mutant.
 QUICK = (
-    *("states", "worker", "groups", "node", "handlers", "subscriptions", "errors"),
-    *("cancellation", "threads"),
+    *("unbreakable", "states", "worker", "groups", "node", "handlers", "subscriptions", "errors"),
+    *("cancellation", "threads", "bridge", "left", "tree"),
 )
 THOROUGH = ("deadlock", "sweep", "machine")
 LIMIT = 900.0  # seconds for one mutant
@@ -48,6 +49,11 @@ def prepare(place):
             ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "mutants")
         )
     shutil.copy(ROOT / "pyproject.toml", place)
+
+
+def is_for_this_python(mutant):
+    since = tuple(map(int, mutant.get("since", "3").split(".")))
+    return sys.version_info >= since
 
 
 def find_stale(mutant):
@@ -119,6 +125,9 @@ def main():
     mutants = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"]
     if options.names:
         mutants = [each for each in mutants if any(word in each["name"] for word in options.names)]
+    for each in [each for each in mutants if not is_for_this_python(each)]:
+        print(f"passed over, as it needs Python {each['since']}: {each['name']}")
+        mutants.remove(each)
     stale = [told for told in map(find_stale, mutants) if told is not None]
     for told in stale:
         print(told)
