@@ -1,0 +1,137 @@
+"""Calls in forked children: all is imported once, and each call has a process of its own.
+
+A child that does not end in time tells where it stands, and ends itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import gc
+import json
+import os
+import selectors
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+
+MOST = 100
+"""Children at a time, whatever they do."""
+
+
+@dataclasses.dataclass
+class Report:
+    """What came of a call."""
+
+    key: object
+    value: dict | None
+    """What it returned; ``None`` if it did not come to that."""
+    said: str
+    """What was written to stderr."""
+    status: int
+    """The exit status, as of ``subprocess``: below 0 for a signal."""
+
+    @property
+    def is_hang(self):
+        return "Timeout (0:" in self.said or self.status == -signal.SIGKILL
+
+
+class Child:
+    """A forked process that makes one call."""
+
+    def __init__(self, key, call, seconds):
+        if threading.active_count() > 1:
+            raise AssertionError("a process with threads is not to be forked")
+        self._key = key
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in report())
+        self.end, theirs = os.pipe()
+        self._begun = time.monotonic()
+        self._over = self._begun + 2 * seconds + 10  # should the child's own watchdog fail
+        self._pid = os.fork()
+        if not self._pid:
+            _be_a_child(call, seconds, theirs, self._stderr)
+        os.close(theirs)
+        self._told = b""
+
+    @property
+    def is_slow(self):
+        """Whether it seems to sleep, and so takes no time of the others."""
+        return time.monotonic() > self._begun + 2
+
+    @property
+    def is_overdue(self):
+        return time.monotonic() > self._over
+
+    def kill(self):
+        os.kill(self._pid, signal.SIGKILL)
+
+    def read(self):
+        """Read on; tell whether there may be more."""
+        told = os.read(self.end, 1 << 16)
+        self._told += told
+        return bool(told)
+
+    def report(self):
+        os.close(self.end)
+        _, status = os.waitpid(self._pid, 0)
+        self._stderr.seek(0)
+        with self._stderr as file:
+            said = file.read().decode(errors="replace")
+        value = json.loads(self._told) if self._told else None
+        return Report(self._key, value, said, os.waitstatus_to_exitcode(status))
+
+
+def _be_a_child(call, seconds, pipe, stderr):
+    try:
+        os.dup2(stderr.fileno(), 2)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115, PTH123 (it stays)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
+        value = call()
+        gc.collect()  # so that what complains when it goes, does so now
+        os.write(pipe, json.dumps(value).encode())
+        faulthandler.cancel_dump_traceback_later()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(70)
+    finally:
+        os._exit(0)
+
+
+def in_children(calls, seconds, at_once):
+    """Make calls, each in a child, some at a time.
+
+    Args:
+        calls: Pairs of a key and a call, which gives what JSON can tell.
+        seconds: How long a child may take.
+        at_once: How many children there are at a time; more, if some of them seem to hang.
+
+    Yields:
+        A report of each, as they end.
+    """
+    gc.collect()
+    gc.freeze()  # what the children share need not be looked at by their collectors
+    calls = iter(calls)
+    running = set()
+    with selectors.DefaultSelector() as selector:
+        while True:
+            while sum(not child.is_slow for child in running) < at_once and len(running) < MOST:
+                key, call = next(calls, (None, None))
+                if call is None:
+                    break
+                child = Child(key, call, seconds)
+                running.add(child)
+                selector.register(child.end, selectors.EVENT_READ, child)
+            if not running:
+                return
+            for ready, _ in selector.select(1):
+                child = ready.data
+                if not child.read():
+                    selector.unregister(child.end)
+                    running.discard(child)
+                    yield child.report()
+            for child in running:
+                if child.is_overdue:
+                    child.kill()

@@ -1,0 +1,347 @@
+"""What programs are put under: Ctrl+C, and calls in signal handlers, at places of one's choice.
+
+Each returns what JSON can tell: how many places there were, which ones it struck, and what was
+wrong in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+
+import anyio
+from places import Places
+from programs import ALL, ASLEEP, Poke, Stage, slower
+
+from creche import Worker, WorkerState
+from creche._state import TRANSITIONS
+from creche.testing._leaks import busy_threads
+
+BACKENDS = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+STRUCK = "struck: "
+FAILS = "worker 'fails' failed"
+GRACE = 5.0
+"""Seconds that threads have to end once the program has: a failure, never a delay."""
+
+
+class Run:
+    """A program on a backend, and what is found out about it."""
+
+    def __init__(self, backend, program, seconds=10.0):
+        self._options = BACKENDS[backend]
+        self._program = {**ALL, **ASLEEP}[program]
+        self._seconds = seconds
+        self.stage = Stage()
+        self.faults = []
+        self.outcome = "nothing"
+
+    def go(self, places):
+        """Run the program; what happened is in ``outcome``."""
+        self.places = places
+        warnings.simplefilter("always")
+        logging.getLogger("creche").addFilter(lambda record: record.getMessage() != FAILS)
+        logging.getLogger("asyncio").addFilter(self._hear)
+        if "trio" in sys.modules:
+            sys.modules["trio"]._core._run._r.seed(0)  # what Trio shuffles with
+        if self._seconds is not None:
+            signal.signal(signal.SIGALRM, self._look)
+            signal.setitimer(signal.ITIMER_REAL, 0.7 * self._seconds)
+        try:
+            with places:
+                anyio.run(self._program, self.stage, **self._options)
+        except BaseException as error:
+            self.outcome = _named(error)
+            self.error = error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _look(self, *_):
+        """Tell where all stands: it does not end, or is very slow."""
+        self.faults.append("does not end by itself")
+        sys.stderr.write(STRUCK + " then ".join(self.places.hit) + "\n")
+        with contextlib.suppress(Exception):
+            tell_tasks()
+            for each in (*self.stage.nodes, *self.stage.groups, *self.stage.workers):
+                sys.stderr.write(f"{each!r}\n")
+
+    def _hear(self, record):
+        # asyncio's own words, and only about what two Ctrl+C do to any program.
+        return "unhandled exception during asyncio.run() shutdown" not in record.getMessage()
+
+    def expect(self, *outcomes):
+        if self.outcome not in outcomes:
+            self.faults.append(f"ended with {self.outcome}")
+            with contextlib.suppress(AttributeError):
+                traceback.print_exception(type(self.error), self.error, self.error.__traceback__)
+
+    def look_at_what_is_left(self):
+        """Find what was left, and states that no worker comes into."""
+        stage, told = self.stage, {}
+        for worker, state in stage.events:
+            told.setdefault(worker, []).append(state)
+        for node in stage.nodes:
+            if " OPEN>" in repr(node) or " CLOSING>" in repr(node):
+                self.faults.append(f"left open: {node!r}")
+            holds = node._creche_nursery.holds
+            if node.is_finished and holds:
+                self.faults.append(f"{holds} holds left on {node!r}")
+        entered = [worker for worker in told if worker.node.is_finished]
+        for worker in {*entered, *(each for each in stage.workers if each.node.is_finished)}:
+            self._check(worker, told.get(worker))
+        for group in stage.groups:
+            if len(group) or group.running or group.queued:
+                self.faults.append(f"held: {group!r}")
+        if stage.root is not None and len(stage.root.workers):
+            self.faults.append(f"held: {stage.root.workers!r}")
+        for limiter in stage.limiters:
+            if limiter.borrowed_tokens:
+                self.faults.append("tokens of a limiter are held")
+        end = time.monotonic() + GRACE
+        while _threads() and time.monotonic() < end:
+            time.sleep(0.001)
+        self.faults += [f"thread left: {told}" for told in _threads()]
+
+    def _check(self, worker, told):
+        if not worker.is_finished:
+            if worker.created_at is not None:
+                self.faults.append(f"not ended: {worker!r}")
+        elif worker.is_cancelled and worker.state is WorkerState.SUCCESS:
+            self.faults.append(f"cancelled, and a success: {worker!r}")
+        if told is None:
+            return
+        names = ", ".join(each.name for each in told)
+        before = WorkerState.PENDING
+        orderly = told[0] is before and told[-1] is worker.state
+        for state in told[1:]:
+            orderly &= state in TRANSITIONS[before]
+            before = state
+        if not orderly:
+            self.faults.append(f"told in the wrong order: {names}, of {worker!r}")
+
+    def result(self):
+        return {"hit": self.places.hit, "faults": self.faults}
+
+
+def _threads():
+    """Tell what the threads are at, but for this one."""
+    here = threading.current_thread()
+    return [told for thread, told in busy_threads().items() if thread is not here]
+
+
+def warm_up(backend):
+    """Import what the first run on a backend imports, for the children to come."""
+
+    async def main():
+        async with Stage().node() as app:
+            await app.run_worker(slower)
+
+    anyio.run(main, **BACKENDS[backend])
+
+
+def _named(error):
+    name = type(error).__name__
+    if hasattr(error, "exceptions"):
+        return f"{name}[{', '.join(map(_named, error.exceptions))}]"
+    return name
+
+
+def tell_tasks():
+    """Tell on stderr where each task stands."""
+    try:
+        for task in asyncio.all_tasks():
+            task.print_stack(file=sys.stderr)
+    except RuntimeError:
+        from trio.lowlevel import current_root_task  # noqa: PLC0415 (an extra)
+
+        _tell_trio(current_root_task())
+
+
+def _tell_trio(task):
+    sys.stderr.write(f"{task!r}\n")
+    coro = task.coro
+    while coro is not None:
+        frame = getattr(coro, "cr_frame", None)
+        if frame is not None:
+            code = frame.f_code
+            sys.stderr.write(f"  {code.co_filename}:{frame.f_lineno} {code.co_name}\n")
+        coro = getattr(coro, "cr_await", None)
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            _tell_trio(child)
+
+
+# Ctrl+C
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def undisturbed(backend, program, **options):
+    """Nothing at all; tells all places of the program, in order."""
+    run = Run(backend, program)
+    trail = []
+    run.go(Places({}, trail=trail, **options))
+    run.expect("nothing")
+    run.look_at_what_is_left()
+    return {**run.result(), "trail": trail}
+
+
+def ctrl_c(backend, program, moments, *, unwinding=False, **options):
+    """Ctrl+C at places; and once more while a worker unwinds, if that is asked for."""
+    run = Run(backend, program)
+    places = Places(dict.fromkeys(moments, interrupt), **options)
+
+    def again():
+        run.stage.unwinds = lambda: None
+        if places.hit:
+            places.hit.append("while a worker unwinds")
+            interrupt()
+
+    if unwinding:
+        run.stage.unwinds = again
+    run.go(places)
+    expected = ["KeyboardInterrupt"] if places.hit else ["nothing"]
+    if sys.version_info < (3, 11) and backend != "trio" and places.hit:
+        expected.append("CancelledError")  # so ends plain AnyIO
+    run.expect(*expected)
+    run.look_at_what_is_left()
+    return run.result()
+
+
+# calls in a signal handler
+
+
+def newest(stage):
+    """The last of the workers that a program knows of, also before it was added."""
+    return next((each for each in reversed(stage.workers) if not each.is_finished), None)
+
+
+def cancel_newest(stage):
+    worker = newest(stage)
+    if worker is not None:
+        worker.cancel("signal")
+        return [worker]
+    return []
+
+
+def cancel_found(stage):
+    workers = list(stage.root.workers)
+    if workers:
+        workers[-1].cancel("signal")
+    return workers[-1:]
+
+
+def cancel_all(stage):
+    stage.root.workers.cancel_all("signal")
+    return []
+
+
+def cancel_groups(stage):
+    for node in stage.nodes:
+        for name in ("some", "one", "limited", "default", "slower"):
+            node.workers.cancel_group(node, name)
+    return []
+
+
+def cancel_group(stage):
+    for group in stage.groups:
+        group.cancel("signal")
+    return []
+
+
+def cancel_node(stage):
+    node = next((each for each in reversed(stage.nodes) if not each.is_finished), None)
+    if node is not None:
+        node.cancel("signal")
+    return []
+
+
+def cancel_root(stage):
+    stage.root.cancel("signal")
+    return []
+
+
+def post(stage):
+    for number, node in enumerate(stage.nodes):
+        stage.sent[number] = node.post_message(Poke(number))
+    return []
+
+
+DEEDS = {
+    "worker": cancel_newest,
+    "found": cancel_found,
+    "manager": cancel_all,
+    "manager's group": cancel_groups,
+    "group": cancel_group,
+    "node": cancel_node,
+    "root": cancel_root,
+    "message": post,
+}
+
+
+class Handler:
+    """A signal handler that does something to what a program has made."""
+
+    def __init__(self, run, deed):
+        self._run = run
+        self._deed = DEEDS[deed]
+        self._cancelled = []
+
+    def __call__(self, *_):
+        stage = self._run.stage
+        try:
+            if stage.root is not None:
+                self._cancelled += self._deed(stage)
+        except BaseException as error:
+            self._run.faults.append(f"the call in the handler raised {error!r}")
+            traceback.print_exc()
+
+    def look_at_what_came_of_it(self):
+        run = self._run
+        for worker in self._cancelled:
+            if not worker.is_cancelled:
+                run.faults.append(f"cancelled, and is not: {worker!r}")
+        for number, sent in run.stage.sent.items():
+            node, told = run.stage.nodes[number], run.stage.poked[number]
+            if hasattr(node, "on_poke") and told != int(sent):
+                run.faults.append(f"{told} times told, not {int(sent)}: message on {node!r}")
+
+
+def in_handler(backend, program, moments, deed, **options):
+    """Something is done in a signal handler, at a place."""
+    run = Run(backend, program)
+    handler = Handler(run, deed)
+    signal.signal(signal.SIGUSR1, handler)
+    act = functools.partial(signal.raise_signal, signal.SIGUSR1)
+    run.go(Places(dict.fromkeys(moments, act), **options))
+    run.expect("nothing")
+    run.look_at_what_is_left()
+    handler.look_at_what_came_of_it()
+    return run.result()
+
+
+def while_asleep(backend, program, deed):
+    """Something is done in a signal handler while the loop waits for something to happen."""
+    run = Run(backend, program, seconds=None)
+    handler = Handler(run, deed)
+    signal.signal(signal.SIGALRM, handler)
+    # By then it sleeps; if not, nothing is proved.
+    run.stage.falls_asleep = functools.partial(signal.setitimer, signal.ITIMER_REAL, 0.05)
+    run.go(Places({}))
+    run.expect("nothing")
+    run.look_at_what_is_left()
+    handler.look_at_what_came_of_it()
+    return {**run.result(), "hit": ["asleep"]}

@@ -1,0 +1,113 @@
+"""The places at which something can be made to happen: the executed lines of the library.
+
+They are counted as the main thread executes them, by a trace function, and at some of them it acts.
+What it raises comes up in the line, as what a signal handler raises does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import anyio
+
+import creche
+
+LIBRARY = str(Path(creche.__file__).parent)
+AROUND = (LIBRARY, str(Path(anyio.__file__).parent), str(Path(__file__).with_name("programs.py")))
+
+
+def is_core(path):
+    """Whether a file is of the core: not the tour, nor a package of its own, like the board."""
+    if not path.startswith(LIBRARY):
+        return False
+    first = Path(path).relative_to(LIBRARY).parts[0]
+    return first.startswith("_") and first != "__main__.py"
+
+
+def is_around(path):
+    """Whether a file is of the library, of AnyIO, through which it runs, or of the programs."""
+    return path.startswith(AROUND)
+
+
+REACHES = {"core": is_core, "around": is_around}
+
+
+def spoken(frame):
+    """Name the place where a frame stands."""
+    code = frame.f_code
+    folder, _, file = code.co_filename.rpartition(os.sep)
+    return f"{os.path.basename(folder)}/{file}:{frame.f_lineno} {code.co_name}"  # noqa: PTH119 (often)
+
+
+class Places:
+    """Counts places, and acts at some.
+
+    Args:
+        acts: What to call at which place; the first is number 1.
+        reach: Whose lines count, see ``REACHES``.
+        grain: What counts, ``"line"`` or ``"opcode"``.
+        trail: Kept up to date with all places that were met, if given.
+    """
+
+    def __init__(self, acts, reach="core", grain="line", trail=None):
+        self._acts = acts
+        self._counts_in = REACHES[reach]
+        self._grain = grain
+        self._trail = trail
+        self._known = {}
+        self.count = 0
+        self.hit = []
+        """Where it has acted, in words."""
+
+    def __enter__(self):
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+        sys.settrace(None)
+
+    def _counts(self, code):
+        known = self._known.get(code)
+        if known is None:
+            known = self._known[code] = self._counts_in(code.co_filename)
+        return known
+
+    def _enter(self, frame, event, arg):
+        if not self._counts(frame.f_code):
+            return None
+        if self._grain == "opcode":
+            frame.f_trace_opcodes = True
+        return self._step
+
+    def _step(self, frame, event, arg):
+        if event == self._grain:
+            self.count += 1
+            if self._trail is not None:
+                self._trail.append(spoken(frame))
+            act = self._acts.get(self.count)
+            if act is not None:
+                self._act(act, frame)
+        return self._step
+
+    def _act(self, act, frame):
+        self.hit.append(spoken(frame))
+        try:
+            act()
+        except BaseException:
+            # Python has no use for a trace function that raises, and drops it.
+            if len(self.hit) < len(self._acts):
+                sys.setprofile(self._go_on)
+            raise
+
+    def _go_on(self, frame, event, arg):
+        sys.setprofile(None)
+        sys.settrace(self._enter)
+        while frame is not None:
+            if self._counts(frame.f_code):
+                frame.f_trace = self._step
+                if self._grain == "opcode":
+                    frame.f_trace_opcodes = True
+            frame = frame.f_back

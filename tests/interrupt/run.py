@@ -1,0 +1,190 @@
+"""Interrupt programs at every executed line of the library, and see what comes of it.
+
+``python tests/interrupt/run.py FIRE``, which is one of
+
+- ``ctrl-c``: Ctrl+C at each place;
+- ``twice``: and another some places later;
+- ``unwinding``: or another while a worker takes its time to end;
+- ``handler``: cancel and post in a signal handler at each place;
+- ``asleep``: the same while the event loop sleeps;
+- ``random``: Ctrl+C to a busy program at random moments.
+
+Each place is met in a process of its own. What went wrong is listed by place; with ``--program P
+--at N --tell`` all is told of it. Places are counted as lines are executed; ``--times 1`` takes each
+line of a program once, ``--once`` each line of the library, in one of the programs.
+"""
+
+# ruff: noqa: T201 (it prints what it found)
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import itertools
+import os
+import re
+import signal
+import sys
+
+import fires
+import programs
+import stray
+from children import in_children
+
+GAPS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+"""How many places lie between two Ctrl+C: one of these in turn."""
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    fire = ["ctrl-c", "twice", "unwinding", "handler", "asleep", "random"]
+    add("fire", choices=fire)
+    add("--backend", choices=list(fires.BACKENDS), action="append")
+    add("--program", choices=list(programs.ALL), action="append")
+    add("--deed", choices=list(fires.DEEDS), action="append", help="what the handler does")
+    add("--at", type=int, help="the number of one place: tell all")
+    add("--gap", type=int, help="how many places lie between two Ctrl+C")
+    add("--times", type=int, help="how often each line of a program is a place; else always")
+    add("--once", action="store_true", help="each line of the library is a place once")
+    add("--share", default="0/1", help="which places of those, as in 2/5: the third of five")
+    add("--reach", default="core", choices=["core", "around"], help="whose lines are places")
+    add("--grain", default="line", choices=["line", "opcode"])
+    add("--tell", action="store_true", help="all that was said")
+    add("--seconds", type=float, default=15.0, help="after which a program hangs")
+    add("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="processes at a time")
+    add("--runs", type=int, default=300, help="how many random ones")
+    add("--list", type=int, default=40, help="how many failures to list")
+    return parser.parse_args()
+
+
+def options(asked):
+    return {"reach": asked.reach, "grain": asked.grain}
+
+
+def find_trails(asked, backend):
+    """Run each program undisturbed, and give the places it meets."""
+    names = asked.program or list(programs.ALL)
+    calls = [
+        (name, functools.partial(fires.undisturbed, backend, name, **options(asked)))
+        for name in names
+    ]
+    trails = {}
+    for report in in_children(calls, asked.seconds, asked.jobs):
+        if symptoms(report):
+            sys.exit(f"{report.key} fails undisturbed: {symptoms(report)}\n{report.said}")
+        trails[report.key] = report.value["trail"]
+    return {name: trails[name] for name in names}
+
+
+def choose(asked, trails):
+    """Give the places that were asked for: programs, and the numbers of their lines."""
+    if asked.at:
+        return [(program, asked.at) for program in trails]
+    numbers = {}  # of each line
+    for program, trail in trails.items():
+        for number, line in enumerate(trail, 1):
+            numbers.setdefault(line if asked.once else (program, line), []).append(
+                (program, number)
+            )
+    chosen = []
+    for index, key in enumerate(sorted(numbers)):
+        found = numbers[key]
+        if asked.once:
+            chosen.append(found[index * 7919 % len(found)])
+        elif asked.times is None or len(found) <= asked.times:
+            chosen += found
+        else:  # the first and the last, and between them
+            last = max(asked.times - 1, 1)
+            chosen += [found[(len(found) - 1) * each // last] for each in range(asked.times)]
+    first, of = map(int, asked.share.split("/"))
+    return sorted(chosen)[first::of]
+
+
+def find_calls(asked, backend):
+    """Give the calls, with keys that tell what they are."""
+    if asked.fire == "asleep":
+        for program, deed in itertools.product(programs.ASLEEP, asked.deed or fires.DEEDS):
+            call = functools.partial(fires.while_asleep, backend, program, deed)
+            yield (program, None, f"--deed {deed!r}"), call
+        return
+    deeds = itertools.cycle(asked.deed or fires.DEEDS)
+    gaps = itertools.cycle([asked.gap] if asked.gap else GAPS)
+    for program, at in choose(asked, find_trails(asked, backend)):
+        if asked.fire == "handler":
+            # In the thinned rounds each place meets one of the deeds, else all of them.
+            for _ in range(1 if asked.once else len(asked.deed or fires.DEEDS)):
+                deed = next(deeds)
+                call = functools.partial(fires.in_handler, backend, program, [at], deed)
+                yield (program, at, f"--deed {deed!r}"), functools.partial(call, **options(asked))
+            continue
+        gap = next(gaps) if asked.fire == "twice" else 0
+        call = functools.partial(
+            *(fires.ctrl_c, backend, program, {at, at + gap}),
+            unwinding=asked.fire == "unwinding",
+            **options(asked),
+        )
+        yield (program, at, f"--gap {gap}" if gap else ""), call
+
+
+def symptoms(report):
+    """Tell what went wrong, in words that are the same wherever it is the same."""
+    if report.value is None:
+        return ["hangs"] if report.is_hang else [f"broke off, status {report.status}"]
+    found = [re.sub(r"<(\w+)[^<>]*>", r"\1", each) for each in report.value["faults"]]
+    if report.said.strip() and not found:
+        found = ["said: " + report.said.strip().splitlines()[-1]]
+    return list(dict.fromkeys(found))
+
+
+def place_of(report):
+    if report.value is not None:
+        return " then ".join(report.value["hit"]) or f"number {report.key[1]}"
+    struck = [line for line in report.said.splitlines() if line.startswith(fires.STRUCK)]
+    return struck[0][len(fires.STRUCK) :] if struck else f"{report.key[0]}, number {report.key[1]}"
+
+
+def strike(asked, backend):
+    """Make all calls on a backend; tell how many failed."""
+    fires.warm_up(backend)
+    total, struck, failures = 0, 0, collections.defaultdict(list)
+    for report in in_children(find_calls(asked, backend), asked.seconds, asked.jobs):
+        total += 1
+        struck += bool(report.value is None or report.value["hit"])
+        found = symptoms(report)
+        if asked.tell:
+            print(report.key, place_of(report), *found, report.said, sep="\n")
+        if found:
+            failures["; ".join(found)].append((place_of(report), report.key))
+    failed = sum(map(len, failures.values()))
+    print(f"{asked.fire} on {backend}: {total} runs, {struck} struck, {failed} failed", flush=True)
+    for found, places in sorted(failures.items(), key=lambda each: -len(each[1])):
+        print(f"  {len(places)} x {found}")
+        times = collections.Counter(place for place, _ in places)
+        example = dict(reversed(places))
+        for place, count in sorted(times.items(), key=lambda each: -each[1])[: asked.list]:
+            program, at, how = example[place]
+            print(f"    {count:4} x {place}   [--program {program} --at {at} {how}]")
+        if len(times) > asked.list:
+            print(f"    and {len(times) - asked.list} other places")
+    return failed
+
+
+def main():
+    # What a shell runs in the background ignores Ctrl+C, and so would the programs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked = arguments()
+    failed = 0
+    for backend in asked.backend or fires.BACKENDS:
+        if asked.fire == "random":
+            failed += stray.strike(backend, asked.runs, asked.seconds)
+        else:
+            failed += strike(asked, backend)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
