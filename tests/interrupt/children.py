@@ -87,7 +87,7 @@ class Child:
 def _be_a_child(call, seconds, pipe, stderr):
     try:
         os.dup2(stderr.fileno(), 2)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115, PTH123 (it stays)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (it stays)
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
         value = call()
         gc.collect()  # so that what complains when it goes, does so now

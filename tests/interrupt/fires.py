@@ -21,7 +21,7 @@ import anyio
 from places import Places
 from programs import ALL, ASLEEP, Poke, Stage, slower
 
-from creche import Worker, WorkerState
+from creche import WorkerState
 from creche._state import TRANSITIONS
 from creche.testing._leaks import busy_threads
 
@@ -238,10 +238,10 @@ def cancel_newest(stage):
 
 
 def cancel_found(stage):
-    workers = list(stage.root.workers)
-    if workers:
-        workers[-1].cancel("signal")
-    return workers[-1:]
+    found = [worker for worker in stage.root.workers if not worker.is_finished][-1:]
+    for worker in found:
+        worker.cancel("signal")
+    return found
 
 
 def cancel_all(stage):

@@ -307,25 +307,20 @@ async def started(stage):
 
 
 async def queue(stage):
-    async with stage.node() as app:
-        send, receive = anyio.create_memory_object_stream(1)
+    send, receive = anyio.create_memory_object_stream(1)
+    with send, receive:
+        async with stage.node() as app:
 
-        async def produce(send):
-            with send:
-                for number in range(3):
-                    await send.send(number)
-
-        async def consume(receive):
-            with receive:
+            async def consume():
                 async for _ in receive:
                     await lowlevel.checkpoint()
 
-        with send, receive:
             for number in range(2):
-                name = f"consumes {number}"
-                stage.keep(app.run_worker(consume(receive.clone()), name=name))
-            with contextlib.suppress(anyio.BrokenResourceError):
-                await produce(send.clone())
+                stage.keep(app.run_worker(consume, name=f"consumes {number}", daemon=True))
+            for number in range(3):
+                with contextlib.suppress(anyio.WouldBlock):  # all of them are cancelled
+                    send.send_nowait(number)
+                await lowlevel.checkpoint()
 
 
 async def waited(stage):

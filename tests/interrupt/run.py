@@ -10,8 +10,8 @@
 - ``random``: Ctrl+C to a busy program at random moments.
 
 Each place is met in a process of its own. What went wrong is listed by place; with ``--program P
---at N --tell`` all is told of it. Places are counted as lines are executed; ``--times 1`` takes each
-line of a program once, ``--once`` each line of the library, in one of the programs.
+--at N --tell`` all is told of it. A place is a line each time it is executed; with ``--times 1``
+each line of a program once, with ``--once`` each line of the library, in one of the programs.
 """
 
 # ruff: noqa: T201 (it prints what it found)
