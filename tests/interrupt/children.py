@@ -91,7 +91,8 @@ def _be_a_child(call, seconds, pipe, stderr):
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
         value = call()
         gc.collect()  # so that what complains when it goes, does so now
-        os.write(pipe, json.dumps(value).encode())
+        with os.fdopen(pipe, "w") as file:
+            json.dump(value, file)
         faulthandler.cancel_dump_traceback_later()
     except BaseException:
         traceback.print_exc()

@@ -96,7 +96,7 @@ class Run:
                 self.faults.append(f"left open: {node!r}")
             holds = node._creche_nursery.holds
             if node.is_finished and holds:
-                self.faults.append(f"{holds} holds left on {node!r}")
+                self.faults.append(f"holds left: {holds} on {node!r}")
         entered = [worker for worker in told if worker.node.is_finished]
         for worker in {*entered, *(each for each in stage.workers if each.node.is_finished)}:
             self._check(worker, told.get(worker))
@@ -107,16 +107,17 @@ class Run:
             self.faults.append(f"held: {stage.root.workers!r}")
         for limiter in stage.limiters:
             if limiter.borrowed_tokens:
-                self.faults.append("tokens of a limiter are held")
+                self.faults.append("held: tokens of a limiter")
         end = time.monotonic() + GRACE
         while _threads() and time.monotonic() < end:
             time.sleep(0.001)
         self.faults += [f"thread left: {told}" for told in _threads()]
 
     def _check(self, worker, told):
+        if worker.created_at is None:
+            return  # it was never added
         if not worker.is_finished:
-            if worker.created_at is not None:
-                self.faults.append(f"not ended: {worker!r}")
+            self.faults.append(f"not ended: {worker!r}")
         elif worker.is_cancelled and worker.state is WorkerState.SUCCESS:
             self.faults.append(f"cancelled, and a success: {worker!r}")
         if told is None:
@@ -217,6 +218,9 @@ def ctrl_c(backend, program, moments, *, unwinding=False, **options):
     if sys.version_info < (3, 11) and backend != "trio" and places.hit:
         expected.append("CancelledError")  # so ends plain AnyIO
     run.expect(*expected)
+    if len(places.hit) > 1 and not unwinding and backend != "trio":
+        # asyncio raises the second one in whatever code there is: it has to get through, no more.
+        return {**run.result(), "is_rough": True}
     run.look_at_what_is_left()
     return run.result()
 
@@ -306,7 +310,7 @@ class Handler:
             if stage.root is not None:
                 self._cancelled += self._deed(stage)
         except BaseException as error:
-            self._run.faults.append(f"the call in the handler raised {error!r}")
+            self._run.faults.append(f"the call in the handler raised: {error!r}")
             traceback.print_exc()
 
     def look_at_what_came_of_it(self):
@@ -317,7 +321,7 @@ class Handler:
         for number, sent in run.stage.sent.items():
             node, told = run.stage.nodes[number], run.stage.poked[number]
             if hasattr(node, "on_poke") and told != int(sent):
-                run.faults.append(f"{told} times told, not {int(sent)}: message on {node!r}")
+                run.faults.append(f"message not told once: {told} times, {sent} on {node!r}")
 
 
 def in_handler(backend, program, moments, deed, **options):

@@ -2,10 +2,15 @@
 
 They are counted as the main thread executes them, by a trace function, and at some of them it acts.
 What it raises comes up in the line, as what a signal handler raises does.
+
+A line is executed in several steps, and CPython looks for signals between some of these: as a
+function begins, after a call, and as a loop turns. Such a moment can be a place as well. There are
+no others, so a fault that needs one is none that Ctrl+C meets; but lines are what people read.
 """
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 from pathlib import Path
@@ -16,6 +21,10 @@ import creche
 
 LIBRARY = str(Path(creche.__file__).parent)
 AROUND = (LIBRARY, str(Path(anyio.__file__).parent), str(Path(__file__).with_name("programs.py")))
+
+
+LOOKS = ("RESUME", "CALL", "JUMP_BACKWARD")
+"""After these instructions CPython looks for signals."""
 
 
 def is_core(path):
@@ -47,7 +56,7 @@ class Places:
     Args:
         acts: What to call at which place; the first is number 1.
         reach: Whose lines count, see ``REACHES``.
-        grain: What counts, ``"line"`` or ``"opcode"``.
+        grain: What counts, ``"line"`` or ``"moment"``.
         trail: Kept up to date with all places that were met, if given.
     """
 
@@ -57,6 +66,8 @@ class Places:
         self._grain = grain
         self._trail = trail
         self._known = {}
+        self._moments = {}  # of each code
+        self._last = {}  # instruction, of each frame
         self.count = 0
         self.hit = []
         """Where it has acted, in words."""
@@ -78,12 +89,14 @@ class Places:
     def _enter(self, frame, event, arg):
         if not self._counts(frame.f_code):
             return None
-        if self._grain == "opcode":
-            frame.f_trace_opcodes = True
+        return self._begin(frame)
+
+    def _begin(self, frame):
+        frame.f_trace_opcodes = self._grain == "moment"
         return self._step
 
     def _step(self, frame, event, arg):
-        if event == self._grain:
+        if event == "line" if self._grain == "line" else self._is_moment(frame, event):
             self.count += 1
             if self._trail is not None:
                 self._trail.append(spoken(frame))
@@ -91,6 +104,22 @@ class Places:
             if act is not None:
                 self._act(act, frame)
         return self._step
+
+    def _is_moment(self, frame, event):
+        if event == "return":
+            self._last.pop(frame, None)
+        if event != "opcode":
+            return False
+        moments = self._moments.get(frame.f_code)
+        if moments is None:
+            moments = self._moments[frame.f_code] = {
+                each.offset
+                for each in dis.get_instructions(frame.f_code)
+                if each.opname.startswith(LOOKS)
+            }
+        last = self._last.get(frame)
+        self._last[frame] = frame.f_lasti
+        return last in moments
 
     def _act(self, act, frame):
         self.hit.append(spoken(frame))
@@ -107,7 +136,5 @@ class Places:
         sys.settrace(self._enter)
         while frame is not None:
             if self._counts(frame.f_code):
-                frame.f_trace = self._step
-                if self._grain == "opcode":
-                    frame.f_trace_opcodes = True
+                frame.f_trace = self._begin(frame)
             frame = frame.f_back

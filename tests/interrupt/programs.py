@@ -100,6 +100,12 @@ async def result_of(worker):
         return await worker
 
 
+def add(node, worker, **options):
+    """Add a worker that may be cancelled already."""
+    with contextlib.suppress(WorkerError):
+        node.workers.add_worker(worker, **options)
+
+
 async def plain(stage):
     async with stage.node() as app:
         first = stage.keep(app.run_worker(quick, name="first"))
@@ -174,11 +180,11 @@ async def unstarted(stage):
     async with app:
         for number in range(2):
             stage.keep(group.run_worker(quick, name=str(number), start=False))
-            app.workers.add_worker(stage.keep(Own(app, name=f"own {number}")), exclusive=False)
+            add(app, stage.keep(Own(app, name=f"own {number}")), exclusive=False)
         stage.keep(app.run_worker(quick(), name="coroutine", start=False))
         app.workers.start_all()
         stage.keep(app.run_worker(quick, name="never", start=False))
-        app.workers.add_worker(stage.keep(Worker(app, quick, name="added")))
+        add(app, stage.keep(Worker(app, quick, name="added")))
 
 
 async def threads(stage):
@@ -274,7 +280,7 @@ async def messages(stage):
 
         stage.keep(app.run_worker(read, name="reads", daemon=True))
         async with stage.node("page", app) as page:
-            page.workers.add_worker(stage.keep(Own(page, name="own")))
+            add(page, stage.keep(Own(page, name="own")))
             for _ in range(2):
                 page.post_message(Rise())
                 app.post_message(Rise())
@@ -294,7 +300,7 @@ async def read_outside(stage):
         with contextlib.suppress(WorkerError):
             await top.start_worker(read, name="reads")
             async with app:
-                app.workers.add_worker(stage.keep(Own(app, name="own")))
+                add(app, stage.keep(Own(app, name="own")))
 
 
 async def started(stage):

@@ -32,6 +32,7 @@ import programs
 import stray
 from children import in_children
 
+FIRES = ("ctrl-c", "twice", "unwinding", "handler", "asleep", "random")
 GAPS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """How many places lie between two Ctrl+C: one of these in turn."""
 
@@ -41,8 +42,7 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    fire = ["ctrl-c", "twice", "unwinding", "handler", "asleep", "random"]
-    add("fire", choices=fire)
+    add("fire", choices=FIRES)
     add("--backend", choices=list(fires.BACKENDS), action="append")
     add("--program", choices=list(programs.ALL), action="append")
     add("--deed", choices=list(fires.DEEDS), action="append", help="what the handler does")
@@ -52,7 +52,7 @@ def arguments():
     add("--once", action="store_true", help="each line of the library is a place once")
     add("--share", default="0/1", help="which places of those, as in 2/5: the third of five")
     add("--reach", default="core", choices=["core", "around"], help="whose lines are places")
-    add("--grain", default="line", choices=["line", "opcode"])
+    add("--grain", default="line", choices=["line", "moment"])
     add("--tell", action="store_true", help="all that was said")
     add("--seconds", type=float, default=15.0, help="after which a program hangs")
     add("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="processes at a time")
@@ -134,9 +134,11 @@ def symptoms(report):
     """Tell what went wrong, in words that are the same wherever it is the same."""
     if report.value is None:
         return ["hangs"] if report.is_hang else [f"broke off, status {report.status}"]
-    found = [re.sub(r"<(\w+)[^<>]*>", r"\1", each) for each in report.value["faults"]]
-    if report.said.strip() and not found:
-        found = ["said: " + report.said.strip().splitlines()[-1]]
+    found = [each.partition(": ")[0] for each in report.value["faults"]]
+    said = report.said.strip().splitlines()
+    if said and not found and "is_rough" not in report.value:
+        telling = [line for line in said if "Warning: " in line or "Error: " in line]
+        found = ["said: " + re.sub(r"^\S+:\d+: ", "", (telling or said)[0])]
     return list(dict.fromkeys(found))
 
 
@@ -180,7 +182,7 @@ def main():
     failed = 0
     for backend in asked.backend or fires.BACKENDS:
         if asked.fire == "random":
-            failed += stray.strike(backend, asked.runs, asked.seconds)
+            failed += stray.strike(backend, asked.runs, asked.seconds, tell=asked.tell)
         else:
             failed += strike(asked, backend)
     return bool(failed)
