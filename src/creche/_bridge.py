@@ -3,7 +3,7 @@
 A Python signal handler runs in the main thread between any two steps of the program: while the loop
 sleeps in its selector, and in the midst of a step of the library or of the backend. So "the thread
 of the loop" is not enough for a call to be made at once: it is made at once in a task of the loop,
-unless it breaks into one of the library's own steps, which are marked as such (``busy``). All else
+unless it breaks into one of the library's own steps, which are marked as such (``Steps``). All else
 is posted, as a call from another thread is, which also wakes a loop that sleeps.
 """
 
@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerYet
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -85,6 +85,19 @@ def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
         del future  # what it raises holds this frame
 
 
+class Steps:
+    """The steps of the library that are under way in one thread, of whatever node."""
+
+    __slots__ = ("busy",)
+
+    def __init__(self) -> None:
+        self.busy = 0
+        """How many, each within the one before."""
+
+
+_steps: dict[int, Steps] = {}  # by thread
+
+
 class Bridge:
     """The way into the event loop of one nursery, open from its first to its last moment.
 
@@ -102,9 +115,9 @@ class Bridge:
         "_landed",
         "_lock",
         "_token",
-        "busy",
         "in_flight",
         "is_gone",
+        "steps",
         "thread",
     )
 
@@ -119,8 +132,8 @@ class Bridge:
         self._token: lowlevel.EventLoopToken | None = None
         self._backend: Backend | None = None
         self.in_flight = 0
-        self.busy = 0
-        """How many steps of the library, on the loop, are under way within each other."""
+        self.steps = Steps()
+        """Those that are under way in the thread of the loop."""
         self._arriving = False
 
     def open(self, backend: Backend) -> None:
@@ -128,6 +141,7 @@ class Bridge:
         self._backend = backend
         self._token = lowlevel.current_token()
         self.thread = threading.get_ident()
+        self.steps = _steps.setdefault(self.thread, self.steps)
         self._is_open = True
         _open_bridges.add(self)
 
@@ -168,15 +182,22 @@ class Bridge:
         """Whether a call can be made at once: in a task of the loop, and breaking into nothing."""
         if self._backend is None:
             return True  # there is no loop yet
-        if self.thread != threading.get_ident() or self.busy:
+        if self.thread != threading.get_ident() or self.steps.busy:
             return False
         return self._arriving or self._backend.get_task() is not None
 
-    def post(self, call: Callable[[], object], *, to: Bridge | None = None) -> bool:
+    def post(
+        self,
+        call: Callable[[], object],
+        lost: Callable[[BaseException], object] | None = None,
+        *,
+        to: Bridge | None = None,
+    ) -> bool:
         """Have the loop make a call soon.
 
         Args:
             call: What to call.
+            lost: Given what broke off the call, or the way to it, so that nobody waits for it.
             to: The bridge of a node below, not open yet, that the call is for: should it be open by
                 then, it does not close before either.
 
@@ -186,33 +207,51 @@ class Bridge:
         ways = [self] if to is None or to is self else [self, to]
 
         def arrive() -> None:
-            was_arriving, self._arriving = self._arriving, True
-            for way in ways:
-                way._count(-1)
+            nonlocal lost
             try:
-                call()
+                self._arrive(call)
+            except BaseException as error:
+                if lost is not None:
+                    lost(error)
+                raise
             finally:
-                self._arriving = was_arriving
+                lost = None  # what the call has raised holds this frame
                 for way in ways:
-                    way._landed()
+                    way._lose_one()
+                for way in ways:
+                    way._land()
 
-        with self._lock:
-            if not self._is_open:
-                return False
-            for way in ways:
-                way._count(1)
-        is_posted = False
+        counted, is_posted = 0, False
         try:
+            for way in ways:
+                with way._lock:
+                    if way is self and not self._is_open:
+                        return False
+                    way.in_flight, counted = way.in_flight + 1, counted + 1  # in one line
             is_posted = run_soon(self.token, arrive)
         finally:
             if not is_posted:
-                for way in ways:
-                    way._count(-1)
+                for way in ways[:counted]:
+                    way._lose_one()
         return is_posted
 
-    def _count(self, number: int) -> None:
+    def _arrive(self, call: Callable[[], object]) -> None:
+        was_arriving, self._arriving = self._arriving, True
+        try:
+            call()
+        finally:
+            self._arriving = was_arriving
+
+    def _land(self) -> None:
+        try:
+            self._landed()
+        except BaseException:
+            self._landed()  # or nobody would look whether anything is on its way
+            raise
+
+    def _lose_one(self) -> None:
         with self._lock:
-            self.in_flight += number
+            self.in_flight -= 1
 
     def run(self, call: Callable[[], object]) -> None:
         """Make a call that returns nothing: at once if that is safe or there is no loop, else soon.
@@ -238,7 +277,7 @@ class Bridge:
             return call()
         future: Future[T] = Future()
         try:
-            if not self.post(partial(_answer, call, future)):
+            if not self.post(partial(_answer, call, future), partial(fail, future)):
                 return call()
             return await_answer(future, self.token)
         finally:
@@ -251,10 +290,16 @@ def _answer(call: Callable[[], T], future: Future[T]) -> None:
         future.set_result(call())
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         # The frames of this call hold the future, and with it the error: a cycle.
-        strip_traceback(error, _OWN_FRAMES)
-        future.set_exception(error)
+        fail(future, error)
     finally:
         del call, future  # as above
+
+
+def fail(future: Future[Any], error: BaseException) -> None:
+    """Give an error to the thread that waits, unless it has its answer."""
+    strip_traceback(error, _OWN_FRAMES)
+    if not future.done():
+        future.set_exception(error)
 
 
 _open_bridges: WeakSet[Bridge] = WeakSet()

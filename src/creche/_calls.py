@@ -10,7 +10,8 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from ._backend import await_users
-from ._errors import WorkerCancelled, strip_traceback
+from ._bridge import fail
+from ._errors import WorkerCancelled
 from ._worker import Worker
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ._tree import Branch
-
-_OWN_FRAMES = f"{__package__}._"
 
 
 def begin_call(
@@ -40,7 +39,8 @@ def begin_call(
             future.set_result(value)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         _close(value)
-        _fail(future, error)
+        # The frames of these calls hold the future, and with it the error: a cycle.
+        fail(future, error)
     finally:
         del caller, future, value  # Python 3.11's frames hold those that called them
 
@@ -50,19 +50,22 @@ def _await(
 ) -> None:
     """Await the value of a call in a task, which is cancelled with the worker that called."""
 
-    def lost() -> None:
+    def lost(error: BaseException | None = None) -> None:
         _close(awaitable)
         if future is not None and not future.done():
-            future.set_exception(WorkerCancelled(_tell_whose(node, caller)))
+            fail(future, error or WorkerCancelled(_tell_whose(node, caller)))
 
     async def go_on() -> None:
         nonlocal caller, future, awaitable
-        assert future is not None
         try:
+            assert future is not None
             await _go_on(node, caller, awaitable, future)
             if caller is not None:
                 ties = caller._tied()
                 ties.hops = tuple(hop for hop in ties.hops if hop is not task)
+        except BaseException as error:
+            lost(error)  # it was broken off: what awaits in it leaves nothing out
+            raise
         finally:
             caller = future = awaitable = None  # as above
 
@@ -92,19 +95,17 @@ async def _go_on(
     node: Branch, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
 ) -> None:
     try:
-        try:
-            _check_call(node, caller)
-        except WorkerCancelled:
-            _close(awaitable)
-            raise
+        _check_call(node, caller)
         value = await await_users(awaitable)
     except node._creche_nursery.cancelled_class:
         future.set_exception(WorkerCancelled(_tell_whose(node, caller)))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-        _fail(future, error)
+        fail(future, error)
     else:
-        future.set_result(value)
+        if not future.done():  # by a fault on the way
+            future.set_result(value)
     finally:
+        _close(awaitable)  # it may have been broken off before it was awaited
         del caller, future  # as above
 
 
@@ -115,10 +116,3 @@ def _tell_whose(node: Branch, caller: Worker[Any] | None) -> str:
     if node._creche_nursery.is_cancelled:
         return f"{node._creche_spoken()} was cancelled"
     return f"a call from a thread to {node._creche_spoken()} was cancelled natively"
-
-
-def _fail(future: Future[Any], error: BaseException) -> None:
-    # The frames of these calls hold the future, and with it the error: a cycle.
-    strip_traceback(error, _OWN_FRAMES)
-    if not future.done():
-        future.set_exception(error)

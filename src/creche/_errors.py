@@ -6,6 +6,7 @@ import pickle
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakSet
 
 from ._report import text_of
 
@@ -85,9 +86,9 @@ def _unpickle(kind: type[WorkerFailed], error: BaseException, label: str) -> Wor
 
 
 class Report(Protocol):
-    """Where it is noted which tree has reported an error."""
+    """Where it is noted which trees have reported an error."""
 
-    reported_in: object
+    reported_in: WeakSet[Any] | None
 
 
 class Source(Protocol):
@@ -99,6 +100,16 @@ class Source(Protocol):
     def _tied(self) -> Report: ...
 
     def _creche_spoken(self) -> str: ...
+
+
+def note_report(where: Report, tree: object) -> bool:
+    """Note that a tree reports an error; tell whether that is news."""
+    if where.reported_in is None:
+        where.reported_in = WeakSet()
+    if tree in where.reported_in:
+        return False
+    where.reported_in.add(tree)
+    return True
 
 
 def unreported(error: BaseException, tree: object) -> BaseException | None:
@@ -127,10 +138,8 @@ def _is_second_report(error: BaseException, tree: object) -> bool:
         source = source.error.worker if isinstance(source.error, WorkerFailed) else None
     if root is None:
         return False  # not made by wait(): the user's own
-    ties = root._tied()
-    if ties.reported_in is tree:
+    if not note_report(root._tied(), tree):
         return not error._is_the_report
-    ties.reported_in = tree
     error._is_the_report = True  # this very exception is the one report; it may pass several blocks
     return False
 

@@ -27,7 +27,7 @@ class Failures:
         """Take in an error, unless it is here or its tree reports it already."""
         fresh = unreported(error, tree)
         try:
-            if fresh is None or id(fresh) in map(id, self._errors):
+            if fresh is None or fresh is self._bare or id(fresh) in map(id, self._errors):
                 pass
             elif isinstance(fresh, Exception) or self._bare is not None:
                 self._errors.append(fresh)

@@ -298,14 +298,14 @@ class WorkerGroup:
         else:
             worker._keep_context()
         worker._created_at = nursery.clock()
-        worker._place = self
+        # Its place and that it has one are noted in one line: nothing can come between.
         if launches:
             worker._started = True
-            self._running[worker._order] = worker
+            worker._place, self._running[worker._order] = self, worker
             if not worker.daemon:
                 worker._hold()
         else:
-            self._unstarted[worker._order] = (worker, supersedes)
+            worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
         if self._node._creche_tells_changes:
             worker._announce(PENDING)
         if launches and supersedes is not None:
@@ -319,6 +319,14 @@ class WorkerGroup:
         Raises:
             BaseException: Its task cannot be made; the worker has ended.
         """
+        try:
+            self._find_slot(worker)
+        except BaseException:
+            # It may be marked already, so it is not just asked for.
+            worker._cancel_with_nursery("it could not be started", by_scope=False)
+            raise
+
+    def _find_slot(self, worker: Worker[Any]) -> None:
         nursery = self._node._creche_nursery
         _, supersedes = self._unstarted.get(worker._order, (None, None))
         if worker._order not in self._unstarted or worker._state is not PENDING:
@@ -334,17 +342,15 @@ class WorkerGroup:
         elif self._limit is not None and self._is_full and not self._make_room():
             worker._cancel_here("dropped: its group is full")
             return
+        if worker._state is not PENDING:
+            return  # what it superseded has taken the node along, and so this one
         if self._limit is not None and (self._queue or self._is_full):
             worker._keep_context()
             self._queue.append(worker)
             del self._unstarted[worker._order]
             self._fill()
             return
-        try:
-            worker._launch()
-        except BaseException:
-            worker._cancel_here("its task could not be made")
-            raise
+        worker._launch()
         self._running[worker._order] = worker
         del self._unstarted[worker._order]
 
@@ -385,12 +391,13 @@ class WorkerGroup:
         self._is_filling = True
         try:
             while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
-                worker = self._queue.popleft()
+                worker = self._queue[0]
                 if worker.is_finished:
-                    self._called_off -= 1
+                    self._called_off -= self._queue.popleft() is worker
                     continue
-                self._running[worker._order] = worker
                 try:
+                    self._running[worker._order] = worker
+                    self._queue.popleft()
                     worker._launch()
                 except BaseException as error:  # noqa: BLE001 (the worker's, and so its node's)
                     worker._end(ERROR, error)
@@ -402,17 +409,18 @@ class WorkerGroup:
     def _left(self, worker: Worker[Any]) -> None:
         """Take note that a worker has ended; may be called again."""
         order = worker._order
-        if order in self._running:
-            del self._running[order]
-        elif order in self._unstarted:
-            del self._unstarted[order]
-        elif worker._place is self:
-            worker._place = None
-            self._called_off += 1
-            if self._called_off * 2 > len(self._queue):
-                self._queue = deque(other for other in self._queue if not other.is_finished)
-                self._called_off = 0
-        worker._place = None
+        for place in (self._running, self._unstarted):
+            if order in place:
+                # It may have been broken off as it moved on, and be at an end of the queue as well.
+                for end in (0, -1):
+                    if self._queue and self._queue[end] is worker:
+                        del self._queue[end]
+                worker._place, _ = None, place.pop(order)  # in one line: nothing comes between
+        if worker._place is self:
+            worker._place, self._called_off = None, self._called_off + 1
+        if self._called_off * 2 > len(self._queue):
+            self._queue = deque(other for other in self._queue if not other.is_finished)
+            self._called_off = 0
         if self._queue:
             self._fill()
         if not (self._running or self._queue or self._unstarted):
@@ -426,8 +434,11 @@ class WorkerGroup:
             try:
                 worker._cancel_with_nursery(reason, by_scope=by_scope)
             except BaseException as fault:  # noqa: BLE001 (raised by the block; the rest goes on)
-                self._node._creche_nursery.fail(fault)
-                del fault
+                try:
+                    worker._cancel_with_nursery(reason, by_scope=by_scope)
+                finally:
+                    self._node._creche_nursery.fail(fault)
+                    del fault
 
     def cancel(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the group.

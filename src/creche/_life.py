@@ -22,12 +22,13 @@ from ._errors import (
     WorkerFailed,
     add_note,
     drop_cancellation,
+    note_report,
     strip_traceback,
     uncancelled,
 )
 from ._record import Record, ResultType, lock
 from ._report import shown, tell, text_of
-from ._running import in_task, in_thread
+from ._running import in_task, in_thread, is_unawaited
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
 
 if TYPE_CHECKING:
@@ -102,33 +103,35 @@ class Life(Record[ResultType]):
             BaseException: The task cannot be made; nothing was changed.
         """
         name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
-        self._handle = self._nursery.spawn(self._main(), name=name, context=self._context)
+        self._handle = self._nursery.spawn(self._main, name=name, context=self._context)
 
     @interruptible
     async def _main(self) -> None:
-        """Be the worker's task. What breaks it off between two lines is made up for by reaping."""
-        if self._state is not PENDING:
-            self._nursery.unstepped.pop(self._order, None)
-            return  # cancelled before this first step
+        """Be the worker's task. What breaks it off between two lines is made up for."""
         failure: BaseException | None = None
         try:
-            self._context = None  # the task has it
-            current.set(self)
-            if self._thread is None or self._has_own_run():
-                self._begin()
-            self._outcome = await self.run()
-        except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            # Cancellation ends here too: this is the top of the task. AnyIO would take a native
-            # one that went further for a reason to cancel all the others.
-            failure = error
-        # Out of the handler: Trio makes the exceptions of a cancellation as it is requested, and
-        # they would have this one as their context, a cycle.
-        try:
+            if self._state is not PENDING:
+                self._nursery.unstepped.pop(self._order, None)
+                return  # cancelled before this first step
+            try:
+                self._context = None  # the task has it
+                current.set(self)
+                if self._thread is None or self._has_own_run():
+                    self._begin()
+                self._outcome = await self.run()
+            except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
+                # Cancellation ends here too: this is the top of the task. AnyIO would take a native
+                # one that went further for a reason to cancel all the others.
+                failure = error
+            # Out of the handler: Trio makes the exceptions of a cancellation as it is requested,
+            # and they would have this one as their context, a cycle.
             if failure is not None:
                 self._fall(failure)
             else:
                 self._succeed()
         finally:
+            if self._handle is not None:
+                self._break_off()
             del failure, self  # this frame is in the traceback of the error
 
     def _succeed(self) -> None:
@@ -188,11 +191,11 @@ class Life(Record[ResultType]):
     def _begin(self) -> None:
         """Become RUNNING; raise if it has been called off."""
         bridge = self._nursery.bridge
-        bridge.busy += 1
+        bridge.steps.busy += 1
         try:
             is_entered = self._move(RUNNING)
         finally:
-            bridge.busy -= 1
+            bridge.steps.busy -= 1
         if not is_entered:
             self._unwind()
             raise WorkerCancelled(f"{self._creche_spoken()} was cancelled")
@@ -224,13 +227,20 @@ class Life(Record[ResultType]):
         Threads:
             Any thread.
         """
-        if self._mark(reason):
-            self._node._creche_bridge.run(self._unwind)
+        self._cancel_by(self._node._creche_bridge.run, reason)
 
     def _cancel_here(self, reason: object) -> None:
         """As ``cancel()``, within a step of the library on the loop."""
-        if self._mark(reason):
-            self._unwind()
+        self._cancel_by(_at_once, reason)
+
+    def _cancel_by(self, run: Callable[[Callable[[], object]], object], reason: object) -> None:
+        try:
+            if self._mark(reason):
+                run(self._unwind)
+        except BaseException:
+            if self._cancellation is not None:
+                run(self._unwind)  # once more, as no further request would
+            raise
 
     def check_cancelled(self) -> None:
         """Raise an error if cancellation was requested.
@@ -252,18 +262,20 @@ class Life(Record[ResultType]):
         with lock:
             if self._cancellation is not None or self._state in FINAL:
                 return False
-            self._cancellation = (self._node._creche_nursery.now(), reason)
             event = self._ties.cancelled if self._ties is not None else None
+            self._cancellation = (self._node._creche_nursery.now(), reason)
         if event is not None:
             event.set()
         return True
 
     def _unwind(self, *, by_nursery: bool = False) -> None:
-        """Do on the loop what follows from the mark."""
+        """Do on the loop what follows from the mark; may be called again."""
         bridge = self._nursery.bridge
-        bridge.busy += 1
+        bridge.steps.busy += 1
         try:
             handle = self._handle
+            if self._ties is not None and self._ties.cancelled is not None:
+                self._ties.cancelled.set()  # in case that the one who marked it was broken off
             if self._state is PENDING:
                 if handle is not None:
                     self._nursery.unstepped[self._order] = handle.coro
@@ -277,7 +289,7 @@ class Life(Record[ResultType]):
             if handle is not None and not by_nursery:
                 handle.cancel()
         finally:
-            bridge.busy -= 1
+            bridge.steps.busy -= 1
 
     def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
         """Be cancelled by the nursery, which may cancel the scope of all its tasks at once."""
@@ -338,7 +350,7 @@ class Life(Record[ResultType]):
         Such a fault (of memory, a Ctrl+C at the wrong line, one of ours) fails the node.
         """
         bridge = self._nursery.bridge
-        bridge.busy += 1
+        bridge.steps.busy += 1
         try:
             try:
                 self._take_end(state, error)
@@ -349,7 +361,7 @@ class Life(Record[ResultType]):
                     self._nursery.fail(fault)
                     del fault
         finally:
-            bridge.busy -= 1
+            bridge.steps.busy -= 1
             del error, self
 
     def _take_end(self, state: WorkerState, error: BaseException | None) -> None:
@@ -360,7 +372,7 @@ class Life(Record[ResultType]):
             if error is not None and self._outcome is not error:
                 self._decorate(error, state, fatal=fatal)
             if fatal and not isinstance(error, WorkerFailed):
-                self._tied().reported_in = self._nursery.tree
+                note_report(self._tied(), self._nursery.tree)
             if self._state not in FINAL:
                 self._outcome = error if error is not None else self._outcome
                 self._move(state)
@@ -370,7 +382,7 @@ class Life(Record[ResultType]):
                 self._nursery.fail(error)
             if self._place is not None:
                 self._place._left(self)
-            if self._started_at is None:
+            if self._started_at is None or is_unawaited(self._work):
                 self._close_work()
             self._work = self._handle = self._context = None
             if not isinstance(self._description, str):
@@ -413,8 +425,12 @@ class Life(Record[ResultType]):
         """End if the task has died without doing so; see ``Nursery``."""
         handle = self._handle
         if handle is not None and inspect.getcoroutinestate(handle.coro) == inspect.CORO_CLOSED:
-            self._mark("its task has died")
-            self._end(CANCELLED)
+            self._break_off()
+
+    def _break_off(self) -> None:
+        """End in place of a task that does not, or to the last step where it was broken off."""
+        self._mark("its task has died")
+        self._end(self._state if self._state in FINAL else CANCELLED)
 
     def _close_work(self) -> None:
         work, self._work = self._work, None
@@ -457,6 +473,10 @@ class Life(Record[ResultType]):
         """End a worker that its closing node never started."""
         self._mark("its node closed")
         self._end(CANCELLED)
+
+
+def _at_once(call: Callable[[], object]) -> None:
+    call()
 
 
 _RUN = cast("type[Life[object]]", Life).run

@@ -109,6 +109,7 @@ class Mailbox:
         while self._waiting:
             message = self._waiting.take()
             failure: BaseException | None = None
+            outcome: object = None
             try:
                 handler = getattr(self._addressee, message.handler_name, None)
                 if handler is not None:
@@ -124,6 +125,8 @@ class Mailbox:
                     self._addressee._creche_pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 failure = error
+                if inspect.iscoroutine(outcome):
+                    outcome.close()  # it may have been broken off before it was awaited
             # Out of the handler: the cancellation that follows would have it as its context.
             if failure is not None:
                 self._fail(failure, message)

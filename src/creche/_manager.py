@@ -118,7 +118,7 @@ class WorkerManager:
         waiting = [
             (group, worker)
             for group in self._all_groups()
-            for worker, _ in group._unstarted.values()
+            for worker, _ in list(group._unstarted.values())
             if worker._state is PENDING
         ]
         for group, _ in waiting:
@@ -126,13 +126,13 @@ class WorkerManager:
         fault: BaseException | None = None
         for group, worker in sorted(waiting, key=lambda each: each[1]._order):
             bridge = group._node._creche_nursery.bridge
-            bridge.busy += 1
+            bridge.steps.busy += 1
             try:
                 group._start(worker)
             except BaseException as raised:  # noqa: BLE001 (raised when all is done)
                 fault = fault or raised
             finally:
-                bridge.busy -= 1
+                bridge.steps.busy -= 1
         if fault is not None:
             raise fault
 

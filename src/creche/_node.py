@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from ._bridge import await_answer
+from ._bridge import await_answer, fail
 from ._calls import begin_call
 from ._context import current
 from ._errors import WorkerError
@@ -309,15 +309,15 @@ class Node(Branch):
             raise WorkerError(f"{worker._creche_spoken()} was added before")
         if worker._state is not PENDING and worker.is_finished:
             raise WorkerError(f"{worker._creche_spoken()} has ended; add one that has not")
-        nursery = self._creche_nursery
         try:
+            nursery = self._creche_nursery
             if nursery.life is NEW or nursery.bridge.is_foreign:
                 worker._keep_context()
                 self._creche_ask(partial(self._creche_admit, worker, start, supersedes))
             else:
                 self._creche_admit(worker, start, supersedes)
         except BaseException:
-            if not worker._started and worker._place is None:
+            if worker._place is None and not worker.is_finished:
                 worker._refuse()
             raise
 
@@ -337,17 +337,20 @@ class Node(Branch):
             self._creche_heed_logger()
         group = self._creche_groups.get(worker.group)
         bridge = nursery.bridge
-        bridge.busy += 1
+        bridge.steps.busy += 1
         try:
             if group is None:
                 group = self._creche_groups[worker.group] = WorkerGroup(self, worker.group)
             group._admit(worker, supersedes, start=start)
         except BaseException:
+            if worker._place is not None:
+                # Its caller does not know it. It may be marked already, so it is not asked for.
+                worker._cancel_with_nursery("it could not be started", by_scope=False)
             if group is not None and not len(group):
                 self._creche_forget(group)
             raise
         finally:
-            bridge.busy -= 1
+            bridge.steps.busy -= 1
 
     # groups
 
@@ -555,7 +558,7 @@ class Node(Branch):
                     f"and for open nodes ({self._creche_spoken()} is "
                     f"{self._creche_nursery.life.value}); on the loop, call the function"
                 )
-            if not bridge.post(begin):
+            if not bridge.post(begin, partial(fail, future)):
                 raise WorkerError(
                     f"{self._creche_spoken()} is {self._creche_nursery.life.value}; nothing can be "
                     "called"

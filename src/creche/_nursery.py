@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from ._backend import Backend, Ear, Host
 
 
+_MOST_FAULTS = 3  # in the wait for the end, which goes on in spite of them
+
+
 class Life(enum.Enum):
     """Where a nursery is in its life."""
 
@@ -126,23 +129,34 @@ class Occupant(Protocol):
 class HeldTask:
     """A task of a nursery that holds it open; made by ``Nursery.spawn_held()``."""
 
-    __slots__ = ("_holds", "_lost", "_nursery", "coro", "handle", "has_begun")
+    __slots__ = ("_holds", "_lost", "_nursery", "handle", "has_begun")
 
     def __init__(self, nursery: Nursery, lost: Callable[[], object]) -> None:
         self._nursery = nursery
         self._lost = lost
         self._holds = False
-        self.coro: Coroutine[Any, Any, None]
         self.handle: anyio.TaskHandle[None]
         self.has_begun = False
 
+    @property
+    def coro(self) -> Coroutine[Any, Any, None]:
+        """The coroutine of the task."""
+        return self.handle.coro
+
     async def run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do what the task is for, and let go of the nursery."""
-        self.has_begun = True
         try:
+            self.has_begun = True
             await run()
+        except BaseException:
+            self._lost()  # it was broken off, as it does not raise
+            raise
         finally:
-            self.let_go()
+            try:
+                self.let_go()
+            except BaseException:
+                self.let_go()  # or nobody would
+                raise
 
     def cancel(self) -> None:
         """Cancel it."""
@@ -191,6 +205,7 @@ class Nursery:
     """A task group with admission, holds, gathered failures and one cancellation."""
 
     __slots__ = (
+        "__weakref__",
         "_backend",
         "_clock_offset",
         "_ear",
@@ -284,7 +299,7 @@ class Nursery:
         self._clock_offset = self.clock() - time.monotonic()
         self.bridge.open(backend)
         self._watcher = self.spawn(
-            self._watch(), name=f"watcher of {self._occupant._creche_spoken()}"
+            self._watch, name=f"watcher of {self._occupant._creche_spoken()}"
         )
         await self._ear.until_listening()
         if self.is_cancelled:
@@ -354,15 +369,21 @@ class Nursery:
     # tasks
 
     def spawn(
-        self, coro: Coroutine[Any, Any, None], *, name: str, context: Context | None = None
+        self,
+        run: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        name: str,
+        context: Context | None = None,
     ) -> anyio.TaskHandle[None]:
         """Start a task, which must not raise; on the loop, while something holds the nursery.
 
         Raises:
-            BaseException: It cannot be made; the coroutine is closed.
+            BaseException: It cannot be made; nothing was changed.
         """
-        assert self._group is not None
+        coro = None
         try:
+            assert self._group is not None
+            coro = run()
             try:
                 return self._group.create_task(coro, name=name, context=context)
             except anyio.NoEventLoopError:
@@ -373,7 +394,8 @@ class Nursery:
                 context.run(_library.set, "asyncio")
                 return self._group.create_task(coro, name=name, context=context)
         except BaseException:
-            coro.close()
+            if coro is not None:
+                coro.close()
             raise
 
     def spawn_held(
@@ -397,10 +419,9 @@ class Nursery:
             BaseException: It cannot be made; nothing was changed.
         """
         task = HeldTask(self, lost)
-        task.coro = task.run(run)
-        task.hold()
         try:
-            task.handle = self.spawn(task.coro, name=name, context=context)
+            task.hold()
+            task.handle = self.spawn(partial(task.run, run), name=name, context=context)
         except BaseException:
             task.let_go()
             raise
@@ -520,22 +541,29 @@ class Nursery:
             for nursery in self._occupant._creche_nurseries()
             if not nursery.is_cancelled and nursery.life is not CLOSED
         ]
-        self.bridge.busy += 1
+        self.bridge.steps.busy += 1
         try:
-            # First all that is told, then the scopes, from below: AnyIO goes down from each scope
-            # level by level, and stops at one that is cancelled already.
-            for nursery in below:
-                nursery.is_cancelled = True
-                nursery.cancel_reason = reason
-                by_scope = not (spare_host and nursery is self)
-                nursery._occupant._creche_on_cancel(reason, by_scope=by_scope)
-        finally:
             try:
-                for nursery in reversed(below):
-                    if nursery._group is not None and not (spare_host and nursery is self):
-                        nursery._group.cancel_scope.cancel()  # else it is done on entering
-            finally:
-                self.bridge.busy -= 1
+                self._cancel_all(below, reason, spare_host=spare_host)
+            except BaseException:
+                # What was broken off is done once more: queued workers nobody else would end.
+                self._cancel_all(below, reason, spare_host=spare_host)
+                raise
+        finally:
+            self.bridge.steps.busy -= 1
+
+    def _cancel_all(self, below: Iterable[Nursery], reason: object, *, spare_host: bool) -> None:
+        """Cancel nurseries, each before those below it; may be called again."""
+        # First all that is told, then the scopes, from below: AnyIO goes down from each scope
+        # level by level, and stops at one that is cancelled already.
+        for nursery in below:
+            nursery.is_cancelled = True
+            nursery.cancel_reason = reason
+            by_scope = not (spare_host and nursery is self)
+            nursery._occupant._creche_on_cancel(reason, by_scope=by_scope)
+        for nursery in reversed(list(below)):
+            if nursery._group is not None and not (spare_host and nursery is self):
+                nursery._group.cancel_scope.cancel()  # else it is done on entering
 
     def is_scope_cancelled(self) -> bool:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
@@ -584,7 +612,7 @@ class Nursery:
             if error is not None:
                 failure = uncancelled(error, lambda leaf: isinstance(leaf, self.cancelled_class))
                 if failure is not None:
-                    self._fail_in_body(failure)
+                    self._try(partial(self._fail_in_body, failure))
                 else:
                     cancellation = error
             if not self._host.is_current():
@@ -597,7 +625,7 @@ class Nursery:
                 self._end_outside()
             else:
                 if cancellation is not None:
-                    self.cancel_from_outside()
+                    self._try(self.cancel_from_outside)
                 misuse = await self._close_inner()
                 late = await self._drain()
                 leaving = await self._finish(cancellation or late)
@@ -730,9 +758,18 @@ class Nursery:
         finally:
             del error
 
+    def _try(self, step: Callable[[], object]) -> None:
+        """Take a step of the end; if it fails, that is raised in the end, which goes on."""
+        try:
+            step()
+        except BaseException as fault:  # noqa: BLE001 (see above)
+            self.fail(fault)
+            del fault
+
     async def _drain(self) -> BaseException | None:
         """Wait until nothing is left and close; return what arrived natively in the meantime."""
         late: BaseException | None = None
+        faults = 0
         while True:
             try:
                 with anyio.CancelScope(shield=True):
@@ -741,10 +778,15 @@ class Nursery:
                     await self.quiet()
             except self.cancelled_class as exc:
                 late = late or exc
-                self.cancel_from_outside()
+                self._try(self.cancel_from_outside)
                 continue
-            except KeyboardInterrupt as exc:
+            except GeneratorExit:
+                raise  # the program has ended, and with it this task
+            except BaseException as exc:  # a Ctrl+C, or a fault of ours
                 self.fail(exc)
+                faults += not isinstance(exc, KeyboardInterrupt)
+                if faults > _MOST_FAULTS:
+                    raise
                 continue
             if self._shut():
                 return late

@@ -15,6 +15,7 @@ from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerSt
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextvars import Context
+    from weakref import WeakSet
 
     import anyio
     from anyio import CapacityLimiter
@@ -147,8 +148,8 @@ class Ties:
         self.begun: anyio.Event | None = None  # these three are made when asked for
         self.done: anyio.Event | None = None
         self.cancelled: threading.Event | None = None
-        self.reported_in: object = None
-        """The tree of nurseries that has reported its error."""
+        self.reported_in: WeakSet[Any] | None = None
+        """The trees of nurseries that have reported its error, once there is one."""
         self.waits: list[Any] = []
         self.opened: tuple[Party, ...] = ()
         """Nodes in whose blocks it is."""

@@ -161,6 +161,11 @@ async def in_thread(
         del call  # its frames are in the traceback of what it raised
 
 
+def is_unawaited(value: object) -> bool:
+    """Whether something is a coroutine of which not a line has run: it is warned about."""
+    return inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
+
+
 class _ThreadCall:
     """A call in a worker thread; and the limiter that AnyIO is given for it.
 
@@ -223,11 +228,14 @@ class _ThreadCall:
                     abandon_on_cancel=self._abandon,
                     limiter=cast("CapacityLimiter", self),
                 )
-        except BaseException:
+        except BaseException as error:
             if not await self._outlive_cancellation():
                 raise
-            # The thread was quicker than a native cancellation, of which nobody else hears.
-            self._job._notice_cancellation()
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                # The thread was quicker than a native cancellation, of which nobody else hears.
+                self._job._notice_cancellation()
+            else:
+                self._keep(error)
         self._give_back()
         return await self._outcome()
 
@@ -275,6 +283,21 @@ class _ThreadCall:
     # the thread
 
     def _in_thread(self) -> None:
+        try:
+            self._run_in_thread()
+        except BaseException as error:  # noqa: BLE001 (the host raises it)
+            self._error = error
+        finally:
+            try:
+                self._leave()
+            except BaseException as fault:  # noqa: BLE001 (as above)
+                self._keep(fault)
+                self._leave()  # or the host would wait for ever
+            finally:
+                del self  # see in_task()
+
+    def _run_in_thread(self) -> None:
+        work: object = None
         with self._lock:
             if self._called_off:
                 return
@@ -284,20 +307,38 @@ class _ThreadCall:
             run_soon(self._token, self._lift_guard)
         try:
             self._value = self._do(work)
-        except BaseException as error:  # noqa: BLE001 (the host raises it)
+        except BaseException as error:  # noqa: BLE001 (as above)
             self._error = error
+        finally:
+            del self, work  # as above
+
+    def _keep(self, fault: BaseException) -> None:
+        """Keep for the host what broke off a step of our own, unless the work has raised."""
+        if self._error is None:
+            self._error = fault
+        else:
+            tell(
+                logging.ERROR,
+                "the thread of %s was broken off",
+                self._job._creche_spoken(),
+                error=fault,
+            )
+
+    def _leave(self) -> None:
+        """Say in the thread that it has ended; may be called again."""
         with self._lock:
             self._ended = True
-            left, self._left = self._left, None  # may be a method of its own: a cycle
+            left = self._left
         if left is not None:
             self._report_late(left)
-        del self, work  # see in_task()
+        self._left = None  # may be a method of its own: a cycle
 
     def _lift_guard(self) -> None:
         assert self._guard is not None
         self._guard.shield = False
 
     def _do(self, work: object) -> object:
+        value: object = None
         try:
             value = call(work)
             if self._job._is_to_await(value):
@@ -305,6 +346,8 @@ class _ThreadCall:
             check_no_generator(self._job, value)
             return value
         finally:
+            if is_unawaited(value):
+                cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
             del self, work  # see in_task()
 
     def _report_late(self, left: Callable[[], object]) -> None:

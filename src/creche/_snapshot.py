@@ -157,7 +157,7 @@ def _take_node(node: Pictured, stacks: float, calls: dict[object, Any]) -> NodeS
 
 
 def _take_group(group: WorkerGroup, stacks: float, calls: dict[object, Any]) -> GroupSnapshot:
-    waiting = [worker for worker in group._queue if not worker.is_finished]
+    waiting = [worker for worker in list(group._queue) if not worker.is_finished]
     positions = {worker._order: number for number, worker in enumerate(waiting, 1)}
     workers: list[WorkerSnapshot] = []
     for worker in group:

@@ -230,26 +230,27 @@ class Branch:
                     f"cannot enter {self._creche_spoken()} outside the event loop of its parent"
                 )
         self._creche_heed_logger()  # and hear: its user may have given it a handler
+        if self._creche_leave is None:
+            self._creche_hold_parent()  # it may be left while this one is being opened
         try:
             await nursery.open()
             self._creche_begin(parent)
         except BaseException:
             await nursery.abandon()
+            self._creche_let_parent_go()
             raise
         return self
 
     def _creche_begin(self, parent: Branch | None) -> None:
         """Take the node's place in the tree, now that its nursery is open."""
         nursery = self._creche_nursery
-        for group in self._creche_groups.values():
+        for group in list(self._creche_groups.values()):
             for worker in group:
                 worker._created_at = nursery.now()  # the clock was not known before
         if parent is not None:
             above = parent._creche_nursery
             nursery.tree = above.tree
             self._creche_join()
-            if self._creche_leave is None:
-                self._creche_hold_parent()
             if above.is_cancelled:
                 nursery.cancel(above.cancel_reason)
             if above.life is not OPEN:
@@ -287,16 +288,23 @@ class Branch:
     def _creche_hold_parent(self) -> None:
         if self._creche_parent is not None and not self._creche_holds_parent:
             nursery = self._creche_parent._creche_nursery
-            self._creche_holds_parent = True
-            nursery.blocks += self._creche_leave is None
-            nursery.holds += 1
+            block = self._creche_leave is None
+            self._creche_holds_parent, nursery.holds, nursery.blocks = (
+                True,
+                nursery.holds + 1,
+                nursery.blocks + block,
+            )  # see Nursery.holds
 
     def _creche_let_parent_go(self) -> None:
         if self._creche_parent is not None and self._creche_holds_parent:
             nursery = self._creche_parent._creche_nursery
-            self._creche_holds_parent = False
-            nursery.blocks -= self._creche_leave is None
-            nursery.release()
+            block = self._creche_leave is None
+            self._creche_holds_parent, nursery.holds, nursery.blocks = (
+                False,
+                nursery.holds - 1,
+                nursery.blocks - block,
+            )
+            nursery.look_whether_idle()
 
     def _creche_on_closed(self) -> None:
         parent, opener = self._creche_parent, self._creche_opener
