@@ -285,3 +285,37 @@ async def test_a_wish_to_end_is_not_logged(caplog):
         async with Node("app") as app:
             app.run_worker(raising(SystemExit(3)))
     assert [each for each in caplog.records if each.name == "creche"] == []
+
+
+async def test_an_error_that_is_relayed_into_another_tree():
+    """Each tree reports it once: the one where it happened, and the one that waited for it."""
+    told, over = [], anyio.Event()
+
+    async def relay_late():
+        try:
+            await worker
+        except WorkerFailed:
+            with anyio.CancelScope(shield=True):
+                await over.wait()
+            raise  # a second report to the first tree, after that to the other
+
+    async def wait_elsewhere():
+        try:
+            async with Node("b"):
+                await worker
+        except ExceptionGroup as group:
+            told.extend(group.exceptions)
+        over.set()
+
+    async with anyio.create_task_group() as tasks:
+        try:
+            async with Node("a") as a:
+                worker = a.run_worker(raising(ValueError("once")))
+                a.run_worker(relay_late)
+                tasks.start_soon(wait_elsewhere)
+                await anyio.sleep_forever()
+        except ExceptionGroup as group:
+            told.extend(group.exceptions)
+    told.sort(key=lambda error: type(error).__name__)
+    assert [type(error) for error in told] == [ValueError, WorkerFailed]
+    assert told[0] is told[1].error is worker.error

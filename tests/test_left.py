@@ -441,3 +441,24 @@ async def test_a_thread_that_starts_work_as_the_node_is_left():
     for thread in threads:
         await anyio.to_thread.run_sync(thread.join)
     assert len(refused) == 20
+
+
+async def test_a_child_that_is_entered_as_its_parent_is_left():
+    """It holds the parent from before it is open, or is refused: none outlives the parent."""
+    for turns in range(4):
+        for _ in range(10):
+            pages = []
+
+            async def enter(app, pages=pages):
+                try:
+                    async with Node("page", parent=app) as page:
+                        pages.append(page)
+                        page.run_worker(settle)
+                except WorkerError as error:
+                    assert "its parent is closed" in str(error)
+
+            async with anyio.create_task_group() as group:
+                async with Node("app") as app:
+                    group.start_soon(enter, app)
+                    await settle(turns)
+                assert all(page.is_finished for page in pages)
