@@ -158,7 +158,8 @@ def strike(asked, backend):
         struck += bool(report.value is None or report.value["hit"])
         found = symptoms(report)
         if asked.tell:
-            print(report.key, place_of(report), *found, report.said, sep="\n")
+            told = report.value["faults"] if report.value else found
+            print(report.key, place_of(report), *told, report.said, sep="\n")
         if found:
             failures["; ".join(found)].append((place_of(report), report.key))
     failed = sum(map(len, failures.values()))
@@ -179,6 +180,7 @@ def main():
     # What a shell runs in the background ignores Ctrl+C, and so would the programs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = arguments()
+    fires.seconds = asked.seconds
     failed = 0
     for backend in asked.backend or fires.BACKENDS:
         if asked.fire == "random":
