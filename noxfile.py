@@ -144,6 +144,14 @@ def soak(session: nox.Session) -> None:
     session.run("python", "tests/soak/run.py", *session.posargs)
 
 
+@nox.session(python=FOUND)
+def interrupts(session: nox.Session) -> None:
+    """Interrupt programs at every executed line of the core; it takes hours."""
+    session.install("-e", ".", *group("tests"))
+    # ``-- ctrl-c --times 2`` is one of the ways, and each line of a program twice: minutes.
+    session.run("python", "tests/interrupt/run.py", *session.posargs)
+
+
 @nox.session(python=FOUND[-1])
 def bench(session: nox.Session) -> None:
     """Measure what a worker costs, beside other ways; ``-- --help`` tells of counts and sizes."""

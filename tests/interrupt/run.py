@@ -1,6 +1,6 @@
 """Interrupt programs at every executed line of the library, and see what comes of it.
 
-``python tests/interrupt/run.py FIRE``, which is one of
+``python tests/interrupt/run.py [FIRE ...]``, each of them one of
 
 - ``ctrl-c``: Ctrl+C at each place;
 - ``twice``: and another some places later;
@@ -42,7 +42,7 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("fire", choices=FIRES)
+    add("fires", nargs="*", metavar="FIRE", help=f"of {', '.join(FIRES)}; by default all")
     add("--backend", choices=list(fires.BACKENDS), action="append")
     add("--program", choices=list(programs.ALL), action="append")
     add("--deed", choices=list(fires.DEEDS), action="append", help="what the handler does")
@@ -58,7 +58,11 @@ def arguments():
     add("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="processes at a time")
     add("--runs", type=int, default=300, help="how many random ones")
     add("--list", type=int, default=40, help="how many failures to list")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    for fire in asked.fires:
+        if fire not in FIRES:
+            parser.error(f"there is no {fire!r}")
+    return asked
 
 
 def options(asked):
@@ -182,7 +186,8 @@ def main():
     asked = arguments()
     fires.seconds = asked.seconds
     failed = 0
-    for backend in asked.backend or fires.BACKENDS:
+    chosen = itertools.product(asked.fires or FIRES, asked.backend or fires.BACKENDS)
+    for asked.fire, backend in chosen:
         if asked.fire == "random":
             failed += stray.strike(backend, asked.runs, asked.seconds, tell=asked.tell)
         else:

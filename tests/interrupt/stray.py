@@ -13,6 +13,9 @@ import time
 from pathlib import Path
 
 BUSY = Path(__file__).with_name("busy.py")
+BEYOND = ("in _shutdown", "event loop is already running", "Cannot close a running event loop")
+"""What a second Ctrl+C does to any program on asyncio: it stops the loop before AnyIO has ended its
+threads, for which Python waits; and uvloop takes itself for running still."""
 NOISE = ("Warning", "never", "ExceptionGroup", "InternalError", "destroyed", "ignored")
 
 
@@ -54,6 +57,8 @@ def _interrupt(backend, chance, seconds, *, twice):
 
 def _judge(status, said, backend, *, twice):
     lines = said.strip().splitlines() or [""]
+    if twice and backend != "trio" and any(word in said for word in BEYOND):
+        return ""
     if "Timeout (0:" in said:
         return "hangs"
     expected = [-signal.SIGINT]
