@@ -41,7 +41,7 @@ def strike(backend, *arguments):
 
 def test_ctrl_c_at_the_lines_of_the_library(backend):
     """Ctrl+C ends a program with KeyboardInterrupt, whatever the library was about to do."""
-    strike(backend, "ctrl-c", "--once", "--share", "0/4")
+    strike(backend, "ctrl-c", "--once", "--share", "0/15")
 
 
 def test_second_ctrl_c(backend):
@@ -56,7 +56,7 @@ def test_second_ctrl_c_while_a_worker_unwinds(backend):
 
 def test_calls_in_a_signal_handler(backend):
     """A cancel and a message in a signal handler hold whatever the library was about to do."""
-    strike(backend, "handler", "--once", "--share", "0/4")
+    strike(backend, "handler", "--once", "--share", "0/15")
 
 
 def test_calls_in_a_signal_handler_while_the_loop_sleeps(backend):
