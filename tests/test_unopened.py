@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from contextvars import Context
 
 import anyio
 import anyio.lowlevel
@@ -317,3 +318,15 @@ async def test_shutdown_called_from_a_thread():
     async with Node("app") as app:
         caller = app.run_worker(lambda: app.call_from_thread(app.shutdown), thread=True)
     assert caller.is_finished
+
+
+async def test_work_that_is_started_in_a_bare_callback(anyio_backend):
+    """A callback of the loop, which runs in no task, may start work."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio's callbacks run in a task")
+    async with Node("app") as app:
+        made = []
+        loop = anyio.lowlevel.current_token().native_token
+        loop.call_soon(lambda: made.append(app.run_worker(settle)), context=Context())
+        await until(lambda: made)
+    assert made[0].state is SUCCESS

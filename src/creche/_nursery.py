@@ -23,6 +23,7 @@ import logging
 import math
 import threading
 import time
+from contextvars import copy_context
 from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
 from types import MappingProxyType
@@ -387,10 +388,10 @@ class Nursery:
             try:
                 return self._group.create_task(coro, name=name, context=context)
             except anyio.NoEventLoopError:
-                # No task runs: this is a call from another thread, and the context was captured
-                # where no loop ran, so that sniffio knows no better.
+                # No task runs: this is a bare callback, or a call from another thread whose context
+                # was captured where no loop ran, so that sniffio knows no better.
                 assert _library is not None
-                assert context is not None
+                context = context or copy_context()
                 context.run(_library.set, "asyncio")
                 return self._group.create_task(coro, name=name, context=context)
         except BaseException:
