@@ -44,13 +44,6 @@ def test_ctrl_c_at_the_lines_of_the_library(backend):
     strike(backend, "ctrl-c", "--once", "--share", "1/20")
 
 
-def test_second_ctrl_c(backend):
-    """A second Ctrl+C gets through, also a few lines after the first."""
-    if backend["backend"] == "asyncio":
-        pytest.skip("asyncio raises the second in the midst of any code, AnyIO's and its own too")
-    strike(backend, "twice", "--once", "--share", "1/40")
-
-
 def test_second_ctrl_c_while_a_worker_unwinds(backend):
     """A second Ctrl+C gets through while a worker takes its time to end."""
     strike(backend, "unwinding", "--times", "1", "--share", "2/9", "--program", "unwinding")

@@ -211,7 +211,10 @@ class Record(Generic[ResultType]):
         """A short name for messages and logs."""
         self.group: str = group
         """The group, within the node, that the worker belongs to."""
-        self._description = description  # or what makes it, once somebody reads it
+        # Or what makes it, once somebody reads it.
+        if not isinstance(description, str) and not hasattr(description, "condensed"):
+            description = text_of(description)
+        self._description = description
         self.exit_on_error: bool = exit_on_error
         """Whether an error of the work fails the node."""
         self.daemon: bool = daemon
@@ -261,7 +264,7 @@ class Record(Generic[ResultType]):
 
     @description.setter
     def description(self, description: str) -> None:
-        self._description = description
+        self._description = text_of(description)
 
     @property
     def thread(self) -> bool:

@@ -58,5 +58,6 @@ def tell(
         logger.log(level, message, *args, exc_info=error, extra=fields)
     except Exception as fault:  # noqa: BLE001 (the program's own, and nothing may stop for it)
         with suppress(Exception):
-            print("--- creche: the log failed ---", file=sys.stderr)  # noqa: T201 (see above)
+            what = text_of(message % args if args else message)
+            print(f"--- the log failed to tell: {what} ---", file=sys.stderr)  # noqa: T201 (see above)
             traceback.print_exception(fault, file=sys.stderr)

@@ -14,7 +14,7 @@ from ._log import LOG, is_wanted
 from ._mailbox import Mailbox
 from ._nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
 from ._record import check_text
-from ._report import logger, shown
+from ._report import logger, shown, text_of
 from ._subscription import inherit
 from ._worker import Worker
 
@@ -76,7 +76,9 @@ class Branch:
     @property
     def path(self) -> str:
         """The names of the nodes from the root to this one, joined by slashes."""
-        return "/".join(reversed([node.name for node in self._creche_above()]))
+        names: list[object] = [node.name for node in self._creche_above()]
+        # Somebody may have set one to what is no text; the end must not fail of it.
+        return "/".join(name if type(name) is str else text_of(name) for name in reversed(names))
 
     def _creche_above(self) -> Iterator[Branch]:
         """Give the node and all above it."""
