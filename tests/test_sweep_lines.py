@@ -31,7 +31,7 @@ from creche._life import Life
 from creche._mailbox import Mailbox
 from creche._nursery import HeldTask, Nursery
 from creche._running import _ThreadCall
-from helpers import RENDEZVOUS, leaves, settle
+from helpers import RENDEZVOUS, BaseExceptionGroup, leaves, settle
 
 PATIENCE = 5.0
 """Seconds after which a program hangs: a failure, never a delay."""
@@ -548,7 +548,7 @@ async def test_each_line(program, anyio_backend, told, watched):
         fault = (Planted, PlantedBase)[number % 2](site)
         try:
             await go(site, fault)
-        except AssertionError as error:
+        except (AssertionError, BaseExceptionGroup) as error:
             raise AssertionError(f"{program.__name__}, {fault!r}: {error}") from error
     gc.collect()  # so that what was never awaited is told here
 
