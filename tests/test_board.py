@@ -92,6 +92,11 @@ def words(board, **options):
     return "\n".join(picture(board, **options))
 
 
+def faults(caplog):
+    """What the library has told of what went wrong."""
+    return [record.getMessage() for record in caplog.records if record.name == "creche"]
+
+
 async def forever():
     await anyio.sleep_forever()
 
@@ -322,6 +327,8 @@ def test_numbers_are_short(number, words):
         (86399, "23h59m"),
         (86400, "1d00h"),
         (8640000, "100d"),
+        (float("inf"), "99999d"),
+        (float("nan"), "0s"),
     ],
 )
 def test_times_are_short(seconds, words):
@@ -632,11 +639,105 @@ async def test_what_cannot_be_drawn_ends_the_board_alone(monkeypatch, caplog, er
         other.cancel()
     assert worker.state is SUCCESS
     assert other.state is CANCELLED
-    told = [record for record in caplog.records if record.name == "creche"]
-    assert [record.getMessage() for record in told] == [
-        "the live board of node 'app' cannot be drawn"
-    ]
-    assert told[0].exc_info is not None
+    assert faults(caplog) == ["the live board of node 'app' cannot be drawn"]
+    (told,) = (record for record in caplog.records if record.name == "creche")
+    assert told.exc_info is not None
+
+
+@pytest.mark.parametrize("answer", [ValueError("closed"), OSError("gone")])
+@pytest.mark.parametrize("is_own", [True, False])
+async def test_a_console_that_cannot_be_asked_ends_the_board_alone(
+    monkeypatch, caplog, answer, is_own
+):
+    """So does one that fails before anything was drawn: a terminal that went, a closed stream."""
+
+    class Gone(io.StringIO):
+        def isatty(self):
+            raise answer
+
+        def write(self, text):
+            raise answer
+
+    if is_own:
+        console = Console(file=io.StringIO(), _environ={})
+        console.file = Gone()
+    else:
+        console = None
+        monkeypatch.setattr(sys, "stderr", Gone())
+    app = Node("app")
+    async with live_board(app, console=console) as board, app:
+        worker = app.run_worker(returns)
+        await settle()
+        assert words(board).endswith("1 done")
+    assert worker.state is SUCCESS
+    assert faults(caplog) == ["the live board of node 'app' cannot be drawn"]
+
+
+def test_a_board_that_has_ended_does_not_grow(virtually, caplog):
+    """What happens afterwards is counted, and not kept to be drawn."""
+    tube = Broken(OSError("gone"))
+
+    async def main():
+        app = Node("app")
+        async with live_board(app, console=terminal(tube)) as board, app:
+            for _ in range(3):
+                await app.run_worker(returns)
+                await anyio.sleep(1)
+            assert not board._untold
+            assert not board._events._backlog
+            assert words(board).endswith("3 done")
+
+    virtually(main)
+    assert faults(caplog) == ["the live board of node 'app' cannot be drawn"]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), SystemExit(1)])
+async def test_what_is_printed_while_the_board_cannot_be_drawn(monkeypatch, caplog, error):
+    """Who prints has their line written, or gets the error of their stream, not that of Rich."""
+    tube, elsewhere = Broken(None), Tube()
+    monkeypatch.setattr(sys, "stdout", elsewhere)
+    app = Node("app")
+    async with live_board(app, console=terminal(tube)), app:
+        tube.error = error
+        print("printed")  # noqa: T201 (that is what is tested)
+        print("\x1b[²mno colour")  # noqa: T201 (Rich takes that for a number)
+        assert elsewhere.lines == ["printed", "[²mno colour", ""]
+        elsewhere.write = None
+        with pytest.raises(TypeError):
+            print("lost")  # noqa: T201 (the same)
+        del elsewhere.write
+    assert sys.stdout is elsewhere
+
+
+async def test_streams_that_cannot_be_asked_are_left_alone(monkeypatch, caplog):
+    """Neither a closed stream nor what is none keeps the board from being drawn."""
+    closed = io.StringIO()
+    closed.close()
+    none = object()
+    monkeypatch.setattr(sys, "stdout", closed)
+    monkeypatch.setattr(sys, "stderr", none)
+    logger, bare = logging.getLogger("made.before"), logging.StreamHandler()
+    del bare.stream
+    monkeypatch.setattr(logger, "handlers", [bare])
+    tube, other = Tube(), Tube()
+    app = Node("app")
+    async with live_board(app, console=terminal(tube)), app:
+        await app.run_worker(returns)
+    monkeypatch.setattr(sys, "stderr", other)
+    async with live_board(Node("two"), console=terminal(other)):
+        pass
+    assert tube.shown[-1] == "1 done"
+    assert other.shown[-1] == "nothing yet"
+    assert faults(caplog) == []
+
+
+async def test_errors_are_told_in_a_line_of_bounded_length():
+    """Of a long text its beginning is kept."""
+    async with Node("app") as app, board_of(app) as board:
+        app.run_worker(partial(fail, "x" * 10**6), name="n" * 10**4, exit_on_error=False)
+        app.run_worker(partial(fail, "x" * 10**6), name="short", exit_on_error=False)
+        await app.workers.wait_for_complete()
+        assert max(map(len, board._tally.failures)) == 1000
 
 
 async def test_bad_nodes_are_refused():

@@ -25,7 +25,7 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 # From the bottom up. A file imports from the files listed before it and from nothing else, be it
 # for types alone.
 FLOORS = (
-    ("_state", "_message", "_report", "_errors", "_context"),
+    ("_state", "_message", "_report", "_errors", "_context", "_text", "_watching"),
     ("_backend", "_bridge", "_waiting", "_failures"),
     ("_running",),
     ("_nursery",),
@@ -33,7 +33,7 @@ FLOORS = (
     ("_options", "_track", "_record", "_life", "_worker"),
     ("_group",),
     ("_manager",),
-    ("_stacks", "_snapshot"),
+    ("_facts", "_stacks", "_snapshot"),
     ("_log",),
     ("_tree", "_calls", "_node"),
     ("_format",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import json
@@ -204,7 +205,7 @@ async def test_lane_for_each_group(ticking):
     assert sorted(saved.names()) == ["a", "d0", "d1", "d2", "d3", "d4", "work"]
     assert sorted(saved.names("queued")) == sorted(saved.names())
     assert saved.slice("d0")["args"] == {
-        "worker": 2,
+        "worker": saved.slice("work")["args"]["worker"] + 1,
         "state": "SUCCESS",
         "group": "downloads",
         "node": "app",
@@ -604,6 +605,35 @@ async def test_names_of_files(tmp_path):
     assert (tmp_path / "b.b.Html").read_text()[0] == "<"
 
 
+async def test_a_file_that_is_written_half_is_emptied():
+    """Where there is no room for all of it, nothing is left; what is no name is refused."""
+    resource = pytest.importorskip("resource", reason="files have no limit here")
+    async with record(app := Node("app")) as trace, app:
+        await app.run_worker(work, name="x" * 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("run.html", "run.json"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                trace.save(name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert os.stat(name).st_size == 0  # noqa: PTH116 (a name, as above)
+    with open("run.json", "w") as file:  # noqa: PTH123, ASYNC230 (as above)
+        pass
+    with pytest.raises(TypeError):
+        trace.save(file)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")  # noqa: PTH110
+async def test_what_has_no_length_is_written_to_as_well():
+    """What cannot be emptied gives its own error."""
+    os.symlink("/dev/full", "run.json")  # noqa: PTH211 (as above)
+    async with record(Node("app")) as trace:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            trace.save("run.json")
+
+
 async def test_saving_in_another_thread():
     """While it is recorded only the loop's thread may save; afterwards any may."""
     async with record(app := Node("app")) as trace, app:
@@ -672,7 +702,7 @@ async def test_nasty_texts_are_harmless():
     assert (args["group"], args["node"], args["description"]) == (HARMLESS,) * 3
     assert args["error"] == f"ValueError: {HARMLESS}"
     assert saved.slice("cancelled", "queued")["args"]["reason"] == HARMLESS
-    assert saved.slice("untold", "queued")["args"]["reason"] == "<Untold that cannot be told>"
+    assert saved.slice("untold", "queued")["args"]["reason"] == "<unprintable Untold>"
     assert saved.slice("long", "queued")["args"]["reason"] == "x" * 999 + "…"
     assert "Worker" in saved.names()  # the one that has no name
     trace.save("run.html")

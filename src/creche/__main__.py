@@ -90,10 +90,8 @@ class Tour(Node):
             try:
                 found = os.stat(path)
                 folder = (found.st_dev, found.st_ino)
-                if stat.S_ISREG(found.st_mode):
-                    self.files.append((path, found.st_size))
-                elif not stat.S_ISDIR(found.st_mode):
-                    raise OSError("Not a regular file")  # to open a pipe could take for ever
+                if not stat.S_ISDIR(found.st_mode):
+                    self.files.append((path, size_of(found)))
                 elif folder in above:
                     raise OSError("A loop: the folder is within itself")
                 else:
@@ -123,8 +121,8 @@ class Tour(Node):
         worker = get_current_worker()
         digest = hashlib.sha256()
         try:
-            with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
+            with open(path, "rb", buffering=0, opener=open_at_once) as file:
+                size = size_of(os.fstat(file.fileno()))
                 worker.update(total_steps=size)
                 while chunk := file.read(CHUNK):
                     worker.check_cancelled()
@@ -132,7 +130,9 @@ class Tour(Node):
                     worker.advance(len(chunk))
                     whole.advance(len(chunk))
                     whole.update(description=self.so_far(whole))
-                if os.fstat(file.fileno()).st_size < size:
+                if chunk is None:
+                    raise OSError("Has to be waited for")
+                if size_of(os.fstat(file.fileno())) < size:
                     raise OSError("Shrank while it was read")
         except OSError as error:
             self.complain(path, error)
@@ -172,19 +172,30 @@ async def one_line(tour: Tour) -> AsyncGenerator[None]:
     """Tell in one line how far the tour is, again and again."""
 
     async def draw() -> None:
-        while True:
+        while sys.stderr.isatty():  # until the terminal is closed
             at_work = [worker for worker in tour.hashes if worker.is_running]
             words = [str(tour), *(f"{worker.progress:.0f}% {worker.name}" for worker in at_work)]
             room = os.get_terminal_size(sys.stderr.fileno()).columns - len("^C") - 1
             # Some letters are wider than others, so the terminal is told not to wrap the line.
-            line = f"\r\x1b[?7l{' | '.join(words)[:room]}\x1b[K\x1b[?7h"
-            print(end=line, file=sys.stderr, flush=True)
+            show(f"\r\x1b[?7l{' | '.join(words)[:room]}\x1b[K\x1b[?7h")
             await anyio.sleep(INTERVAL)
 
     async with Node("view") as view:
         view.run_worker(draw, daemon=True)
         yield
-    print(end="\r\x1b[K", file=sys.stderr, flush=True)
+    show("\r\x1b[K")
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file that may be a pipe by now, without waiting for who writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has neither
+
+
+def size_of(found: os.stat_result) -> int:
+    """Tell the size of a file; to read what is no regular one could take for ever."""
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("Not a regular file")
+    return found.st_size
 
 
 def in_bytes(number: float) -> str:
@@ -206,9 +217,24 @@ def written(path: bytes, digest: bytes) -> bytes:
     return b"%s%s  %s\n" % (mark, digest.hex().encode(), name)
 
 
+def show(text: str) -> None:
+    """Write to standard error, which is for people; what cannot be written there is no failure."""
+    try:
+        print(end=text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # it is full, or closed
+        with suppress(OSError, ValueError):
+            sys.stderr.close()  # or Python would try once more, at its end
+        hush()
+
+
+def hush() -> None:
+    """Let standard error lead nowhere."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as this runs)
+
+
 def say(text: str) -> None:
     """Write a line for people, away from the sums."""
-    print(f"creche: {text}", file=sys.stderr)
+    show(f"creche: {text}\n")
 
 
 def write_sums(sums: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -237,6 +263,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 if anything went wrong, or 130 after Ctrl+C.
     """
+    if sys.stderr is None:  # python -m creche 2>&-
+        hush()
+    try:
+        return take(options_of(arguments))
+    finally:
+        show("")  # and what others have tried to write there
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m creche",
         description="Print the SHA-256 sums of files as sha256sum does, sorted by path. "
@@ -250,8 +286,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be 1 or more")
-    if sys.stderr is None:  # python -m creche 2>&-
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as this runs)
+    return options
+
+
+def take(options: argparse.Namespace) -> int:
+    """Take the tour, and tell what came of it; give the exit status."""
     tour = Tour(options.workers)
     try:
         try:

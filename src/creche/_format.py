@@ -54,7 +54,7 @@ def format_tree(node: Node, *, stacks: bool = False) -> str:
     """
     if not isinstance(node, Node):
         raise WorkerError(f"format_tree() takes a Node, not {node!r:.100}")
-    return "\n".join(_node(node._creche_picture(SHOWN if stacks else 0), 0))
+    return "\n".join(_tree(node._creche_picture(SHOWN if stacks else 0)))
 
 
 def _line(level: int, text: str) -> Iterator[str]:
@@ -68,7 +68,21 @@ def _plain(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in shown)
 
 
-def _node(node: NodeSnapshot, level: int) -> Iterator[str]:
+def _tree(top: NodeSnapshot) -> Iterator[str]:
+    """Give the lines of a node and all below it, however deep that is."""
+    begun = [_node(top, 0)]  # each below the one before
+    while begun:
+        part = next(begun[-1], None)
+        if part is None:
+            begun.pop()
+        elif isinstance(part, str):
+            yield part
+        else:
+            begun.append(_node(part, len(begun)))
+
+
+def _node(node: NodeSnapshot, level: int) -> Iterator[str | NodeSnapshot]:
+    """Give the lines of a node, and the nodes below it where theirs belong."""
     facts = [node.life]
     if node.is_cancelled:
         facts.append(_cancelled(node.cancel_reason, is_over=node.life == CLOSED.value))
@@ -78,8 +92,7 @@ def _node(node: NodeSnapshot, level: int) -> Iterator[str]:
     for group in node.groups[:SHOWN]:
         yield from _group(group, level + 1)
     yield from _rest(len(node.groups), SHOWN, "groups", level + 1)
-    for child in node.children[:SHOWN]:
-        yield from _node(child, level + 1)
+    yield from node.children[:SHOWN]
     yield from _rest(len(node.children), SHOWN, "nodes", level + 1)
 
 

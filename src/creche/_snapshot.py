@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ._facts import facts_of, label, path_of
 from ._nursery import NEW
 from ._stacks import FrameSnapshot, find_calls, find_stack
+from ._state import FINAL, PENDING
+from ._text import text, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from ._group import WorkerGroup
     from ._nursery import Nursery
@@ -82,7 +85,9 @@ class NodeSnapshot:
     """A node as it stood, with all below it.
 
     It is plain data, of which ``dataclasses.asdict()`` makes what JSON can hold. Nothing alive is
-    held by it.
+    held by it. To take one does not go deeper into the stack the deeper the tree is; but what goes
+    through ``children`` by itself does: ``asdict()``, ``repr()``, ``==`` and ``copy.deepcopy()``
+    are a RecursionError where nodes are some hundreds of levels deep. Walk ``children`` there.
     """
 
     name: str
@@ -106,23 +111,14 @@ class NodeSnapshot:
 class Pictured(Protocol):
     """What is asked of a node to picture it."""
 
-    name: str
     _creche_nursery: Nursery
     _creche_opener: Worker[Any] | None
-
-    @property
-    def path(self) -> str: ...
 
     @property
     def _creche_groups(self) -> Mapping[str, WorkerGroup]: ...
 
     @property
     def _creche_children(self) -> Mapping[int, Any]: ...
-
-
-def label(worker: Worker[Any]) -> str:
-    """Name a worker as its task is named."""
-    return f"{worker.node.path}/{worker.group}/{worker.name or type(worker).__name__}"
 
 
 def take(node: Pictured, *, stacks: float) -> NodeSnapshot:
@@ -135,14 +131,39 @@ def take(node: Pictured, *, stacks: float) -> NodeSnapshot:
     Raises:
         ImportError: Stacks are asked for, and the library that reads them is not installed.
     """
-    return _take_node(node, stacks, find_calls() if stacks else {})
+    calls = find_calls() if stacks else {}
+    below: dict[int | None, list[NodeSnapshot]] = {None: []}
+    # From the last to the first, so that a node comes after those below it.
+    for number, (each, path, above) in reversed(list(enumerate(_walk(node)))):
+        children = below.pop(number, [])
+        picture = _take_node(each, path, tuple(reversed(children)), stacks, calls)
+        below.setdefault(above, []).append(picture)
+    return below[None][0]
 
 
-def _take_node(node: Pictured, stacks: float, calls: dict[object, Any]) -> NodeSnapshot:
+def _walk(top: Pictured) -> Iterator[tuple[Pictured, str, int | None]]:
+    """Give each node with its path and the number of the one above it, which comes earlier."""
+    waiting: list[tuple[Pictured, str, int | None]] = [(top, path_of(top), None)]
+    number = 0
+    while waiting:
+        node, path, above = waiting.pop()
+        yield node, path, above
+        children = reversed(list(node._creche_children.values()))
+        waiting += ((child, f"{path}/{text_of(child, 'name')}", number) for child in children)
+        number += 1
+
+
+def _take_node(
+    node: Pictured,
+    path: str,
+    children: tuple[NodeSnapshot, ...],
+    stacks: float,
+    calls: dict[int, Any],
+) -> NodeSnapshot:
     nursery = node._creche_nursery
     return NodeSnapshot(
-        name=node.name,
-        path=node.path,
+        name=text_of(node, "name"),
+        path=path,
         life=nursery.life.value,
         is_cancelled=nursery.is_cancelled,
         cancel_reason=_told(nursery.cancel_reason),
@@ -150,26 +171,24 @@ def _take_node(node: Pictured, stacks: float, calls: dict[object, Any]) -> NodeS
         groups=tuple(
             _take_group(group, stacks, calls) for group in list(node._creche_groups.values())
         ),
-        children=tuple(
-            _take_node(child, stacks, calls) for child in list(node._creche_children.values())
-        ),
+        children=children,
     )
 
 
-def _take_group(group: WorkerGroup, stacks: float, calls: dict[object, Any]) -> GroupSnapshot:
-    waiting = [worker for worker in list(group._queue) if not worker.is_finished]
-    positions = {worker._order: number for number, worker in enumerate(waiting, 1)}
+def _take_group(group: WorkerGroup, stacks: float, calls: dict[int, Any]) -> GroupSnapshot:
+    waiting = [worker for worker in list(group._queue) if worker._state not in FINAL]
+    positions = {id(worker): number for number, worker in enumerate(waiting, 1)}
     workers: list[WorkerSnapshot] = []
     for worker in group:
         stack = None
         if stacks > 0 and worker._handle is not None:
             stacks -= 1
             stack = find_stack(worker, calls)
-        workers.append(_take_worker(worker, positions.get(worker._order), stack))
+        workers.append(_take_worker(worker, positions.get(id(worker)), stack))
     return GroupSnapshot(
-        name=group.name,
+        name=text(group.name),
         limit=group.limit,
-        overflow=group.overflow,
+        overflow=text(group.overflow),
         running=group.running,
         queued=group.queued,
         workers=tuple(workers),
@@ -179,28 +198,29 @@ def _take_group(group: WorkerGroup, stacks: float, calls: dict[object, Any]) -> 
 def _take_worker(
     worker: Worker[Any], position: int | None, stack: tuple[FrameSnapshot, ...] | None
 ) -> WorkerSnapshot:
-    nursery = worker._nursery
+    facts, nursery = facts_of(worker), worker._nursery
     waits = cast("Collection[Worker[Any]]", worker._ties.waits if worker._ties else ())
+    is_waiting = worker._waits_for_thread() or (worker._started and worker._handle is None)
     return WorkerSnapshot(
-        name=worker.name or type(worker).__name__,
-        description=worker.description,
-        state=worker.state.name,
-        is_cancelled=worker.is_cancelled,
-        cancel_reason=_told(worker.cancel_reason),
+        name=facts.name,
+        description=facts.description,
+        state=facts.state.name,
+        is_cancelled=facts.cancelled_at is not None,
+        cancel_reason=facts.reason,
         is_started=worker._started,
-        is_queued=worker.is_queued,
+        is_queued=facts.state is PENDING and is_waiting,
         queue_position=position,
-        thread=worker.thread,
-        daemon=worker.daemon,
-        age=None if nursery.life is NEW else nursery.now() - (worker.created_at or 0.0),
-        elapsed=worker.elapsed,
-        progress=worker.progress,
-        completed_steps=worker.completed_steps,
-        total_steps=worker.total_steps,
-        waits_for=tuple(label(other) for other in waits if not other.is_finished),
+        thread=facts.thread,
+        daemon=facts.daemon,
+        age=None if nursery.life is NEW else nursery.now() - (facts.created_at or 0.0),
+        elapsed=facts.elapsed,
+        progress=facts.progress,
+        completed_steps=int(facts.completed),
+        total_steps=None if facts.total is None else int(facts.total),
+        waits_for=tuple(label(other) for other in waits if other._state not in FINAL),
         stack=stack,
     )
 
 
 def _told(reason: object) -> str | None:
-    return None if reason is None else str(reason)
+    return None if reason is None else text(reason)

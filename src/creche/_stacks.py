@@ -77,18 +77,18 @@ def current_frames() -> dict[int, FrameType]:
                 gc.enable()
 
 
-def find_calls() -> dict[object, Any]:
+def find_calls() -> dict[int, Any]:
     """Find the workers that run in threads.
 
     Returns:
-        Of each of them what its stack is taken of: the call in the thread, or what is awaited
-        there.
+        By the ``id()`` of each of them what its stack is taken of: the call in the thread, or what
+        is awaited there.
 
     Raises:
         ImportError: The library that reads stacks is not installed.
     """
     library = _library()
-    calls: dict[object, Any] = {}
+    calls: dict[int, Any] = {}
     for innermost in current_frames().values():
         frame: FrameType | None = innermost
         awaited = None
@@ -98,12 +98,13 @@ def find_calls() -> dict[object, Any]:
             elif frame.f_code is _CALL:
                 # A call that is just ending has let go of itself: nobody asks for None.
                 job = getattr(frame.f_locals.get("self"), "_job", None)
-                calls[job] = awaited or library.StackSlice(outer=frame)
+                place = awaited if awaited is not None else library.StackSlice(outer=frame)
+                calls[id(job)] = place
             frame = frame.f_back
     return calls
 
 
-def find_stack(worker: Standing, calls: dict[object, Any]) -> tuple[FrameSnapshot, ...]:
+def find_stack(worker: Standing, calls: dict[int, Any]) -> tuple[FrameSnapshot, ...]:
     """Tell where a worker stands, from the outermost frame to the innermost, but for our own.
 
     Of the places within the libraries of the event loop, to which the way down leads in the end,
@@ -113,7 +114,7 @@ def find_stack(worker: Standing, calls: dict[object, Any]) -> tuple[FrameSnapsho
         worker: The worker.
         calls: What ``find_calls()`` found.
     """
-    place = calls.get(worker)
+    place = calls.get(id(worker))
     if place is None and worker._handle is not None:
         place = worker._handle.coro
     # Looking for context managers as well would take ten times as long.
@@ -128,5 +129,5 @@ def find_stack(worker: Standing, calls: dict[object, Any]) -> tuple[FrameSnapsho
 
 
 def _package(frame: Any) -> str:
-    name: str = frame.pyframe.f_globals.get("__name__", "")
-    return name.partition(".")[0]
+    name: object = frame.pyframe.f_globals.get("__name__")  # of code that was made, it may be any
+    return name.partition(".")[0] if isinstance(name, str) else ""

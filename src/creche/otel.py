@@ -7,14 +7,17 @@ that was current where the worker was made, whose context variables the work run
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from creche import Message, Node, Worker, WorkerError, WorkerState
+from creche import Node, Subscription, Worker, WorkerError, WorkerState
+from creche._facts import facts_of, path_of
+from creche._text import text
+from creche._watching import Faults, beside
 
 try:
     from opentelemetry import trace
@@ -25,15 +28,9 @@ except ImportError:
     ) from None
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 
 __all__ = ["traced"]
-
-_logger = logging.getLogger("creche")
-
-
-class _Enough(Message, bubble=False):
-    """What is told to a subscription after all that it is to read."""
 
 
 @asynccontextmanager
@@ -51,8 +48,9 @@ async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerat
     ``creche.state``. Of an ERROR the exception is recorded, and the status of the span is ERROR.
     SUCCESS and CANCELLED leave the status unset.
 
-    The span of a worker that has not ended when the block is left ends there. An error of the
-    tracer ends the tracing, is logged, and disturbs nobody.
+    The span of a worker that has not ended when the block is left ends there. Errors of the tracer
+    disturb nobody: what it could not make is missing, the rest goes on, and the first of them is
+    logged at ERROR by the logger ``creche``. What has no text is told as ``<unprintable ...>``.
 
     Args:
         node: The node, not open yet or open.
@@ -63,64 +61,51 @@ async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerat
         WorkerError: It is no ``Node``, or it is closed.
 
     Checkpoint:
-        On leaving the block; its end waits until all that happened is in the spans, and cannot be
-        cancelled.
+        On leaving the block, when all that happened is in the spans.
 
     Threads:
         The node's event loop only.
     """
     if not isinstance(node, Node):
         raise WorkerError(f"traced() takes a Node, not {node!r:.100}")
-    spans = _Spans(tracer or trace.get_tracer("creche"))
-    enough, done = _Enough(), anyio.Event()
-    error: BaseException | None = None
-    async with (
-        node.subscribe(Worker.StateChanged, _Enough, tree=True) as events,
-        anyio.create_task_group() as tasks,
-    ):
-        tasks.start_soon(spans.follow, events, enough, done)
+    name = f"tracer of node {path_of(node)!r}"
+    maker = tracer if tracer is not None else trace.get_tracer("creche")
+    spans = _Spans(maker, Faults(f"the {name}"))
+    async with Subscription(node, (Worker.StateChanged,), tree=True) as events:
         try:
-            yield
-        except BaseException as exc:  # noqa: BLE001 (raised again below)
-            # Not through the task group, which would put it into a group.
-            error = exc
-        node.post_message(enough)  # if the node has closed, the events end by themselves
-        with anyio.CancelScope(shield=True):
-            await done.wait()
-    if error is not None:
-        try:
-            raise error
+            async with beside(partial(spans.follow, events), spans.faults, name):
+                yield
         finally:
-            del error  # this frame is in its traceback: a cycle
+            with spans.faults:
+                spans.finish(events.take_all())
 
 
 class _Spans:
     """The spans of the workers that have not ended."""
 
-    def __init__(self, tracer: trace.Tracer) -> None:
+    def __init__(self, tracer: trace.Tracer, faults: Faults) -> None:
+        self.faults = faults
         self._tracer = tracer
-        self._open: dict[Worker[Any], tuple[trace.Span, int]] = {}
+        # By the id of the worker, which is in it as well, so that no other has that id meanwhile.
+        self._open: dict[int, tuple[Worker[Any], trace.Span, int]] = {}
 
-    async def follow(
-        self,
-        events: AsyncIterable[Message],
-        enough: _Enough,
-        done: anyio.Event,
-    ) -> None:
-        """Read the events up to a certain one; nothing may leave this task."""
-        try:
-            with anyio.CancelScope(shield=True):
-                async for event in events:
-                    if event is enough:
-                        break
-                    if isinstance(event, Worker.StateChanged):
-                        self._note(event)
-                for span, _ in self._open.values():
-                    span.end()
-        except Exception:
-            _logger.exception("the tracer failed; no more spans are made")
-        finally:
-            done.set()
+    async def follow(self, events: AsyncIterable[Worker.StateChanged]) -> None:
+        """Take note of events as they come."""
+        async for event in events:
+            self.take(event)
+
+    def take(self, event: Worker.StateChanged) -> None:
+        """Take note of what happened."""
+        with self.faults:
+            self._note(event)
+
+    def finish(self, events: Iterable[Worker.StateChanged]) -> None:
+        """Take note of the last events, and end the spans of the workers that have not ended."""
+        for event in events:
+            self.take(event)
+        for _, span, _ in self._open.values():
+            with self.faults:
+                span.end()
 
     def _note(self, event: Worker.StateChanged) -> None:
         worker = event.worker
@@ -128,29 +113,33 @@ class _Spans:
             # The two clocks are compared anew for each worker, as they drift.
             offset = time.time_ns() - _nanoseconds(anyio.current_time())
             started = _nanoseconds(event.time) + offset
-            self._open[worker] = (self._start(event, started), offset)
-        elif worker in self._open:
-            span, offset = self._open[worker]
+            self._open[id(worker)] = (worker, self._start(event, started), offset)
+        elif id(worker) in self._open:
+            _, span, offset = self._open[id(worker)]
             when = _nanoseconds(event.time) + offset
             if event.state is WorkerState.RUNNING:
                 span.add_event("running", timestamp=when)
             else:
-                del self._open[worker]
-                _finish(span, event, when, offset)
+                del self._open[id(worker)]
+                try:
+                    _tell_end(span, event, when, offset)
+                finally:
+                    span.end(when)
 
     def _start(self, event: Worker.StateChanged, when: int) -> trace.Span:
         worker = event.worker
+        facts = facts_of(worker)
         attributes: dict[str, str | bool] = {
-            "creche.worker": worker.name or type(worker).__name__,
-            "creche.group": worker.group,
-            "creche.node": worker.node.path,
-            "creche.daemon": worker.daemon,
-            "creche.thread": worker.thread,
+            "creche.worker": facts.name,
+            "creche.group": facts.group,
+            "creche.node": path_of(worker._node),
+            "creche.daemon": facts.daemon,
+            "creche.thread": facts.thread,
         }
-        if worker.description:
-            attributes["creche.description"] = worker.description
+        if facts.description:
+            attributes["creche.description"] = facts.description
         return self._tracer.start_span(
-            str(attributes["creche.worker"]),
+            facts.name,
             context=Context(),  # no parent
             links=list(self._links(event)),
             attributes=attributes,
@@ -162,25 +151,32 @@ class _Spans:
         current = event.context.run(trace.get_current_span).get_span_context()
         if current.is_valid:
             yield trace.Link(current, {"creche.link": "current span"})
-        if event.origin in self._open:
-            yield trace.Link(
-                self._open[event.origin][0].get_span_context(), {"creche.link": "worker"}
-            )
+        if id(event.origin) in self._open:
+            _, origin, _ = self._open[id(event.origin)]
+            yield trace.Link(origin.get_span_context(), {"creche.link": "worker"})
 
 
-def _finish(span: trace.Span, event: Worker.StateChanged, when: int, offset: int) -> None:
-    worker = event.worker
-    if worker.cancelled_at is not None:
-        requested = _nanoseconds(worker.cancelled_at) + offset
-        span.add_event("cancel requested", timestamp=requested)
-        if worker.cancel_reason is not None:
-            span.set_attribute("creche.cancel_reason", str(worker.cancel_reason))
-    if event.state is WorkerState.ERROR:
-        if worker.error is not None:
-            span.record_exception(worker.error, timestamp=when)
-        span.set_status(trace.StatusCode.ERROR, str(worker.error or "failed elsewhere"))
+def _tell_end(span: trace.Span, event: Worker.StateChanged, when: int, offset: int) -> None:
+    facts = facts_of(event.worker)
     span.set_attribute("creche.state", event.state.name)
-    span.end(when)
+    if facts.cancelled_at is not None:
+        requested = _nanoseconds(facts.cancelled_at) + offset
+        span.add_event("cancel requested", timestamp=requested)
+        if facts.reason is not None:
+            span.set_attribute("creche.cancel_reason", facts.reason)
+    if event.state is WorkerState.ERROR:
+        told = "failed elsewhere" if facts.error is None else text(facts.error)
+        span.set_status(trace.StatusCode.ERROR, told)
+        if facts.error is not None:
+            _record(span, facts.error, when)
+
+
+def _record(span: trace.Span, error: BaseException, when: int) -> None:
+    try:
+        span.record_exception(error, timestamp=when)
+    except Exception:  # noqa: BLE001 (it asks for the text of the error, which may raise)
+        told = {"exception.type": type(error).__qualname__, "exception.message": text(error)}
+        span.add_event("exception", told, timestamp=when)
 
 
 def _nanoseconds(seconds: float) -> int:

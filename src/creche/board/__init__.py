@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import math
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
-from creche import Node, WorkerError
+from creche import Node, Subscription, WorkerError
+from creche._facts import path_of
+from creche._watching import Faults, beside, report
 
 try:
     from rich.console import Console
@@ -28,15 +31,12 @@ from ._terminal import Terminal
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from creche import Subscription
-
     from ._tally import Change
 
 __all__ = ["Board", "live_board"]
 
 _SHARE = 0.1
 """How much of the time may be taken for drawing, however many workers there are."""
-_logger = logging.getLogger("creche")
 
 
 @asynccontextmanager
@@ -52,8 +52,9 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
     Where the console is no terminal, lines are written instead: one for each worker that began or
     ended, at most twenty a second, failures first.
 
-    The board does not keep the node open and never fails the program. If it cannot be drawn, it
-    ends, which is logged at ERROR by the logger ``creche``, and the work goes on.
+    The board does not keep the node open and never fails the program. If it cannot be drawn, say
+    because the terminal is gone, it ends, which is logged at ERROR by the logger ``creche``, and
+    the work goes on. What has no text is shown as ``<unprintable ...>``.
 
     Args:
         node: The node, which may be opened later.
@@ -74,57 +75,47 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
     """
     if not isinstance(node, Node):
         raise WorkerError(f"live_board() takes a Node, not {node!r:.100}")
-    failure: BaseException | None = None
-    async with node.subscribe(*CHANGES, tree=True) as events:
-        board = Board(node, events)
-        view = _View(board, console if console is not None else Console(stderr=True))
+    async with Subscription(node, CHANGES, tree=True) as events:
+        name = f"board of node {path_of(node)!r}"
+        faults = Faults(f"the {name}")
+        board = Board(node, events, faults)
+        view = _View(board, console)
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(view.follow, events)
-                try:
-                    yield board
-                except BaseException as raised:  # noqa: BLE001 (a task group would wrap it)
-                    failure = raised
-                tasks.cancel_scope.cancel()
-                with anyio.CancelScope(shield=True):
-                    # Waited for here: a group that waits itself raises an outer cancellation, and
-                    # the failure would be lost.
-                    await view.ended.wait()
+            async with beside(partial(view.follow, events), faults, name):
+                yield board
         finally:
             view.finish()
-        try:
-            if failure is not None:
-                raise failure
-        finally:
-            del failure  # this frame is in its traceback
 
 
 class _View:
     """Has a board shown when something happens, until that fails."""
 
-    def __init__(self, board: Board, console: Console) -> None:
-        self.ended = anyio.Event()  # no longer following
+    def __init__(self, board: Board, console: Console | None) -> None:
         self._board = board
         self._is_broken = False
-        is_live = console.is_terminal and console.is_interactive
-        self._shown = Terminal(board, console) if is_live else Lines(board, console)
-        self._attempt(self._shown.begin)
+        self._shown: Terminal | Lines = Lines(board, Console(file=io.StringIO()))  # nowhere yet
+        self._attempt(partial(self._begin, console))
+
+    def _begin(self, console: Console | None) -> None:
+        if console is None:
+            console = Console(stderr=True)
+        can_draw = console.is_terminal and console.is_interactive
+        self._shown = (Terminal if can_draw else Lines)(self._board, console)
+        self._shown.begin()
 
     async def follow(self, events: Subscription[Change]) -> None:
-        """Show what happens until the node has closed, or until cancelled."""
-        try:
-            while not self._is_broken:
+        """Show what happens until the node has closed."""
+        with suppress(StopAsyncIteration):
+            while True:
                 age = self._shown.age if self._board._is_at_work else math.inf
                 with anyio.move_on_after(age):
                     self._board._take(await anext(events))
                 begun = time.thread_time()
                 self._attempt(self._shown.show)
+                if self._is_broken:
+                    self._board._news()  # or they would pile up
                 cost = time.thread_time() - begun
                 await anyio.sleep(max(self._shown.interval, cost / _SHARE))
-        except (StopAsyncIteration, anyio.get_cancelled_exc_class()):
-            pass  # this is the top of its task; if it went on, it would hide what the body raised
-        finally:
-            self.ended.set()
 
     def finish(self) -> None:
         """Show what is left, and leave it there."""
@@ -136,11 +127,11 @@ class _View:
             return
         try:
             step()
-        except (Exception, SystemExit):  # Rich exits where a pipe broke
+        except (Exception, SystemExit):  # noqa: BLE001 (it is reported; Rich exits where a pipe broke)
             self._is_broken = True
             with suppress(Exception, SystemExit):
                 self._shown.end()
-            _logger.exception("the live board of node %r cannot be drawn", self._board.node.path)
+            report(f"the live board of node {path_of(self._board.node)!r} cannot be drawn")
 
 
 for _public in (live_board, Board):

@@ -7,9 +7,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from creche import Worker, WorkerState
+from creche._facts import facts_of, label, path_of
 
 from ._picture import ENDS
-from ._tally import in_short, path_of
+from ._tally import in_short
 from ._words import counted, duration, plain
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Lines:
 
     def end(self) -> None:
         """Sum up."""
-        self._write(f"{self._board.node.path}: {self._board._summary()}")
+        self._write(f"{path_of(self._board.node)}: {self._board._summary()}")
 
     def _write(self, line: str) -> None:
         # Not by Rich, which exits where a pipe has broken.
@@ -65,10 +66,10 @@ class Lines:
 
 
 def _told(event: Worker.StateChanged) -> str:
-    worker, words = event.worker, _WORDS[event.state]
-    if event.state is not WorkerState.RUNNING and worker.started_at is not None:
-        words += f" after {duration(worker.elapsed)}"
-    reason = in_short(worker.error) or worker.cancel_reason
+    facts, words = facts_of(event.worker), _WORDS[event.state]
+    if event.state is not WorkerState.RUNNING and facts.started_at is not None:
+        words += f" after {duration(facts.elapsed)}"
+    reason = in_short(facts.error) or facts.reason
     if event.state in (WorkerState.ERROR, WorkerState.CANCELLED) and reason:
         words += f": {reason}"
-    return f"{path_of(worker)}: {words}"
+    return f"{label(event.worker)}: {words}"

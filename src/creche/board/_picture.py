@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from rich.text import Text
 
 from creche import WorkerState
+from creche._facts import children_of, facts_of
+from creche._nursery import CLOSED
+from creche._text import text, text_of
 
 from ._tally import Tally
 from ._words import amount, counted, duration, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from creche import Node, Subscription, Worker
+    from creche._facts import Facts
+    from creche._watching import Faults
 
     from ._tally import Change
 
@@ -31,6 +36,8 @@ _HEADS = ("", "", "rate", "left", "age")
 _WIDTHS = (8, 4, 7, 6, 6)
 """How wide the columns are at least. The first is the bar, which grows with the terminal."""
 _NARROW = 80
+_DEEPEST = 20
+"""The level of indentation at which it stops to grow."""
 _CTRL_C = 3
 """The columns left free at the end of the last line, where terminals write ``^C``."""
 
@@ -41,9 +48,14 @@ class _Place(NamedTuple):
     depth: int
     words: str
     style: str
-    running: Mapping[Worker[Any], None] = {}
+    running: Collection[Worker[Any]] = ()
     queued: int = 0
     unstarted: int = 0
+
+    @property
+    def indent(self) -> str:
+        """The spaces before its line."""
+        return " " * min(self.depth, _DEEPEST)
 
     def rest(self, most: int) -> str:
         """Tell about the workers that are not shown if so many are."""
@@ -65,10 +77,11 @@ class Board:
         To be printed on the node's event loop only.
     """
 
-    def __init__(self, node: Node, events: Subscription[Change]) -> None:
+    def __init__(self, node: Node, events: Subscription[Change], faults: Faults) -> None:
         self.node: Node = node
         """The topmost node that is shown."""
         self._events = events
+        self._faults = faults
         self._tally = Tally(node)
         self._untold: list[Change] = []
 
@@ -83,7 +96,9 @@ class Board:
 
     def _take(self, *events: Change) -> None:
         """Take note of what happened."""
-        self._tally.take(events)
+        for event in events:
+            with self._faults:
+                self._tally.take(event)
         self._untold += events
 
     def _news(self) -> list[Change]:
@@ -116,24 +131,68 @@ class Board:
         return counted({**now, **ended}) or "nothing yet"
 
 
-def _places(tally: Tally, node: Node, depth: int = 0, *, sort: bool = False) -> list[_Place]:
+class _Branch:
+    """A node and all that is to be told of what is below it."""
+
+    def __init__(self, place: _Place, above: _Branch | None) -> None:
+        self.place = place
+        self.above = above
+        self.parts: list[_Place | _Branch] = []
+        self.runs = False
+        """Whether anything runs there."""
+
+
+def _places(tally: Tally, top: Node, *, sort: bool = False) -> list[_Place]:
     """Give a node and all below it that is to be told; if sorted, what runs comes first."""
-    closed = ", closed" if node.is_finished else ""
-    parts: list[list[_Place]] = []
-    for group in node.groups:
-        running = tally.running(node, group)
+    branches = _branches(tally, top)
+    for branch in reversed(branches):  # those below come before it
+        if branch.runs and branch.above is not None:
+            branch.above.runs = True
+    places: list[_Place] = []
+    waiting: list[_Place | _Branch] = [branches[0]]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, _Place):
+            places.append(part)
+            continue
+        places.append(part.place)
+        if sort:
+            part.parts.sort(key=_is_idle)
+        waiting += reversed(part.parts)
+    return places
+
+
+def _is_idle(part: _Place | _Branch) -> bool:
+    return not (part.running if isinstance(part, _Place) else part.runs)
+
+
+def _branches(tally: Tally, top: Node) -> list[_Branch]:
+    """Give a node and all below it, each before those below it."""
+    branches: list[_Branch] = []
+    waiting: list[tuple[Any, int, _Branch | None]] = [(top, 0, None)]
+    while waiting:
+        node, depth, above = waiting.pop()
+        closed = ", closed" if node._creche_nursery.life is CLOSED else ""
+        branch = _Branch(_Place(depth, f"▾ {text_of(node, 'name')}{closed}", "bold"), above)
+        branch.parts += _groups(tally, node, depth + 1)
+        branch.runs = not all(map(_is_idle, branch.parts))
+        branches.append(branch)
+        if above is not None:
+            above.parts.append(branch)
+        waiting += ((child, depth + 1, branch) for child in reversed(children_of(node)))
+    return branches
+
+
+def _groups(tally: Tally, node: Any, depth: int) -> Iterator[_Place]:
+    for group in list(node._creche_groups.values()):
+        running = tally.running(group)
         # Who has a slot and does not run waits for a thread.
         queued = group.queued + max(0, group.running - len(running))
         unstarted = max(0, len(group) - len(running) - queued)
         limit = f", limit {group.limit}" if group.limit else ""
         if running or queued or unstarted:
-            words = f"▸ {group.name}{limit}"
-            parts.append([_Place(depth + 1, words, "cyan", running, queued, unstarted)])
-    parts += [_places(tally, child, depth + 1, sort=sort) for child in node.children]
-    if sort:
-        parts.sort(key=lambda part: not any(place.running for place in part))
-    own = _Place(depth, f"▾ {node.name}{closed}", "bold")
-    return [own, *(place for part in parts for place in part)]
+            words = f"▸ {text(group.name)}{limit}"
+            yield _Place(depth, words, "cyan", running, queued, unstarted)
 
 
 def _tree(pen: _Pen, places: list[_Place], room: int) -> list[Text]:
@@ -152,7 +211,7 @@ def _tree(pen: _Pen, places: list[_Place], room: int) -> list[Text]:
         lines.append(pen.place(place, heads=not number))
         lines += [pen.worker(place, worker) for worker in islice(place.running, most)]
         if rest := place.rest(most):
-            lines.append(pen.line(f"{'':{place.depth}} … {rest}"))
+            lines.append(pen.line(f"{place.indent} … {rest}"))
     return lines
 
 
@@ -191,29 +250,31 @@ class _Pen:
 
     def place(self, place: _Place, *, heads: bool) -> Text:
         """Write the line about a node or a group, with the heads of the columns."""
-        words = self._text(f"{'':{place.depth}}{place.words}", place.style)
+        words = self._text(f"{place.indent}{place.words}", place.style)
         return self._row(words, [Text(head, "dim") for head in (_HEADS if heads else ())])
 
     def worker(self, place: _Place, worker: Worker[Any]) -> Text:
         """Write the line about a worker."""
-        color = "yellow" if worker.is_cancelled else "green"
-        words = self._text(f"{'':{place.depth}} ")
-        words.append_text(self._text("○" if worker.is_cancelled else "●", color))
-        words.append_text(self._text(f" {worker.name}"))
-        told = "is being cancelled" if worker.is_cancelled else worker.description
+        facts = facts_of(worker)
+        is_cancelled = facts.cancelled_at is not None
+        color = "yellow" if is_cancelled else "green"
+        words = self._text(f"{place.indent} ")
+        words.append_text(self._text("○" if is_cancelled else "●", color))
+        words.append_text(self._text(f" {facts.name}"))
+        told = "is being cancelled" if is_cancelled else facts.description
         words.append_text(self._text(f" {told}" if told else "", "dim"))
-        return self._row(words, self._cells(worker))
+        return self._row(words, self._cells(facts))
 
-    def _cells(self, worker: Worker[Any]) -> list[Text]:
-        done, total, elapsed = worker.completed_steps, worker.total_steps, worker.elapsed
+    def _cells(self, facts: Facts) -> list[Text]:
+        done, total, elapsed = facts.completed, facts.total, facts.elapsed
         rate = done / elapsed if elapsed > 0 else 0.0
         bar, percent, left = Text(), "", ""
         if total:
             width = self._widths[0]
-            full = int(worker.progress / 100 * width)
+            full = int(facts.progress / 100 * width)
             bar = Text().append_text(self._text("━" * full, "green"))
             bar.append_text(self._text(self._track * (width - full), "bright_black"))
-            percent = f"{int(worker.progress)}%"
+            percent = f"{int(facts.progress)}%"
             if rate > 0 and total > done:
                 left = duration((total - done) / rate)
         elif done:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from creche import Worker, WorkerState
+from creche._facts import below, facts_of, label
+from creche._text import error_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection
 
     from creche import Node, WorkerGroup
 
@@ -18,23 +19,13 @@ CHANGES: tuple[type[Change], ...] = (Worker.StateChanged, Worker.ProgressChanged
 """What a board listens to."""
 _KEPT = 100
 """How many failures are kept, the newest; no terminal is higher."""
-
-
-def below(node: Node) -> Iterator[Node]:
-    """Give a node and all nodes below it."""
-    yield node
-    for child in node.children:
-        yield from below(child)
-
-
-def path_of(worker: Worker[Any]) -> str:
-    """Tell where a worker is."""
-    return f"{worker.node.path}/{worker.group}/{worker.name}"
+_LONGEST = 1_000
+"""How many characters are kept of each; no terminal is wider."""
 
 
 def in_short(error: BaseException | None) -> str:
     """Tell an error in a line."""
-    return "".join(traceback.format_exception_only(error)[:1]).partition("\n")[0] if error else ""
+    return error_text(error)[:_LONGEST].partition("\n")[0] if error is not None else ""
 
 
 class Tally:
@@ -48,15 +39,18 @@ class Tally:
     """
 
     def __init__(self, node: Node) -> None:
-        self._running: dict[tuple[object, str], dict[Worker[Any], None]] = {}
+        # By group and by the id of the worker: what users make of either may be equal to another.
+        self._running: dict[object, dict[int, Worker[Any]]] = {}
+        self._groups: dict[int, object] = {}
+        """The group of each that runs, by the id of the worker; who has ended is in none."""
         self.ended: Counter[WorkerState] = Counter()
         """How many have ended, by state."""
         self.failures: deque[str] = deque(maxlen=_KEPT)
         """The newest failures, each in a line."""
         for each in below(node):
-            for group in each.groups:
+            for group in list(each._creche_groups.values()):
                 for worker in group:
-                    if worker.is_running:
+                    if worker._state is WorkerState.RUNNING:
                         self._begin(worker)
 
     @property
@@ -64,30 +58,33 @@ class Tally:
         """Whether any worker runs."""
         return bool(self._running)
 
-    def running(self, node: Node, group: WorkerGroup) -> Mapping[Worker[Any], None]:
+    def running(self, group: WorkerGroup) -> Collection[Worker[Any]]:
         """Give the running workers of a group."""
-        return self._running.get((node, group.name), {})
+        return self._running.get(group, {}).values()
 
-    def take(self, events: Iterable[Change]) -> None:
+    def take(self, event: Change) -> None:
         """Take note of what happened."""
-        for event in events:
-            if not isinstance(event, Worker.StateChanged):
-                continue
-            if event.state is WorkerState.RUNNING:
-                self._begin(event.worker)
-            elif event.state is not WorkerState.PENDING:
-                self._end(event.worker)
+        if not isinstance(event, Worker.StateChanged):
+            return
+        if event.state is WorkerState.RUNNING:
+            self._begin(event.worker)
+        elif event.state is not WorkerState.PENDING:
+            self._end(event.worker, event.state)
 
     def _begin(self, worker: Worker[Any]) -> None:
-        self._running.setdefault((worker.node, worker.group), {})[worker] = None
+        group = worker._place
+        if group is not None:  # else it has ended since, which is told next
+            self._running.setdefault(group, {})[id(worker)] = worker
+            self._groups[id(worker)] = group
 
-    def _end(self, worker: Worker[Any]) -> None:
-        place = (worker.node, worker.group)
-        others = self._running.get(place, {})
-        others.pop(worker, None)
-        if not others:
-            self._running.pop(place, None)
-        self.ended[worker.state] += 1
-        if worker.state is WorkerState.ERROR:
-            told = in_short(worker.error)
-            self.failures.append(f"{path_of(worker)}: {told}" if told else path_of(worker))
+    def _end(self, worker: Worker[Any], state: WorkerState) -> None:
+        group = self._groups.pop(id(worker), None)
+        if group is not None:
+            others = self._running[group]
+            del others[id(worker)]
+            if not others:
+                del self._running[group]
+        self.ended[state] += 1
+        if state is WorkerState.ERROR:
+            where, told = label(worker), in_short(facts_of(worker).error)
+            self.failures.append(f"{where}: {told}"[:_LONGEST] if told else where[:_LONGEST])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.ansi import AnsiDecoder
@@ -47,9 +47,16 @@ class Above:
         with self._lock:
             *lines, self._begun = (self._begun + text).split("\n")
             if lines:
-                shown = Text("\n").join(self._decoder.decode_line(line) for line in lines)
-                self._console.print(shown, soft_wrap=True)
+                self._write(lines)
         return len(text)
+
+    def _write(self, lines: list[str]) -> None:
+        try:
+            shown = Text("\n").join(self._decoder.decode_line(line) for line in lines)
+            self._console.print(shown, soft_wrap=True)
+        except (Exception, SystemExit):  # noqa: BLE001 (the board's; Rich exits where a pipe broke)
+            # Whoever prints is told what is wrong with their stream, if anything is, by that.
+            self.rich_proxied_file.write("".join(f"{line}\n" for line in lines))
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write several."""
@@ -113,7 +120,7 @@ def _prints_above(console: Console, lock: threading.RLock) -> Generator[None]:
     with ExitStack() as stack:
         for name in ("stdout", "stderr"):
             stream: TextIO | None = getattr(sys, name)
-            if stream is None or not stream.isatty():
+            if stream is None or not _is_terminal(stream):
                 continue
             above = Above(stream, console, lock)
             stack.callback(above.finish)
@@ -126,10 +133,18 @@ def _prints_above(console: Console, lock: threading.RLock) -> Generator[None]:
         yield
 
 
+def _is_terminal(stream: TextIO) -> bool:
+    with suppress(Exception):  # it may be closed, or something of the user's that knows of nothing
+        return stream.isatty()
+    return False
+
+
 def _handlers() -> Iterator[logging.StreamHandler[TextIO]]:
     """Give all handlers of loggers that write to a stream; most keep the one they were made for."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for logger in loggers:
         for handler in getattr(logger, "handlers", ()):  # placeholders have none
             if isinstance(handler, logging.StreamHandler):
-                yield handler
+                found = cast("logging.StreamHandler[TextIO]", handler)
+                if hasattr(found, "stream"):  # a subclass may have forgotten to have it made
+                    yield found

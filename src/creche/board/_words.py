@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_LONGEST = 99_999 * 86_400.0
+"""Seconds; nobody waits for what takes longer."""
+
+
 def amount(number: float) -> str:
     """Tell a number in at most five letters."""
     for unit in ("", "k", "M", "G", "T"):
@@ -20,7 +24,7 @@ def amount(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Tell a time in at most six letters."""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
+    minutes, rest = divmod(int(min(max(0.0, seconds), _LONGEST)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:

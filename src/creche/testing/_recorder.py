@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from creche import Worker, WorkerState
+from creche._facts import name_of, place_of
 from creche._state import TRANSITIONS
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _spoken(worker: Worker[Any]) -> str:
-    return f"worker {worker.name or type(worker).__name__!r}"
+    return f"worker {name_of(worker)!r}"
 
 
 def _named(states: list[WorkerState] | tuple[WorkerState, ...]) -> str:
@@ -101,14 +102,14 @@ class EventRecorder:
         Threads:
             Where nothing runs meanwhile: the last message may be on its way.
         """
-        for worker in dict.fromkeys(worker for worker, _ in self.events):
+        for worker in {id(worker): worker for worker, _ in self.events}.values():
             wrong = what_is_wrong(worker, self.states(worker))
             if wrong is not None:
                 raise AssertionError(f"{wrong}\n{self._told()}")
 
     def _told(self) -> str:
         lines = [
-            f"  {number:3} {_spoken(worker)} of {worker.node.path}/{worker.group}: {state.name}"
+            f"  {number:3} {_spoken(worker)} of {place_of(worker)}: {state.name}"
             for number, (worker, state) in enumerate(self.events)
         ]
         return "\n".join(["recorded:", *lines]) if lines else "nothing was recorded"
@@ -117,15 +118,15 @@ class EventRecorder:
 def what_is_wrong(worker: Worker[Any], states: list[WorkerState]) -> str | None:
     """Tell what is wrong with the changes that were announced of a worker, if anything."""
     if not states:
-        return f"nothing was announced of {_spoken(worker)}, which is {worker.state.name}"
+        return f"nothing was announced of {_spoken(worker)}, which is {worker._state.name}"
     if states[0] is not WorkerState.PENDING:
         return f"{_spoken(worker)} began as {states[0].name}, not as PENDING"
     for before, after in pairwise(states):
         if after not in TRANSITIONS[before]:
             return f"{_spoken(worker)} went from {before.name} to {after.name}"
-    if states[-1] is not worker.state:
+    if states[-1] is not worker._state:
         return (
-            f"{_spoken(worker)} is {worker.state.name}, but the last that was announced of it is "
+            f"{_spoken(worker)} is {worker._state.name}, but the last that was announced of it is "
             f"{states[-1].name}"
         )
     return None

@@ -22,7 +22,7 @@ class Entry:
     """What is known of one worker; times in seconds of the loop's clock."""
 
     number: int
-    """Grows from worker to worker, in the order in which they were heard of."""
+    """Grows from worker to worker, in the order in which they were made."""
     name: str
     path: str
     """The path of its node."""

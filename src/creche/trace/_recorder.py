@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
@@ -12,18 +11,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, final
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import anyio
 
-from creche import Node, Worker, WorkerError, WorkerState
+from creche import Node, Subscription, Worker, WorkerError, WorkerState
+from creche._facts import below, facts_of, name_of, path_of
+from creche._text import error_text, text_of
+from creche._watching import Faults, beside
 
 from ._chrome import as_json
 from ._layout import Entry, lay_out
 from ._page import as_page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     if sys.version_info >= (3, 11):
@@ -41,7 +43,9 @@ def record(node: Node, *, keep: int = 10_000) -> Trace:
 
     ``async with record(app) as trace, app: ...`` records the whole life of a node. The block may
     also be opened while the node is open; workers that are there already are part of the recording.
-    It does not keep the node open, delays no worker and holds none alive.
+    It does not keep the node open, delays no worker, holds none alive and fails none: what it could
+    not take note of is missing, which is logged once at ERROR by the logger ``creche``; what has no
+    text is told as ``<unprintable ...>``.
 
     Args:
         node: The node.
@@ -71,10 +75,10 @@ class Trace:
     def __init__(self, node: Node, keep: int) -> None:
         self._node = node
         self._keep = keep
-        self._events = node.subscribe(Worker.StateChanged, tree=True)
-        self._numbers = itertools.count(1)
-        # A worker that has not ended is held by its node; one that has is kept for what it started.
-        self._known: WeakKeyDictionary[Worker[Any], Entry] = WeakKeyDictionary()
+        self._events = Subscription(node, (Worker.StateChanged,), tree=True)
+        # Those that have not ended, by number. They are held by their nodes.
+        self._entries: dict[int, Entry] = {}
+        self._workers: WeakValueDictionary[int, Worker[Any]] = WeakValueDictionary()
         self._finished: deque[Entry] = deque()
         self._unfinished: list[Entry] = []  # those that are left when the recording is over
         self._dropped = 0
@@ -84,12 +88,11 @@ class Trace:
         self._thread = 0
         self._recorded = datetime.now(timezone.utc)
         self._clock_offset = 0.0
-        self._tasks: anyio.abc.TaskGroup | None = None
-        self._reading = anyio.CancelScope(shield=True)
-        self._done = anyio.Event()
+        self._faults = Faults(f"the recorder of node {path_of(node)!r}")
+        self._beside: AbstractAsyncContextManager[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Trace of node {self._node.path!r}, {self._dropped} workers dropped>"
+        return f"<Trace of node {path_of(self._node)!r}, {self._dropped} workers dropped>"
 
     @property
     def dropped(self) -> int:
@@ -118,13 +121,13 @@ class Trace:
         self._begin = anyio.current_time()
         self._clock_offset = self._begin - monotonic()
         self._recorded = datetime.now(timezone.utc)
-        below = set(_below(self._node))
-        for worker in self._node.workers:
-            if worker.node in below:
+        with self._faults:
+            groups = [group for each in below(self._node) for group in each._creche_groups.values()]
+            for worker in sorted((each for group in groups for each in group), key=number_of):
                 self._meet(worker)
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._read, name=f"recorder of node {self._node.path!r}")
+        name = f"recorder of node {path_of(self._node)!r}"
+        self._beside = beside(self._read, self._faults, name)
+        await self._beside.__aenter__()
         return self
 
     async def __aexit__(
@@ -138,28 +141,23 @@ class Trace:
         Checkpoint:
             Always, but it cannot be cancelled here.
         """
-        assert self._tasks is not None
-        self._end = self._now()
-        self._catch_up()
-        self._unfinished = self._running()
-        self._reading.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._done.wait()
-        # Not with the exception of the body, which it would put into a group.
-        await self._tasks.__aexit__(None, None, None)
-        await self._events.__aexit__(None, None, None)
+        assert self._beside is not None
+        with self._faults:
+            self._end = self._now()
+            self._catch_up()
+            self._unfinished = self._running()
+        try:
+            await self._beside.__aexit__(exc_type, exc, traceback)
+        finally:
+            await self._events.__aexit__(None, None, None)
 
     # what is heard
 
     async def _read(self) -> None:
-        try:
-            with self._reading:
-                async for event in self._events:
-                    self._note(event)
-                    del event  # it holds the worker
-                    self._catch_up()
-        finally:
-            self._done.set()
+        async for event in self._events:
+            self._note(event)
+            del event  # it holds the worker
+            self._catch_up()
 
     def _catch_up(self) -> None:
         """Take note of all that has happened."""
@@ -167,14 +165,20 @@ class Trace:
             self._note(event)
 
     def _note(self, event: Worker.StateChanged) -> None:
-        entry = self._known.get(event.worker)
+        with self._faults:
+            self._take(event)
+
+    def _take(self, event: Worker.StateChanged) -> None:
+        worker = event.worker
+        entry = self._entries.get(number_of(worker))
         if entry is None:
-            entry = self._meet(event.worker)
-        if event.origin is not None and event.origin in self._known:
-            entry.origin = self._known[event.origin].number
+            entry = self._meet(worker)
+        if isinstance(event.origin, Worker):  # anything can be put into a context variable
+            entry.origin = number_of(event.origin)
         if event.state in _UNFINISHED:
             return  # what it is in the midst of is read from it when it is wanted
-        _update(entry, event.worker)
+        del self._entries[entry.number], self._workers[entry.number]
+        _update(entry, worker)
         self._finished.append(entry)
         if len(self._finished) > self._keep:
             self._whole_since = self._finished.popleft().finished
@@ -182,20 +186,24 @@ class Trace:
 
     def _meet(self, worker: Worker[Any]) -> Entry:
         entry = Entry(
-            next(self._numbers),
-            _text(worker.name or type(worker).__name__),
-            sys.intern(_text(worker.node.path)),  # the same for many
-            sys.intern(_text(worker.group)),
-            _created(worker),
+            number_of(worker),
+            _short(name_of(worker)),
+            sys.intern(_short(path_of(worker._node))),  # the same for many
+            sys.intern(_short(text_of(worker, "group"))),
+            self._begin or 0.0,
         )
-        self._known[worker] = entry
+        self._entries[entry.number] = entry
+        self._workers[entry.number] = worker
         return entry
 
     def _running(self) -> list[Entry]:
         """Tell of the workers that have not ended how they stand now."""
         found: list[Entry] = []
-        for worker, entry in list(self._known.items()):
-            if entry.state in _UNFINISHED:
+        for number, entry in list(self._entries.items()):
+            worker = self._workers.get(number)
+            if worker is None:
+                del self._entries[number]  # nobody holds it, so it will never end
+            else:
                 _update(entry, worker)
                 found.append(entry)
         return found
@@ -222,7 +230,7 @@ class Trace:
         Raises:
             WorkerError: The name ends in something else; the recording was not opened; or it goes
                 on, and this is another thread.
-            OSError: The file cannot be written.
+            OSError: The file cannot be written. One that was begun is empty then.
 
         Threads:
             The node's event loop, which is kept busy meanwhile, for about a tenth of a second for a
@@ -248,49 +256,47 @@ class Trace:
             unfinished = self._running()
         picture = lay_out([*self._finished, *unfinished], self._begin, end, self._whole_since)
         about = {
-            "node": _text(self._node.path),
+            "node": _short(path_of(self._node)),
             "recorded": self._recorded.isoformat(timespec="seconds"),
             "workers": len(picture.bars),
             "dropped": self._dropped,
             "keep": self._keep,
         }
-        Path(path).write_text(form(picture, about), encoding="utf-8")
+        _write(Path(path), form(picture, about))
 
 
-def _below(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from _below(child)
-
-
-def _created(worker: Worker[Any]) -> float:
-    assert worker.created_at is not None  # it is heard of when it is added
-    return worker.created_at
+def number_of(worker: Worker[Any]) -> int:
+    """Give the number of a worker, which grows from one that is made to the next."""
+    return worker._order + 1
 
 
 def _update(entry: Entry, worker: Worker[Any]) -> None:
     """Read from a worker how it stands."""
-    entry.created = _created(worker)  # told anew when the node is opened
-    entry.state = worker.state
-    entry.started = worker.started_at
-    entry.finished = worker.finished_at
-    entry.cancelled = worker.cancelled_at
-    entry.description = _text(worker.description)
-    if worker.cancel_reason is not None:
-        entry.reason = _text(worker.cancel_reason)
-    error = worker.error
-    if error is not None:
-        entry.error = f"{_text(type(error).__name__)}: {_text(error)}"
+    facts = facts_of(worker)
+    times = (facts.created_at, facts.started_at, facts.finished_at)
+    # Told anew when the node is opened; and an adapter's worker may never have been added.
+    entry.created = next((time for time in times if time is not None), entry.created)
+    entry.state = facts.state
+    entry.started = facts.started_at
+    entry.finished = facts.finished_at
+    entry.cancelled = facts.cancelled_at
+    entry.description = _short(facts.description)
+    entry.reason = _short(facts.reason or "")
+    entry.error = _short(error_text(facts.error)) if facts.error is not None else ""
 
 
-def _text(value: object) -> str:
-    """Put something of the user's into characters that every file can hold."""
-    try:
-        told = str(value)
-    except Exception:  # noqa: BLE001 (what others wrote disturbs nobody's recording)
-        told = f"<{type(value).__name__} that cannot be told>"
-    if len(told) > _LONGEST:
-        told = told[: _LONGEST - 1] + "…"
-    if not told.isascii():
-        told = told.encode("utf-8", "backslashreplace").decode("utf-8")  # of half characters
-    return told
+def _write(path: Path, told: str) -> None:
+    """Write a file: all of it or, as half of it is worse than nothing, nothing."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            left = memoryview(told.encode())
+            while left:
+                left = left[file.write(left) :]
+        except BaseException:
+            with suppress(OSError):  # it may be something that has no length
+                file.truncate(0)
+            raise
+
+
+def _short(told: str) -> str:
+    return told if len(told) <= _LONGEST else told[: _LONGEST - 1] + "…"

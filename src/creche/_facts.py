@@ -1,0 +1,127 @@
+"""What those who watch read of workers and nodes: the facts, in a form that can be shown.
+
+Subclasses may make something else of public names, ``state`` or ``path`` for instance. Who watches
+reads what the library itself keeps, and puts what is the user's in text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._nursery import NEW
+from ._state import ERROR
+from ._text import number, text, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._state import WorkerState
+    from ._worker import Worker
+
+
+class Facts(NamedTuple):
+    """A worker at one moment; times in seconds of the loop's clock."""
+
+    name: str
+    """Its name, or that of its class if it has none."""
+    group: str
+    description: str
+    state: WorkerState
+    thread: bool
+    daemon: bool
+    created_at: float | None
+    started_at: float | None
+    finished_at: float | None
+    elapsed: float
+    cancelled_at: float | None
+    """When its cancellation was requested, if it was."""
+    reason: str | None
+    """Why, if a reason was given."""
+    completed: float
+    total: float | None
+    progress: float
+    """In percent."""
+    error: BaseException | None
+
+
+def facts_of(worker: Worker[Any]) -> Facts:
+    """Tell how a worker stands."""
+    when, reason = worker._cancellation or (None, None)
+    started, finished = worker._started_at, worker._finished_at
+    elapsed = 0.0
+    if started is not None:
+        elapsed = (finished if finished is not None else worker._nursery.now()) - started
+    completed = number(worker._completed)
+    total = None if worker._total is None else number(worker._total)
+    outcome = worker._outcome if worker._state is ERROR else None
+    return Facts(
+        name_of(worker),
+        text_of(worker, "group"),
+        text_of(worker, "description"),
+        worker._state,
+        worker._thread is not None,
+        _is_true(worker, "daemon"),
+        worker._created_at,
+        started,
+        finished,
+        elapsed,
+        when,
+        None if reason is None else text(reason),
+        completed,
+        total,
+        max(0.0, min(100.0, completed / total * 100.0)) if total else 0.0,
+        outcome if isinstance(outcome, BaseException) else None,
+    )
+
+
+def name_of(worker: Worker[Any]) -> str:
+    """Give the name of a worker, or that of its class if it has none."""
+    return text_of(worker, "name") or type(worker).__name__
+
+
+def place_of(worker: Worker[Any]) -> str:
+    """Tell where a worker is: ``path/group``."""
+    return f"{path_of(worker._node)}/{text_of(worker, 'group')}"
+
+
+def label(worker: Worker[Any]) -> str:
+    """Name a worker as its task is named: ``path/group/name``."""
+    return f"{place_of(worker)}/{name_of(worker)}"
+
+
+def path_of(node: Any) -> str:
+    """Give the names of the nodes from the root to this one, joined by slashes.
+
+    Args:
+        node: The node, or what a worker knows of it.
+    """
+    names: list[str] = []
+    while node is not None:
+        names.append(text_of(node, "name"))
+        node = node._creche_parent
+    return "/".join(reversed(names))
+
+
+def children_of(node: Any) -> list[Any]:
+    """Give the nodes right below one that have been opened."""
+    return [
+        child
+        for child in list(node._creche_children.values())
+        if child._creche_nursery.life is not NEW
+    ]
+
+
+def below(node: Any) -> Iterator[Any]:
+    """Give a node and all nodes below it that have been opened, each before those below it."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += reversed(children_of(node))
+
+
+def _is_true(owner: object, attribute: str) -> bool:
+    try:
+        return bool(getattr(owner, attribute))
+    except Exception:  # noqa: BLE001 (a property of a subclass)
+        return False

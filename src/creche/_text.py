@@ -1,0 +1,62 @@
+"""What is the user's, put in text and in numbers for those who watch, whatever its methods do.
+
+Names, groups, descriptions, reasons and errors are the user's: they may be no text, and to ask them
+for theirs may raise. That is no reason to fail a program which is only looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from ._report import text_of as _text_of
+
+_MOST = 10**18
+"""No number is told that is larger. Python's may have no end, and refuse to be told or divided."""
+
+
+def text(value: object) -> str:
+    """Put an object in text, whatever its ``__str__`` does.
+
+    Returns:
+        A plain ``str`` of whole characters, which every file can hold; of a string, and of a member
+        of an ``Enum`` that is one, its own. ``<unprintable Foo>`` if there is no text to be had.
+    """
+    told = _text_of(value)
+    if told.isascii():
+        return told
+    return told.encode("utf-8", "backslashreplace").decode("utf-8")  # of half characters
+
+
+def text_of(owner: object, attribute: str) -> str:
+    """Put an attribute in text, be it a property of a subclass; of ``None`` that is empty."""
+    try:
+        value = getattr(owner, attribute)
+    except Exception:  # noqa: BLE001 (what others wrote; a Ctrl+C does go on its way)
+        return f"<unreadable {attribute}>"
+    return "" if value is None else text(value)
+
+
+def error_text(error: BaseException) -> str:
+    """Tell what kind of error it is, and its text if it has one."""
+    told = text(error)
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+def number(value: Any) -> float:
+    """Give what a user counts with as a number that can be shown: finite, and of a bounded length.
+
+    Returns:
+        The number; 0 if it is none.
+    """
+    try:
+        try:
+            found: float = int(operator.index(value))
+        except TypeError:
+            found = float(value)
+            if math.isnan(found):
+                return 0
+        return max(-_MOST, min(_MOST, found))
+    except Exception:  # noqa: BLE001 (what others wrote; a Ctrl+C does go on its way)
+        return 0

@@ -1,0 +1,103 @@
+"""What those who watch have in common: they never fail the program that they watch.
+
+What goes wrong in a recorder, a board, a tracer or the log is told once, by the logger ``creche``,
+and stays there. It neither cancels the block beside which they watch nor takes the place of what
+that raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ._report import tell
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from types import TracebackType
+
+
+def report(what: str) -> None:
+    """Log the error that is being handled. If that fails too, tell it as ``logging`` itself does.
+
+    Args:
+        what: What went wrong, in words.
+    """
+    tell(logging.ERROR, "%s", what, error=sys.exc_info()[1])
+
+
+class Faults:
+    """Keeps the errors of one who watches from the program: ``with faults: ...``.
+
+    The first is reported; the others are dropped, as there may be one for each event.
+
+    Args:
+        watcher: Who watches, in words.
+    """
+
+    def __init__(self, watcher: str) -> None:
+        self._watcher = watcher
+        self._is_told = False
+
+    def __enter__(self) -> None:
+        """Begin a step that may go wrong."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """End it, and with it any error but a cancellation and the like."""
+        if not isinstance(exc, Exception):
+            return False
+        if not self._is_told:
+            self._is_told = True
+            report(f"{self._watcher} has missed something; it goes on, and tells this error only")
+        return True
+
+
+@asynccontextmanager
+async def beside(
+    watch: Callable[[], Awaitable[object]], faults: Faults, name: str
+) -> AsyncGenerator[None]:
+    """Have somebody watch in a task of their own until they end, or the block does.
+
+    What leaves the block leaves it as it is. While the block is being cancelled, they go on.
+
+    Args:
+        watch: What they do.
+        faults: What keeps their errors.
+        name: The name of the task.
+    """
+    cancelled = anyio.get_cancelled_exc_class()
+    watching = anyio.CancelScope(shield=True)
+    failure: BaseException | None = None
+
+    async def run() -> None:
+        try:
+            with watching, faults:
+                await watch()
+        except cancelled:
+            pass  # natively; this is the top of the task, and further up it would end the block
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, name=name)
+            try:
+                yield
+            except BaseException as raised:  # noqa: BLE001 (the task group would wrap it)
+                failure = raised
+            watching.cancel()
+    except cancelled:
+        if failure is None:
+            raise  # else it is told again at the next checkpoint, and the failure only here
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # this frame is in its traceback: a cycle

@@ -1,0 +1,146 @@
+"""Trees of a thousand levels: they can be looked at, and what that costs grows with their size."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import anyio
+import pytest
+
+from creche import Node, format_tree
+from creche._facts import below, path_of
+from creche.trace import record
+from helpers import settle
+
+LEVELS = 1000
+LAST = LEVELS - 1
+ROOM = 200
+"""How much deeper into the stack whoever looks may go."""
+
+
+@asynccontextmanager
+async def deep(app, levels=LEVELS):
+    """Open nodes below one another, each with a worker, and give the lowest."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 20 * levels)  # what opens them is tested elsewhere
+    try:
+        async with AsyncExitStack() as stack:
+            node = app
+            for level in range(1, levels):
+                node = await stack.enter_async_context(Node(f"n{level}", parent=node))
+                node.run_worker(anyio.sleep_forever, f"w{level}", daemon=True)
+            await settle()
+            yield node
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@contextmanager
+def shallow():
+    """Leave little room on the stack."""
+    used, frame = 0, sys._getframe()
+    while frame is not None:
+        used, frame = used + 1, frame.f_back
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(used + ROOM)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@contextmanager
+def counted():
+    """Count the calls of Python functions, which is what time is spent on, in a list of one."""
+    calls = [0]
+
+    def count(frame, event, arg):
+        calls[0] += event == "call"
+
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def levels_of(snapshot):
+    """Give the nodes from the top to the lowest, of which each has one below it."""
+    nodes = [snapshot]
+    while nodes[-1].children:
+        nodes += nodes[-1].children
+    return nodes
+
+
+# What is found is looked at when all has ended: an error that leaves a thousand blocks is a group
+# in a group in a group, which says little.
+
+
+async def test_a_snapshot_and_a_tree_in_text():
+    """Each level is in the one, with its path and its worker; in the other it is a line."""
+    async with Node("app") as app, deep(app):
+        with shallow():
+            tree = app.snapshot()
+            lines = format_tree(app).split("\n")
+    nodes = levels_of(tree)
+    assert len(nodes) == LEVELS
+    assert nodes[-1].path == "/".join(["app", *(f"n{level}" for level in range(1, LEVELS))])
+    assert [node.name for node in nodes[:3]] == ["app", "n1", "n2"]
+    assert [node.groups[0].workers[0].name for node in nodes[1:3]] == ["w1", "w2"]
+    assert len(lines) == 1 + 3 * LAST
+    assert lines[1] == "  node n1: open"
+    assert [line.partition(", 0.0 s")[0] for line in lines[-3:]] == [
+        f"{' ' * 40}node n{LAST}: open",
+        f"{' ' * 40}group default: 1 running",
+        f"{' ' * 40}w{LAST}: running",
+    ]
+
+
+async def test_a_recording(tmp_path):
+    """It begins with what is there, at each level."""
+    path = tmp_path / "run.json"
+    async with Node("app") as app, deep(app) as lowest, record(app) as trace:
+        with shallow():
+            nodes = list(below(app))
+            lowest_path = path_of(lowest)
+            trace.save(path)
+    assert len(nodes) == LEVELS
+    assert lowest_path.count("/") == LAST
+    assert path.read_text().count('"cat":"running"') == LAST
+
+
+async def test_a_board():
+    """It shows what fits, and counts all."""
+    pytest.importorskip("rich")
+    from rich.console import Console  # noqa: PLC0415 (an extra)
+
+    from creche.board import live_board  # noqa: PLC0415 (an extra)
+
+    async with Node("app") as app, deep(app):  # noqa: SIM117 (the longer line says less)
+        async with live_board(app, console=Console(file=io.StringIO())) as board:
+            shown = []
+            for height in (4 * LEVELS, 20):
+                console = Console(file=io.StringIO(), width=80, height=height, _environ={})
+                with shallow():
+                    console.print(board)
+                shown.append([line.strip() for line in console.file.getvalue().splitlines()])
+    whole, part = shown
+    assert len(whole) == 3 * LAST + 2
+    assert whole[-4] == f"▾ n{LAST}"
+    assert whole[-2].startswith(f"● w{LAST} ")
+    assert whole[-1] == part[-1] == f"{LAST} running"
+    assert part[-2].endswith("more nodes and groups")
+
+
+@pytest.mark.parametrize("look", [format_tree, Node.snapshot], ids=["format_tree", "snapshot"])
+async def test_it_costs_as_much_as_there_are_levels(look):
+    """Twice as many levels take twice as many calls."""
+    costs = []
+    for levels in (200, 400):
+        async with Node("app") as app, deep(app, levels):
+            with counted() as calls:
+                look(app)
+        costs += calls
+    assert 1.8 * costs[0] < costs[1] < 2.2 * costs[0]
