@@ -23,7 +23,16 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
-from creche import DeadlockError, Message, Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
+from creche import (
+    DeadlockError,
+    Message,
+    Node,
+    Subscription,
+    Worker,
+    WorkerCancelled,
+    WorkerError,
+    WorkerFailed,
+)
 from creche import _bridge as bridge_module
 from creche import _errors as errors
 from creche import _life as life
@@ -121,15 +130,19 @@ async def test_no_task_is_made_for_who_waits_behind_a_failure(monkeypatch):
 
 
 @pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS])
-async def test_change_goes_on_whatever_who_hears_of_it_does(at):
+async def test_change_goes_on_whatever_who_hears_of_it_does(monkeypatch, at):
     """A fault of who is told of a change fails the node; the change itself is made all the same."""
+    put = Subscription._put
 
-    def look(_, state):
-        if state == at.name:
+    def fail_once(self, event):
+        if event.state is at:
             raise ZeroDivisionError
+        put(self, event)
 
-    with at_each_change(look), pytest.raises(ExceptionGroup) as caught:
-        async with Node("app") as app:
+    monkeypatch.setattr(Subscription, "_put", fail_once)
+    app = Node("app")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with app.subscribe(Worker.StateChanged), app:
             worker = app.run_worker(anyio.lowlevel.checkpoint)
             await anyio.sleep_forever()
     assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]

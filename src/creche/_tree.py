@@ -60,7 +60,7 @@ class Branch:
         self._creche_waiting: dict[int, Party] = {}  # workers of the node, by id() as well
         self._creche_leave: anyio.Event | None = None  # set to tell a mounted node to leave
         self._creche_gone: anyio.Event | None = None  # set once it has left
-        self._creche_holds_parent = False
+        self._creche_holds = False
         self._creche_opener: Worker[Any] | None = None
         self._creche_hear(())
         self._creche_heed_logger()
@@ -288,25 +288,19 @@ class Branch:
     # begins and from when it was told to leave.
 
     def _creche_hold_parent(self) -> None:
-        if self._creche_parent is not None and not self._creche_holds_parent:
-            nursery = self._creche_parent._creche_nursery
-            block = self._creche_leave is None
-            self._creche_holds_parent, nursery.holds, nursery.blocks = (
-                True,
-                nursery.holds + 1,
-                nursery.blocks + block,
-            )  # see Nursery.holds
+        parent, block = self._creche_parent, self._creche_leave is None
+        if parent is None or self._creche_holds:
+            return
+        above = parent._creche_nursery  # what follows is one line, see Nursery.holds
+        self._creche_holds, above.holds, above.blocks = True, above.holds + 1, above.blocks + block
 
     def _creche_let_parent_go(self) -> None:
-        if self._creche_parent is not None and self._creche_holds_parent:
-            nursery = self._creche_parent._creche_nursery
-            block = self._creche_leave is None
-            self._creche_holds_parent, nursery.holds, nursery.blocks = (
-                False,
-                nursery.holds - 1,
-                nursery.blocks - block,
-            )
-            nursery.look_whether_idle()
+        parent, block = self._creche_parent, self._creche_leave is None
+        if parent is None or not self._creche_holds:
+            return
+        above = parent._creche_nursery
+        self._creche_holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
+        above.look_whether_idle()
 
     def _creche_on_closed(self) -> None:
         parent, opener = self._creche_parent, self._creche_opener
