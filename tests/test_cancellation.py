@@ -546,6 +546,34 @@ def test_ctrl_c(anyio_backend):
     assert done.stderr == ""
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 does not count cancellations")
+async def test_native_cancel_in_the_turn_of_another_is_not_lost(native):
+    """Nor is a Ctrl+C, which is one: AnyIO may take it for the cancellation of a worker."""
+
+    async def main():
+        async with Node("app") as app:
+            workers = [app.run_worker(anyio.sleep_forever) for _ in range(2)]
+
+            async def interrupt():
+                scope.cancel()
+                host.cancel()
+
+            try:
+                with anyio.CancelScope() as scope:
+                    app.run_worker(interrupt)
+                    await anyio.sleep_forever()
+            finally:
+                for worker in workers:
+                    worker.cancel()
+        outlived.append(True)
+
+    outlived = []
+    host = asyncio.create_task(main())
+    await asyncio.wait([host])
+    assert host.cancelled()
+    assert not outlived
+
+
 async def test_swallowed_native_cancel_is_no_cancellation(native):
     """A worker that swallows a native cancellation is a SUCCESS: nobody asked Creche."""
 

@@ -571,15 +571,18 @@ class Nursery:
         # The whole truth is dear, and in nearly all cases there was nothing to be heard.
         return self._ear.has_heard() and anyio.current_effective_deadline() == -math.inf
 
+    def _is_group_cancelled(self) -> bool:
+        return self._group is not None and self._group.cancel_scope.cancel_called
+
     def is_in_eager_task(self) -> bool:
         """Whether the current task was begun within the step of another."""
         return self._backend.is_in_eager_task()
 
     def cancel_from_outside(self) -> None:
         """Turn a cancellation that reached a task of the nursery from outside into ``cancel()``."""
-        if not self.is_cancelled and self._group is not None:
+        if not self.is_cancelled:
             # Did nobody here do that? Then AnyIO did, for a task that was killed.
-            self._killed = self._group.cancel_scope.cancel_called and not self._host.is_done()
+            self._killed = self._is_group_cancelled() and not self._host.is_done()
         self.cancel("cancelled from outside")
 
     # the end
@@ -625,11 +628,16 @@ class Nursery:
                 late = await self._drain()
                 self._end_outside()
             else:
+                is_others = cancellation is not None and not self._is_group_cancelled()
                 if cancellation is not None:
                     self._try(self.cancel_from_outside)
                 misuse = await self._close_inner()
                 late = await self._drain()
                 leaving = await self._finish(cancellation or late)
+                if is_others and leaving is None:
+                    # Trio leaves it to the next checkpoint. AnyIO loses a native one now and then,
+                    # as it counts the cancellations of single tasks among those of the group.
+                    leaving = cancellation
             if misuse is not None:
                 if self._failures:
                     self._failures.add(misuse, self.tree)
