@@ -73,7 +73,12 @@ THE_END = [
         Nursery.release,
         Nursery.look_whether_idle,
         Nursery._wake,
+        Nursery._stop_watching,
+        Nursery._take_leave,
+        Nursery._unlink,
+        Nursery._shut,
     ),
+    *(Node._creche_on_closed, Node._creche_let_parent_go, Node._creche_hold_parent),
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),
 ]
 THE_WAY_IN = [

@@ -308,10 +308,11 @@ class Nursery:
 
     async def abandon(self) -> None:
         """Undo what ``open()`` has done, and what was started since."""
-        if self._group is None:
-            return
         self.cancel("it could not be opened")
-        await self._finish(await self._drain())
+        if self._group is not None:
+            await self._finish(await self._drain())
+        elif self.life is NEW:
+            self.never_open()
 
     def never_open(self) -> None:
         """Close without ever having been open, as the parent has closed."""
@@ -521,7 +522,7 @@ class Nursery:
     def fail(self, error: BaseException) -> None:
         """Gather an error, to be raised by ``close()``, and cancel everything."""
         try:
-            if self.life is CLOSED:
+            if self.life is CLOSED and self._group is None:
                 tell(logging.ERROR, "an error came too late for its node", error=error)
             self._failures.add(error, self.tree)
         finally:
@@ -610,7 +611,6 @@ class Nursery:
             return self._failures.conclude(where, error, error) if self._failures else False
         cancellation: BaseException | None = None
         misuse: WorkerError | None = None
-        late: BaseException | None = None
         leaving: BaseException | None = None
         try:
             if error is not None:
@@ -625,19 +625,10 @@ class Nursery:
                     "work was cancelled; enter and leave its block in the same task"
                 )
                 self.cancel("left in another task", spare_host=not self._host.is_done())
-                late = await self._drain()
+                await self._drain()
                 self._end_outside()
             else:
-                is_others = cancellation is not None and not self._is_group_cancelled()
-                if cancellation is not None:
-                    self._try(self.cancel_from_outside)
-                misuse = await self._close_inner()
-                late = await self._drain()
-                leaving = await self._finish(cancellation or late)
-                if is_others and leaving is None:
-                    # Trio leaves it to the next checkpoint. AnyIO loses a native one now and then,
-                    # as it counts the cancellations of single tasks among those of the group.
-                    leaving = cancellation
+                misuse, leaving = await self._leave(cancellation)
             if misuse is not None:
                 if self._failures:
                     self._failures.add(misuse, self.tree)
@@ -649,7 +640,35 @@ class Nursery:
                 )
             return self._failures.conclude(where, error, leaving)
         finally:
-            del error, cancellation, misuse, late, leaving  # they hold this frame
+            del error, cancellation, misuse, leaving  # they hold this frame
+
+    async def _leave(
+        self, cancellation: BaseException | None
+    ) -> tuple[WorkerError | None, BaseException | None]:
+        """Leave in the host.
+
+        Args:
+            cancellation: What left the body, if it was one.
+
+        Returns:
+            What is wrong with the order of the blocks, if anything, and the cancellation that goes
+            on its way.
+        """
+        late: BaseException | None = None
+        try:
+            is_others = cancellation is not None and not self._is_group_cancelled()
+            if cancellation is not None:
+                self._try(self.cancel_from_outside)
+            misuse = await self._close_inner()
+            late = await self._drain()
+            leaving = await self._finish(cancellation or late)
+            if is_others and leaving is None:
+                # Trio leaves it to the next checkpoint. AnyIO loses a native one now and then, as
+                # it counts the cancellations of single tasks among those of the group.
+                leaving = cancellation
+            return misuse, leaving
+        finally:
+            del cancellation, late  # as in close()
 
     def _fail_in_body(self, failure: BaseException) -> None:
         try:
@@ -694,16 +713,19 @@ class Nursery:
         try:
             return await self._leave_group(cancellation)
         finally:
-            for coro in self.unstepped.values():
-                coro.close()  # killed natively: nobody awaited it
-            self.unstepped.clear()
-            self._unlink()
-            self._occupant._creche_on_closed()
+            self._twice(self._take_leave)
             del cancellation
 
     def _end_outside(self) -> None:
         """End where the host cannot leave the task group, nor anybody else."""
-        self._stop_watching()
+        self._twice(self._stop_watching)
+        self._twice(self._take_leave)
+
+    def _take_leave(self) -> None:
+        """Be known to nobody any more; may be called again."""
+        for coro in self.unstepped.values():
+            coro.close()  # killed natively: nobody awaited it
+        self.unstepped.clear()
         self._unlink()
         self._occupant._creche_on_closed()
 
@@ -728,7 +750,7 @@ class Nursery:
             The cancellation that goes on its way, as it was not the group's own.
         """
         assert self._group is not None
-        self._stop_watching()
+        self._twice(self._stop_watching)
         try:
             if cancellation is None:  # the wait was shielded, so it may be due
                 await lowlevel.checkpoint_if_cancelled()
@@ -775,6 +797,15 @@ class Nursery:
             self.fail(fault)
             del fault
 
+    def _twice(self, step: Callable[[], object]) -> None:
+        """Take a step of the end once more if it is broken off, which is raised in the end."""
+        try:
+            step()
+        except BaseException as fault:  # noqa: BLE001 (see above)
+            self._failures.add(fault, self.tree)
+            del fault
+            step()
+
     async def _drain(self) -> BaseException | None:
         """Wait until nothing is left and close; return what arrived natively in the meantime."""
         late: BaseException | None = None
@@ -785,10 +816,11 @@ class Nursery:
                     if self.is_cancelled:
                         await self._reap()
                     await self.quiet()
+                if self._shut():
+                    return late
             except self.cancelled_class as exc:
                 late = late or exc
                 self._try(self.cancel_from_outside)
-                continue
             except GeneratorExit:
                 raise  # the program has ended, and with it this task
             except BaseException as exc:  # a Ctrl+C, or a fault of ours
@@ -796,15 +828,13 @@ class Nursery:
                 faults += not isinstance(exc, KeyboardInterrupt)
                 if faults > _MOST_FAULTS:
                     raise
-                continue
-            if self._shut():
-                return late
 
     def _shut(self) -> bool:
-        """Close to all that may come, unless something is on its way."""
+        """Close to all that may come, unless something is on its way; may be called again."""
         if not self.bridge.close():
             return False
-        self._move(CLOSED)
+        if self.life is not CLOSED:
+            self._move(CLOSED)
         self.clock = partial(_monotonic, self._clock_offset)  # the loop may go
         return True
 

@@ -232,9 +232,9 @@ class Branch:
                     f"cannot enter {self._creche_spoken()} outside the event loop of its parent"
                 )
         self._creche_heed_logger()  # and hear: its user may have given it a handler
-        if self._creche_leave is None:
-            self._creche_hold_parent()  # it may be left while this one is being opened
         try:
+            if self._creche_leave is None:
+                self._creche_hold_parent()  # it may be left while this one is being opened
             await nursery.open()
             self._creche_begin(parent)
         except BaseException:
