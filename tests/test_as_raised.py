@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import weakref
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from helpers import (
     BaseExceptionGroup,
     ExceptionGroup,
     leaves,
+    no_collection,
     settle,
 )
 
@@ -41,6 +43,12 @@ class Unsplit(ExceptionGroup):
 
     def derive(self, errors):
         raise NotImplementedError
+
+
+class UnsplitWithCancellation(BaseExceptionGroup):
+    """The same, with room for a cancellation."""
+
+    split = derive = Unsplit.split
 
 
 def boom():
@@ -103,15 +111,42 @@ def test_taking_out_of_a_group():
     rest = without(mixed, is_out)
     assert leaves_of(rest) == [error]
     odd = Unsplit("odd", [TypeError(), error])
+    with pytest.raises(Unsplit):
+        raise odd from error
     rest = without(odd, is_out)
     assert (type(rest), rest.message, rest.exceptions) == (ExceptionGroup, "odd", (error,))
-    assert rest.__cause__ is odd
+    assert (rest.__traceback__, rest.__cause__) == (odd.__traceback__, error)
 
     class Loses(ExceptionGroup):
         def derive(self, errors):
             return ExceptionGroup("nothing of it", [KeyError()])
 
     assert leaves_of(without(Loses("odd", [TypeError(), error]), is_out)) == [error]
+
+
+async def test_rest_of_an_unsplit_group_is_no_cycle():
+    """What a worker fails with holds no cancellation that was taken out of its group."""
+
+    async def work():
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class() as cancellation:
+            group = UnsplitWithCancellation("odd", [cancellation, ValueError("boom")])
+        try:
+            raise group
+        finally:
+            del group
+
+    with no_collection():
+        async with Node("app") as app:
+            worker = app.run_worker(work, exit_on_error=False)
+            await settle()
+            worker.cancel()
+        assert [str(leaf) for leaf in leaves_of(worker.error)] == ["boom"]
+        gone = weakref.ref(worker)
+        del worker, app
+        await settle()
+        assert gone() is None
 
 
 def leaves_of(group):

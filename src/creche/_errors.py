@@ -176,7 +176,7 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
         The very object if nothing is to be taken out, whatever class it has; ``None`` if all is.
         Else a part of the group. That is as ``split()`` makes it, unless ``split()`` or
         ``derive()`` of its class raises, or it is nested too deep for them: then it is a plain and
-        flat group with the same message.
+        flat group with the same message and traceback.
     """
     if not isinstance(error, BaseExceptionGroup):
         return None if is_out(error) else error
@@ -195,7 +195,10 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
     except Exception:  # noqa: BLE001, S110 (the user's own, and there is another way)
         pass
     flat: BaseException = BaseExceptionGroup(group.message, rest)
-    _CAUSE.__set__(flat, group)
+    # As split() does. Not the group as its cause: that holds what was taken out, a cancellation
+    # perhaps, whose frames hold the worker.
+    for told in (_TRACEBACK, _CAUSE, _CONTEXT):
+        told.__set__(flat, told.__get__(group))
     return flat
 
 
