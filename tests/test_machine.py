@@ -28,6 +28,21 @@ RACES = {
     "error while another error unwinds",
 }
 """Those that are feared. One that is seen in under 1 % of the programs counts as untested."""
+KINDS = {
+    "raise frozen",
+    "raise frozen base",
+    "raise stubborn",
+    "raise group",
+    "raise within",
+    "raise finally",
+    "cancellation in a group that stays whole",
+    "handler that starts a worker",
+    "log that raises",
+    "node that equals its parent",
+    "removal of a node that has ended",
+    "calls of a cancelled thread",
+}
+"""What programs do to the library, beside races: demanded as these are."""
 NATIVE = {"native cancel before the first step"}
 """What Trio does not have."""
 
@@ -54,10 +69,9 @@ def machine(anyio_backend):
 
 
 def test_machine(machine):
-    """Whatever programs do, every invariant holds, and every race is really met."""
-
+    """Whatever programs do, every invariant holds, and every race and kind is really met."""
     run_state_machine_as_test(machine, settings=settings())
-    feared = RACES - (NATIVE if machine.backend == "trio" else set())
+    feared = (RACES | KINDS) - (NATIVE if machine.backend == "trio" else set())
     shares = {race: machine.races[race] / machine.examples for race in feared}
     if settings().max_examples >= 200:
         assert {race: share for race, share in shares.items() if share < 0.01} == {}

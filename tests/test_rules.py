@@ -155,3 +155,21 @@ def test_threads(machine, place, kind, ending):
     machine.finish_thread(record=second)
     machine.all_holds()
     machine.finish_thread(record=first)
+
+
+def test_removal_of_what_has_ended(machine, place):
+    """A mounted node that has failed can be removed, and its parent ends."""
+    child = machine.open_child(parent=place, kind="mounted", limit=1)
+    machine.run(place=child, script=Script(gated=False, ending=Ending.RAISE), fatal=True)
+    assert child.is_over
+    machine.remove(place=child)
+    assert "removal of a node that has ended" in machine._seen
+    assert place.is_over
+
+
+def test_handlers_that_start_workers(machine, place):
+    """Each handler on the way up starts a worker, and none waits for it."""
+    child = machine.open_child(parent=place, kind="block", limit=1)
+    machine.post(place=child, number=2, script=Script())
+    assert [len(each.records) for each in (place, child)] == [2, 2]
+    assert len(place.got) == 2

@@ -26,7 +26,16 @@ from creche.testing import (
     scripts,
     virtual_time,
 )
-from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, settle, until
+from helpers import (
+    CANCELLED,
+    ERROR,
+    PENDING,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    settle,
+    until,
+)
 
 # the recorder
 
@@ -124,6 +133,39 @@ async def test_play_raises(ending, kind, last):
     assert [type(error) for error in play.errors] == [kind]
 
 
+@pytest.mark.parametrize("ending", [Ending.FROZEN, Ending.FROZEN_BASE, Ending.STUBBORN])
+async def test_errors_that_refuse(ending):
+    """What a script raises may refuse whatever is done to an error."""
+    play = Play(Script(gated=False, ending=ending))
+    with pytest.raises((ScriptError, ScriptBaseError)) as caught:
+        await play()
+    error = play.errors[0]
+    assert caught.value is error
+    for name in ("__notes__", "__traceback__", "__cause__"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(error, name, None)
+    if ending is Ending.STUBBORN:
+        for ask in (str, lambda error: error.__notes__, lambda error: error.add_note("told")):
+            with pytest.raises(TypeError):
+                ask(error)
+
+
+async def test_group_that_stays_whole():
+    """A group of a script cannot be split, and may have a cancellation in it."""
+    plain = Play(Script(gated=False, ending=Ending.GROUP))
+    with pytest.raises(ExceptionGroup) as caught:
+        await plain()
+    assert caught.value.exceptions == tuple(plain.errors)
+    with pytest.raises(TypeError):
+        caught.value.split(ScriptError)
+    play = Play(Script(ending=Ending.GROUP, on_cancel=OnCancel.RAISE_WITHIN))
+    async with Node() as app:
+        worker = app.run_worker(play, exit_on_error=False)
+        await until(play.arrived.is_set)
+        worker.cancel()
+    assert worker.error.exceptions == tuple(play.errors)
+
+
 @pytest.mark.parametrize(
     ("answer", "last", "state"),
     [
@@ -132,6 +174,8 @@ async def test_play_raises(ending, kind, last):
         (OnCancel.HOLD, "unwound", CANCELLED),
         (OnCancel.SWALLOW, "returned", CANCELLED),
         (OnCancel.RAISE, "raised", ERROR),
+        (OnCancel.RAISE_WITHIN, "raised", ERROR),
+        (OnCancel.RAISE_FINALLY, "raised", ERROR),
     ],
     ids=lambda value: value.value if isinstance(value, OnCancel) else None,
 )

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from creche.testing._looking import NAMED
-from test_machine import RACES
+from test_machine import KINDS, RACES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
 BRIEF = settings(
@@ -69,10 +69,13 @@ def test_planted_bug_is_found_and_shrunk():
     assert len(steps) <= 3, notes
 
 
-def test_races_are_documented():
-    """The page lists the races that are feared."""
-    section = PAGE.partition("## The races")[2].partition("## ")[0]
-    assert set(re.findall(r"^\| ([\w ]+?) \| ", section, re.MULTILINE)) - {"race"} == RACES
+@pytest.mark.parametrize(
+    ("heading", "first", "feared"), [("The races", "race", RACES), ("What else", "kind", KINDS)]
+)
+def test_races_are_documented(heading, first, feared):
+    """The page lists the races that are feared, and what else is drawn."""
+    section = PAGE.partition(f"## {heading}")[2].partition("## ")[0]
+    assert set(re.findall(r"^\| ([\w ]+?) \| ", section, re.MULTILINE)) - {first} == feared
 
 
 def test_invariants_are_documented():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,8 @@ from ._invariants import Invariants
 from ._leaks import busy_threads
 from ._model import FREE, ODD, QUEUE, Place, Record, Waiter, find_stuck
 from ._recorder import EventRecorder
-from ._scripts import Play, Script
-from ._world import PATIENCE, World
+from ._scripts import Ending, OnCancel, Play, Script
+from ._world import PATIENCE, World, broken_log
 
 if TYPE_CHECKING:
     import threading
@@ -44,16 +46,32 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 class Posted(Message, bubble=True, namespace="machine"):
-    """A message that a rule posts."""
+    """A message that a rule posts.
 
-    def __init__(self, place: Place, number: int) -> None:
+    Args:
+        place: Where.
+        number: Which it is.
+        start: What the handler does, if it starts a worker: it gives the record of that.
+    """
+
+    def __init__(
+        self, place: Place, number: int, start: Callable[[Place], Record] | None = None
+    ) -> None:
         self.place = place
         self.number = number
+        self.start = start
+
+
+@dataclass(init=False, repr=False)
+class Alike(Node):
+    """A node that equals all of its kind, and has no hash."""
 
 
 class Base(Invariants):
     """A machine without rules."""
 
+    node_class: type[Node] = Node
+    """What nodes are made of, unless ``make_node()`` is overridden."""
     _threads: set[threading.Thread]
 
     # what users may override
@@ -65,7 +83,7 @@ class Base(Invariants):
             name: Its name.
             parent: The node above, if it has one already.
         """
-        return Node(name, parent=parent)
+        return self.node_class(name, parent=parent)
 
     def make_worker(self, node: Node, work: Any, **options: Any) -> Worker[Any]:
         """Make a worker of a script; to be overridden for a class of one's own.
@@ -115,8 +133,11 @@ class Base(Invariants):
             for record in unwinding:
                 record.has_unwound = True
 
-    def begin(self, seed: int = 0) -> None:
-        """Start the loop; the seed is for Trio's scheduler."""
+    def begin(self, seed: int = 0, log: str = "") -> None:
+        """Start the loop; the seed is for Trio's scheduler, and what raises in the log is named."""
+        self._around = ExitStack()
+        if log:
+            self._around.enter_context(broken_log(log, partial(self.saw, "log that raises")))
         self._threads = set(busy_threads())
         self.world: World = World(self.backend, dict(self.backend_options), seed)
 
@@ -138,6 +159,8 @@ class Base(Invariants):
         node.group(ODD, limit=limit, overflow=overflow)
         if parent is None:
             self.roots.append(place)
+        elif node == parent.node:
+            self.saw("node that equals its parent")
         return place
 
     async def subscribe(self, place: Place) -> None:
@@ -222,6 +245,8 @@ class Base(Invariants):
     def _note(self, record: Record, what: str) -> None:
         """See what the work does, as it does it."""
         worker = record.worker
+        if what in {"raised", "raised base"}:
+            self._count_error(record)
         if what == "entered":
             record.entered = self.steps
             inside = [each for each in record.place.unfinished(record.group) if each.play.is_inside]
@@ -233,6 +258,15 @@ class Base(Invariants):
         if not worker.is_running and record.kind != "abandoned":
             told = f"{record} was {worker.state.name} as its work {what}"
             self.violations.append(("running_is_inside", told))
+
+    def _count_error(self, record: Record) -> None:
+        script = record.play.script
+        if "cancelled" not in record.play.log:
+            self.saw(script.ending.value)
+        else:
+            self.saw(script.on_cancel.value)
+            if script.ending is Ending.GROUP and script.on_cancel is not OnCancel.RAISE:
+                self.saw("cancellation in a group that stays whole")
 
     def add_waiter(self, record: Record) -> Waiter:
         """Set a task going that waits for a worker; on the loop."""
@@ -260,6 +294,7 @@ class Base(Invariants):
                 record.play.open_gate()
                 record.play.let_go()
             self.world.close()
+            self._around.close()
             self.count()
         if not self.has_broken:
             self._look_for_threads()
@@ -345,9 +380,11 @@ async def _listen(place: Place, ready: anyio.Event) -> None:
             place.heard.append(message)
 
 
-def _handle(place: Place, message: Posted) -> Awaitable[None] | None:
-    """Note a message; every other handler is async."""
+def _handle(place: Place, message: Posted) -> Awaitable[object] | None:
+    """Note a message; every other handler is async, unless it starts a worker and gives that."""
     place.got.append((message.place, message.number))
+    if message.start is not None:
+        return message.start(place).worker
     return lowlevel.checkpoint() if message.number % 2 else None
 
 

@@ -8,7 +8,7 @@ from creche import WorkerState
 
 from ._lives import Lives
 from ._looking import named
-from ._model import QUEUE, leaves
+from ._model import QUEUE, leaves, singles
 
 
 class Invariants(Lives):
@@ -66,10 +66,11 @@ class Invariants(Lives):
         for place in self.places():
             if place.is_over and place.kind != "mounted":
                 due = Counter(
-                    id(record.worker.error)
+                    id(error)
                     for each in place.mounted()
                     for record in each.records
                     if record.worker.state is WorkerState.ERROR and record.has_failed
+                    for error in singles(record.worker.error)
                 )
                 out = Counter(id(error) for error in leaves(place.raised, killed=place.is_killed))
                 assert out == due, f"{place} raised {place.raised!r}, due were {len(due)} errors"
@@ -77,6 +78,7 @@ class Invariants(Lives):
     @named
     def what_has_to_end_ends(self) -> None:
         """A node that is told to leave, or has fallen, is over once nothing holds it."""
+        self.nothing_seen("what_has_to_end_ends")
         for place in self.places():
             if place.has_fallen or place.is_leaving:
                 holders = [

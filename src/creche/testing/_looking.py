@@ -95,7 +95,7 @@ class Looking(RuleBasedStateMachine):
         return {WorkerState.CANCELLED}
 
     def saw(self, race: str) -> None:
-        """Count a race that came about."""
+        """Count a race that came about, or another thing that is feared."""
         self._seen.add(race)
 
     def count(self) -> None:
@@ -104,7 +104,7 @@ class Looking(RuleBasedStateMachine):
         cls.examples += 1
         cls.races.update(self._seen)
         for race in self._seen if currently_in_test_context() else ():
-            event(f"race: {race}")
+            event(f"met: {race}")
 
     # what must hold
 

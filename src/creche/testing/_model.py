@@ -223,6 +223,14 @@ class Waiter:
         return f"<waiter for {self.record.play.__name__}>"
 
 
+def singles(error: BaseException | None) -> list[BaseException]:
+    """Give the single errors in one that may be a group."""
+    inner: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
+    if inner is not None:
+        return [leaf for each in inner for leaf in singles(each)]
+    return [] if error is None else [error]
+
+
 def leaves(error: BaseException | None, *, killed: bool) -> list[BaseException]:
     """Give the single errors in what a block raised, those behind a bare one included.
 

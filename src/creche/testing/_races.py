@@ -17,11 +17,12 @@ from hypothesis.stateful import precondition, rule
 
 from creche import WorkerCancelled
 
+from ._base import Posted
 from ._cancels import cancel_natively
 from ._leaks import is_back
 from ._model import FREE, QUEUE, Place, Record
 from ._rules import Rules
-from ._scripts import Ending, OnCancel, Script
+from ._scripts import Ending, OnCancel, Play, Script
 from ._work import places
 from ._world import PATIENCE, settle, turn
 
@@ -32,6 +33,8 @@ either = st.booleans()
 mostly = st.sampled_from([True, True, False])
 turns = st.sampled_from([0, 0, 0, 1, 2, 3])
 answers = st.sampled_from(OnCancel)
+failing = st.sampled_from([OnCancel.RAISE, OnCancel.RAISE_WITHIN, OnCancel.RAISE_FINALLY])
+endings = st.sampled_from([*Ending, Ending.GROUP, Ending.GROUP])  # the group is split only here
 
 
 class Races(Rules):
@@ -214,14 +217,16 @@ class Races(Rules):
         assert made[0].play.arrived.wait(PATIENCE), f"the thread of {made[0]} did not come"
         return made[0]
 
-    @rule(where=places, fatal=either, between=turns)
-    def race_error_while_another_unwinds(self, where: Place, fatal: bool, between: int) -> None:
+    @rule(where=places, ending=endings, answer=failing, fatal=either, between=turns)
+    def race_error_while_another_unwinds(
+        self, where: Place, ending: Ending, answer: OnCancel, fatal: bool, between: int
+    ) -> None:
         """Let one worker fail while others unwind, and fail in doing so."""
         place = self._find_open(where)
 
         async def act() -> None:
             first = self.run_worker(place, Script(ending=Ending.RAISE), fatal=True)
-            second = self.run_worker(place, Script(on_cancel=OnCancel.RAISE), fatal=fatal)
+            second = self.run_worker(place, Script(ending=ending, on_cancel=answer), fatal=fatal)
             late = self.run_worker(
                 place, Script(ending=Ending.RAISE, on_cancel=OnCancel.RESIST), fatal=fatal
             )
@@ -232,6 +237,21 @@ class Races(Rules):
             await settle()
             if first.has_failed and second.play.errors:
                 self.saw("error while another error unwinds")
+
+        self.do(act)
+
+    @rule(where=places, between=st.sampled_from([32, 0, 1, 2, 3]))
+    def race_removal_as_the_node_ends(self, where: Place, between: int) -> None:
+        """Remove a mounted node as it ends by itself, or once it has ended."""
+        above = self._find_open(where)
+
+        async def act() -> None:
+            place = self.add_place("mounted", above)
+            await above.node.mount(place.node)
+            self.run_worker(place, Script())
+            self._fall(place, place.node.cancel)
+            await turn(between)
+            await self.remove_node(place)
 
         self.do(act)
 
@@ -292,3 +312,17 @@ class Races(Rules):
                 told = f"the thread of {record} was refused a call"
                 self.violations.append(("no_late_effects", told))
         assert cancelled.wait(PATIENCE), f"nobody cancels {record}"
+        node = record.place.node
+        self.saw("calls of a cancelled thread")
+        told = f"the cancelled thread of {record} was let in"
+        let_in = partial(self.violations.append, ("no_late_effects", told))
+        late = Play(Script(gated=False), "late", lambda _: let_in())
+        for call in (
+            partial(node.run_worker, late),
+            partial(node.post_message, Posted(record.place, 0)),
+        ):
+            try:
+                call()
+            except WorkerCancelled:
+                continue
+            let_in()

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 from hypothesis import strategies as st
-from hypothesis.stateful import consumes, rule
+from hypothesis.stateful import MultipleResults, consumes, multiple, rule
 
 from creche import WorkerCancelled
 
 from ._base import Posted
 from ._cancels import Cancels
-from ._work import NOTHING, places, started, waiters
+from ._strategies import scripts
+from ._work import NOTHING, places, started, sure, waiters
 from ._world import turn
 
 if TYPE_CHECKING:
     from ._model import Place, Record, Waiter
+    from ._scripts import Script
 
 
 class Rules(Cancels):
@@ -60,12 +62,20 @@ class Rules(Cancels):
 
     @rule(target=places, place=consumes(places))
     def remove(self, place: Place) -> Any:
-        """Remove a mounted node."""
+        """Remove a mounted node, be it one that has ended by itself."""
         if place.kind != "mounted":
             return place
-        remove = partial(self.world.spawn, place.node.remove)
-        self.do(partial(self._fall, place, remove, promptly=False))
+        remove = partial(self.world.spawn, partial(self.remove_node, place))
+        self.do(partial(self._fall, place, remove, promptly=False) if not place.is_over else remove)
         return NOTHING
+
+    async def remove_node(self, place: Place) -> None:
+        """Remove a mounted node, which nothing keeps where it has ended."""
+        if place.is_over:
+            self.saw("removal of a node that has ended")
+        await place.node.remove()
+        if not place.is_over:
+            self.violations.append(("what_has_to_end_ends", f"{place} was removed and is not over"))
 
     @rule(place=places, grace=st.sampled_from([3600.0, 0.0]))
     def shut_down(self, place: Place, grace: float) -> None:
@@ -107,16 +117,36 @@ class Rules(Cancels):
         self.do(partial(to_thread.run_sync, in_thread))
         assert told == (["refused"] if place.has_fallen else ["called", "awaited"])
 
-    @rule(place=places, number=st.integers(1, 3))
-    def post(self, place: Place, number: int) -> None:
-        """Post some messages at once; they are handled on the node and on those above it."""
+    @rule(
+        target=started,
+        place=places,
+        number=st.integers(1, 3),
+        script=st.one_of(st.none(), scripts()),
+        fatal=sure,
+    )
+    def post(
+        self, place: Place, number: int, script: Script | None = None, **options: Any
+    ) -> MultipleResults[Record]:
+        """Post some messages at once; they are handled on the node and on those above it.
+
+        With a script, each handler starts a worker and gives that.
+        """
+        made: list[Record] = []
+
+        def start(where: Place) -> Record:
+            assert script is not None
+            self.saw("handler that starts a worker")
+            made.append(self.run_worker(where, script, **options))
+            return made[-1]
 
         def act() -> None:
             for _ in range(number):
                 self.posts += 1
-                if place.node.post_message(Posted(place, self.posts)):
+                message = Posted(place, self.posts, start if script is not None else None)
+                if place.node.post_message(message):
                     place.posted.append(self.posts)
                     if not (place.has_fallen or place.is_closing):
                         place.passed_on.append(self.posts)
 
         self.do(act)
+        return multiple(*(record for record in made if record in record.place.records))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 import inspect
+import sys
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import lowlevel
@@ -19,6 +20,9 @@ from creche._bridge import run_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 _RENDEZVOUS = 20.0
 """Seconds after which a thread that nobody lets go gives up: a failure, never a delay."""
@@ -33,6 +37,16 @@ class Ending(enum.Enum):
     """It raises a ``ScriptError``."""
     RAISE_BASE = "raise base"
     """It raises a ``ScriptBaseError``, which is no ``Exception``."""
+    FROZEN = "raise frozen"
+    """It raises a ``ScriptError`` that is a frozen dataclass: nothing can be set on it, and it
+    equals others."""
+    FROZEN_BASE = "raise frozen base"
+    """The same of a ``ScriptBaseError``."""
+    STUBBORN = "raise stubborn"
+    """It raises a ``ScriptError`` without a text, which takes no note and tells of none."""
+    GROUP = "raise group"
+    """It raises a group with a ``ScriptError`` in it, of which ``split()`` and ``derive()`` raise.
+    Raised while a cancellation is handled, it holds that as well."""
 
 
 class OnCancel(enum.Enum):
@@ -48,6 +62,10 @@ class OnCancel(enum.Enum):
     """It returns ``Play.value`` all the same."""
     RAISE = "raise"
     """It raises a ``ScriptError``."""
+    RAISE_WITHIN = "raise within"
+    """It raises where it catches the cancellation: the error of its end, or a ``ScriptError``."""
+    RAISE_FINALLY = "raise finally"
+    """The same in a ``finally``, after some shielded checkpoints."""
 
 
 class ScriptError(Exception):
@@ -56,6 +74,49 @@ class ScriptError(Exception):
 
 class ScriptBaseError(BaseException):
     """The error of scripted work that is no ``Exception``, as ``SystemExit`` is not."""
+
+
+@dataclass(frozen=True)
+class _FrozenError(ScriptError):
+    text: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _FrozenBaseError(ScriptBaseError):
+    text: str = field(compare=False)
+
+
+class _StubbornError(ScriptError):
+    def _refuse(self, *_: object) -> Any:
+        raise TypeError("this error has nothing done to it")
+
+    __notes__ = property(_refuse)
+    __str__ = __setattr__ = add_note = _refuse
+
+
+class _Whole:
+    def _refuse(self, *_: object) -> Any:
+        raise TypeError("this group stays whole")
+
+    split = derive = _refuse
+
+
+class _Group(_Whole, ExceptionGroup[Exception]):
+    pass
+
+
+class _BaseGroup(_Whole, BaseExceptionGroup[BaseException]):
+    pass
+
+
+_ERRORS: dict[Ending, type[ScriptError | ScriptBaseError]] = {
+    Ending.RAISE: ScriptError,
+    Ending.RAISE_BASE: ScriptBaseError,
+    Ending.FROZEN: _FrozenError,
+    Ending.FROZEN_BASE: _FrozenBaseError,
+    Ending.STUBBORN: _StubbornError,
+    Ending.GROUP: ScriptError,
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +157,7 @@ class Play:
         self.value: object = object()
         """What it returns if it does."""
         self.errors: list[BaseException] = []
-        """What it raised."""
+        """What it raised; of a group, the one in it that is an error."""
         self.arrived: threading.Event = threading.Event()
         """Set when the work is at its gate, or past it."""
         self.left: threading.Event = threading.Event()
@@ -164,6 +225,10 @@ class Play:
         if self._noted is not None:
             self._noted(what)
 
+    def _note_raised(self, error: BaseException) -> None:
+        meant = self.errors[-1] if self.errors else error
+        self._note("raised" if isinstance(meant, Exception) else "raised base")
+
     async def __call__(self) -> object:
         """Do what the script says."""
         self._note("entered")
@@ -174,53 +239,72 @@ class Play:
             self._note("unwound")
             raise
         except BaseException as error:
-            self._note("raised" if isinstance(error, Exception) else "raised base")
+            self._note_raised(error)
             raise
         self._note("returned")
         return value
 
     async def _act(self, cancelled: type[BaseException]) -> object:
         try:
-            for _ in range(self.script.before):
-                await lowlevel.checkpoint()
-            self._note("at the gate")
-            self.arrived.set()
-            if self.script.gated:
-                await self._until(self._gate)
-            more = self.then() if self.then is not None else None
-            if inspect.isawaitable(more):
-                await more
-            for _ in range(self.script.after):
-                await lowlevel.checkpoint()
-        except cancelled:
+            await self._go()
+        except cancelled as cancellation:
             self._note("cancelled")
             if self.script.on_cancel is OnCancel.SWALLOW:
                 return self.value
+            if self.script.on_cancel is OnCancel.RAISE_WITHIN:
+                self._fail(cancellation)
             if self.script.on_cancel is not OnCancel.RAISE:
-                with anyio.CancelScope(shield=True):
-                    await self._hold_on()
-                raise
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await self._hold_on()
+                    raise
+                finally:
+                    if self.script.on_cancel is OnCancel.RAISE_FINALLY:
+                        self._fail(cancellation)
         else:
             return self._end(self.script.ending)
         return self._end(Ending.RAISE)  # out of the handler: the cancellation is not its context
 
+    async def _go(self) -> None:
+        for _ in range(self.script.before):
+            await lowlevel.checkpoint()
+        self._note("at the gate")
+        self.arrived.set()
+        if self.script.gated:
+            await self._until(self._gate)
+        more = self.then() if self.then is not None else None
+        if inspect.isawaitable(more):
+            await more
+        for _ in range(self.script.after):
+            await lowlevel.checkpoint()
+
+    def _fail(self, *cancellation: BaseException) -> None:
+        """Raise, come what may: that is how the clean-up of many a program fails."""
+        ending = self.script.ending
+        try:
+            self._end(Ending.RAISE if ending is Ending.RETURN else ending, *cancellation)
+        finally:
+            del cancellation, self  # this frame is in the traceback of the error
+
     async def _hold_on(self) -> None:
-        if self.script.on_cancel is OnCancel.RESIST:
+        if self.script.on_cancel in {OnCancel.RESIST, OnCancel.RAISE_FINALLY}:
             for _ in range(self.script.unwinding):
                 await lowlevel.checkpoint()
         elif self.script.on_cancel is OnCancel.HOLD:
             await self._until(self._free)
 
-    def _end(self, ending: Ending) -> object:
+    def _end(self, ending: Ending, *beside: BaseException) -> object:
         if ending is Ending.RETURN:
             return self.value
-        kind = ScriptError if ending is Ending.RAISE else ScriptBaseError
-        error = kind(f"the script of {self.__name__} says so")
+        error: Any = _ERRORS[ending](f"the script of {self.__name__} says so")
         self.errors.append(error)
+        if ending is Ending.GROUP:
+            told = "a script"
+            error = _BaseGroup(told, [*beside, error]) if beside else _Group(told, [error])
         try:
             raise error
         finally:
-            del error, self
+            del error, beside, self
 
     def in_thread(self) -> object:
         """Do what the script says, in a thread; its checkpoints do nothing there."""
@@ -235,7 +319,7 @@ class Play:
                 self.then()
             value = self._end(self.script.ending)
         except BaseException as error:
-            self._note("raised" if isinstance(error, Exception) else "raised base")
+            self._note_raised(error)
             raise
         self._note("returned")
         return value

@@ -16,10 +16,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from creche import WorkerError, WorkerState
+from creche import Node, WorkerError, WorkerState
 from creche._state import FINAL, TRANSITIONS
 
-from ._base import Base
+from ._base import Alike, Base
 from ._model import FREE, ODD, QUEUE, Place, Record, Waiter
 from ._scripts import Ending, OnCancel, Script
 from ._strategies import scripts
@@ -48,10 +48,25 @@ sure = st.sampled_from([False, False, False, True])
 class Work(Base):
     """A machine that opens nodes and runs work on them."""
 
-    @initialize(target=places, seed=st.integers(0, 2**32), limit=limits, overflow=overflows)
-    def open_tree(self, seed: int, limit: int, overflow: Overflow) -> Place:
+    @initialize(
+        target=places,
+        seed=st.integers(0, 2**32),
+        limit=limits,
+        overflow=overflows,
+        nodes=st.sampled_from([Node, Node, Alike]),
+        log=st.sampled_from(["", "", "", "filter", "handler"]),
+    )
+    def open_tree(
+        self,
+        seed: int,
+        limit: int,
+        overflow: Overflow,
+        nodes: type[Node] = Node,
+        log: str = "",
+    ) -> Place:
         """Open the first root; the seed is for Trio's scheduler."""
-        self.begin(seed)
+        self.node_class = nodes
+        self.begin(seed, log)
         return self._open_root(limit, overflow)
 
     @precondition(lambda self: all(root.is_over or root.has_fallen for root in self.roots))

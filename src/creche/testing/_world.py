@@ -8,11 +8,13 @@ repeats exactly.
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import random
 import threading
 import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -75,6 +77,40 @@ class _Shuffling(threading.local):
             yield
         finally:
             _run._r = before
+
+
+@contextmanager
+def broken_log(where: str, told: Callable[[], object]) -> Generator[None]:
+    """Make the library's log raise whenever it is told anything, changes of state included.
+
+    Args:
+        where: ``"filter"`` or ``"handler"``.
+        told: Called before it raises.
+    """
+
+    def fail(record: logging.LogRecord) -> bool:
+        told()
+        raise OSError(f"the {where} of the log takes no {record.levelname}")
+
+    logger = logging.getLogger("creche")
+    level, disabled = logger.level, logger.disabled
+    handler = logging.NullHandler()
+    # NullHandler.handle() is what the logger calls.
+    setattr(handler, "handle", fail)  # noqa: B010 (a method, which mypy lets nobody assign)
+    try:
+        logger.setLevel(logging.DEBUG)
+        logger.disabled = False
+        if where == "filter":
+            logger.addFilter(fail)
+        else:
+            logger.addHandler(handler)
+        with redirect_stderr(io.StringIO()):  # where all of it is told in the end
+            yield
+    finally:
+        logger.removeFilter(fail)
+        logger.removeHandler(handler)
+        logger.disabled = disabled
+        logger.setLevel(level)
 
 
 class World:
