@@ -240,20 +240,24 @@ class Races(Rules):
 
         self.do(act)
 
-    @rule(where=places, between=st.sampled_from([32, 0, 1, 2, 3]))
-    def race_removal_as_the_node_ends(self, where: Place, between: int) -> None:
-        """Remove a mounted node as it ends by itself, or once it has ended."""
+    @rule(target=places, where=places, between=st.sampled_from([32, 0, 1, 2, 3]))
+    def race_removal_as_the_node_ends(self, where: Place, between: int) -> Place:
+        """Remove a mounted node as it ends by itself, or once it has ended; another one stays."""
         above = self._find_open(where)
+        made: list[Place] = []
 
         async def act() -> None:
-            place = self.add_place("mounted", above)
-            await above.node.mount(place.node)
-            self.run_worker(place, Script())
+            for _ in range(2):
+                made.append(self.add_place("mounted", above))
+                await above.node.mount(made[-1].node)
+                self.run_worker(made[-1], Script())
+            place = made[0]
             self._fall(place, place.node.cancel)
             await turn(between)
-            await self.remove_node(place)
+            self.world.spawn(partial(self.remove_node, place))
 
         self.do(act)
+        return made[1]
 
     @precondition(lambda self: self.backend == "asyncio")
     @rule(where=places, kind=st.sampled_from(["function", "coroutine"]))

@@ -53,7 +53,7 @@ class Work(Base):
         seed=st.integers(0, 2**32),
         limit=limits,
         overflow=overflows,
-        nodes=st.sampled_from([Node, Node, Alike]),
+        nodes=st.sampled_from([Node, Alike]),
         log=st.sampled_from(["", "", "", "filter", "handler"]),
     )
     def open_tree(
