@@ -600,7 +600,7 @@ def test_answer_of_a_loop_that_has_gone(backend):
     with pytest.raises(WorkerError, match="the event loop has ended"):
         await_answer(Never(), gone)
     answered = Future()
-    answered.set_exception(TimeoutError("of the call itself"))
+    bridge_module.fail(answered, TimeoutError("of the call itself"))
     with pytest.raises(TimeoutError, match="of the call itself"):
         await_answer(answered, gone)
 

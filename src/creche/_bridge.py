@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerYet
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
 import anyio
@@ -62,6 +62,18 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
     return True
 
 
+class _Raised:
+    """An answer: the call has raised.
+
+    A future that has an exception asks for its truth, which an error of the user's may deny.
+    """
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
     """Wait in a thread for what a posted call gives; a loop that was closed under it gives nothing.
 
@@ -69,20 +81,22 @@ def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
         WorkerError: The loop has ended without making the call.
         BaseException: What the call raised.
     """
+    answer: Any = None
     try:
         while True:
             try:
-                return future.result(_PATIENCE)
+                answer = future.result(_PATIENCE)
+                break
             except NoAnswerYet:
-                # Also what a call may raise; then it is done.
-                if future.done():
-                    return future.result()
-                if not run_soon(token, int):
+                if not future.done() and not run_soon(token, int):
                     raise WorkerError(
                         "the event loop has ended and did not make the call of this thread"
                     ) from None
+        if type(answer) is _Raised:
+            raise answer.error
+        return cast("T", answer)
     finally:
-        del future  # what it raises holds this frame
+        del answer, future  # what it raises holds this frame
 
 
 class Steps:
@@ -299,7 +313,7 @@ def fail(future: Future[Any], error: BaseException) -> None:
     """Give an error to the thread that waits, unless it has its answer."""
     strip_traceback(error, _OWN_FRAMES)
     if not future.done():
-        future.set_exception(error)
+        future.set_result(_Raised(error))
 
 
 _open_bridges: WeakSet[Bridge] = WeakSet()

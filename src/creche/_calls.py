@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from contextvars import copy_context
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ._backend import await_users
 from ._bridge import fail
 from ._errors import WorkerCancelled
+from ._report import is_a
 from ._worker import Worker
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def _await(
 
 
 def _close(awaitable: object) -> None:
-    if inspect.iscoroutine(awaitable):
+    if is_a(awaitable, CoroutineType):
         awaitable.close()  # one that was never awaited would be warned about
 
 
@@ -98,7 +100,7 @@ async def _go_on(
         _check_call(node, caller)
         value = await await_users(awaitable)
     except node._creche_nursery.cancelled_class:
-        future.set_exception(WorkerCancelled(_tell_whose(node, caller)))
+        fail(future, WorkerCancelled(_tell_whose(node, caller)))
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         fail(future, error)
     else:
@@ -111,7 +113,7 @@ async def _go_on(
 
 def _tell_whose(node: Branch, caller: Worker[Any] | None) -> str:
     """Name who was cancelled, and the call with it."""
-    if caller is not None and caller.is_cancelled:
+    if caller is not None and caller._cancellation is not None:
         return caller._tell_cancellation()
     if node._creche_nursery.is_cancelled:
         return f"{node._creche_spoken()} was cancelled"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pickle
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakSet
 
-from ._report import text_of
+from ._report import harmless, is_a, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import TracebackType
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
@@ -61,7 +61,7 @@ class WorkerFailed(WorkerError):
 
     def __str__(self) -> str:
         failed = self
-        while isinstance(failed.error, WorkerFailed):  # not repr(): escapes double at each relay
+        while is_a(failed.error, WorkerFailed):  # not repr(): escapes double at each relay
             failed = failed.error
         text = text_of(failed.error)
         return f"{failed._label} failed: {type(failed.error).__name__}" + (
@@ -70,7 +70,7 @@ class WorkerFailed(WorkerError):
 
     def __reduce__(self) -> tuple[object, ...]:
         error = self.error
-        if not isinstance(error, WorkerFailed):
+        if not is_a(error, WorkerFailed):
             try:
                 pickle.loads(pickle.dumps(error))  # noqa: S301 (made in the line itself)
             except Exception:  # noqa: BLE001 (what cannot cross must not keep the rest from it)
@@ -130,12 +130,12 @@ def unreported(error: BaseException, tree: object) -> BaseException | None:
 
 
 def _is_second_report(error: BaseException, tree: object) -> bool:
-    if not isinstance(error, WorkerFailed):
+    if not is_a(error, WorkerFailed):
         return False
     source, root = error.worker, error.worker
     while source is not None:  # the worker in which the original error was raised
         root = source
-        source = source.error.worker if isinstance(source.error, WorkerFailed) else None
+        source = source.error.worker if is_a(source.error, WorkerFailed) else None
     if root is None:
         return False  # not made by wait(): the user's own
     if not note_report(root._tied(), tree):
@@ -162,9 +162,8 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
     ahead = [error]
     while ahead:
         each = ahead.pop()
-        if isinstance(each, BaseExceptionGroup):
-            group = cast("BaseExceptionGroup[BaseException]", each)
-            ahead.extend(reversed(group.exceptions))
+        if is_a(each, BaseExceptionGroup):
+            ahead.extend(reversed(parts_of(each)))
         else:
             yield each
 
@@ -178,7 +177,7 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
         ``derive()`` of its class raises, or it is nested too deep for them: then it is a plain and
         flat group with the same message and traceback.
     """
-    if not isinstance(error, BaseExceptionGroup):
+    if not is_a(error, BaseExceptionGroup):
         return None if is_out(error) else error
     group = cast("BaseExceptionGroup[BaseException]", error)
     every = list(leaves(group))
@@ -188,13 +187,11 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
     rest = [leaf for leaf in every if id(leaf) not in out]
     if not rest:
         return None
-    try:
+    with harmless:  # it is the user's own, and there is another way
         part = group.split(lambda leaf: id(leaf) in out)[1]
         if part is not None and list(map(id, leaves(part))) == list(map(id, rest)):
             return part
-    except Exception:  # noqa: BLE001, S110 (the user's own, and there is another way)
-        pass
-    flat: BaseException = BaseExceptionGroup(group.message, rest)
+    flat: BaseException = BaseExceptionGroup(_MESSAGE.__get__(group), rest)
     # As split() does. Not the group as its cause: that holds what was taken out, a cancellation
     # perhaps, whose frames hold the worker.
     for told in (_TRACEBACK, _CAUSE, _CONTEXT):
@@ -207,6 +204,26 @@ _TRACEBACK, _CAUSE, _CONTEXT, _DICT = (
     BaseException.__dict__[name]
     for name in ("__traceback__", "__cause__", "__context__", "__dict__")
 )
+
+# What is read of a group likewise.
+_MESSAGE, _PARTS = (BaseExceptionGroup.__dict__[name] for name in ("message", "exceptions"))
+
+
+def parts_of(group: BaseException) -> tuple[BaseException, ...]:
+    """Give the errors of a group of any class; of an error that is none, itself."""
+    if not is_a(group, BaseExceptionGroup):
+        return (group,)
+    return cast("tuple[BaseException, ...]", _PARTS.__get__(group))
+
+
+def get_traceback(error: BaseException) -> TracebackType | None:
+    """Give the ``__traceback__`` of an error of any class."""
+    return cast("TracebackType | None", _TRACEBACK.__get__(error))
+
+
+def get_cause(error: BaseException) -> BaseException | None:
+    """Give the ``__cause__`` of an error of any class."""
+    return cast("BaseException | None", _CAUSE.__get__(error))
 
 
 def set_cause(error: BaseException, cause: BaseException | None) -> None:
@@ -234,14 +251,14 @@ def drop_cancellation(error: BaseException, cancelled_class: type[BaseException]
     while inner is not None and id(inner) not in seen:
         seen.add(id(inner))
         context = get_context(inner)
-        if isinstance(context, cancelled_class):
+        if is_a(context, cancelled_class):
             _CONTEXT.__set__(inner, None)
         inner = context
 
 
 def add_note(error: BaseException, note: str) -> None:
     """Put a note on an error, once; nothing happens where its own ``__notes__`` does not allow."""
-    with suppress(Exception):
+    with harmless:
         notes = getattr(error, "__notes__", ())
         if note not in notes:
             _DICT.__get__(error)["__notes__"] = [*notes, note]
@@ -252,7 +269,7 @@ def strip_traceback(error: BaseException, package: str) -> None:
 
     They hold the worker, which holds the error: a reference cycle; and they tell the user nothing.
     """
-    with suppress(Exception):  # what runs in exec() may have globals of any kind
+    with harmless:  # what runs in exec() may have globals of any kind
         traceback = _TRACEBACK.__get__(error)
         while traceback and str(traceback.tb_frame.f_globals.get("__name__")).startswith(package):
             traceback = traceback.tb_next

@@ -74,7 +74,7 @@ def facts_of(worker: Worker[Any]) -> Facts:
     )
 
 
-def name_of(worker: Worker[Any]) -> str:
+def name_of(worker: object) -> str:
     """Give the name of a worker, or that of its class if it has none."""
     return text_of(worker, "name") or type(worker).__name__
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import cast
 
-from ._errors import get_context, set_cause, set_context, unreported
+from ._errors import get_cause, get_context, parts_of, set_cause, set_context, unreported
+from ._report import harmless, is_a
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
@@ -25,11 +25,13 @@ class Failures:
 
     def add(self, error: BaseException, tree: object) -> None:
         """Take in an error, unless it is here or its tree reports it already."""
-        fresh = unreported(error, tree)
+        fresh: BaseException | None = error
+        with harmless:  # what it tells of its worker may be the user's own
+            fresh = unreported(error, tree)
         try:
             if fresh is None or fresh is self._bare or id(fresh) in map(id, self._errors):
                 pass
-            elif isinstance(fresh, Exception) or self._bare is not None:
+            elif is_a(fresh, Exception) or self._bare is not None:
                 self._errors.append(fresh)
             else:
                 self._bare = fresh
@@ -58,11 +60,11 @@ class Failures:
         context = get_context(bare) if bare is not None else None
         try:
             if bare is not None:
-                before = bare.__cause__
-                if isinstance(before, BaseExceptionGroup):  # of a node below, from which it came
-                    group = cast("BaseExceptionGroup[BaseException]", before)
-                    errors = [*group.exceptions, *errors]
-                if errors and (before is None or isinstance(before, BaseExceptionGroup)):
+                before = get_cause(bare)
+                is_group = is_a(before, BaseExceptionGroup)
+                if before is not None and is_group:  # of a node below, from which it came
+                    errors = [*parts_of(before), *errors]
+                if errors and (before is None or is_group):
                     set_cause(bare, BaseExceptionGroup("other errors in workers", errors))
                 leaving = bare
             elif errors:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from ._options import check_limit
 from ._record import percent
 from ._report import shown
-from ._state import ERROR, PENDING
+from ._state import ERROR, FINAL, PENDING
 from ._worker import Worker, wait_for
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ in_order = attrgetter("_order")
 
 def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[Any]]:
     """Cancel workers, from anywhere; give those that were not cancelled before."""
-    cancelled = [worker for worker in workers if not worker.is_cancelled]
+    cancelled = [worker for worker in workers if worker._cancellation is None]
     for worker in cancelled:
         worker.cancel(reason)
     return cancelled
@@ -137,14 +137,14 @@ class WorkerGroup:
         # In the order in which workers move on: seen from another thread one may be in two places
         # while this is read, and is given once; but none is in no place.
         unstarted = [worker for worker, _ in list(self._unstarted.values())]
-        waiting = [worker for worker in list(self._queue) if not worker.is_finished]
+        waiting = [worker for worker in list(self._queue) if worker._state not in FINAL]
         every = {
             each._order: each for each in (*unstarted, *waiting, *list(self._running.values()))
         }
         return iter([every[order] for order in sorted(every)])
 
     def __contains__(self, worker: object) -> bool:
-        return isinstance(worker, Worker) and worker._place is self and not worker.is_finished
+        return isinstance(worker, Worker) and worker._place is self and worker._state not in FINAL
 
     @property
     def running(self) -> int:
@@ -379,7 +379,7 @@ class WorkerGroup:
             # The newest are to run, as many as the limit. So once all that run are on their way
             # out, it is the oldest of those waiting that gives way.
             every = (*self._running.values(), *self._queue)
-            alive = [other for other in every if not other.is_cancelled]
+            alive = [other for other in every if other._cancellation is None]
             if self._limit is not None and len(alive) >= self._limit:
                 alive[0]._cancel_here("superseded: the group restarts")
         return True
@@ -392,7 +392,7 @@ class WorkerGroup:
         try:
             while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
                 worker = self._queue[0]
-                if worker.is_finished:
+                if worker._state in FINAL:
                     self._called_off -= self._queue.popleft() is worker
                     continue
                 try:
@@ -419,7 +419,7 @@ class WorkerGroup:
         if worker._place is self:
             worker._place, self._called_off = None, self._called_off + 1
         if self._called_off * 2 > len(self._queue):
-            self._queue = deque(other for other in self._queue if not other.is_finished)
+            self._queue = deque(other for other in self._queue if other._state not in FINAL)
             self._called_off = 0
         if self._queue:
             self._fill()

@@ -27,9 +27,10 @@ from ._errors import (
     uncancelled,
 )
 from ._record import Record, ResultType, lock
-from ._report import shown, tell, text_of
+from ._report import harmless, is_a, shown, tell, text_of
 from ._running import in_task, in_thread, is_unawaited
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
+from ._text import text_of as attribute_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,10 +167,12 @@ class Life(Record[ResultType]):
             del error, self
 
     def _is_cancellation(self, error: BaseException) -> bool:
-        if isinstance(error, self._nursery.cancelled_class):
+        if is_a(error, self._nursery.cancelled_class):
             return True
         # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
-        return self.is_cancelled and isinstance(error, WorkerCancelled | ThreadCancelledError)
+        return self._cancellation is not None and is_a(
+            error, (WorkerCancelled, ThreadCancelledError)
+        )
 
     # the job, as the ways of running see it
 
@@ -255,7 +258,8 @@ class Life(Record[ResultType]):
             raise WorkerCancelled(self._tell_cancellation())
 
     def _tell_cancellation(self) -> str:
-        reason = f": {text_of(self.cancel_reason)}" if self.cancel_reason is not None else ""
+        why = self._cancellation[1] if self._cancellation is not None else None
+        reason = f": {text_of(why)}" if why is not None else ""
         return f"{self._creche_spoken()} was cancelled{reason}"
 
     def _mark(self, reason: object) -> bool:
@@ -341,7 +345,7 @@ class Life(Record[ResultType]):
     def _announce(self, state: WorkerState) -> None:
         try:
             self._node._creche_announce(self, state)
-        except Exception as fault:  # noqa: BLE001 (raised by the block; the change goes on)
+        except BaseException as fault:  # noqa: BLE001 (raised by the block; the change goes on)
             self._nursery.fail(fault)
 
     def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
@@ -368,16 +372,15 @@ class Life(Record[ResultType]):
         """End, in the order on which threads that read without a lock rely."""
         try:
             # Work that was entered closes itself; in an abandoned thread it may still be running.
-            fatal = error is not None and (self.exit_on_error or not isinstance(error, Exception))
+            fatal = error is not None and self._is_fatal(error)
             if error is not None and self._outcome is not error:
                 self._decorate(error, state, fatal=fatal)
-            if fatal and not isinstance(error, WorkerFailed):
+            if fatal and not is_a(error, WorkerFailed):
                 note_report(self._tied(), self._nursery.tree)
             if self._state not in FINAL:
                 self._outcome = error if error is not None else self._outcome
                 self._move(state)
-            if self._ties is not None and self._ties.done is not None:
-                self._ties.done.set()  # before the node is cancelled: who waits here learns why
+            self._wake_all()  # before the node is cancelled: who waits here learns why
             if fatal and error is not None:
                 self._nursery.fail(error)
             if self._place is not None:
@@ -394,6 +397,16 @@ class Life(Record[ResultType]):
         finally:
             del error, self
 
+    def _wake_all(self) -> None:
+        for event in (self._ties.begun, self._ties.done) if self._ties is not None else ():
+            if event is not None:
+                event.set()
+
+    def _is_fatal(self, error: BaseException) -> bool:
+        with harmless:  # it may be set to anything
+            return not is_a(error, Exception) or bool(self.exit_on_error)
+        return True
+
     def _decorate(self, error: BaseException, state: WorkerState, *, fatal: bool) -> None:
         """Put on an error where it happened, and say so in the log in this very moment.
 
@@ -403,10 +416,11 @@ class Life(Record[ResultType]):
             strip_traceback(error, _OWN_FRAMES)
             drop_cancellation(error, self._nursery.cancelled_class)
             where = self._node._creche_spoken()
-            add_note(error, f"in {self._creche_spoken()} of group {shown(self.group)} on {where}")
-            if fatal and (isinstance(error, WorkerFailed) or not isinstance(error, Exception)):
+            group = shown(attribute_of(self, "group"))
+            add_note(error, f"in {self._creche_spoken()} of group {group} on {where}")
+            if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
                 return  # told where it first failed; or no failure, but a wish to end
-            call = text_of(self.description)[:_LONGEST]
+            call = attribute_of(self, "description")[:_LONGEST]
             tell(
                 logging.ERROR,
                 "%s failed%s%s",
@@ -416,7 +430,9 @@ class Life(Record[ResultType]):
                 error=error,
                 fields=self._log_fields(state, self._state),
             )
-        except Exception as fault:  # noqa: BLE001 (see above)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as fault:  # noqa: BLE001 (see above)
             tell(logging.ERROR, "could not say all about a failed worker", error=fault)
         finally:
             del error, self
@@ -434,7 +450,7 @@ class Life(Record[ResultType]):
 
     def _close_work(self) -> None:
         work, self._work = self._work, None
-        if isinstance(work, Coroutine):
+        if is_a(work, Coroutine):
             # One that was never awaited would be warned about.
             work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
 

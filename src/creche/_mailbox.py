@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from types import CoroutineType
 from typing import TYPE_CHECKING, Protocol
 
 from ._backend import await_users, call_users
@@ -21,7 +22,8 @@ from ._errors import (
 )
 from ._message import Backlog, Message
 from ._nursery import CLOSED
-from ._report import tell
+from ._report import is_a, tell
+from ._text import text_of
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -125,7 +127,7 @@ class Mailbox:
                     self._addressee._creche_pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 failure = error
-                if inspect.iscoroutine(outcome):
+                if is_a(outcome, CoroutineType):
                     outcome.close()  # it may have been broken off before it was awaited
             # Out of the handler: the cancellation that follows would have it as its context.
             if failure is not None:
@@ -139,22 +141,24 @@ class Mailbox:
         """Weigh what a handler raised."""
         cancelled = self._nursery.cancelled_class
         # A cancellation ends this handler, at its first await. The others have their turn.
-        failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
+        failure = uncancelled(error, lambda leaf: is_a(leaf, cancelled))
         try:
             if failure is None:
                 if not self._hurried and self._nursery.is_scope_cancelled():
                     self._nursery.cancel_from_outside()
                 return
-            where = f"{message.handler_name} of {self._addressee._creche_spoken()}"
-            if isinstance(failure, WorkerError) and failure._is_refusal:
+            where = f"{text_of(message, 'handler_name')} of {self._addressee._creche_spoken()}"
+            if is_a(failure, WorkerError) and failure._is_refusal:
                 # It wanted to start work as the node, or another, was shutting down: too late.
                 tell(logging.WARNING, "%s: %s", where, failure)
                 return
-            strip_traceback(failure, _OWN_FRAMES)
-            drop_cancellation(failure, cancelled)
-            add_note(failure, f"in {where}")
-            if isinstance(failure, Exception) and not isinstance(failure, WorkerFailed):
-                tell(logging.ERROR, "%s failed, and with it the node", where, error=failure)
-            self._nursery.fail(failure)
+            try:
+                strip_traceback(failure, _OWN_FRAMES)
+                drop_cancellation(failure, cancelled)
+                add_note(failure, f"in {where}")
+                if is_a(failure, Exception) and not is_a(failure, WorkerFailed):
+                    tell(logging.ERROR, "%s failed, and with it the node", where, error=failure)
+            finally:
+                self._nursery.fail(failure)
         finally:
             del error, failure

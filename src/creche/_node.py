@@ -20,7 +20,7 @@ from ._options import check_limit, check_overflow
 from ._record import Record, check_text, lock
 from ._report import logger, shown
 from ._snapshot import NodeSnapshot, take
-from ._state import PENDING
+from ._state import FINAL, PENDING
 from ._subscription import Subscription
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
@@ -213,7 +213,7 @@ class Node(Branch):
             worker,
             self,
             work,
-            name or called,
+            (name or called) if type(name) is str else called if name is None else name,
             "default" if group is None else group,
             description,
             exit_on_error,
@@ -307,7 +307,7 @@ class Node(Branch):
         """
         if worker._created_at is not None:
             raise WorkerError(f"{worker._creche_spoken()} was added before")
-        if worker._state is not PENDING and worker.is_finished:
+        if worker._state is not PENDING and worker._state in FINAL:
             raise WorkerError(f"{worker._creche_spoken()} has ended; add one that has not")
         try:
             nursery = self._creche_nursery
@@ -317,7 +317,7 @@ class Node(Branch):
             else:
                 self._creche_admit(worker, start, supersedes)
         except BaseException:
-            if worker._place is None and not worker.is_finished:
+            if worker._place is None and worker._state not in FINAL:
                 worker._refuse()
             raise
 
@@ -378,6 +378,7 @@ class Node(Branch):
             Any thread.
         """
         check_text("the name of a group", name)
+        name = str.__str__(name)
         settings = (check_limit(limit), check_overflow(overflow))
 
         def declare() -> WorkerGroup:
@@ -487,7 +488,7 @@ class Node(Branch):
             self._creche_tell_progress(worker)
             return
         with lock:
-            if worker._order in self._creche_advanced or worker.is_finished:
+            if worker._order in self._creche_advanced or worker._state in FINAL:
                 return
             self._creche_advanced.add(worker._order)
         if not bridge.post(partial(self._creche_tell_progress, worker)):
@@ -497,7 +498,7 @@ class Node(Branch):
         self._creche_advanced.discard(
             worker._order
         )  # first: what is done from here on needs another hop
-        if not worker.is_finished:
+        if worker._state not in FINAL:
             message = Worker.ProgressChanged(worker)
             self._creche_tell(message, handled=self._creche_handles(Worker.ProgressChanged))
 

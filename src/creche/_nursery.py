@@ -35,9 +35,9 @@ from anyio import lowlevel
 
 from ._backend import get_backend
 from ._bridge import Bridge
-from ._errors import DeadlockError, WorkerError, leaves, uncancelled
+from ._errors import DeadlockError, WorkerError, get_traceback, leaves, uncancelled
 from ._failures import Failures
-from ._report import tell
+from ._report import is_a, tell
 
 try:  # AnyIO asks sniffio which library runs, if it is installed
     from sniffio import current_async_library_cvar as _library
@@ -614,7 +614,7 @@ class Nursery:
         leaving: BaseException | None = None
         try:
             if error is not None:
-                failure = uncancelled(error, lambda leaf: isinstance(leaf, self.cancelled_class))
+                failure = uncancelled(error, lambda leaf: is_a(leaf, self.cancelled_class))
                 if failure is not None:
                     self._try(partial(self._fail_in_body, failure))
                 else:
@@ -697,7 +697,7 @@ class Nursery:
             try:
                 await inner.close(None)
             except BaseException as error:  # noqa: BLE001 (raised with the failures of this block)
-                if isinstance(error, self.cancelled_class):
+                if is_a(error, self.cancelled_class):
                     self.cancel_from_outside()
                 else:
                     self.fail(error)
@@ -759,7 +759,7 @@ class Nursery:
         except KeyboardInterrupt as exc:  # Trio delivers it here, if it is due
             self._failures.add(exc, self.tree)
         kind = type(cancellation) if cancellation is not None else None
-        traceback = cancellation.__traceback__ if cancellation is not None else None
+        traceback = get_traceback(cancellation) if cancellation is not None else None
         try:
             swallowed = await self._group.__aexit__(kind, cancellation, traceback)
         except self.cancelled_class as exc:
@@ -782,9 +782,9 @@ class Nursery:
         try:
             self._killed = False  # this is why
             for leaf in leaves(error):
-                if isinstance(leaf, RuntimeError) and self._is_misnested:
+                if is_a(leaf, RuntimeError) and self._is_misnested:
                     continue  # what AnyIO or Trio says to the same
-                if not isinstance(leaf, self.cancelled_class):
+                if not is_a(leaf, self.cancelled_class):
                     self._failures.add(leaf, self.tree)
         finally:
             del error

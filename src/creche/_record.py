@@ -9,8 +9,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from ._errors import WorkerError
+from ._facts import name_of, path_of
 from ._report import logger, shown, text_of
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
+from ._text import text_of as attribute_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -446,18 +448,18 @@ class Record(Generic[ResultType]):
         self, state: WorkerState | None = None, previous: WorkerState | None = None
     ) -> dict[str, str | None]:
         """Give what a record in the log has of its own, under names that clash with nothing."""
-        reason = self.cancel_reason
+        reason = None if self._cancellation is None else self._cancellation[1]
         return {
-            "creche_worker": text_of(self.name) or type(self).__name__,
-            "creche_group": self.group,
-            "creche_node": self._node.path,
+            "creche_worker": name_of(self),
+            "creche_group": attribute_of(self, "group"),
+            "creche_node": path_of(self._node),
             "creche_state": (self._state if state is None else state).name,
             "creche_previous": None if previous is None else previous.name,
             "creche_reason": None if reason is None else text_of(reason),
         }
 
     def _creche_spoken(self) -> str:
-        return f"worker {shown(self.name or type(self).__name__)}"
+        return f"worker {shown(name_of(self))}"
 
 
 def percent(completed: float, total: float | None) -> float:

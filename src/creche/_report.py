@@ -10,31 +10,63 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    if sys.version_info >= (3, 13):
+        from typing import TypeIs
+    else:
+        from typing_extensions import TypeIs
+
+T = TypeVar("T")
 logger = logging.getLogger("creche")
 _LONGEST = 200  # characters of an object of the user's within a sentence
 
 
+class _Harmless:
+    """See ``harmless``."""
+
+    def __enter__(self) -> None:
+        """Begin what may fail."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """End it; what it raised is dropped."""
+        return kind is not None and not issubclass(kind, KeyboardInterrupt)
+
+
+harmless = _Harmless()
+"""``with harmless:`` asks a user's object for what is not needed: only a Ctrl+C goes on its way."""
+
+
+def is_a(value: object, kind: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
+    """Tell of what class something is. ``isinstance()`` asks its ``__class__``, which may raise."""
+    return issubclass(type(value), kind)
+
+
 def text_of(value: object) -> str:
     """Give ``str(value)``, whatever that does."""
-    try:
+    with harmless:
         # A subclass of str may have ideas of its own; its letters are what counts.
-        return str.__str__(value if isinstance(value, str) else str(value))
-    except Exception:  # noqa: BLE001 (the user's own, of which a text is all that is wanted)
-        return f"<unprintable {type(value).__name__}>"
+        return str.__str__(value if is_a(value, str) else str(value))
+    return f"<unprintable {type(value).__name__}>"
 
 
 def shown(value: object, longest: int = _LONGEST) -> str:
     """Give ``repr(value)``, whatever that does, cut to a length fit for a sentence."""
-    if isinstance(value, str):
+    if is_a(value, str):
         value = str.__str__(value)[:longest]  # the repr of 20 MB takes its time
-    elif isinstance(value, bytes | bytearray):
+    elif is_a(value, (bytes, bytearray)):
         value = value[:longest]
-    try:
+    text = f"<unprintable {type(value).__name__}>"
+    with harmless:
         text = str.__str__(repr(value))
-    except Exception:  # noqa: BLE001 (as above)
-        text = f"<unprintable {type(value).__name__}>"
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
@@ -56,8 +88,10 @@ def tell(
     """
     try:
         logger.log(level, message, *args, exc_info=error, extra=fields)
-    except Exception as fault:  # noqa: BLE001 (the program's own, and nothing may stop for it)
-        with suppress(Exception):
+    except KeyboardInterrupt:
+        raise
+    except BaseException as fault:  # noqa: BLE001 (the program's own, and nothing may stop for it)
+        with harmless:
             what = text_of(message % args if args else message)
             print(f"--- the log failed to tell: {what} ---", file=sys.stderr)  # noqa: T201 (see above)
             traceback.print_exception(fault, file=sys.stderr)

@@ -20,7 +20,7 @@ from ._backend import interruptible
 from ._bridge import run_soon
 from ._context import current
 from ._errors import WorkerCancelled, WorkerError, strip_traceback
-from ._report import shown, tell
+from ._report import is_a, shown, tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -163,7 +163,7 @@ async def in_thread(
 
 def is_unawaited(value: object) -> bool:
     """Whether something is a coroutine of which not a line has run: it is warned about."""
-    return inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
+    return is_a(value, CoroutineType) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
 
 
 class _ThreadCall:
@@ -231,7 +231,7 @@ class _ThreadCall:
         except BaseException as error:
             if not await self._outlive_cancellation():
                 raise
-            if isinstance(error, anyio.get_cancelled_exc_class()):
+            if is_a(error, anyio.get_cancelled_exc_class()):
                 # The thread was quicker than a native cancellation, of which nobody else hears.
                 self._job._notice_cancellation()
             else:
@@ -273,7 +273,7 @@ class _ThreadCall:
         try:
             if error is None:
                 return self._value
-            if isinstance(error, anyio.get_cancelled_exc_class()):
+            if is_a(error, anyio.get_cancelled_exc_class()):
                 await lowlevel.checkpoint_if_cancelled()
                 error = _leaked(self._job)
             raise error

@@ -10,6 +10,7 @@ import math
 import operator
 from typing import Any
 
+from ._report import harmless
 from ._report import text_of as _text_of
 
 _MOST = 10**18
@@ -31,11 +32,10 @@ def text(value: object) -> str:
 
 def text_of(owner: object, attribute: str) -> str:
     """Put an attribute in text, be it a property of a subclass; of ``None`` that is empty."""
-    try:
+    with harmless:
         value = getattr(owner, attribute)
-    except Exception:  # noqa: BLE001 (what others wrote; a Ctrl+C does go on its way)
-        return f"<unreadable {attribute}>"
-    return "" if value is None else text(value)
+        return "" if value is None else text(value)
+    return f"<unreadable {attribute}>"
 
 
 def error_text(error: BaseException) -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import anyio
 
 from ._context import current
-from ._errors import WorkerCancelled, WorkerError, strip_traceback, uncancelled
+from ._errors import WorkerCancelled, WorkerError, parts_of, strip_traceback, uncancelled
+from ._facts import path_of
 from ._log import LOG, is_wanted
 from ._mailbox import Mailbox
 from ._nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
 from ._record import check_text
-from ._report import logger, shown, text_of
+from ._report import is_a, logger, shown, text_of
 from ._subscription import inherit
 from ._worker import Worker
 
@@ -105,7 +106,7 @@ class Branch:
         )
 
     def _creche_spoken(self) -> str:
-        return f"node {shown(self.path)}"
+        return f"node {shown(path_of(self))}"
 
     # from elsewhere
 
@@ -475,12 +476,12 @@ class Branch:
                 await leave.wait()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
             cancelled = self._creche_nursery.cancelled_class
-            failure = uncancelled(error, lambda leaf: isinstance(leaf, cancelled))
+            failure = uncancelled(error, lambda leaf: is_a(leaf, cancelled))
             if failure is not None and not ready.is_set():
                 strip_traceback(failure, _OWN_FRAMES)
                 troubles.append(failure)  # it could not be opened: for who mounts it
             elif failure is not None:
-                errors = list(getattr(failure, "exceptions", (failure,)))
+                errors = list(parts_of(failure))
                 while errors:
                     self._creche_nursery.fail(errors.pop(0))
             del failure  # this frame is in its traceback: a cycle, with all the errors in it

@@ -17,8 +17,8 @@ from ._errors import DeadlockError, NoActiveWorker, WorkerCancelled, WorkerError
 from ._life import Life
 from ._message import Message
 from ._record import ResultType
-from ._report import shown
-from ._state import CANCELLED, ERROR, PENDING, RUNNING, WorkerState
+from ._report import is_a, shown
+from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, WorkerState
 from ._track import track
 from ._waiting import find_deadlock
 
@@ -156,7 +156,7 @@ class Worker(Life[ResultType]):
         """A number that grows with each event of any worker: later events have higher ones."""
 
         def __init__(self, worker: Worker[Any]) -> None:
-            vars(self).update(worker=worker, number=next(_numbers), _key=worker)
+            vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
 
         def __repr__(self) -> str:
             return f"<ProgressChanged {self.worker._creche_spoken()}>"
@@ -235,7 +235,7 @@ class Worker(Life[ResultType]):
 
     def _check_texts(self) -> str:
         """Make plain texts of the name and the group; tell what is wrong, if they are none."""
-        if not isinstance(self.name, str) or not isinstance(self.group, str):
+        if not is_a(self.name, str) or not is_a(self.group, str):
             return f"name {shown(self.name)} and group {shown(self.group)} must both be a text"
         self.name, self.group = str.__str__(self.name), str.__str__(self.group)
         return ""
@@ -353,7 +353,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
         DeadlockError: The caller is a worker, and what it waits for needs it to end first.
         WorkerError: One of the workers was never started; or it belongs to another event loop.
     """
-    waited = [worker for worker in workers if not worker.is_finished]
+    waited = [worker for worker in workers if worker._state not in FINAL]
     for worker in waited:
         if not worker._started and worker._state is PENDING:
             raise WorkerError(
@@ -366,7 +366,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
                 "from a thread use node.call_from_thread(worker.wait)"
             )
     me: Worker[Any] | None = current.get(None)
-    if not waited or me is None or me.is_finished or not me._is_acting():
+    if not waited or me is None or me._state in FINAL or not me._is_acting():
         await _wait_for(waited, begun=begun)
         return
     ties = me._tied()
@@ -395,9 +395,9 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
                 ties.begun = ties.begun or anyio.Event()
                 if worker._state is PENDING:
                     await ties.begun.wait()
-        elif not worker.is_finished:
+        elif worker._state not in FINAL:
             ties.done = ties.done or anyio.Event()
-            if not worker.is_finished:
+            if worker._state not in FINAL:
                 await ties.done.wait()
 
 

@@ -1,0 +1,458 @@
+"""Users' objects that raise, wherever they get: nothing hangs, no error is lost, nothing is held.
+
+One table of objects that refuse what is done to them, and one of the places that they get to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import anyio
+import pytest
+from anyio import lowlevel
+
+from creche import Message, Node, Worker, WorkerError, WorkerFailed
+from helpers import (
+    CANCELLED,
+    ERROR,
+    RENDEZVOUS,
+    SUCCESS,
+    BaseExceptionGroup,
+    ExceptionGroup,
+    settle,
+)
+
+FINAL = (CANCELLED, ERROR, SUCCESS)
+
+
+class Refusal(ValueError):
+    pass
+
+
+class Base(BaseException):
+    """What is no Exception, such as test runners raise where a test has failed."""
+
+
+FAULTS = [Refusal, RecursionError, Base]
+
+
+def refusing(names, fault):
+    """Give methods that raise."""
+
+    def refuse(*_, **__):
+        raise fault("refused")
+
+    return dict.fromkeys(names.split(), refuse)
+
+
+def asked(names, fault):
+    """Give properties that raise when they are read, and when they are set."""
+    return {name: property(each, each) for name, each in refusing(names, fault).items()}
+
+
+def odd(base, *args, **attributes):
+    """Make an object of a class of its own."""
+    return type("Odd", (base,), attributes)(*args)
+
+
+TEXTS = "__str__ __repr__ __format__ __hash__ __eq__ __bool__ __len__ __iter__ __reduce__"
+LINKS = "__traceback__ __context__ __cause__ __suppress_context__"
+PARTS = ("odd", [ValueError("one"), KeyError("two")])
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int = 1
+
+
+ERRORS = {
+    "frozen": lambda _: Frozen(),
+    "slots": lambda _: odd(Exception, __slots__=()),
+    "no list of notes": lambda _: odd(Exception, __notes__=7),
+    "sealed": lambda fault: odd(Exception, **refusing("__setattr__ __delattr__", fault)),
+    "notes": lambda fault: odd(Exception, **asked("__notes__", fault)),
+    "notes of their own": lambda fault: odd(
+        Exception, __notes__=odd(list, [1], **refusing("__iter__ __contains__", fault))
+    ),
+    "adding": lambda fault: odd(Exception, **refusing("add_note with_traceback", fault)),
+    "links": lambda fault: odd(Exception, **asked(LINKS, fault)),
+    "texts": lambda fault: odd(Exception, **refusing(TEXTS, fault)),
+    "class": lambda fault: odd(Exception, **asked("__class__", fault)),
+    "attributes": lambda fault: odd(Exception, **refusing("__getattribute__", fault)),
+    "split": lambda fault: odd(ExceptionGroup, *PARTS, **refusing("split derive subgroup", fault)),
+    "parts": lambda fault: odd(ExceptionGroup, *PARTS, **asked("exceptions message", fault)),
+    "failure": lambda fault: odd(
+        WorkerFailed,
+        ValueError("own"),
+        worker=property(refusing("get", fault)["get"], lambda *_: None),
+    ),
+    "wish": lambda fault: odd(BaseException, **asked(LINKS, fault), **refusing(TEXTS, fault)),
+}
+
+_parts = BaseExceptionGroup.__dict__["exceptions"]
+
+
+def told_by(error):
+    """Give an error and all that is in it, asking nothing of what is the user's."""
+    found, ahead = [], [error]
+    while ahead:
+        each = ahead.pop()
+        found.append(each)
+        if issubclass(type(each), BaseExceptionGroup):
+            ahead.extend(_parts.__get__(each))
+    return found
+
+
+def behind(error):
+    """Give the error behind one that goes bare."""
+    return BaseException.__dict__["__cause__"].__get__(error)
+
+
+class Note(Message):
+    error = None
+
+
+class App(Node):
+    """A node whose handlers raise what they are given."""
+
+    def on_note(self, message):
+        if message.error is not None:
+            raise message.error
+
+    async def on_late(self, message):
+        await lowlevel.checkpoint()
+        raise message.error
+
+
+class Late(Message):
+    error = None
+
+
+class Run:
+    """A node in which something refuses, and what must hold when it has been left."""
+
+    def __init__(self):
+        self.app = App("app")
+        self.nodes, self.workers, self.told, self.outcomes = [self.app], [], [], []
+        self.is_over = False
+        self.raised = None
+
+    def add(self, work, **options):
+        worker = self.app.run_worker(work, **options)
+        self.workers.append(worker)
+        return worker
+
+    def wait(self, worker):
+        """Have a task of nobody's wait for a worker."""
+        outcome = []
+        self.outcomes.append(outcome)
+        self.tasks.start_soon(self._wait, worker, outcome)
+
+    async def _wait(self, worker, outcome):
+        try:
+            outcome.append(await worker.wait())
+        except WorkerError as error:
+            outcome.append(error)
+        except Base as error:
+            outcome.append(error)
+
+    async def go(self, program, *args):
+        end = time.monotonic() + RENDEZVOUS / 5
+        async with anyio.create_task_group() as self.tasks:
+            self.tasks.start_soon(self._live, program, args)
+            while not self.is_over and time.monotonic() < end:
+                await lowlevel.checkpoint()
+            hangs = not self.is_over
+            while not self.is_over:  # so that the test ends all the same
+                for node in self.nodes:
+                    node._creche_nursery.holds = 0
+                    node._creche_nursery.bridge.in_flight = 0
+                    node._creche_nursery._wake()
+                await settle()
+            await settle()
+            self.tasks.cancel_scope.cancel()
+        assert not hangs, f"it hangs: {[worker._state for worker in self.workers]}"
+        self.check()
+
+    async def _live(self, program, args):
+        try:
+            async with self.app:
+                await program(self, *args)
+                await settle(40)
+        except BaseException as error:
+            self.raised = error
+        finally:
+            self.is_over = True
+
+    def check(self):
+        for node in self.nodes:
+            nursery = node._creche_nursery
+            assert node.is_finished
+            assert nursery.holds == nursery.blocks == nursery.bridge.steps.busy == 0, "it is held"
+            assert not nursery.held
+            for group in node._creche_groups.values():
+                assert (len(group), group.running, group.queued) == (0, 0, 0)
+        assert all(worker._state in FINAL for worker in self.workers)
+        assert all(self.outcomes), "a waiter learnt nothing"
+
+    def all_raised(self):
+        if self.raised is None:
+            return []
+        raised = told_by(self.raised)
+        cause = behind(self.raised)
+        return raised if cause is None else [*raised, *told_by(cause)]
+
+    def times_told(self, error):
+        return sum(each is error for each in [*self.all_raised(), *self.told])
+
+
+async def turns():
+    await settle(30)
+
+
+# The places that an error gets to.
+
+
+def raising(error):
+    async def work():
+        await lowlevel.checkpoint()
+        raise error
+
+    return work
+
+
+def failing(error):
+    def work():
+        raise error
+
+    return work
+
+
+async def in_task(run, error):
+    run.wait(run.add(raising(error)))
+
+
+async def at_once(run, error):
+    async def work():
+        raise error
+
+    run.wait(run.add(work))
+
+
+async def called(run, error):
+    """The call itself raises, and gives no coroutine."""
+    run.wait(run.add(failing(error)))
+
+
+async def in_thread(run, error):
+    run.wait(run.add(failing(error), thread=True))
+
+
+async def async_in_thread(run, error):
+    run.wait(run.add(raising(error), thread=True))
+
+
+async def queued(run, error):
+    run.app.group("g", limit=1)
+    for work in (turns, raising(error), turns):
+        run.wait(run.add(work, group="g"))
+
+
+async def restarting(run, error):
+    """The one that gives way raises; the one that follows waits for its slot."""
+    run.app.group("g", limit=1, overflow="restart")
+    run.wait(run.add(unwilling(error), group="g"))
+    await settle(4)
+    run.wait(run.add(turns, group="g"))
+
+
+async def superseded(run, error):
+    run.wait(run.add(unwilling(error), group="g"))
+    await settle(4)
+    run.wait(run.add(turns, group="g", exclusive=True))
+
+
+def unwilling(error):
+    async def work():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise error
+
+    return work
+
+
+async def cancelled(run, error):
+    worker = run.add(unwilling(error))
+    run.wait(worker)
+    await settle(4)
+    worker.cancel(error)  # any object tells why
+
+
+async def cancelled_from_a_thread(run, error):
+    worker = run.add(unwilling(error))
+    run.wait(worker)
+    await settle(4)
+    run.add(lambda: worker.cancel(error), thread=True)
+
+
+async def shut_down(run, error):
+    run.wait(run.add(unwilling(error)))
+    run.wait(run.add(unwilling(error), daemon=True))
+    await settle(4)
+    await run.app.shutdown()
+
+
+async def in_handler(run, error):
+    message = Note()
+    message.error = error
+    run.app.post_message(message)
+
+
+async def in_async_handler(run, error):
+    message = Late()
+    message.error = error
+    run.app.post_message(message)
+
+
+async def in_body(run, error):
+    run.add(anyio.sleep_forever)
+    await settle(4)
+    raise error
+
+
+async def in_block_below(run, error):
+    async with App("page", parent=run.app) as page:
+        run.nodes.append(page)
+        run.workers.append(page.run_worker(raising(error)))
+        await anyio.sleep_forever()
+
+
+async def mounted(run, error):
+    page = await run.app.mount(App("page"))
+    run.nodes.append(page)
+    run.workers.append(page.run_worker(raising(error)))
+
+
+async def mounted_and_removed(run, error):
+    page = await run.app.mount(App("page"))
+    run.nodes.append(page)
+    run.workers.append(page.run_worker(unwilling(error)))
+    await settle(4)
+    await page.remove()
+
+
+async def subscribed(run, error):
+    """It goes on in spite of those who listen."""
+    async with run.app.subscribe(Message, Worker.StateChanged) as events:
+        run.wait(run.add(raising(error)))
+        with contextlib.suppress(BaseException):
+            await settle(60)
+        events.take_all()
+
+
+RAISED = [
+    *(in_task, at_once, called, in_thread, async_in_thread, queued, restarting, superseded),
+    *(cancelled, cancelled_from_a_thread, shut_down, in_handler, in_async_handler, in_body),
+    *(in_block_below, mounted, mounted_and_removed, subscribed),
+]
+
+
+async def stored(run, error):
+    workers = [run.add(raising(error), exit_on_error=False) for _ in range(2)]
+    for worker in (*workers, *workers):
+        run.wait(worker)
+    await settle(30)
+    assert [outcome[0].error is error for outcome in run.outcomes] == [True] * 4
+    for worker in workers:
+        assert worker.state is ERROR
+        assert "cook" not in repr(worker)
+        str(run.outcomes[0][0])
+    run.told.append(workers[0].error)
+
+
+async def relayed(run, error):
+    """Workers wait for a worker, and a thread for the last of them."""
+    worker = run.add(raising(error), exit_on_error=False)
+    relay = run.add(worker.wait, exit_on_error=False)
+
+    def work():
+        try:
+            run.app.call_from_thread(relay.wait)
+        except WorkerFailed as failed:
+            run.told.append(failed.error.error)
+
+    run.add(work, thread=True)
+
+
+async def asked_from_thread(run, error, *, kind=failing):
+    def work():
+        try:
+            run.app.call_from_thread(kind(error))
+        except BaseException as raised:
+            run.told.append(raised)
+
+    run.add(work, thread=True)
+
+
+async def asked_async_from_thread(run, error):
+    await asked_from_thread(run, error, kind=raising)
+
+
+KEPT = [stored, relayed, asked_from_thread, asked_async_from_thread]
+
+
+@pytest.fixture
+def anyio_backend(anyio_backend):
+    """The backends without the debug mode of asyncio, which takes three times as long."""
+    name, options = anyio_backend
+    return name, {key: options[key] for key in options if key != "debug"}
+
+
+@contextmanager
+def naming(*what):
+    """Say what it was that went wrong."""
+    try:
+        yield
+    except (Exception, Base) as error:
+        raise AssertionError(f"{what}: {type(error).__name__} {error}") from None
+
+
+async def each_error(place, check):
+    for name, make in ERRORS.items():
+        for fault in FAULTS:
+            error, run = make(fault), Run()
+            if not issubclass(type(error), Exception) and place is stored:
+                continue  # it would be raised
+            with naming(place.__name__, name, fault):
+                await run.go(place, error)
+                check(run, error)
+
+
+@pytest.mark.parametrize("place", RAISED, ids=lambda place: place.__name__)
+async def test_error_that_is_raised(place):
+    """Whatever an error refuses, it is what the block raises; once, and nothing else."""
+
+    def check(run, error):
+        assert run.times_told(error) == 1, run.raised
+        known = {id(each) for each in told_by(error)}
+        others = [each for each in run.all_raised() if id(each) not in known]
+        assert not [
+            each for each in others if type(each) not in (BaseExceptionGroup, ExceptionGroup)
+        ], others
+
+    await each_error(place, check)
+
+
+@pytest.mark.parametrize("place", KEPT, ids=lambda place: place.__name__)
+async def test_error_that_is_kept(place):
+    """Whatever an error refuses, it is stored, handed on and given to the thread that asked."""
+
+    def check(run, error):
+        assert run.times_told(error) == 1 or not issubclass(type(error), Exception), run.raised
+        assert run.raised is None or not issubclass(type(error), Exception), run.raised
+
+    await each_error(place, check)
