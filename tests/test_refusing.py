@@ -6,6 +6,7 @@ One table of objects that refuse what is done to them, and one of the places tha
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -456,3 +457,244 @@ async def test_error_that_is_kept(place):
         assert run.raised is None or not issubclass(type(error), Exception), run.raised
 
     await each_error(place, check)
+
+
+# Things that are no errors: names, reasons, results, settings.
+
+
+class Thing:
+    pass
+
+
+THINGS = {
+    "text": lambda fault: odd(str, "text", **refusing(TEXTS, fault)),
+    "thing": lambda fault: odd(Thing, **refusing(TEXTS, fault)),
+    "closed": lambda fault: odd(Thing, **refusing("__getattribute__", fault)),
+}
+
+
+async def burning():
+    await lowlevel.checkpoint()
+    raise ValueError("burnt")
+
+
+async def lives(run, change=lambda _: None, **options):
+    """Have workers end in each way, queued ones too, that all were changed in the same way."""
+    run.app.group("g", limit=1)
+    for work in (turns, burning, anyio.sleep_forever, turns):
+        worker = Worker(run.app, work, exit_on_error=False, group="g", **options)
+        change(worker)
+        run.app.workers.add_worker(worker, exclusive=False)
+        run.workers.append(worker)
+        run.wait(worker)
+        if work is anyio.sleep_forever:
+            endless = worker
+    await settle(60)
+    endless.cancel()
+    await settle(60)
+    late = run.add(anyio.sleep_forever, exit_on_error=False)
+    change(late)
+    await settle(6)
+    return [worker._state for worker in run.workers[:4]]
+
+
+def setting(name):
+    async def place(run, thing):
+        states = await lives(run, lambda worker: setattr(worker, name, thing))
+        assert states == [SUCCESS, ERROR, CANCELLED, SUCCESS], states
+        run.app.cancel()
+
+    place.__name__ = f"setting_{name}"
+    return place
+
+
+async def telling_whether_to_fail(run, thing):
+    """What cannot be asked whether an error is to be raised gets it raised."""
+    worker = run.add(burning, exit_on_error=thing)
+    run.wait(worker)
+    await settle(20)
+    assert worker.state is ERROR
+
+
+async def given_as_description(run, thing):
+    states = await lives(run, description=thing)
+    assert states == [SUCCESS, ERROR, CANCELLED, SUCCESS], states
+    run.app.cancel()
+
+
+async def refused_at_once(run, thing):
+    """A name or a group that cannot be used is refused, and the coroutine is closed."""
+    for options in ({"name": thing}, {"group": thing}):
+        with contextlib.suppress(WorkerError):
+            run.workers.append(run.app.run_worker(turns(), **options))
+
+
+async def name_of_node(run, thing):
+    run.app.name = thing
+    await lives(run)
+    run.app.cancel()
+
+
+async def name_of_group(run, thing):
+    try:
+        group = run.app.group(thing, limit=1)
+    except WorkerError:
+        return
+    run.workers += [group.run_worker(turns) for _ in range(2)]
+    run.workers.append(run.app.run_worker(turns, group="text"))
+
+
+async def reason(run, thing):
+    for work in (turns, anyio.sleep_forever):
+        worker = run.add(work)
+        run.wait(worker)
+        if work is turns:
+            worker.cancel(thing)
+        else:
+            await settle(4)
+            run.app.group("default").cancel(thing)
+
+
+async def reason_in_thread(run, thing):
+    """A call of the thread is cancelled with its worker, and is told so."""
+
+    def work():
+        try:
+            run.app.call_from_thread(anyio.sleep_forever)
+        except WorkerError as error:
+            answers.append(error)
+            raise
+
+    answers = []
+    worker = run.add(work, thread=True)
+    run.wait(worker)
+    while not run.app._creche_nursery.held:
+        await lowlevel.checkpoint()
+    worker.cancel(thing)
+    with anyio.CancelScope(shield=True):
+        while not worker.is_finished:
+            await lowlevel.checkpoint()
+    assert len(answers) == 1
+
+
+async def reason_of_node(run, thing):
+    run.app.group("g", limit=1)
+    for _ in range(2):
+        run.wait(run.add(anyio.sleep_forever, group="g"))
+    await settle(4)
+    run.app.cancel(thing)
+
+
+async def result(run, thing):
+    async def work():
+        return thing
+
+    def in_thread_too():
+        return thing
+
+    for each in (work(), work):
+        worker = run.add(each)
+        run.wait(worker)
+    asked = []
+
+    def ask():
+        try:
+            asked.append(run.app.call_from_thread(in_thread_too))
+        except (Exception, Base) as error:
+            asked.append(error)
+
+    run.wait(run.add(in_thread_too, thread=True, exit_on_error=False))
+    run.wait(run.add(ask, thread=True))
+    while not asked:
+        await lowlevel.checkpoint()
+    await settle()
+    assert run.workers[0].result is run.workers[1].result is thing
+
+
+async def result_of_handler(run, thing):
+    run.app.on_note = lambda _: thing
+    run.app.post_message(Note())
+
+
+async def returned_by_a_plain_function(run, thing):
+    run.wait(run.add(lambda: thing, exit_on_error=False))
+
+
+async def given_as_work(run, thing):
+    for options in ({}, {"thread": True}, {"start": False}):
+        for work in (
+            thing,
+            odd(Thing, __call__=lambda _: turns(), __class__=property(thing_of(thing))),
+        ):
+            with contextlib.suppress(WorkerError, Refusal, RecursionError, Base):
+                run.workers.append(run.app.run_worker(work, exit_on_error=False, **options))
+
+
+def thing_of(thing):
+    return lambda _: hash(thing)
+
+
+PLACES = [
+    *(telling_whether_to_fail, setting("name"), setting("description"), given_as_description),
+    *(refused_at_once, name_of_node, name_of_group, reason, reason_in_thread, reason_of_node),
+    *(result, result_of_handler, returned_by_a_plain_function, given_as_work),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+async def test_thing_that_is_no_error(place):
+    """A thing that answers nothing changes how nothing ends, and may be looked at."""
+    for name, make in THINGS.items():
+        for fault in FAULTS:
+            run, thing = Run(), make(fault)
+            with naming(place.__name__, name, fault):
+                await run.go(place, thing)
+                for each in (run.app, *run.workers, *run.app.groups, *run.outcomes, run.raised):
+                    if place is not result:
+                        str(each)
+                assert (run.raised is None) != (place is telling_whether_to_fail), run.raised
+
+
+# The log, of which each part may raise.
+
+
+@contextmanager
+def broken(part, level, fault):
+    """Have a part of the program's logging raise."""
+    refuse = refusing("filter", fault)["filter"]
+    logger, handler = logging.getLogger("creche"), logging.Handler()
+    before, propagated = logger.level, logger.propagate
+    if part == "filter":
+        logger.addFilter(refuse)
+    elif part == "formatter":
+        handler.format = refuse
+        handler.emit = handler.format
+    else:
+        handler.emit = refuse
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagated
+
+
+async def starting(run, _):
+    worker = await run.app.start_worker(turns)
+    run.workers.append(worker)
+
+
+@pytest.mark.parametrize("place", [*RAISED, starting], ids=lambda place: place.__name__)
+async def test_log_that_refuses(place, capsys):
+    """A record that is lost loses nothing else."""
+    for part in ("filter", "handler", "formatter"):
+        for level in (logging.DEBUG, logging.ERROR):
+            for fault in FAULTS:
+                run, error = Run(), ValueError("burnt")
+                with naming(place.__name__, part, level, fault), broken(part, level, fault):
+                    await run.go(place, error)
+                    assert run.times_told(error) == (place is not starting), run.raised

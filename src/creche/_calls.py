@@ -5,7 +5,6 @@ Whatever happens on the way, the thread gets an answer: each way out of here set
 
 from __future__ import annotations
 
-import inspect
 from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._backend import await_users
 from ._bridge import fail
 from ._errors import WorkerCancelled
-from ._report import is_a
+from ._report import is_a, is_awaitable
 from ._worker import Worker
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def begin_call(
     try:
         _check_call(node, caller)
         value = fn(*args)
-        if inspect.isawaitable(value) and not isinstance(value, Worker):
+        if is_awaitable(value) and not is_a(value, Worker):
             _await(node, caller, value, future)
         else:
             future.set_result(value)

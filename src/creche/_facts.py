@@ -79,12 +79,12 @@ def name_of(worker: object) -> str:
     return text_of(worker, "name") or type(worker).__name__
 
 
-def place_of(worker: Worker[Any]) -> str:
+def place_of(worker: Any) -> str:
     """Tell where a worker is: ``path/group``."""
     return f"{path_of(worker._node)}/{text_of(worker, 'group')}"
 
 
-def label(worker: Worker[Any]) -> str:
+def label(worker: Any) -> str:
     """Name a worker as its task is named: ``path/group/name``."""
     return f"{place_of(worker)}/{name_of(worker)}"
 

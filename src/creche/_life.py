@@ -26,8 +26,9 @@ from ._errors import (
     strip_traceback,
     uncancelled,
 )
+from ._facts import label
 from ._record import Record, ResultType, lock
-from ._report import harmless, is_a, shown, tell, text_of
+from ._report import harmless, is_a, is_awaitable, shown, tell, text_of
 from ._running import in_task, in_thread, is_unawaited
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
 from ._text import text_of as attribute_of
@@ -103,7 +104,10 @@ class Life(Record[ResultType]):
         Raises:
             BaseException: The task cannot be made; nothing was changed.
         """
-        name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
+        if type(self.name) is type(self.group) is str:
+            name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
+        else:
+            name = label(self)  # they were set since
         self._handle = self._nursery.spawn(self._main, name=name, context=self._context)
 
     @interruptible
@@ -177,7 +181,7 @@ class Life(Record[ResultType]):
     # the job, as the ways of running see it
 
     def _is_to_await(self, value: object) -> bool:
-        return inspect.isawaitable(value) and not isinstance(value, Record)
+        return is_awaitable(value) and not is_a(value, Record)
 
     def _wait_for_thread(self) -> None:
         assert self._thread is not None

@@ -42,7 +42,9 @@ class Log:
         try:
             _write(message)
             self._is_broken = False
-        except Exception:  # noqa: BLE001 (it is reported)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 (it is reported)
             if not self._is_broken:
                 self._is_broken = True
                 report("a change of a worker's state cannot be logged")

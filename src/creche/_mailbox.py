@@ -6,7 +6,6 @@ nursery meanwhile. Nothing idles.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from types import CoroutineType
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +21,7 @@ from ._errors import (
 )
 from ._message import Backlog, Message
 from ._nursery import CLOSED
-from ._report import is_a, tell
+from ._report import is_a, is_awaitable, tell
 from ._text import text_of
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Mailbox:
                     if (
                         outcome is not None
                         and not self._addressee._creche_is_started(outcome)
-                        and inspect.isawaitable(outcome)
+                        and is_awaitable(outcome)
                     ):
                         await await_users(outcome)
                 if message.bubble and not message._stopped:

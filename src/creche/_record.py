@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from ._errors import WorkerError
 from ._facts import name_of, path_of
-from ._report import logger, shown, text_of
+from ._report import is_a, logger, shown, text_of
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
 from ._text import text_of as attribute_of
 
@@ -214,7 +214,7 @@ class Record(Generic[ResultType]):
         self.group: str = group
         """The group, within the node, that the worker belongs to."""
         # Or what makes it, once somebody reads it.
-        if not isinstance(description, str) and not hasattr(description, "condensed"):
+        if not is_a(description, str) and not hasattr(type(description), "condensed"):
             description = text_of(description)
         self._description = description
         self.exit_on_error: bool = exit_on_error
@@ -493,5 +493,5 @@ def check_text(what: str, text: object) -> None:
     Raises:
         WorkerError: It is not.
     """
-    if not isinstance(text, str):
+    if not is_a(text, str):
         raise WorkerError(f"{what} must be a text, not {shown(text)}")

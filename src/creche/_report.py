@@ -7,10 +7,13 @@ so nothing in it formats or logs but through this module.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,6 +51,13 @@ harmless = _Harmless()
 def is_a(value: object, kind: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
     """Tell of what class something is. ``isinstance()`` asks its ``__class__``, which may raise."""
     return issubclass(type(value), kind)
+
+
+def is_awaitable(value: object) -> TypeIs[Awaitable[Any]]:
+    """Tell whether something can be awaited, by its class: see ``is_a()``."""
+    if is_a(value, GeneratorType):
+        return inspect.isawaitable(value)  # of types.coroutine(), some can
+    return is_a(value, Awaitable)
 
 
 def text_of(value: object) -> str:

@@ -20,7 +20,7 @@ from ._backend import interruptible
 from ._bridge import run_soon
 from ._context import current
 from ._errors import WorkerCancelled, WorkerError, strip_traceback
-from ._report import is_a, shown, tell
+from ._report import is_a, is_awaitable, shown, tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -84,7 +84,7 @@ class Job(Protocol):
 @interruptible
 def call(work: Any) -> object:
     """Call the work, or give it, if it is an awaitable."""
-    if isinstance(work, _FUNCTIONS) or not inspect.isawaitable(work):
+    if type(work) in _FUNCTIONS or not is_awaitable(work):
         return work()
     return work
 
@@ -119,7 +119,7 @@ async def _take(job: Job, value: Any) -> Any:
     try:
         if job._is_to_await(value):
             return await value
-        if hasattr(value, "__await__"):
+        if is_awaitable(value):
             return value  # a worker: whoever wants its result awaits it
         check_no_generator(job, value)
         raise WorkerError(
@@ -136,7 +136,7 @@ def check_no_generator(job: Job, value: object) -> None:
     Raises:
         WorkerError: It is.
     """
-    if isinstance(value, GeneratorType | AsyncGeneratorType):
+    if is_a(value, (GeneratorType, AsyncGeneratorType)):
         raise WorkerError(
             f"the work of {job._creche_spoken()} returned a generator, of which nothing has run; "
             "iterate over it in the work and return a value, with no yield"

@@ -142,7 +142,7 @@ class Branch:
             self._creche_parent._creche_take(message, self._creche_heard_by)
 
     def _creche_is_started(self, outcome: object) -> bool:
-        return isinstance(outcome, Worker)
+        return is_a(outcome, Worker)
 
     def _creche_post(self, message: Message) -> bool:
         bridge = self._creche_bridge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
@@ -17,7 +16,7 @@ from ._errors import DeadlockError, NoActiveWorker, WorkerCancelled, WorkerError
 from ._life import Life
 from ._message import Message
 from ._record import ResultType
-from ._report import is_a, shown
+from ._report import is_a, is_awaitable, shown
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, WorkerState
 from ._track import track
 from ._waiting import find_deadlock
@@ -222,7 +221,7 @@ class Worker(Life[ResultType]):
         work, wrong = self._work, ""
         if is_for_thread and self._thread is None:
             wrong = "abandon_on_cancel and limiter are for threads; add thread=True"
-        elif not (callable(work) or inspect.isawaitable(work)):
+        elif not (callable(work) or is_awaitable(work)):
             if work is not None:
                 wrong = "work must be a coroutine function, a callable or an awaitable"
             elif not self._has_own_run():
