@@ -5,8 +5,10 @@ One table of objects that refuse what is done to them, and one of the places tha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +127,7 @@ class App(Node):
 
     async def on_late(self, message):
         await lowlevel.checkpoint()
-        raise message.error
+        self.on_note(message)
 
 
 class Late(Message):
@@ -698,3 +700,106 @@ async def test_log_that_refuses(place, capsys):
                 with naming(place.__name__, part, level, fault), broken(part, level, fault):
                     await run.go(place, error)
                     assert run.times_told(error) == (place is not starting), run.raised
+
+
+# Tasks that cannot be made, and a stack that is used up: at each of many places.
+
+
+async def much(run):
+    """Make each kind of call that makes a task."""
+    run.app.group("g", limit=1)
+    for work in (turns, turns, turns):
+        with suppressed(run):
+            run.wait(run.add(work, group="g"))
+    with suppressed(run):
+        run.wait(run.add(turns, exclusive=True, group="x"))
+    with suppressed(run):
+        run.app.post_message(Late())
+    await asking(run)
+    page = App("page")
+    with suppressed(run):
+        await run.app.mount(page)
+        run.nodes.append(page)
+        run.workers.append(page.run_worker(anyio.sleep_forever))
+    with suppressed(run):
+        async with App("block", parent=run.app) as block:
+            run.nodes.append(block)
+            run.workers.append(block.run_worker(turns))
+    with suppressed(run):
+        await page.remove()
+
+
+async def asking(run):
+    """Call from a thread, and have the thread add work."""
+    answers = []
+
+    def work():
+        for call in (lambda: 1, turns):
+            try:
+                answers.append(run.app.call_from_thread(call))
+            except BaseException as error:
+                answers.append(error)
+                run.told.append(error)
+        with suppressed(run):
+            run.workers.append(run.app.run_worker(turns))
+
+    with suppressed(run):
+        worker = run.add(work, thread=True)
+        run.wait(worker)
+        while not worker.is_finished:
+            await lowlevel.checkpoint()
+        assert len(answers) == 2 or worker.error is not None or worker.is_cancelled
+
+
+@contextmanager
+def suppressed(run):
+    """Keep what a call raises."""
+    try:
+        yield
+    except (Planted, ExceptionGroup, WorkerError) as error:
+        run.told += told_by(error)
+
+
+class Planted(Exception):
+    pass
+
+
+class Factory:
+    """Makes tasks for the event loop, but for one of those that the library asks for."""
+
+    def __init__(self, at):
+        self.left = at
+        self.fault = Planted(at)
+        self.refused = None
+
+    def __call__(self, loop, coro, **options):
+        frame = sys._getframe()
+        while frame is not None and "/creche/_" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        self.left -= frame is not None
+        if frame is not None and not self.left:
+            self.refused = coro
+            raise self.fault
+        return asyncio.Task(coro, loop=loop, **options)
+
+
+async def test_task_factory_that_refuses(anyio_backend):
+    """Whichever task cannot be made, somebody is told, and the rest ends."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no factory of tasks")
+    loop = asyncio.get_running_loop()
+    for at in range(1, 100):
+        run, factory = Run(), Factory(at)
+        loop.set_task_factory(factory)
+        try:
+            with naming(f"task {at}"):
+                await run.go(much)
+        finally:
+            loop.set_task_factory(None)
+        if factory.refused is None:
+            break
+        factory.refused.close()  # AnyIO's
+        failures = [worker.error for worker in run.workers]
+        told = [*run.all_raised(), *run.told, *failures]
+        assert id(factory.fault) in map(id, told), (at, run.raised)
+    assert at > 10

@@ -52,7 +52,7 @@ NOWHERE = (
     "self.in_flight -= 1",
     "for way in ways",
     "if worker._created_at is not None:",
-    "if worker._state is not PENDING and worker.is_finished:",
+    "if worker._state in FINAL:",
 )
 """The beginnings of lines at which nothing can be raised: they call nothing and make nothing.
 

@@ -307,7 +307,7 @@ class Node(Branch):
         """
         if worker._created_at is not None:
             raise WorkerError(f"{worker._creche_spoken()} was added before")
-        if worker._state is not PENDING and worker._state in FINAL:
+        if worker._state in FINAL:
             raise WorkerError(f"{worker._creche_spoken()} has ended; add one that has not")
         try:
             nursery = self._creche_nursery
