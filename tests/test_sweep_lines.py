@@ -33,7 +33,7 @@ from creche._nursery import HeldTask, Nursery
 from creche._running import _ThreadCall
 from helpers import RENDEZVOUS, BaseExceptionGroup, leaves, settle
 
-PATIENCE = 5.0
+PATIENCE = 60.0
 """Seconds after which a program hangs: a failure, never a delay."""
 MOST = 2
 """How often a line is broken off within one program: there is nothing new in the tenth time."""
