@@ -31,10 +31,12 @@ from creche._life import Life
 from creche._mailbox import Mailbox
 from creche._nursery import HeldTask, Nursery
 from creche._running import _ThreadCall
-from helpers import RENDEZVOUS, BaseExceptionGroup, leaves, settle
+from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle
 
 PATIENCE = 60.0
 """Seconds after which a program hangs: a failure, never a delay."""
+THROUGH = object()
+"""What long work returns that nobody has stopped."""
 MOST = 2
 """How often a line is broken off within one program: there is nothing new in the tenth time."""
 NOWHERE = (
@@ -210,12 +212,22 @@ class Run:
         async with anyio.create_task_group() as self.group:
             with self.plant.here():
                 self.group.start_soon(self.live)
-                while not self.is_over:
-                    assert time.monotonic() < end, f"it hangs: {self.admitted}"
+                while not self.is_over and time.monotonic() < end:
                     await lowlevel.checkpoint()
+            hangs = "" if self.is_over else f"it hangs: {self.admitted}"
+            if hangs:
+                self.let_go()
             await settle(6)
             self.group.cancel_scope.cancel()
+        assert not hangs, hangs
         await settle(2)
+
+    def let_go(self):
+        """Let go of what holds the node: its wait is shielded, and the test is to end."""
+        nursery = self.app._creche_nursery
+        nursery.cancel("it hangs")
+        nursery.holds = nursery.blocks = nursery.bridge.in_flight = 0
+        nursery._wake()
 
     async def live(self):
         try:
@@ -262,7 +274,11 @@ class Run:
         assert self.app.is_finished
         assert all(worker.is_finished for worker in self.admitted), self.admitted
         for worker in self.refused:
+            assert worker.state is not SUCCESS, "its caller was told of an error, and it ran"
             assert worker.is_finished or worker.created_at is None, "refused, and not ended"
+        for worker in self.admitted:
+            went_on = worker.is_cancelled and worker.result is THROUGH
+            assert not went_on, f"{worker} was cancelled, and was not told"
         assert all(self.outcomes.values()), "a waiter learnt nothing"
         for group in self.app._creche_groups.values():
             assert (len(group), group.running, group.queued) == (0, 0, 0), group
@@ -308,6 +324,7 @@ async def raises():
 
 async def long():
     await turns(40)
+    return THROUGH
 
 
 async def returning(run):
