@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from creche import Node, format_tree
-from creche._facts import below, path_of
+from creche._facts import below
+from creche._text import path_of
 from creche.trace import record
 from helpers import settle
 

@@ -21,8 +21,7 @@ import creche._log
 import creche._watching
 import creche.trace._recorder
 from creche import Node, Worker, WorkerError, active_worker, format_tree
-from creche._facts import path_of
-from creche._text import error_text, number, text, text_of
+from creche._text import error_text, number, path_of, text, text_of
 from creche._watching import Faults, beside, report
 from creche.testing import EventRecorder
 from creche.trace import record

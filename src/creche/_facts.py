@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._nursery import NEW
 from ._state import ERROR
-from ._text import number, text, text_of
+from ._text import name_of, number, text, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,34 +72,6 @@ def facts_of(worker: Worker[Any]) -> Facts:
         max(0.0, min(100.0, completed / total * 100.0)) if total else 0.0,
         outcome if isinstance(outcome, BaseException) else None,
     )
-
-
-def name_of(worker: object) -> str:
-    """Give the name of a worker, or that of its class if it has none."""
-    return text_of(worker, "name") or type(worker).__name__
-
-
-def place_of(worker: Any) -> str:
-    """Tell where a worker is: ``path/group``."""
-    return f"{path_of(worker._node)}/{text_of(worker, 'group')}"
-
-
-def label(worker: Any) -> str:
-    """Name a worker as its task is named: ``path/group/name``."""
-    return f"{place_of(worker)}/{name_of(worker)}"
-
-
-def path_of(node: Any) -> str:
-    """Give the names of the nodes from the root to this one, joined by slashes.
-
-    Args:
-        node: The node, or what a worker knows of it.
-    """
-    names: list[str] = []
-    while node is not None:
-        names.append(text_of(node, "name"))
-        node = node._creche_parent
-    return "/".join(reversed(names))
 
 
 def children_of(node: Any) -> list[Any]:

@@ -26,11 +26,11 @@ from ._errors import (
     strip_traceback,
     uncancelled,
 )
-from ._facts import label
 from ._record import Record, ResultType, lock
 from ._report import harmless, is_a, is_awaitable, shown, tell, text_of
 from ._running import in_task, in_thread, is_unawaited
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
+from ._text import label
 from ._text import text_of as attribute_of
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ._facts import name_of, path_of
 from ._record import logger
-from ._text import text, text_of
+from ._text import name_of, path_of, text, text_of
 from ._watching import report
 from ._worker import Worker
 

@@ -9,9 +9,9 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from ._errors import WorkerError
-from ._facts import name_of, path_of
 from ._report import is_a, logger, shown, text_of
 from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
+from ._text import name_of, path_of
 from ._text import text_of as attribute_of
 
 if TYPE_CHECKING:

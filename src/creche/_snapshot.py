@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ._facts import facts_of, label, path_of
+from ._facts import facts_of
 from ._nursery import NEW
 from ._stacks import FrameSnapshot, find_calls, find_stack
 from ._state import FINAL, PENDING
-from ._text import text, text_of
+from ._text import label, path_of, text, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -60,3 +60,31 @@ def number(value: Any) -> float:
         return max(-_MOST, min(_MOST, found))
     except Exception:  # noqa: BLE001 (what others wrote; a Ctrl+C does go on its way)
         return 0
+
+
+def name_of(worker: Any) -> str:
+    """Give the name of a worker, or that of its class if it has none."""
+    return text_of(worker, "name") or type(worker).__name__
+
+
+def place_of(worker: Any) -> str:
+    """Tell where a worker is: ``path/group``."""
+    return f"{path_of(worker._node)}/{text_of(worker, 'group')}"
+
+
+def label(worker: Any) -> str:
+    """Name a worker as its task is named: ``path/group/name``."""
+    return f"{place_of(worker)}/{name_of(worker)}"
+
+
+def path_of(node: Any) -> str:
+    """Give the names of the nodes from the root to this one, joined by slashes.
+
+    Args:
+        node: The node, or what a worker knows of it.
+    """
+    names: list[str] = []
+    while node is not None:
+        names.append(text_of(node, "name"))
+        node = node._creche_parent
+    return "/".join(reversed(names))

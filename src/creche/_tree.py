@@ -10,13 +10,13 @@ import anyio
 
 from ._context import current
 from ._errors import WorkerCancelled, WorkerError, parts_of, strip_traceback, uncancelled
-from ._facts import path_of
 from ._log import LOG, is_wanted
 from ._mailbox import Mailbox
 from ._nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
 from ._record import check_text
 from ._report import is_a, logger, shown, text_of
 from ._subscription import inherit
+from ._text import path_of
 from ._worker import Worker
 
 if TYPE_CHECKING:

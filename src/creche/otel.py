@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from creche import Node, Subscription, Worker, WorkerError, WorkerState
-from creche._facts import facts_of, path_of
-from creche._text import text
+from creche._facts import facts_of
+from creche._text import path_of, text
 from creche._watching import Faults, beside
 
 try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from creche import Node, Subscription, WorkerError
-from creche._facts import path_of
+from creche._text import path_of
 from creche._watching import Faults, beside, report
 
 try:

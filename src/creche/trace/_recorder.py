@@ -16,8 +16,8 @@ from weakref import WeakValueDictionary
 import anyio
 
 from creche import Node, Subscription, Worker, WorkerError, WorkerState
-from creche._facts import below, facts_of, name_of, path_of
-from creche._text import error_text, text_of
+from creche._facts import below, facts_of
+from creche._text import error_text, name_of, path_of, text_of
 from creche._watching import Faults, beside
 
 from ._chrome import as_json
