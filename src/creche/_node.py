@@ -20,7 +20,7 @@ from ._options import check_limit, check_overflow
 from ._record import Record, check_text, lock
 from ._report import logger, shown
 from ._snapshot import NodeSnapshot, take
-from ._state import FINAL, PENDING
+from ._state import FINAL
 from ._subscription import Subscription
 from ._tree import Branch
 from ._worker import Worker, WorkType, wait_for
