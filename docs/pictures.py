@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 
 from creche import Node, get_current_worker
-from creche._state import TRANSITIONS
+from creche._ground.states import TRANSITIONS
 
 PLACE = Path(__file__).parent / "pictures"
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from creche import Node, WorkerCancelled, WorkerError, WorkerFailed
-from creche._errors import without
+from creche._ground.errors import without
 from helpers import (
     CANCELLED,
     ERROR,

@@ -737,6 +737,7 @@ async def test_errors_are_told_in_a_line_of_bounded_length():
         app.run_worker(partial(fail, "x" * 10**6), name="n" * 10**4, exit_on_error=False)
         app.run_worker(partial(fail, "x" * 10**6), name="short", exit_on_error=False)
         await app.workers.wait_for_complete()
+        await settle()
         assert max(map(len, board._tally.failures)) == 1000
 
 

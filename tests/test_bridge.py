@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 from creche import Node, WorkerCancelled, WorkerError
-from creche._backend import get_backend
-from creche._bridge import Bridge, run_soon
-from creche._nursery import Nursery
+from creche._ground.backend import get_backend
+from creche._ground.bridge import Bridge, run_soon
+from creche._nursery.nursery import Nursery
 from helpers import CANCELLED, RENDEZVOUS, settle, until
 
 

@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from creche import Node, format_tree
-from creche._facts import below
-from creche._text import path_of
+from creche._core.facts import below
+from creche._ground.text import path_of
 from creche.trace import record
 from helpers import settle
 
@@ -92,7 +92,7 @@ async def test_a_snapshot_and_a_tree_in_text():
     assert [node.groups[0].workers[0].name for node in nodes[1:3]] == ["w1", "w2"]
     assert len(lines) == 1 + 3 * LAST
     assert lines[1] == "  node n1: open"
-    assert [line.partition(", 0.0 s")[0] for line in lines[-3:]] == [
+    assert [line.partition(", ")[0] for line in lines[-3:]] == [
         f"{' ' * 40}node n{LAST}: open",
         f"{' ' * 40}group default: 1 running",
         f"{' ' * 40}w{LAST}: running",

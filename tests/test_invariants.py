@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from creche import Node, Subscription, Worker
-from creche._group import WorkerGroup
-from creche._life import Life
-from creche._mailbox import Mailbox
-from creche._nursery import Nursery
+from creche._core.group import WorkerGroup
+from creche._core.life import Life
+from creche._messages.mailbox import Mailbox
+from creche._nursery.nursery import Nursery
 from creche.testing import Ending, OnCancel, Script, WorkerMachine
 from creche.testing._base import Posted
 from creche.testing._looking import NAMED
@@ -177,7 +177,7 @@ def test_waiter_that_is_forgotten(machine, place):
 
 def test_ring_that_is_let_in(machine, place, monkeypatch):
     """A worker that may wait for its own end."""
-    monkeypatch.setattr("creche._worker.find_deadlock", lambda me: None)
+    monkeypatch.setattr("creche._core.worker.find_deadlock", lambda me: None)
     record = machine.run(place=place, script=Script())
     machine.wait_within(record=record, awaited=record)
     violated(machine, "rings_are_refused")
@@ -185,7 +185,7 @@ def test_ring_that_is_let_in(machine, place, monkeypatch):
 
 def test_wait_that_is_refused_for_nothing(machine, place, monkeypatch):
     """A worker that may not wait for another, which would have ended."""
-    monkeypatch.setattr("creche._worker.find_deadlock", lambda me: "nonsense")
+    monkeypatch.setattr("creche._core.worker.find_deadlock", lambda me: "nonsense")
     monkeypatch.setattr(Worker, "_is_needed", lambda self: True)
     first = machine.run(place=place, script=Script())
     second = machine.run(place=place, script=Script())
@@ -288,7 +288,7 @@ def test_message_that_is_lost(machine, place, monkeypatch):
 def test_late_effect(machine, place, monkeypatch, swap):
     """A thread that has an effect though it was cancelled, or is refused though it was not."""
     if swap:
-        monkeypatch.setattr("creche._calls._check_call", lambda node, caller: None)
+        monkeypatch.setattr("creche._core.calls._check_call", lambda node, caller: None)
     else:
         monkeypatch.setattr(machine, "_ask_and_cancel", lambda record: record.worker.cancel())
     machine.race_call_from_a_thread_as_it_is_cancelled(

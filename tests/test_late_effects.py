@@ -11,10 +11,10 @@ from concurrent.futures import Future
 import anyio
 import pytest
 
-import creche._bridge
-import creche._running
+import creche._ground.bridge
+import creche._running.ways
 from creche import Message, Node, Worker, WorkerCancelled, WorkerError, get_current_worker
-from creche._bridge import Bridge, await_answer
+from creche._ground.bridge import Bridge, await_answer
 from helpers import (
     CANCELLED,
     ERROR,
@@ -197,7 +197,7 @@ import os, sys, threading
 import anyio
 import creche
 from creche import Node, WorkerError
-from creche._record import lock
+from creche._core.record import lock
 
 def forked(app, worker):
     got = []
@@ -277,7 +277,7 @@ def test_a_child_that_was_forked_off(anyio_backend):
 
 def test_a_call_to_a_loop_that_is_closed_under_it(backend, monkeypatch):
     """A thread that waits for an answer does not wait for ever where somebody ends the loop."""
-    monkeypatch.setattr(creche._bridge, "_PATIENCE", 0.001)
+    monkeypatch.setattr(creche._ground.bridge, "_PATIENCE", 0.001)
 
     async def get_token():
         return anyio.lowlevel.current_token()
@@ -355,7 +355,7 @@ async def test_an_abandoned_thread_that_obeys_is_no_failure(how, caplog):
 
 async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
     """Abandoned between its first step and the call, it has its work all the same."""
-    begun, go, called, run = threading.Event(), threading.Event(), [], creche._running.run_soon
+    begun, go, called, run = threading.Event(), threading.Event(), [], creche._running.ways.run_soon
 
     def slow(token, call):
         done = run(token, call)
@@ -364,7 +364,7 @@ async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
             assert go.wait(RENDEZVOUS)
         return done
 
-    monkeypatch.setattr(creche._running, "run_soon", slow)
+    monkeypatch.setattr(creche._running.ways, "run_soon", slow)
     async with Node("app") as app:
         worker = app.run_worker(lambda: called.append(1), thread=True, abandon_on_cancel=True)
         await until(begun.is_set)

@@ -9,7 +9,7 @@ import logging
 import anyio
 import pytest
 
-import creche._log
+import creche._core.log
 from creche import Message, Node, Worker, active_worker, work
 from helpers import ExceptionGroup, Meeting, settle, until
 
@@ -185,7 +185,7 @@ async def test_a_level_that_is_set_later_counts_from_the_next_worker(caplog):
         await app.run_worker(anyio.lowlevel.checkpoint, "before")
         caplog.set_level(logging.DEBUG, logger="creche")
         await app.run_worker(anyio.lowlevel.checkpoint, "told")
-        assert creche._log.LOG in app._creche_heard_by
+        assert creche._core.log.LOG in app._creche_heard_by
         caplog.set_level(logging.INFO, logger="creche")
         await app.run_worker(anyio.lowlevel.checkpoint, "after")
         assert app._creche_heard_by == ()

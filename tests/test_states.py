@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from creche import Worker, WorkerCancelled, WorkerError, WorkerState
-from creche._nursery import LIVES, Life
-from creche._state import FINAL, TRANSITIONS
+from creche._ground.states import FINAL, TRANSITIONS
+from creche._nursery.nursery import LIVES, Life
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
 CONTRACT = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import creche._worker
+import creche._core.worker
 from creche import Message, Node, Subscription, Worker, WorkerError, get_current_worker
 from helpers import (
     CANCELLED,
@@ -798,7 +798,7 @@ class Program:
             await self.read(self.heard[number % len(self.heard)], *options)
 
     async def listen(self, node, *, tree):
-        since = next(creche._worker._numbers)
+        since = next(creche._core.worker._numbers)
         events = await self.stack.enter_async_context(
             node.subscribe(Worker.StateChanged, tree=tree)
         )

@@ -15,7 +15,7 @@ import pytest
 from anyio import from_thread
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
-from creche._running import _ThreadCall
+from creche._running.ways import _ThreadCall
 from creche.testing._leaks import busy_threads
 from helpers import (
     CANCELLED,

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import creche._nursery
+import creche._nursery.nursery
 from creche import Node, WorkerError, get_current_worker
 from creche.trace import Trace, record
 from creche.trace._layout import Entry, lay_out
@@ -43,14 +43,14 @@ NAMES = {"process_name", "process_sort_index", "thread_name", "thread_sort_index
 def ticking(monkeypatch):
     """A clock that goes on by a second with each look at it, whatever the loop's own does."""
     clock = itertools.count(1000.0).__next__
-    get_backend = creche._nursery.get_backend
+    get_backend = creche._nursery.nursery.get_backend
 
     def with_that_clock(token):
         backend = get_backend(token)
         backend.clock = clock
         return backend
 
-    monkeypatch.setattr(creche._nursery, "get_backend", with_that_clock)
+    monkeypatch.setattr(creche._nursery.nursery, "get_backend", with_that_clock)
     monkeypatch.setattr(anyio, "current_time", clock)
     return clock
 

@@ -310,7 +310,7 @@ async def test_a_worker_that_asks_is_in_the_picture():
 async def test_stacks_need_an_extra(monkeypatch, missing):
     """Where the library is missing, an error says what to install; the rest goes on."""
     monkeypatch.setitem(sys.modules, "stackscope", None)
-    creche._stacks._library.cache_clear()
+    creche._running.stacks._library.cache_clear()
     async with Node("app") as app:
         ask = {"snapshot": app.snapshot, "format_tree": lambda **how: format_tree(app, **how)}
         assert ask[missing]() is not None
@@ -486,7 +486,7 @@ async def test_stacks_are_read_of_those_that_are_shown():
         for number in range(25):
             app.run_worker(anyio.sleep_forever, name=f"worker {number}")
         await settle()
-        shown = app._creche_picture(creche._format.SHOWN).groups[0].workers
+        shown = app._creche_picture(creche._looking.format.SHOWN).groups[0].workers
         everyone = app.snapshot(stacks=True).groups[0].workers
         app.cancel()
     assert [each.stack is not None for each in shown] == [True] * 20 + [False] * 5
@@ -525,7 +525,7 @@ def test_stacks_are_read_without_a_collection_in_the_midst():
     """One that frees a ``threading.local`` there stops CPython 3.11 for good."""
     program = """if True:
         import faulthandler, gc, sys, threading
-        from creche._stacks import current_frames
+        from creche._running.stacks import current_frames
 
         faulthandler.dump_traceback_later(30, exit=True)
         go, here = threading.Event(), threading.Barrier(31)

@@ -33,16 +33,15 @@ from creche import (
     WorkerError,
     WorkerFailed,
 )
-from creche import _bridge as bridge_module
-from creche import _errors as errors
-from creche import _life as life
-from creche import _node as node_module
-from creche import _record as record
-from creche._backend import get_backend
-from creche._bridge import Bridge, await_answer, run_soon
-from creche._group import WorkerGroup
-from creche._message import Backlog
-from creche._nursery import Nursery
+from creche._core import life, record
+from creche._core import node as node_module
+from creche._core.group import WorkerGroup
+from creche._ground import bridge as bridge_module
+from creche._ground import errors
+from creche._ground.backend import get_backend
+from creche._ground.bridge import Bridge, await_answer, run_soon
+from creche._ground.message import Backlog
+from creche._nursery.nursery import Nursery
 from helpers import (
     CANCELLED,
     ERROR,

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-import creche._log
-import creche._watching
+import creche._core.log
+import creche._looking.watching
 import creche.trace._recorder
 from creche import Node, Worker, WorkerError, active_worker, format_tree
-from creche._text import error_text, number, path_of, text, text_of
-from creche._watching import Faults, beside, report
+from creche._ground.text import error_text, number, path_of, text, text_of
+from creche._looking.watching import Faults, beside, report
 from creche.testing import EventRecorder
 from creche.trace import record
 from helpers import ERROR, PENDING, RUNNING, SUCCESS, ExceptionGroup, leaves, settle, until
@@ -790,8 +790,8 @@ async def test_an_error_of_their_own_does_not_replace_that_of_the_body(reader, c
     def lose(*_):
         raise RuntimeError("of the watcher")
 
-    monkeypatch.setattr(creche._subscription.Subscription, "take_all", lose)
-    monkeypatch.setattr(creche._subscription.Subscription, "__anext__", lose)
+    monkeypatch.setattr(creche._messages.subscription.Subscription, "take_all", lose)
+    monkeypatch.setattr(creche._messages.subscription.Subscription, "__anext__", lose)
     error = KeyError("of the body")
     with pytest.raises(KeyError) as caught:
         async with reader(Node("app")):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from ._core.group import WorkerGroup
+from ._core.manager import WorkerManager
+from ._core.node import Node
+from ._core.record import ResultType
+from ._core.snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
+from ._core.worker import Worker, WorkType, active_worker, get_current_worker
 from ._decorator import work
-from ._errors import (
+from ._ground.errors import (
     DeadlockError,
     NoActiveWorker,
     WorkerCancelled,
@@ -11,18 +17,12 @@ from ._errors import (
     WorkerError,
     WorkerFailed,
 )
-from ._format import format_tree
-from ._group import WorkerGroup
-from ._manager import WorkerManager
-from ._message import Message
-from ._node import Node
-from ._options import Overflow
-from ._record import ResultType
-from ._snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
-from ._stacks import FrameSnapshot
-from ._state import WorkerState
-from ._subscription import Subscription
-from ._worker import Worker, WorkType, active_worker, get_current_worker
+from ._ground.message import Message
+from ._ground.options import Overflow
+from ._ground.states import WorkerState
+from ._looking.format import format_tree
+from ._messages.subscription import Subscription
+from ._running.stacks import FrameSnapshot
 
 __all__ = [
     "DeadlockError",

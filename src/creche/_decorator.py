@@ -7,11 +7,11 @@ from functools import partial, wraps
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
-from ._errors import WorkerDeclarationError, WorkerError
-from ._node import Node
-from ._options import check_limit, check_overflow
-from ._record import check_text
-from ._report import shown
+from ._core.node import Node
+from ._core.record import check_text
+from ._ground.errors import WorkerDeclarationError, WorkerError
+from ._ground.options import check_limit, check_overflow
+from ._ground.report import shown
 
 if TYPE_CHECKING:
     import sys
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._options import Overflow
-    from ._worker import Worker
+    from ._core.worker import Worker
+    from ._ground.options import Overflow
 
     if sys.version_info >= (3, 11):
         from typing import TypedDict, Unpack

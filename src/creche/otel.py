@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from creche import Node, Subscription, Worker, WorkerError, WorkerState
-from creche._facts import facts_of
-from creche._text import path_of, text
-from creche._watching import Faults, beside
+from creche._core.facts import facts_of
+from creche._ground.text import path_of, text
+from creche._looking.watching import Faults, beside
 
 try:
     from opentelemetry import trace

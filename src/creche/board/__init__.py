@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from creche import Node, Subscription, WorkerError
-from creche._text import path_of
-from creche._watching import Faults, beside, report
+from creche._ground.text import path_of
+from creche._looking.watching import Faults, beside, report
 
 try:
     from rich.console import Console

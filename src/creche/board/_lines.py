@@ -7,8 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from creche import Worker, WorkerState
-from creche._facts import facts_of
-from creche._text import label, path_of
+from creche._core.facts import facts_of
+from creche._ground.text import label, path_of
 
 from ._picture import ENDS
 from ._tally import in_short

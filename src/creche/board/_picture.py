@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from rich.text import Text
 
 from creche import WorkerState
-from creche._facts import children_of, facts_of
-from creche._nursery import CLOSED
-from creche._text import text, text_of
+from creche._core.facts import children_of, facts_of
+from creche._ground.text import text, text_of
+from creche._nursery.nursery import CLOSED
 
 from ._tally import Tally
 from ._words import amount, counted, duration, plain
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from creche import Node, Subscription, Worker
-    from creche._facts import Facts
-    from creche._watching import Faults
+    from creche._core.facts import Facts
+    from creche._looking.watching import Faults
 
     from ._tally import Change
 

@@ -6,8 +6,8 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from creche import Worker, WorkerState
-from creche._facts import below, facts_of
-from creche._text import error_text, label
+from creche._core.facts import below, facts_of
+from creche._ground.text import error_text, label
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -13,7 +13,7 @@ import anyio
 from anyio import lowlevel
 
 from creche import Worker
-from creche._stacks import current_frames
+from creche._running.stacks import current_frames
 
 if TYPE_CHECKING:
     import sys

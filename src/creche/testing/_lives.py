@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from creche import WorkerState
-from creche._state import FINAL
+from creche._ground.states import FINAL
 
 from ._looking import Looking, named
 from ._recorder import what_is_wrong

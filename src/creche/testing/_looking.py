@@ -10,7 +10,7 @@ from hypothesis import currently_in_test_context, event
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from creche import WorkerState
-from creche._state import FINAL
+from creche._ground.states import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from creche import Worker, WorkerState
-from creche._state import TRANSITIONS
-from creche._text import name_of, place_of
+from creche._ground.states import TRANSITIONS
+from creche._ground.text import name_of, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

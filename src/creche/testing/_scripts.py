@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import lowlevel
 
-from creche._bridge import run_soon
+from creche._ground.bridge import run_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable

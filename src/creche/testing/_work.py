@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from creche import Node, WorkerError, WorkerState
-from creche._state import FINAL, TRANSITIONS
+from creche._ground.states import FINAL, TRANSITIONS
 
 from ._base import Alike, Base
 from ._model import FREE, ODD, QUEUE, Place, Record, Waiter

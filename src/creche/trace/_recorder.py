@@ -16,9 +16,9 @@ from weakref import WeakValueDictionary
 import anyio
 
 from creche import Node, Subscription, Worker, WorkerError, WorkerState
-from creche._facts import below, facts_of
-from creche._text import error_text, name_of, path_of, text_of
-from creche._watching import Faults, beside
+from creche._core.facts import below, facts_of
+from creche._ground.text import error_text, name_of, path_of, text_of
+from creche._looking.watching import Faults, beside
 
 from ._chrome import as_json
 from ._layout import Entry, lay_out

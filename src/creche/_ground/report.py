@@ -55,9 +55,9 @@ def is_a(value: object, kind: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
 
 def is_awaitable(value: object) -> TypeIs[Awaitable[Any]]:
     """Tell whether something can be awaited, by its class: see ``is_a()``."""
-    if is_a(value, GeneratorType):
+    if type(value) is GeneratorType:
         return inspect.isawaitable(value)  # of types.coroutine(), some can
-    return is_a(value, Awaitable)
+    return issubclass(type(value), Awaitable)
 
 
 def text_of(value: object) -> str:

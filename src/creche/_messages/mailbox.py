@@ -10,8 +10,8 @@ import logging
 from types import CoroutineType
 from typing import TYPE_CHECKING, Protocol
 
-from ._backend import await_users, call_users
-from ._errors import (
+from creche._ground.backend import await_users, call_users
+from creche._ground.errors import (
     WorkerError,
     WorkerFailed,
     add_note,
@@ -19,17 +19,15 @@ from ._errors import (
     strip_traceback,
     uncancelled,
 )
-from ._message import Backlog, Message
-from ._nursery import CLOSED
-from ._report import is_a, is_awaitable, tell
-from ._text import text_of
+from creche._ground.message import Backlog, Message
+from creche._ground.report import is_a, is_awaitable, tell
+from creche._ground.text import text_of
+from creche._nursery.nursery import CLOSED
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from ._nursery import HeldTask, Nursery
-
-_OWN_FRAMES = f"{__package__}._"
+    from creche._nursery.nursery import HeldTask, Nursery
 
 
 class Addressee(Protocol):
@@ -152,7 +150,7 @@ class Mailbox:
                 tell(logging.WARNING, "%s: %s", where, failure)
                 return
             try:
-                strip_traceback(failure, _OWN_FRAMES)
+                strip_traceback(failure)
                 drop_cancellation(failure, cancelled)
                 add_note(failure, f"in {where}")
                 if is_a(failure, Exception) and not is_a(failure, WorkerFailed):

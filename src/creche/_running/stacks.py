@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._running import _on_own_loop, _ThreadCall
+from .ways import _on_own_loop, _ThreadCall
 
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
@@ -124,7 +124,7 @@ def find_stack(worker: Standing, calls: dict[int, Any]) -> tuple[FrameSnapshot, 
     return tuple(
         FrameSnapshot(frame.filename, frame.lineno, frame.funcname, frame.linetext)
         for frame in frames
-        if _package(frame) != __package__
+        if _package(frame) != "creche"
     )
 
 

@@ -8,22 +8,23 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from ._bridge import await_answer, fail
-from ._calls import begin_call
-from ._context import current
-from ._errors import WorkerError
-from ._group import WorkerGroup, code_of
-from ._manager import WorkerManager
-from ._message import Message
-from ._nursery import NEW
-from ._options import check_limit, check_overflow
-from ._record import Record, check_text, lock
-from ._report import logger, shown
-from ._snapshot import NodeSnapshot, take
-from ._state import FINAL
-from ._subscription import Subscription
-from ._tree import Branch
-from ._worker import Worker, WorkType, wait_for
+from creche._ground.bridge import await_answer, fail
+from creche._ground.context import current
+from creche._ground.errors import WorkerError
+from creche._ground.message import Message
+from creche._ground.options import check_limit, check_overflow
+from creche._ground.report import logger, shown
+from creche._ground.states import FINAL
+from creche._messages.subscription import Subscription
+from creche._nursery.nursery import NEW
+
+from .calls import begin_call
+from .group import WorkerGroup, code_of
+from .manager import WorkerManager
+from .record import Record, check_text, lock
+from .snapshot import NodeSnapshot, take
+from .tree import Branch
+from .worker import Worker, WorkType, wait_for
 
 if TYPE_CHECKING:
     import sys
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._message import MessageT
-    from ._options import Overflow, RunOptions, StartOptions
-    from ._record import ResultType
-    from ._state import WorkerState
+    from creche._ground.message import MessageT
+    from creche._ground.options import Overflow, RunOptions, StartOptions
+    from creche._ground.states import WorkerState
+
+    from .record import ResultType
 
     if sys.version_info >= (3, 11):
         from typing import TypeVarTuple, Unpack
@@ -213,7 +215,7 @@ class Node(Branch):
             worker,
             self,
             work,
-            (name or called) if type(name) is str else called if name is None else name,
+            (name or called) if type(name) is str else name,
             "default" if group is None else group,
             description,
             exit_on_error,

@@ -8,18 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ._facts import facts_of
-from ._nursery import NEW
-from ._stacks import FrameSnapshot, find_calls, find_stack
-from ._state import FINAL, PENDING
-from ._text import label, path_of, text, text_of
+from creche._ground.states import FINAL, PENDING
+from creche._ground.text import label, path_of, text, text_of
+from creche._nursery.nursery import NEW
+from creche._running.stacks import FrameSnapshot, find_calls, find_stack
+
+from .facts import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from ._group import WorkerGroup
-    from ._nursery import Nursery
-    from ._worker import Worker
+    from creche._nursery.nursery import Nursery
+
+    from .group import WorkerGroup
+    from .worker import Worker
 
 
 @dataclass(frozen=True)

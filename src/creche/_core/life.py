@@ -14,9 +14,9 @@ from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
-from ._backend import interruptible
-from ._context import current
-from ._errors import (
+from creche._ground.backend import interruptible
+from creche._ground.context import current
+from creche._ground.errors import (
     WorkerCancelled,
     WorkerError,
     WorkerFailed,
@@ -26,18 +26,27 @@ from ._errors import (
     strip_traceback,
     uncancelled,
 )
-from ._record import Record, ResultType, lock
-from ._report import harmless, is_a, is_awaitable, shown, tell, text_of
-from ._running import in_task, in_thread, is_unawaited
-from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS, WorkerState
-from ._text import label
-from ._text import text_of as attribute_of
+from creche._ground.report import harmless, is_a, is_awaitable, shown, tell, text_of
+from creche._ground.states import (
+    CANCELLED,
+    ERROR,
+    FINAL,
+    PENDING,
+    RUNNING,
+    SUCCESS,
+    TRANSITIONS,
+    WorkerState,
+)
+from creche._ground.text import label
+from creche._ground.text import text_of as attribute_of
+from creche._running.ways import in_task, in_thread, is_unawaited
+
+from .record import Record, ResultType, lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_OWN_FRAMES = f"{__package__}._"
 _LONGEST = 200  # characters of a description in the log
 
 
@@ -417,7 +426,7 @@ class Life(Record[ResultType]):
         The node may take its time to end. All of this is as well as can be done.
         """
         try:
-            strip_traceback(error, _OWN_FRAMES)
+            strip_traceback(error)
             drop_cancellation(error, self._nursery.cancelled_class)
             where = self._node._creche_spoken()
             group = shown(attribute_of(self, "group"))

@@ -14,14 +14,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ._record import logger
-from ._text import name_of, path_of, text, text_of
-from ._watching import report
-from ._worker import Worker
+from creche._ground.report import tell
+from creche._ground.text import name_of, path_of, text, text_of
+
+from .record import logger
+from .worker import Worker
 
 if TYPE_CHECKING:
-    from ._message import Message
-    from ._subscription import Source
+    from creche._ground.message import Message
+    from creche._messages.subscription import Source
 
 
 class Log:
@@ -43,10 +44,10 @@ class Log:
             self._is_broken = False
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: BLE001 (it is reported)
+        except BaseException as fault:  # noqa: BLE001 (it is reported)
             if not self._is_broken:
                 self._is_broken = True
-                report("a change of a worker's state cannot be logged")
+                tell(logging.ERROR, "a change of a worker's state cannot be logged", error=fault)
 
     def _has_left(self, node: Source) -> None:  # noqa: ARG002 (a listener is told of each)
         """Be told anew what is wrong: the log outlasts all nodes."""

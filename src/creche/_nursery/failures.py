@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from ._errors import get_cause, get_context, parts_of, set_cause, set_context, unreported
-from ._report import harmless, is_a
+from creche._ground.errors import (
+    get_cause,
+    get_context,
+    parts_of,
+    set_cause,
+    set_context,
+    unreported,
+)
+from creche._ground.report import harmless, is_a
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup

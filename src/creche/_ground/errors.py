@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakSet
 
-from ._report import harmless, is_a, text_of
+from .report import harmless, is_a, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,7 +179,7 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
     """
     if not is_a(error, BaseExceptionGroup):
         return None if is_out(error) else error
-    group = cast("BaseExceptionGroup[BaseException]", error)
+    group = error
     every = list(leaves(group))
     out = {id(leaf) for leaf in every if is_out(leaf)}
     if not out:
@@ -264,13 +264,15 @@ def add_note(error: BaseException, note: str) -> None:
             _DICT.__get__(error)["__notes__"] = [*notes, note]
 
 
-def strip_traceback(error: BaseException, package: str) -> None:
+def strip_traceback(error: BaseException) -> None:
     """Drop the library's own frames from the head of a traceback.
 
     They hold the worker, which holds the error: a reference cycle; and they tell the user nothing.
     """
     with harmless:  # what runs in exec() may have globals of any kind
         traceback = _TRACEBACK.__get__(error)
-        while traceback and str(traceback.tb_frame.f_globals.get("__name__")).startswith(package):
+        while traceback and str(traceback.tb_frame.f_globals.get("__name__")).startswith(
+            "creche._"
+        ):
             traceback = traceback.tb_next
         _TRACEBACK.__set__(error, traceback)

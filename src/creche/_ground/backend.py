@@ -269,7 +269,7 @@ def _keep_interrupts_out(enable: Callable[[Any], Any], disable: Callable[[Any], 
     global _protected  # noqa: PLW0603 (done once, by the first node on Trio)
     if _protected:
         return
-    core = f"{__package__}._"
+    core = "creche._"
     for name, module in list(sys.modules.items()):
         if name.startswith(core):
             for code in _codes(module):
@@ -279,14 +279,14 @@ def _keep_interrupts_out(enable: Callable[[Any], Any], disable: Callable[[Any], 
     _protected = True
 
 
-_FOLDER = __file__.rpartition("_backend")[0]
+_FOLDER = __file__.rpartition("_ground")[0]
 _PARTS = ("__func__", "fget", "fset")  # of static and class methods, and of properties
 
 
 def _codes(scope: object) -> Iterator[CodeType]:
     """Give the code of all functions of this package that a module or a class defines."""
     for value in list(vars(scope).values()):
-        if isinstance(value, type) and value.__module__.partition(".")[0] == __package__:
+        if isinstance(value, type) and value.__module__.partition(".")[0] == "creche":
             yield from _codes(value)
         for function in (value, *(getattr(value, part, None) for part in _PARTS)):
             code = getattr(function, "__code__", None)

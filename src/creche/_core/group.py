@@ -12,22 +12,24 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from ._options import check_limit
-from ._record import percent
-from ._report import shown
-from ._state import ERROR, FINAL, PENDING
-from ._worker import Worker, wait_for
+from creche._ground.options import check_limit
+from creche._ground.report import shown
+from creche._ground.states import ERROR, FINAL, PENDING
+
+from .record import percent
+from .worker import Worker, wait_for
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
-    from ._nursery import Nursery
-    from ._options import Overflow, RunOptions, StartOptions
-    from ._record import ResultType
-    from ._state import WorkerState
-    from ._waiting import Party
-    from ._worker import WorkType
+    from creche._ground.options import Overflow, RunOptions, StartOptions
+    from creche._ground.states import WorkerState
+    from creche._nursery.nursery import Nursery
+
+    from .record import ResultType
+    from .waiting import Party
+    from .worker import WorkType
 
     if sys.version_info >= (3, 11):
         from typing import Unpack

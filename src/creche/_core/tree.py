@@ -8,27 +8,35 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 
-from ._context import current
-from ._errors import WorkerCancelled, WorkerError, parts_of, strip_traceback, uncancelled
-from ._log import LOG, is_wanted
-from ._mailbox import Mailbox
-from ._nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
-from ._record import check_text
-from ._report import is_a, logger, shown, text_of
-from ._subscription import inherit
-from ._text import path_of
-from ._worker import Worker
+from creche._ground.context import current
+from creche._ground.errors import (
+    WorkerCancelled,
+    WorkerError,
+    parts_of,
+    strip_traceback,
+    uncancelled,
+)
+from creche._ground.report import is_a, logger, shown, text_of
+from creche._ground.text import path_of
+from creche._messages.mailbox import Mailbox
+from creche._messages.subscription import inherit
+from creche._nursery.nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
+
+from .log import LOG, is_wanted
+from .record import check_text
+from .worker import Worker
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Callable, Collection, Iterator
     from types import TracebackType
 
-    from ._bridge import Bridge
-    from ._group import WorkerGroup
-    from ._message import Message
-    from ._subscription import Listener
-    from ._waiting import Party
+    from creche._ground.bridge import Bridge
+    from creche._ground.message import Message
+    from creche._messages.subscription import Listener
+
+    from .group import WorkerGroup
+    from .waiting import Party
 
     if sys.version_info >= (3, 11):
         from typing import Self
@@ -37,7 +45,6 @@ if TYPE_CHECKING:
 
 BranchType = TypeVar("BranchType", bound="Branch")
 T = TypeVar("T")
-_OWN_FRAMES = f"{__package__}._"
 
 
 def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
@@ -142,7 +149,7 @@ class Branch:
             self._creche_parent._creche_take(message, self._creche_heard_by)
 
     def _creche_is_started(self, outcome: object) -> bool:
-        return is_a(outcome, Worker)
+        return is_a(outcome, cast("type[object]", Worker))
 
     def _creche_post(self, message: Message) -> bool:
         bridge = self._creche_bridge
@@ -478,7 +485,7 @@ class Branch:
             cancelled = self._creche_nursery.cancelled_class
             failure = uncancelled(error, lambda leaf: is_a(leaf, cancelled))
             if failure is not None and not ready.is_set():
-                strip_traceback(failure, _OWN_FRAMES)
+                strip_traceback(failure)
                 troubles.append(failure)  # it could not be opened: for who mounts it
             elif failure is not None:
                 errors = list(parts_of(failure))

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import anyio
 from anyio import lowlevel, to_thread
 
-from ._backend import interruptible
-from ._bridge import run_soon
-from ._context import current
-from ._errors import WorkerCancelled, WorkerError, strip_traceback
-from ._report import is_a, is_awaitable, shown, tell
+from creche._ground.backend import interruptible
+from creche._ground.bridge import run_soon
+from creche._ground.context import current
+from creche._ground.errors import WorkerCancelled, WorkerError, strip_traceback
+from creche._ground.report import is_a, is_awaitable, shown, tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from anyio import CapacityLimiter
 
-_OWN_FRAMES = f"{__package__}._"
 _COROUTINE: type[Any] = CoroutineType
 
 
@@ -163,7 +162,7 @@ async def in_thread(
 
 def is_unawaited(value: object) -> bool:
     """Whether something is a coroutine of which not a line has run: it is warned about."""
-    return is_a(value, CoroutineType) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
+    return is_a(value, _COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
 
 
 class _ThreadCall:
@@ -354,7 +353,7 @@ class _ThreadCall:
         if self._abandon:
             self._job._note_abandoned(abandoned=False)
             if self._error is not None and not self._job._is_cancellation(self._error):
-                strip_traceback(self._error, _OWN_FRAMES)
+                strip_traceback(self._error)
                 tell(
                     logging.ERROR,
                     "the abandoned thread of %s failed",
@@ -389,7 +388,7 @@ def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTo
                     # It must not cross over: the host would take it for a cancellation of its own.
                     return None, _leaked(job)
                 except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
-                    strip_traceback(error, _OWN_FRAMES)
+                    strip_traceback(error)
                     return None, error
             return None, WorkerCancelled(f"{job._creche_spoken()} was cancelled")
         finally:

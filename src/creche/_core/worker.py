@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 import anyio
 from anyio import lowlevel
 
-from ._context import current
-from ._errors import DeadlockError, NoActiveWorker, WorkerCancelled, WorkerError, WorkerFailed
-from ._life import Life
-from ._message import Message
-from ._record import ResultType
-from ._report import is_a, is_awaitable, shown
-from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, WorkerState
-from ._track import track
-from ._waiting import find_deadlock
+from creche._ground.context import current
+from creche._ground.errors import (
+    DeadlockError,
+    NoActiveWorker,
+    WorkerCancelled,
+    WorkerError,
+    WorkerFailed,
+)
+from creche._ground.message import Message
+from creche._ground.report import is_a, is_awaitable, shown
+from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, WorkerState
+
+from .life import Life
+from .record import ResultType
+from .track import track
+from .waiting import find_deadlock
 
 if TYPE_CHECKING:
     import sys
@@ -36,9 +43,10 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-    from ._options import AllOptions
-    from ._record import WorkerNode
-    from ._waiting import Party
+    from creche._ground.options import AllOptions
+
+    from .record import WorkerNode
+    from .waiting import Party
 
     if sys.version_info >= (3, 11):
         from typing import Unpack

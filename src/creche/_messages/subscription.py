@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, final
 import anyio
 from anyio import lowlevel
 
-from ._bridge import run_soon
-from ._errors import WorkerError
-from ._message import Backlog, Message, MessageT
-from ._nursery import CLOSED, NEW
-from ._report import shown
+from creche._ground.bridge import run_soon
+from creche._ground.errors import WorkerError
+from creche._ground.message import Backlog, Message, MessageT
+from creche._ground.report import shown
+from creche._nursery.nursery import CLOSED, NEW
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Iterable
     from types import TracebackType
 
-    from ._bridge import Bridge
-    from ._nursery import Nursery
+    from creche._ground.bridge import Bridge
+    from creche._nursery.nursery import Nursery
 
     if sys.version_info >= (3, 11):
         from typing import Self

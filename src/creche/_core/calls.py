@@ -9,17 +9,18 @@ from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from ._backend import await_users
-from ._bridge import fail
-from ._errors import WorkerCancelled
-from ._report import is_a, is_awaitable
-from ._worker import Worker
+from creche._ground.backend import await_users
+from creche._ground.bridge import fail
+from creche._ground.errors import WorkerCancelled
+from creche._ground.report import is_a, is_awaitable
+
+from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
 
-    from ._tree import Branch
+    from .tree import Branch
 
 
 def begin_call(

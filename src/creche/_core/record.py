@@ -8,11 +8,11 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from ._errors import WorkerError
-from ._report import is_a, logger, shown, text_of
-from ._state import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
-from ._text import name_of, path_of
-from ._text import text_of as attribute_of
+from creche._ground.errors import WorkerError
+from creche._ground.report import is_a, logger, shown, text_of
+from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, WorkerState
+from creche._ground.text import name_of, path_of
+from creche._ground.text import text_of as attribute_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import anyio
     from anyio import CapacityLimiter
 
-    from ._bridge import Bridge
-    from ._message import Message
-    from ._nursery import HeldTask, Nursery
-    from ._waiting import Party
+    from creche._ground.bridge import Bridge
+    from creche._ground.message import Message
+    from creche._nursery.nursery import HeldTask, Nursery
+
+    from .waiting import Party
 
 ResultType = TypeVar("ResultType")
 """What the work of a worker returns."""

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from operator import length_hint
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from ._backend import interruptible
-from ._errors import WorkerError
-from ._report import shown
+from creche._ground.backend import interruptible
+from creche._ground.errors import WorkerError
+from creche._ground.report import shown
 
 if TYPE_CHECKING:
     import sys

@@ -33,11 +33,12 @@ from weakref import WeakKeyDictionary
 import anyio
 from anyio import lowlevel
 
-from ._backend import get_backend
-from ._bridge import Bridge
-from ._errors import DeadlockError, WorkerError, get_traceback, leaves, uncancelled
-from ._failures import Failures
-from ._report import is_a, tell
+from creche._ground.backend import get_backend
+from creche._ground.bridge import Bridge
+from creche._ground.errors import DeadlockError, WorkerError, get_traceback, leaves, uncancelled
+from creche._ground.report import is_a, tell
+
+from .failures import Failures
 
 try:  # AnyIO asks sniffio which library runs, if it is installed
     from sniffio import current_async_library_cvar as _library
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from ._backend import Backend, Ear, Host
+    from creche._ground.backend import Backend, Ear, Host
 
 
 _MOST_FAULTS = 3  # in the wait for the end, which goes on in spite of them

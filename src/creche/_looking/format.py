@@ -10,15 +10,15 @@ import textwrap
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ._errors import WorkerError
-from ._node import Node
-from ._nursery import CLOSED
+from creche._core.node import Node
+from creche._ground.errors import WorkerError
+from creche._nursery.nursery import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ._snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
-    from ._stacks import FrameSnapshot
+    from creche._core.snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
+    from creche._running.stacks import FrameSnapshot
 
 WIDTH = 80
 SHOWN = 20

@@ -20,18 +20,17 @@ from weakref import WeakSet
 import anyio
 from anyio import lowlevel
 
-from ._errors import WorkerError, strip_traceback
-from ._report import tell
+from .errors import WorkerError, strip_traceback
+from .report import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._backend import Backend
+    from .backend import Backend
 
 T = TypeVar("T")
 
 _ERROR = 40  # logging's number
-_OWN_FRAMES = f"{__package__}._"
 _PATIENCE = 1.0
 """Seconds after which a thread that waits for an answer looks whether the loop has ended."""
 
@@ -311,7 +310,7 @@ def _answer(call: Callable[[], T], future: Future[T]) -> None:
 
 def fail(future: Future[Any], error: BaseException) -> None:
     """Give an error to the thread that waits, unless it has its answer."""
-    strip_traceback(error, _OWN_FRAMES)
+    strip_traceback(error)
     if not future.done():
         future.set_result(_Raised(error))
 

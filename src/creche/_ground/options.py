@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
-from ._errors import WorkerError
-from ._report import shown
+from .errors import WorkerError
+from .report import shown
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter

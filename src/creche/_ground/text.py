@@ -10,8 +10,8 @@ import math
 import operator
 from typing import Any
 
-from ._report import harmless
-from ._report import text_of as _text_of
+from .report import harmless
+from .report import text_of as _text_of
 
 _MOST = 10**18
 """No number is told that is larger. Python's may have no end, and refuse to be told or divided."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._nursery import NEW
-from ._state import ERROR
-from ._text import name_of, number, text, text_of
+from creche._ground.states import ERROR
+from creche._ground.text import name_of, number, text, text_of
+from creche._nursery.nursery import NEW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._state import WorkerState
-    from ._worker import Worker
+    from creche._ground.states import WorkerState
+
+    from .worker import Worker
 
 
 class Facts(NamedTuple):

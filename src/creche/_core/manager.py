@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._errors import WorkerError
-from ._group import WorkerGroup, cancel_each, in_order
-from ._state import PENDING
-from ._worker import Worker, wait_for
+from creche._ground.errors import WorkerError
+from creche._ground.states import PENDING
+
+from .group import WorkerGroup, cancel_each, in_order
+from .worker import Worker, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ._nursery import Nursery
+    from creche._nursery.nursery import Nursery
 
 
 class ManagedNode(Protocol):
