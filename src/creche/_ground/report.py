@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Awaitable
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,7 +56,7 @@ def is_a(value: object, kind: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
 def is_awaitable(value: object) -> TypeIs[Awaitable[Any]]:
     """Tell whether something can be awaited, by its class: see ``is_a()``."""
     if type(value) is GeneratorType:
-        return inspect.isawaitable(value)  # of types.coroutine(), some can
+        return inspect.isawaitable(cast("object", value))  # of types.coroutine(), some can
     return issubclass(type(value), Awaitable)
 
 
