@@ -12,7 +12,6 @@ import pytest
 
 from creche import Node, Subscription, Worker
 from creche._core.group import WorkerGroup
-from creche._core.life import Life
 from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import Nursery
 from creche.testing import Ending, OnCancel, Script, WorkerMachine
@@ -150,7 +149,7 @@ def test_cancelled_for_nothing(machine, place):
 
 def test_cancel_that_does_not_reach(machine, place, monkeypatch):
     """A worker that goes on though it was cancelled."""
-    monkeypatch.setattr(Life, "_unwind", lambda self, by_nursery=False: None)
+    monkeypatch.setattr(Worker, "_unwind", lambda self, by_nursery=False: None)
     record = machine.run(place=place, script=Script())
     machine.cancel(record=record)
     violated(machine, "what_is_cancelled_ends")
@@ -177,7 +176,7 @@ def test_waiter_that_is_forgotten(machine, place):
 
 def test_ring_that_is_let_in(machine, place, monkeypatch):
     """A worker that may wait for its own end."""
-    monkeypatch.setattr("creche._core.worker.find_deadlock", lambda me: None)
+    monkeypatch.setattr("creche._core.waiting.find_deadlock", lambda me: None)
     record = machine.run(place=place, script=Script())
     machine.wait_within(record=record, awaited=record)
     violated(machine, "rings_are_refused")
@@ -185,7 +184,7 @@ def test_ring_that_is_let_in(machine, place, monkeypatch):
 
 def test_wait_that_is_refused_for_nothing(machine, place, monkeypatch):
     """A worker that may not wait for another, which would have ended."""
-    monkeypatch.setattr("creche._core.worker.find_deadlock", lambda me: "nonsense")
+    monkeypatch.setattr("creche._core.waiting.find_deadlock", lambda me: "nonsense")
     monkeypatch.setattr(Worker, "_is_needed", lambda self: True)
     first = machine.run(place=place, script=Script())
     second = machine.run(place=place, script=Script())
@@ -300,7 +299,7 @@ def test_late_effect(machine, place, monkeypatch, swap):
 
 def test_forgotten_coroutine(machine, place, monkeypatch):
     """A coroutine that is dropped."""
-    monkeypatch.setattr(Life, "_close_work", lambda self: None)
+    monkeypatch.setattr(Worker, "_close_work", lambda self: None)
     record = machine.create(place=place, script=RETURN, group="free", kind="coroutine")
     machine.cancel_unstarted(record=record)
     record.worker._work = None

@@ -798,7 +798,7 @@ class Program:
             await self.read(self.heard[number % len(self.heard)], *options)
 
     async def listen(self, node, *, tree):
-        since = next(creche._core.worker._numbers)
+        since = next(creche._core.events._numbers)
         events = await self.stack.enter_async_context(
             node.subscribe(Worker.StateChanged, tree=tree)
         )

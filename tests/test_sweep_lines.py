@@ -26,7 +26,6 @@ from anyio import lowlevel
 from creche import Message, Node, Worker
 from creche._core.calls import _await, _go_on, begin_call
 from creche._core.group import WorkerGroup
-from creche._core.life import Life
 from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import HeldTask, Nursery
@@ -62,10 +61,11 @@ And of those at which a lock is let go, where Python tells of the line once more
 """
 
 THE_END = [
-    *(Life._end, Life._take_end, Life._move, Life._announce, Life._decorate, Life._let_go),
-    *(Life._fall, Life._succeed, Life._main, Life._unwind, Life._mark, Life._cancel_here),
-    *(Life._break_off, Life._cancel_with_nursery, WorkerGroup._left, WorkerGroup._fill),
-    *(WorkerGroup._cancel_with_nursery, Life._reap, Life._close_work, Life._notice_cancellation),
+    *(Worker._end, Worker._take_end, Worker._move, Worker._announce, Worker._decorate),
+    *(Worker._fall, Worker._succeed, Worker._main, Worker._unwind, Worker._mark, Worker._let_go),
+    *(Worker._break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
+    *(WorkerGroup._cancel_with_nursery, WorkerGroup._fill, Worker._reap, Worker._close_work),
+    Worker._notice_cancellation,
     *(
         Nursery.fail,
         Nursery.cancel,
@@ -85,8 +85,8 @@ THE_END = [
 ]
 THE_WAY_IN = [
     *(Node._creche_take_in, Node._creche_admit, WorkerGroup._admit, WorkerGroup._start),
-    *(WorkerGroup._supersede, WorkerGroup._make_room, Life._launch, Life._keep_context),
-    *(Life._hold, Life._begin, Life._refuse, Life._disown),
+    *(WorkerGroup._supersede, WorkerGroup._make_room, Worker._launch, Worker._keep_context),
+    *(Worker._hold, Worker._begin, Worker._refuse, Worker._disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
     *(Node._creche_announce, Node._creche_tell, Node._creche_join, Node._creche_on_cancel),
 ]

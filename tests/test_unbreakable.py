@@ -33,8 +33,9 @@ from creche import (
     WorkerError,
     WorkerFailed,
 )
-from creche._core import life, record
 from creche._core import node as node_module
+from creche._core import parts
+from creche._core import worker as worker_module
 from creche._core.group import WorkerGroup
 from creche._ground import bridge as bridge_module
 from creche._ground import errors
@@ -251,8 +252,8 @@ def is_locked():
     free = []
 
     def look():
-        if record.lock.acquire(blocking=False):
-            record.lock.release()
+        if worker_module.lock.acquire(blocking=False):
+            worker_module.lock.release()
             free.append(True)
 
     thread = threading.Thread(target=look)
@@ -288,8 +289,8 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
         def __len__(self):
             return len(life_table)
 
-    life_table = life.TRANSITIONS
-    monkeypatch.setattr(life, "TRANSITIONS", Table())
+    life_table = worker_module.TRANSITIONS
+    monkeypatch.setattr(worker_module, "TRANSITIONS", Table())
     async with Node("app") as app:
         await app.run_worker(anyio.lowlevel.checkpoint)
     assert seen == [True, True]
@@ -298,8 +299,8 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
 async def test_rare_parts_are_made_once(monkeypatch):
     """No two threads make the rare parts of a worker: what one puts into its own would be lost."""
     seen = []
-    made = record.Ties
-    monkeypatch.setattr(record, "Ties", lambda: (seen.append(is_locked()), made())[1])
+    made = parts.Ties
+    monkeypatch.setattr(worker_module, "Ties", lambda: (seen.append(is_locked()), made())[1])
     async with Node("app") as app:
         worker = app.run_worker(anyio.lowlevel.checkpoint)
         assert worker._tied() is worker._tied()
@@ -326,18 +327,18 @@ async def test_cancel_while_a_thread_begins_its_loop():
     """A thread's loop tells how it is stopped in one step with the look whether it is to stop."""
     seen = []
 
-    class Probe(record.ThreadPart):
+    class Probe(parts.ThreadPart):
         __slots__ = ()
 
         @property
         def stops(self):
-            return record.ThreadPart.stops.__get__(self)
+            return parts.ThreadPart.stops.__get__(self)
 
         @stops.setter
         def stops(self, stops):
             if stops:
                 seen.append(is_locked())
-            record.ThreadPart.stops.__set__(self, stops)
+            parts.ThreadPart.stops.__set__(self, stops)
 
     async with Node("app") as app:
         worker = app.run_worker(anyio.lowlevel.checkpoint, thread=True)
@@ -1195,7 +1196,7 @@ async def test_forked_child_of_a_process_whose_thread_held_a_lock(which):
         worker = await app.start_worker(anyio.sleep_forever)
 
         def hold():
-            with record.lock if which == "core" else app._creche_bridge._lock:
+            with worker_module.lock if which == "core" else app._creche_bridge._lock:
                 meeting()
 
         def touch():
@@ -1262,7 +1263,7 @@ def test_ctrl_c_in_the_midst_of_a_property_waits_for_its_end(monkeypatch):
         async with Node("app") as app:
             worker = app.run_worker(anyio.lowlevel.checkpoint)
             with monkeypatch.context() as patch:
-                patch.setattr(record.threading, "Event", make)
+                patch.setattr(worker_module.threading, "Event", make)
                 assert worker.cancelled_event
             await settle()
 

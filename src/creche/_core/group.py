@@ -16,8 +16,9 @@ from creche._ground.options import check_limit
 from creche._ground.report import shown
 from creche._ground.states import ERROR, FINAL, PENDING
 
-from .record import percent
-from .worker import Worker, wait_for
+from .progress import percent
+from .waiting import wait_for
+from .worker import Worker
 
 if TYPE_CHECKING:
     import sys
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from creche._ground.states import WorkerState
     from creche._nursery.nursery import Nursery
 
-    from .record import ResultType
-    from .waiting import Party
-    from .worker import WorkType
+    from .deadlock import Party
+    from .worker import ResultType, WorkType
 
     if sys.version_info >= (3, 11):
         from typing import Unpack
@@ -208,15 +208,6 @@ class WorkerGroup:
     @overload
     def run_worker(
         self,
-        work: Callable[[], Worker[ResultType]],
-        name: str = "",
-        description: str = "",
-        **options: Unpack[StartOptions],
-    ) -> Worker[Worker[ResultType]]: ...
-
-    @overload
-    def run_worker(
-        self,
         work: Callable[[], Awaitable[ResultType]] | Awaitable[ResultType],
         name: str = "",
         description: str = "",
@@ -241,15 +232,6 @@ class WorkerGroup:
     ) -> Worker[Any]:
         """Run work in a worker of this group; as ``Node.run_worker()``."""
         return self._node.run_worker(work, name, self.name, description, **options)
-
-    @overload
-    async def start_worker(
-        self,
-        work: Callable[[], Worker[ResultType]],
-        name: str = "",
-        description: str = "",
-        **options: Unpack[RunOptions],
-    ) -> Worker[Worker[ResultType]]: ...
 
     @overload
     async def start_worker(

@@ -14,10 +14,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from creche._ground.report import tell
+from creche._ground.report import logger, tell
 from creche._ground.text import name_of, path_of, text, text_of
 
-from .record import logger
 from .worker import Worker
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from creche._ground.errors import WorkerError
 from creche._ground.states import PENDING
 
 from .group import WorkerGroup, cancel_each, in_order
-from .worker import Worker, wait_for
+from .waiting import wait_for
+from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -12,7 +12,7 @@ from creche._ground.bridge import await_answer, fail
 from creche._ground.context import current
 from creche._ground.errors import WorkerError
 from creche._ground.message import Message
-from creche._ground.options import check_limit, check_overflow
+from creche._ground.options import check_limit, check_overflow, check_text
 from creche._ground.report import logger, shown
 from creche._ground.states import FINAL
 from creche._messages.subscription import Subscription
@@ -21,10 +21,10 @@ from creche._nursery.nursery import NEW
 from .calls import begin_call
 from .group import WorkerGroup, code_of
 from .manager import WorkerManager
-from .record import Record, check_text, lock
 from .snapshot import NodeSnapshot, take
 from .tree import Branch
-from .worker import Worker, WorkType, wait_for
+from .waiting import wait_for
+from .worker import Worker, WorkType, lock
 
 if TYPE_CHECKING:
     import sys
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from creche._ground.options import Overflow, RunOptions, StartOptions
     from creche._ground.states import WorkerState
 
-    from .record import ResultType
+    from .worker import ResultType
 
     if sys.version_info >= (3, 11):
         from typing import TypeVarTuple, Unpack
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
-_fill = cast("type[Record[Any]]", Record).__init__
+_fill = cast("type[Worker[Any]]", Worker)._fill
 
 
 class Node(Branch):
@@ -115,16 +115,6 @@ class Node(Branch):
         return self.root._creche_manager
 
     # work
-
-    @overload
-    def run_worker(
-        self,
-        work: Callable[[], Worker[ResultType]],
-        name: str = "",
-        group: str | None = None,
-        description: str = "",
-        **options: Unpack[StartOptions],
-    ) -> Worker[Worker[ResultType]]: ...
 
     @overload
     def run_worker(
@@ -228,16 +218,6 @@ class Node(Branch):
         worker._check(abandon_on_cancel or limiter is not None)
         self._creche_take_in(worker, start, supersedes)
         return worker
-
-    @overload
-    async def start_worker(
-        self,
-        work: Callable[[], Worker[ResultType]],
-        name: str = "",
-        group: str | None = None,
-        description: str = "",
-        **options: Unpack[RunOptions],
-    ) -> Worker[Worker[ResultType]]: ...
 
     @overload
     async def start_worker(

@@ -16,6 +16,7 @@ from creche._ground.errors import (
     strip_traceback,
     uncancelled,
 )
+from creche._ground.options import check_text
 from creche._ground.report import is_a, logger, shown, text_of
 from creche._ground.text import path_of
 from creche._messages.mailbox import Mailbox
@@ -23,7 +24,6 @@ from creche._messages.subscription import inherit
 from creche._nursery.nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
 
 from .log import LOG, is_wanted
-from .record import check_text
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from creche._ground.message import Message
     from creche._messages.subscription import Listener
 
+    from .deadlock import Party
     from .group import WorkerGroup
-    from .waiting import Party
 
     if sys.version_info >= (3, 11):
         from typing import Self

@@ -1,95 +1,74 @@
-"""Who waits for whom, and whether that can ever end.
-
-Each party (a worker, or a node that a worker has open) tells what it needs before it can go on:
-*all* of some parties to end, and *one* of some others (a queued worker needs one of those that hold
-the slots of its group to end). A party is free if what it needs can end. That is a least fixpoint:
-start with nobody free, add whoever needs nothing or only what is free already, until nothing
-changes. Whoever is left is stuck, in a ring of any length or behind one.
-
-Only what is certain counts. A worker's own task or thread is judged, never the tasks that it
-spawned: their owner may cancel them.
-"""
+"""Waiting for workers to end, or to begin."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import lowlevel
+
+from creche._ground.context import current
+from creche._ground.errors import DeadlockError, WorkerError
+from creche._ground.states import FINAL, PENDING
+
+from .deadlock import find_deadlock
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable
+
+    from .worker import Worker
 
 
-class Party(Protocol):
-    """One that may have to wait."""
+async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> None:
+    """Wait until workers have ended, or have begun, whichever way; raises none of their errors.
 
-    @property
-    def is_finished(self) -> bool: ...
-
-    def _creche_needs_all(self) -> Collection[Party]:
-        """Tell the parties that must all end before this one can."""
-        ...
-
-    def _creche_needs_one(self) -> Collection[Party]:
-        """Tell the parties of which one must end before this one can; empty if it needs none."""
-        ...
-
-    def _creche_spoken(self) -> str:
-        """Name the party in a sentence."""
-        ...
-
-
-class _Waiting:
-    """A party with what it needs; parties are told apart by identity, whatever ``==`` says."""
-
-    def __init__(self, party: Party) -> None:
-        self.party = party
-        over = party.is_finished
-        self.every = () if over else tuple(party._creche_needs_all())
-        self.one = () if over else tuple(party._creche_needs_one())
-        self.is_free = False
-
-    def can_go(self, known: dict[int, _Waiting]) -> bool:
-        if all(known[id(other)].is_free for other in self.every) and (
-            not self.one or any(known[id(other)].is_free for other in self.one)
-        ):
-            self.is_free = True
-        return self.is_free
-
-
-def find_deadlock(waiter: Party) -> str | None:
-    """Tell whether a party that is about to wait would wait for ever.
-
-    Args:
-        waiter: The party, which tells already what it is about to need.
-
-    Returns:
-        The ring in words, from the waiter on; ``None`` if the wait can end.
+    Raises:
+        DeadlockError: The caller is a worker, and what it waits for needs it to end first.
+        WorkerError: One of the workers was never started; or it belongs to another event loop.
     """
-    known = _reachable(waiter)
-    # From what is found last, the far ends, so that a chain is freed in one pass.
-    ahead = list(reversed(known.values()))
-    while True:
-        stuck = [each for each in ahead if not each.can_go(known)]
-        if len(stuck) == len(ahead):
-            break
-        ahead = stuck
-    if known[id(waiter)].is_free:
-        return None
-    ring = [known[id(waiter)]]
-    while True:
-        needs = (known[id(other)] for other in (*ring[-1].every, *ring[-1].one))
-        following = next(other for other in needs if not other.is_free)
-        ring.append(following)
-        if any(following is each for each in ring[:-1]):
-            return " waits for ".join(each.party._creche_spoken() for each in ring)
+    waited = [worker for worker in workers if worker._state not in FINAL]
+    for worker in waited:
+        if not worker._started and worker._state is PENDING:
+            raise WorkerError(
+                f"cannot wait for {worker._creche_spoken()}, which was never started; "
+                "start it first"
+            )
+        if worker._nursery.bridge.is_elsewhere:
+            raise WorkerError(
+                f"cannot wait for {worker._creche_spoken()} outside the event loop of its node; "
+                "from a thread use node.call_from_thread(worker.wait)"
+            )
+    me: Worker[Any] | None = current.get(None)
+    if not waited or me is None or me._state in FINAL or not me._is_acting():
+        await _wait_for(waited, begun=begun)
+        return
+    ties = me._tied()
+    ties.waits = waited
+    me._node._creche_waiting[id(me)] = me
+    try:
+        is_judged = me._is_needed() or any(me is worker for worker in waited)
+        ring = find_deadlock(me) if is_judged else None
+        if ring is not None:
+            raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
+        await _wait_for(waited, begun=begun)
+    finally:
+        ties.waits = []
+        if not ties.opened:
+            me._node._creche_waiting.pop(id(me), None)
 
 
-def _reachable(waiter: Party) -> dict[int, _Waiting]:
-    known: dict[int, _Waiting] = {}
-    ahead: list[Party] = [waiter]
-    while ahead:
-        party = ahead.pop()
-        if id(party) not in known:
-            needs = known[id(party)] = _Waiting(party)
-            ahead.extend(needs.every)
-            ahead.extend(needs.one)
-    return known
+async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
+    if not waited:
+        await lowlevel.checkpoint()
+    # The events are made before it is looked whether to wait: a signal handler may come in between.
+    for worker in waited:
+        ties = worker._tied()
+        if begun:
+            while worker._state is PENDING:
+                ties.begun = ties.begun or anyio.Event()
+                if worker._state is PENDING:
+                    await ties.begun.wait()
+        elif worker._state not in FINAL:
+            ties.done = ties.done or anyio.Event()
+            if worker._state not in FINAL:
+                await ties.done.wait()

@@ -1,32 +1,58 @@
-"""A worker as its users see it: how it is made, and how it is waited for."""
+"""A worker: what is known of it, what may be asked of it, and its life.
+
+The life has one path each way. One way in: its group admits it (``WorkerGroup._start``), finds it a
+slot and launches its task, whose first step enters the work. One cancellation: ``cancel()`` marks
+the worker in the calling thread, then on the loop tells whatever runs elsewhere and cancels the
+scope. One end: ``_end()``.
+"""
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import logging
+import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import anyio
-from anyio import lowlevel
 
+from creche._ground.backend import interruptible
 from creche._ground.context import current
 from creche._ground.errors import (
-    DeadlockError,
     NoActiveWorker,
     WorkerCancelled,
     WorkerError,
     WorkerFailed,
+    add_note,
+    drop_cancellation,
+    note_report,
+    strip_traceback,
+    uncancelled,
 )
-from creche._ground.message import Message
-from creche._ground.report import is_a, is_awaitable, shown
-from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, WorkerState
+from creche._ground.options import check_text
+from creche._ground.report import harmless, is_a, is_awaitable, shown, tell, text_of
+from creche._ground.states import (
+    CANCELLED,
+    ERROR,
+    FINAL,
+    PENDING,
+    RUNNING,
+    SUCCESS,
+    TRANSITIONS,
+    WorkerState,
+)
+from creche._ground.text import label, name_of, path_of
+from creche._ground.text import text_of as attribute_of
+from creche._running.ways import in_task, in_thread, is_unawaited
 
-from .life import Life
-from .record import ResultType
-from .track import track
-from .waiting import find_deadlock
+from . import events
+from .parts import Description, ThreadPart, Ties
+from .progress import check_steps, percent, track
+from .waiting import wait_for
 
 if TYPE_CHECKING:
     import sys
@@ -44,9 +70,11 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from creche._ground.options import AllOptions
+    from creche._nursery.nursery import Nursery
 
-    from .record import WorkerNode
-    from .waiting import Party
+    from .deadlock import Party
+    from .group import WorkerGroup
+    from .node import Node
 
     if sys.version_info >= (3, 11):
         from typing import Unpack
@@ -54,8 +82,18 @@ if TYPE_CHECKING:
         from typing_extensions import Unpack
 
 T = TypeVar("T")
+ResultType = TypeVar("ResultType")
+"""What the work of a worker returns."""
 
-_numbers = itertools.count(1)  # of events
+_LONGEST = 200  # characters of a description in the log
+_order = itertools.count()
+# For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
+# Can be entered again: a signal handler may call cancel() in the midst of one.
+lock = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
+    # Another thread may hold it as this process is forked; in the child nobody would ever let go.
+    os.register_at_fork(after_in_child=lambda: cast("Any", lock)._at_fork_reinit())
 
 WorkType: TypeAlias = (
     Callable[[], Coroutine[Any, Any, ResultType]] | Callable[[], ResultType] | Awaitable[ResultType]
@@ -63,7 +101,7 @@ WorkType: TypeAlias = (
 """What a worker can run: a coroutine function, a plain callable (in a thread), or an awaitable."""
 
 
-class Worker(Life[ResultType]):
+class Worker(Generic[ResultType]):
     """One named, grouped, cancellable, observable unit of work, owned by a node.
 
     Usually made by ``Node.run_worker()`` or ``@work``. One that is made directly is given to
@@ -87,99 +125,40 @@ class Worker(Life[ResultType]):
         WorkerError: An argument makes no sense. A coroutine object given as work is closed.
     """
 
-    __slots__ = ()
+    StateChanged: TypeAlias = events.StateChanged
+    ProgressChanged: TypeAlias = events.ProgressChanged
 
-    @dataclass(init=False, repr=False, eq=False, frozen=True)
-    class StateChanged(Message, bubble=False, namespace="worker"):
-        """The state of a worker changed; handled by ``on_worker_state_changed``.
-
-        Its attributes cannot be assigned: all who listen get the same object.
-
-        Args:
-            worker: The worker.
-            state: The state that it is in since.
-        """
-
-        worker: Worker[Any]
-        """The worker."""
-        state: WorkerState
-        """The state that it is in since."""
-        number: int
-        """A number that grows with each event of any worker: later events have higher ones."""
-        context: Context | None = None
-        """The context variables that it was made in, told by the first announcement only."""
-
-        def __init__(self, worker: Worker[Any], state: WorkerState) -> None:
-            # Three of them a worker: what the worker knows for good is not copied.
-            facts = vars(self)
-            facts["worker"] = worker
-            facts["state"] = state
-            facts["number"] = next(_numbers)
-            if state is PENDING:
-                # It keeps the context that it was made in, unless that is this one.
-                context = worker._context
-                facts["context"] = context if context is not None else copy_context()
-
-        @property
-        def previous(self) -> WorkerState | None:
-            """The state before; ``None`` for the first announcement, when the worker was added."""
-            if self.state is PENDING:
-                return None
-            is_late = self.state is not RUNNING and self.worker._started_at is not None
-            return RUNNING if is_late else PENDING
-
-        @property
-        def time(self) -> float:
-            """When that was, in seconds of the loop's clock."""
-            worker = self.worker
-            if self.state is PENDING:
-                time = worker._created_at
-            else:
-                time = worker._started_at if self.state is RUNNING else worker._finished_at
-            return time if time is not None else worker._nursery.now()
-
-        @property
-        def origin(self) -> Worker[Any] | None:
-            """The worker in which this one was made, told by the first announcement only."""
-            return self.context.get(current) if self.context is not None else None
-
-        def __repr__(self) -> str:
-            return f"<StateChanged {self.worker._creche_spoken()} {self.state.name}>"
-
-    @dataclass(init=False, repr=False, eq=False, frozen=True)
-    class ProgressChanged(Message, bubble=False, namespace="worker"):
-        """A worker got on, or its status line changed; handled by ``on_worker_progress_changed``.
-
-        How far it is, is read from the worker. At most one for each worker waits for a handler or
-        in a subscription, and none comes after the worker has ended.
-
-        Args:
-            worker: The worker.
-        """
-
-        worker: Worker[Any]
-        """The worker."""
-        number: int
-        """A number that grows with each event of any worker: later events have higher ones."""
-
-        def __init__(self, worker: Worker[Any]) -> None:
-            vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
-
-        def __repr__(self) -> str:
-            return f"<ProgressChanged {self.worker._creche_spoken()}>"
-
-    @overload
-    def __init__(
-        self: Worker[Worker[T]],
-        node: WorkerNode,
-        work: Callable[[], Worker[T]],
-        **options: Unpack[AllOptions],
-    ) -> None: ...
+    __slots__ = (
+        "__weakref__",
+        "_cancellation",
+        "_completed",
+        "_context",
+        "_created_at",
+        "_description",
+        "_finished_at",
+        "_handle",
+        "_holds",
+        "_node",
+        "_order",
+        "_outcome",
+        "_place",
+        "_started",
+        "_started_at",
+        "_state",
+        "_thread",
+        "_ties",
+        "_total",
+        "_work",
+        "daemon",
+        "exit_on_error",
+        "group",
+        "name",
+    )
 
     @overload
     def __init__(
         self,
-        node: WorkerNode,
+        node: Node,
         work: Callable[[], Awaitable[ResultType]] | Awaitable[ResultType],
         **options: Unpack[AllOptions],
     ) -> None: ...
@@ -187,14 +166,14 @@ class Worker(Life[ResultType]):
     @overload
     def __init__(
         self,
-        node: WorkerNode,
+        node: Node,
         work: Callable[[], ResultType] | None = None,
         **options: Unpack[AllOptions],
     ) -> None: ...
 
     def __init__(
         self,
-        node: WorkerNode,
+        node: Node,
         work: WorkType[Any] | None = None,
         *,
         name: str = "",
@@ -206,7 +185,7 @@ class Worker(Life[ResultType]):
         abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
     ) -> None:
-        super().__init__(
+        self._fill(
             node,
             work,
             name,
@@ -223,6 +202,53 @@ class Worker(Life[ResultType]):
             self._close_work()
             raise WorkerError(f"node must be a Node, not {shown(node)}")
         self._check(abandon_on_cancel or limiter is not None)
+
+    def _fill(
+        self,
+        node: Node,
+        work: object,
+        name: str,
+        group: str,
+        description: str | Description,
+        exit_on_error: bool,
+        thread: bool,
+        daemon: bool,
+        abandon_on_cancel: bool,
+        limiter: CapacityLimiter | None,
+        context: Context | None,
+    ) -> None:
+        self._node = node
+        self._work = work
+        self.name: str = name
+        """A short name for messages and logs."""
+        self.group: str = group
+        """The group, within the node, that the worker belongs to."""
+        # Or what makes it, once somebody reads it.
+        if not is_a(description, str) and not hasattr(type(description), "condensed"):
+            description = text_of(description)
+        self._description = description
+        self.exit_on_error: bool = exit_on_error
+        """Whether an error of the work fails the node."""
+        self.daemon: bool = daemon
+        """Whether the node may close without waiting for the worker."""
+        self._thread: ThreadPart | None = None
+        if thread:
+            self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel)
+        self._state = PENDING
+        self._outcome: object = None  # the result or the error: the state says which
+        self._cancellation: tuple[float, object] | None = None  # when, and the reason
+        self._started = False
+        self._holds = False
+        self._place: WorkerGroup | None = None
+        self._handle: anyio.TaskHandle[None] | None = None
+        self._context = context
+        self._ties: Ties | None = None
+        self._completed = 0
+        self._total: int | None = None
+        self._created_at: float | None = None
+        self._started_at: float | None = None
+        self._finished_at: float | None = None
+        self._order = next(_order)
 
     def _check(self, is_for_thread: bool) -> None:
         """Raise an error if what the worker was given makes no sense; its work is closed then."""
@@ -246,6 +272,255 @@ class Worker(Life[ResultType]):
             return f"name {shown(self.name)} and group {shown(self.group)} must both be a text"
         self.name, self.group = str.__str__(self.name), str.__str__(self.group)
         return ""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {shown(self.name)} {self._state.name} "
+            f"group={shown(self.group)} node={self._node.path!r}>"
+        )
+
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        raise WorkerError(
+            f"{self._creche_spoken()} can be neither copied nor pickled: it is one piece of work"
+        )
+
+    def _creche_spoken(self) -> str:
+        return f"worker {shown(name_of(self))}"
+
+    # what is known of it, to be read in any thread
+
+    @property
+    def node(self) -> Node:
+        """The node that owns the worker."""
+        return self._node
+
+    @property
+    def description(self) -> str:
+        """A longer text for people; of ``@work``, the call, made when it is first read."""
+        description = self._description
+        if not isinstance(description, str):
+            description = self._description = description()
+        return description
+
+    @description.setter
+    def description(self, description: str) -> None:
+        self._description = text_of(description)
+
+    @property
+    def thread(self) -> bool:
+        """Whether the work runs in a thread."""
+        return self._thread is not None
+
+    @property
+    def state(self) -> WorkerState:
+        """The state, see ``WorkerState``.
+
+        It may be assigned for a worker that was not started here: that is how an adapter runs the
+        work elsewhere. A change that the table of states allows is made and announced. Once the
+        worker was started here only CANCELLED may be assigned, which is ``cancel()``. The node
+        does not wait for a worker that runs elsewhere; it is CANCELLED when the node closes.
+
+        Raises:
+            WorkerError: On assignment: the change is not allowed; nothing was changed.
+
+        Threads:
+            To be read and assigned in any thread.
+        """
+        return self._state
+
+    @state.setter
+    def state(self, state: WorkerState) -> None:
+        self._node._creche_bridge.call(lambda: self._assign(state))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the state is RUNNING."""
+        return self._state is RUNNING
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the state is a final one."""
+        return self._state in FINAL
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the worker was started and waits, for a slot of its group or for a thread."""
+        return self._state is PENDING and (
+            self._waits_for_thread() or (self._started and self._handle is None)
+        )
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancellation was requested; the work may still be running."""
+        return self._cancellation is not None
+
+    @property
+    def cancel_reason(self) -> object:
+        """The reason that came with the first request for cancellation."""
+        return None if self._cancellation is None else self._cancellation[1]
+
+    @property
+    def cancelled_at(self) -> float | None:
+        """When cancellation was requested, in seconds of the loop's clock; ``None`` if it was not.
+
+        On a node that is not open yet, in seconds of ``time.monotonic()``.
+        """
+        return None if self._cancellation is None else self._cancellation[0]
+
+    @property
+    def cancelled_event(self) -> threading.Event:
+        """An event that is set when cancellation is requested, from whatever side."""
+        with lock:
+            ties = self._tied()
+            if ties.cancelled is None:
+                ties.cancelled = threading.Event()
+                if self._cancellation is not None:
+                    ties.cancelled.set()
+            return ties.cancelled
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the worker has ended but its thread has not."""
+        return self._thread is not None and self._thread.is_abandoned
+
+    @property
+    def result(self) -> ResultType | None:
+        """What the work returned, also if it was cancelled by then; ``None`` before its end."""
+        if self._state is SUCCESS or self._state is CANCELLED:
+            return cast("ResultType | None", self._outcome)
+        return None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the work raised, ``None`` unless the worker is ERROR."""
+        return cast("BaseException", self._outcome) if self._state is ERROR else None
+
+    @property
+    def created_at(self) -> float | None:
+        """When the worker was added to its open node, in seconds of the loop's clock."""
+        return self._created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """When the work was entered, in seconds of the loop's clock."""
+        return self._started_at
+
+    @property
+    def finished_at(self) -> float | None:
+        """When the worker ended, in seconds of the loop's clock."""
+        return self._finished_at
+
+    @property
+    def elapsed(self) -> float:
+        """For how many seconds the work has run, or ran; 0.0 if it was never entered."""
+        if self._started_at is None:
+            return 0.0
+        end = self._finished_at if self._finished_at is not None else self._nursery.now()
+        return end - self._started_at
+
+    # how far it is
+
+    @property
+    def completed_steps(self) -> int:
+        """The number of completed steps."""
+        return self._completed
+
+    @property
+    def total_steps(self) -> int | None:
+        """The number of steps in all, ``None`` if that is not known."""
+        return self._total
+
+    @property
+    def progress(self) -> float:
+        """How much is done, from 0.0 to 100.0 percent; 0.0 while the total is unknown or 0."""
+        return percent(self._completed, self._total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Add to the number of completed steps.
+
+        Args:
+            steps: How many.
+
+        Raises:
+            WorkerError: It is no finite number.
+
+        Threads:
+            Any thread; nothing is lost.
+        """
+        if type(steps) is not int:
+            check_steps(steps)
+        # Nothing is lost, nor is it dear: threads take turns only at calls and at jumps back (since
+        # CPython 3.10), and there is none in this line. A lock would make it three times as slow.
+        self._completed += steps
+        if self._node._creche_tells_progress:
+            self._node._creche_announce_progress(self)
+
+    def update(
+        self,
+        completed_steps: int | None = None,
+        total_steps: int | None = -1,
+        *,
+        description: str | None = None,
+    ) -> None:
+        """Set the number of completed steps, the number of all steps, or the description.
+
+        Args:
+            completed_steps: How many steps are completed; ``None`` leaves the number as it is.
+            total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
+            description: What the worker is doing now, for people; ``None`` leaves it as it is.
+
+        Raises:
+            WorkerError: One of the numbers is no finite number; nothing is changed.
+
+        Threads:
+            Any thread.
+        """
+        for steps in (completed_steps, total_steps):
+            if steps is not None and type(steps) is not int:
+                check_steps(steps)
+        if description is not None:
+            check_text("description", description)
+        with lock:
+            if completed_steps is not None:
+                self._completed = completed_steps
+            if total_steps != -1:
+                self._total = None if total_steps is None else max(0, total_steps)
+            if description is not None:
+                self._description = description
+        if self._node._creche_tells_progress:
+            self._node._creche_announce_progress(self)
+
+    @overload
+    def track(self, iterable: Iterable[T], total: int | None = None) -> Iterator[T]: ...
+
+    @overload
+    def track(self, iterable: AsyncIterable[T], total: int | None = None) -> AsyncIterator[T]: ...
+
+    def track(
+        self, iterable: Iterable[T] | AsyncIterable[T], total: int | None = None
+    ) -> Iterator[T] | AsyncIterator[T]:
+        """Iterate, and advance by one step as each item has been dealt with.
+
+        An item that the loop is left at does not count. The total is set at once: the steps
+        completed so far and the number of items.
+
+        Args:
+            iterable: What to iterate. For an async iterable, use ``async for``.
+            total: The number of items; by default what ``len()`` or the iterable's length hint
+                says. Where there is neither, the total stays as it is.
+
+        Returns:
+            An iterator over the items.
+
+        Raises:
+            WorkerError: It is not iterable.
+
+        Threads:
+            Any thread.
+        """
+        return track(self, iterable, total)
+
+    # who waits for it, and for whom it waits
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.
@@ -287,36 +562,6 @@ class Worker(Life[ResultType]):
         """Wait, as ``wait()`` does."""
         return self.wait().__await__()
 
-    @overload
-    def track(self, iterable: Iterable[T], total: int | None = None) -> Iterator[T]: ...
-
-    @overload
-    def track(self, iterable: AsyncIterable[T], total: int | None = None) -> AsyncIterator[T]: ...
-
-    def track(
-        self, iterable: Iterable[T] | AsyncIterable[T], total: int | None = None
-    ) -> Iterator[T] | AsyncIterator[T]:
-        """Iterate, and advance by one step as each item has been dealt with.
-
-        An item that the loop is left at does not count. The total is set at once: the steps
-        completed so far and the number of items.
-
-        Args:
-            iterable: What to iterate. For an async iterable, use ``async for``.
-            total: The number of items; by default what ``len()`` or the iterable's length hint
-                says. Where there is neither, the total stays as it is.
-
-        Returns:
-            An iterator over the items.
-
-        Raises:
-            WorkerError: It is not iterable.
-
-        Threads:
-            Any thread.
-        """
-        return track(self, iterable, total)
-
     def _creche_needs_all(self) -> Collection[Party]:
         # Whoever is cancelled will be woken from its wait: nothing is certain then.
         if self._cancellation is not None or self._ties is None:
@@ -352,60 +597,463 @@ class Worker(Life[ResultType]):
         name = getattr(anyio.get_current_task().coro, "__qualname__", "")
         return name.endswith("run_async_from_thread.<locals>.task_wrapper")
 
+    def _tied(self) -> Ties:
+        if self._ties is None:
+            with lock:  # asked for in threads too
+                ties = Ties()
+                # In a line without a call: a signal handler may have come in the one before.
+                self._ties = self._ties or ties
+        return self._ties
 
-async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> None:
-    """Wait until workers have ended, or have begun, whichever way; raises none of their errors.
+    # the way in: its task
 
-    Raises:
-        DeadlockError: The caller is a worker, and what it waits for needs it to end first.
-        WorkerError: One of the workers was never started; or it belongs to another event loop.
-    """
-    waited = [worker for worker in workers if worker._state not in FINAL]
-    for worker in waited:
-        if not worker._started and worker._state is PENDING:
-            raise WorkerError(
-                f"cannot wait for {worker._creche_spoken()}, which was never started; "
-                "start it first"
+    @interruptible
+    def run(self) -> Coroutine[Any, Any, ResultType]:
+        """Run the work and return its result; called once, by the node, and awaited.
+
+        A subclass may implement this as ``async def run(self)``, in place of work or round
+        ``await super().run()``. It runs in a task on the node's loop.
+        """
+        if self._thread is None:
+            return in_task(self)
+        thread, token = self._thread, self._node._creche_nursery.bridge.token
+        return in_thread(self, thread.limiter, token, abandon=thread.abandon_on_cancel)
+
+    def _has_own_run(self) -> bool:
+        return type(self).run is not _RUN
+
+    def _keep_context(self) -> None:
+        """Keep the context variables of the caller, for a task that is started later."""
+        if self._context is None:
+            self._context = copy_context()
+
+    def _hold(self) -> None:
+        nursery = self._node._creche_nursery
+        if not self._holds:
+            self._holds, nursery.holds = True, nursery.holds + 1  # see Nursery.holds
+
+    def _let_go(self) -> None:
+        nursery = self._node._creche_nursery
+        if self._holds:
+            self._holds, nursery.holds = False, nursery.holds - 1
+        nursery.look_whether_idle()
+
+    def _launch(self) -> None:
+        """Start the task; it has a slot.
+
+        Raises:
+            BaseException: The task cannot be made; nothing was changed.
+        """
+        if type(self.name) is type(self.group) is str:
+            name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
+        else:
+            name = label(self)  # they were set since
+        self._handle = self._nursery.spawn(self._main, name=name, context=self._context)
+
+    @interruptible
+    async def _main(self) -> None:
+        """Be the worker's task. What breaks it off between two lines is made up for."""
+        failure: BaseException | None = None
+        try:
+            if self._state is not PENDING:
+                self._nursery.unstepped.pop(self._order, None)
+                return  # cancelled before this first step
+            try:
+                self._context = None  # the task has it
+                current.set(self)
+                if self._thread is None or self._has_own_run():
+                    self._begin()
+                self._outcome = await self.run()
+            except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
+                # Cancellation ends here too: this is the top of the task. AnyIO would take a native
+                # one that went further for a reason to cancel all the others.
+                failure = error
+            # Out of the handler: Trio makes the exceptions of a cancellation as it is requested,
+            # and they would have this one as their context, a cycle.
+            if failure is not None:
+                self._fall(failure)
+            else:
+                self._succeed()
+        finally:
+            if self._handle is not None:
+                self._break_off()
+            del failure, self  # this frame is in the traceback of the error
+
+    def _succeed(self) -> None:
+        """End because the work returned."""
+        nursery = self._nursery
+        if self._cancellation is None and nursery.is_scope_cancelled():
+            nursery.cancel_from_outside()  # which comes back to this worker
+        if self._handle is not None and nursery.has_open_scope(self._handle):
+            self._end(
+                ERROR,
+                WorkerError(
+                    f"the work of {self._creche_spoken()} has returned and left a cancel scope or "
+                    "a task group open; leave each in the work that entered it"
+                ),
             )
-        if worker._nursery.bridge.is_elsewhere:
-            raise WorkerError(
-                f"cannot wait for {worker._creche_spoken()} outside the event loop of its node; "
-                "from a thread use node.call_from_thread(worker.wait)"
+        else:
+            self._end(SUCCESS)
+
+    def _fall(self, error: BaseException) -> None:
+        """End because the work raised something."""
+        try:
+            self._notice_cancellation(native=False)
+            if self._state in FINAL:
+                return  # cancelled while it waited for a thread
+            failure = uncancelled(error, self._is_cancellation)
+            if failure is None:
+                self._notice_cancellation()
+                self._end(CANCELLED)
+            else:
+                self._end(ERROR, failure)
+        finally:
+            del error, self
+
+    # what the ways of running ask of it
+
+    def _is_cancellation(self, error: BaseException) -> bool:
+        if is_a(error, self._nursery.cancelled_class):
+            return True
+        # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
+        return self._cancellation is not None and is_a(
+            error, (WorkerCancelled, ThreadCancelledError)
+        )
+
+    def _is_to_await(self, value: object) -> bool:
+        return is_awaitable(value) and not is_a(value, cast("type[object]", Worker))
+
+    def _wait_for_thread(self) -> None:
+        assert self._thread is not None
+        self._thread.is_waiting = True
+
+    def _enter(self) -> None:
+        """Become RUNNING, as the thread is certain now; raise if it has been called off."""
+        assert self._thread is not None
+        if self._state is RUNNING:
+            return  # a subclass's run() that calls super().run()
+        self._thread.is_waiting = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Become RUNNING; raise if it has been called off."""
+        bridge = self._nursery.bridge
+        bridge.steps.busy += 1
+        try:
+            is_entered = self._move(RUNNING)
+        finally:
+            bridge.steps.busy -= 1
+        if not is_entered:
+            self._unwind()
+            raise WorkerCancelled(f"{self._creche_spoken()} was cancelled")
+
+    def _note_abandoned(self, *, abandoned: bool) -> None:
+        assert self._thread is not None
+        self._thread.is_abandoned = abandoned
+
+    def _on_cancel(self, stop: Callable[[], object]) -> None:
+        with lock:
+            assert self._thread is not None
+            if self._cancellation is None:
+                self._thread.stops = (*self._thread.stops, stop)
+                return
+        stop()
+
+    def _waits_for_thread(self) -> bool:
+        return self._thread is not None and self._thread.is_waiting
+
+    # cancellation
+
+    def cancel(self, reason: object = None) -> None:
+        """Request cancellation. The first request counts; on a finished worker it changes nothing.
+
+        A worker that has not begun is CANCELLED at once and its work is never called. A running one
+        gets its backend's cancellation at the next checkpoint and never reports SUCCESS, whatever
+        it does. A thread cannot be stopped: it has to ask, see ``check_cancelled()``.
+
+        Args:
+            reason: Anything that tells why; see ``cancel_reason``.
+
+        Threads:
+            Any thread.
+        """
+        self._cancel_by(self._node._creche_bridge.run, reason)
+
+    def _cancel_here(self, reason: object) -> None:
+        """As ``cancel()``, within a step of the library on the loop."""
+        self._cancel_by(_at_once, reason)
+
+    def _cancel_by(self, run: Callable[[Callable[[], object]], object], reason: object) -> None:
+        try:
+            if self._mark(reason):
+                run(self._unwind)
+        except BaseException:
+            if self._cancellation is not None:
+                run(self._unwind)  # once more, as no further request would
+            raise
+
+    def check_cancelled(self) -> None:
+        """Raise an error if cancellation was requested.
+
+        Raises:
+            WorkerCancelled: It was. Let it out of the work, and the worker ends CANCELLED.
+
+        Threads:
+            Any thread.
+        """
+        if self._cancellation is not None:
+            raise WorkerCancelled(self._tell_cancellation())
+
+    def _tell_cancellation(self) -> str:
+        why = self._cancellation[1] if self._cancellation is not None else None
+        reason = f": {text_of(why)}" if why is not None else ""
+        return f"{self._creche_spoken()} was cancelled{reason}"
+
+    def _mark(self, reason: object) -> bool:
+        with lock:
+            if self._cancellation is not None or self._state in FINAL:
+                return False
+            event = self._ties.cancelled if self._ties is not None else None
+            self._cancellation = (self._node._creche_nursery.now(), reason)
+        if event is not None:
+            event.set()
+        return True
+
+    def _unwind(self, *, by_nursery: bool = False) -> None:
+        """Do on the loop what follows from the mark; may be called again."""
+        bridge = self._nursery.bridge
+        bridge.steps.busy += 1
+        try:
+            handle = self._handle
+            if self._ties is not None and self._ties.cancelled is not None:
+                self._ties.cancelled.set()  # in case that the one who marked it was broken off
+            if self._state is PENDING:
+                if handle is not None:
+                    self._nursery.unstepped[self._order] = handle.coro
+                self._end(CANCELLED)
+            if self._thread is not None:
+                for stop in self._thread.stops:
+                    stop()
+            if self._ties is not None:
+                for hop in self._ties.hops:
+                    hop.cancel()
+            if handle is not None and not by_nursery:
+                handle.cancel()
+        finally:
+            bridge.steps.busy -= 1
+
+    def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
+        """Be cancelled by the nursery, which may cancel the scope of all its tasks at once."""
+        self._mark(reason)
+        self._unwind(by_nursery=by_scope)
+
+    def _notice_cancellation(self, *, native: bool = True) -> None:
+        """Find out about a cancellation that nobody asked this worker for.
+
+        Args:
+            native: Whether it is certain that there was one.
+        """
+        if self._cancellation is not None:
+            return
+        if self._nursery.is_scope_cancelled():
+            self._nursery.cancel_from_outside()  # which comes back to this worker
+        elif native:
+            self._mark("its task was cancelled natively")
+
+    # the one writer of the state, and the end
+
+    def _move(self, state: WorkerState) -> bool:
+        """Change the state; the one place that does.
+
+        Returns:
+            Whether it did: work that was called off is not entered.
+        """
+        now = self._node._creche_nursery.clock()
+        with lock:
+            if state is RUNNING and self._cancellation is not None:
+                return False
+            if state not in TRANSITIONS[self._state]:
+                raise WorkerError(
+                    f"{self._creche_spoken()} is {self._state.name} and cannot become {state.name}"
+                )
+            if state is SUCCESS and self._cancellation is not None:
+                state = CANCELLED  # cancel is final
+            self._state = state
+            if state is RUNNING:
+                self._started_at = now
+            else:
+                self._finished_at = now
+        if self._node._creche_tells_changes:
+            self._announce(state)
+        if self._ties is not None and self._ties.begun is not None:
+            self._ties.begun.set()
+        return True
+
+    def _announce(self, state: WorkerState) -> None:
+        try:
+            self._node._creche_announce(self, state)
+        except BaseException as fault:  # noqa: BLE001 (raised by the block; the change goes on)
+            self._nursery.fail(fault)
+
+    def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
+        """End, whatever happens: each step can be taken again, and a fault in one is made up for.
+
+        Such a fault (of memory, a Ctrl+C at the wrong line, one of ours) fails the node.
+        """
+        bridge = self._nursery.bridge
+        bridge.steps.busy += 1
+        try:
+            try:
+                self._take_end(state, error)
+            except BaseException as fault:  # noqa: BLE001 (handed to the node)
+                try:
+                    self._take_end(state, error)
+                finally:
+                    self._nursery.fail(fault)
+                    del fault
+        finally:
+            bridge.steps.busy -= 1
+            del error, self
+
+    def _take_end(self, state: WorkerState, error: BaseException | None) -> None:
+        """End, in the order on which threads that read without a lock rely."""
+        try:
+            # Work that was entered closes itself; in an abandoned thread it may still be running.
+            fatal = error is not None and self._is_fatal(error)
+            if error is not None and self._outcome is not error:
+                self._decorate(error, state, fatal=fatal)
+            if fatal and not is_a(error, WorkerFailed):
+                note_report(self._tied(), self._nursery.tree)
+            if self._state not in FINAL:
+                self._outcome = error if error is not None else self._outcome
+                self._move(state)
+            self._wake_all()  # before the node is cancelled: who waits here learns why
+            if fatal and error is not None:
+                self._nursery.fail(error)
+            if self._place is not None:
+                self._place._left(self)
+            if self._started_at is None or is_unawaited(self._work):
+                self._close_work()
+            self._work = self._handle = self._context = None
+            if not isinstance(self._description, str):
+                self._description = self._description.condensed()
+            if self._thread is not None:
+                self._thread.limiter = None
+                self._thread.stops = ()
+            self._let_go()
+        finally:
+            del error, self
+
+    def _wake_all(self) -> None:
+        for event in (self._ties.begun, self._ties.done) if self._ties is not None else ():
+            if event is not None:
+                event.set()
+
+    def _is_fatal(self, error: BaseException) -> bool:
+        with harmless:  # it may be set to anything
+            return not is_a(error, Exception) or bool(self.exit_on_error)
+        return True
+
+    def _decorate(self, error: BaseException, state: WorkerState, *, fatal: bool) -> None:
+        """Put on an error where it happened, and say so in the log in this very moment.
+
+        The node may take its time to end. All of this is as well as can be done.
+        """
+        try:
+            strip_traceback(error)
+            drop_cancellation(error, self._nursery.cancelled_class)
+            where = self._node._creche_spoken()
+            group = shown(attribute_of(self, "group"))
+            add_note(error, f"in {self._creche_spoken()} of group {group} on {where}")
+            if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
+                return  # told where it first failed; or no failure, but a wish to end
+            call = attribute_of(self, "description")[:_LONGEST]
+            tell(
+                logging.ERROR,
+                "%s failed%s%s",
+                self._creche_spoken(),
+                f" in {call}" if call else "",
+                f", and with it {where}" if fatal else "",
+                error=error,
+                fields=self._log_fields(state, self._state),
             )
-    me: Worker[Any] | None = current.get(None)
-    if not waited or me is None or me._state in FINAL or not me._is_acting():
-        await _wait_for(waited, begun=begun)
-        return
-    ties = me._tied()
-    ties.waits = waited
-    me._node._creche_waiting[id(me)] = me
-    try:
-        is_judged = me._is_needed() or any(me is worker for worker in waited)
-        ring = find_deadlock(me) if is_judged else None
-        if ring is not None:
-            raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
-        await _wait_for(waited, begun=begun)
-    finally:
-        ties.waits = []
-        if not ties.opened:
-            me._node._creche_waiting.pop(id(me), None)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as fault:  # noqa: BLE001 (see above)
+            tell(logging.ERROR, "could not say all about a failed worker", error=fault)
+        finally:
+            del error, self
 
+    def _reap(self) -> None:
+        """End if the task has died without doing so; see ``Nursery``."""
+        handle = self._handle
+        if handle is not None and inspect.getcoroutinestate(handle.coro) == inspect.CORO_CLOSED:
+            self._break_off()
 
-async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
-    if not waited:
-        await lowlevel.checkpoint()
-    # The events are made before it is looked whether to wait: a signal handler may come in between.
-    for worker in waited:
-        ties = worker._tied()
-        if begun:
-            while worker._state is PENDING:
-                ties.begun = ties.begun or anyio.Event()
-                if worker._state is PENDING:
-                    await ties.begun.wait()
-        elif worker._state not in FINAL:
-            ties.done = ties.done or anyio.Event()
-            if worker._state not in FINAL:
-                await ties.done.wait()
+    def _break_off(self) -> None:
+        """End in place of a task that does not, or to the last step where it was broken off."""
+        self._mark("its task has died")
+        self._end(self._state if self._state in FINAL else CANCELLED)
+
+    def _close_work(self) -> None:
+        work, self._work = self._work, None
+        if is_a(work, Coroutine):
+            # One that was never awaited would be warned about.
+            work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
+
+    def _refuse(self) -> None:
+        """Be CANCELLED without having been heard of; in any thread, for no node knows of it."""
+        self._mark("refused")
+        with lock:
+            if PENDING is self._state:
+                self._state = CANCELLED
+        self._close_work()
+        self._context = None
+
+    def _assign(self, state: WorkerState) -> None:
+        """Change the state on behalf of an adapter, see ``state``."""
+        if self._started:
+            if state is not CANCELLED or self._state in FINAL:
+                raise WorkerError(
+                    f"the state of {self._creche_spoken()}, which is {self._state.name} and was "
+                    f"started here, cannot be set to {state.name}; only to "
+                    "CANCELLED before it has ended"
+                )
+            self.cancel()
+        elif state is SUCCESS and self.is_cancelled and self._state not in FINAL:
+            raise WorkerError(
+                f"{self._creche_spoken()} was cancelled; only CANCELLED or ERROR can follow"
+            )
+        elif state not in FINAL or state not in TRANSITIONS[self._state]:
+            if not self._move(state):  # which refuses what the table does not allow
+                raise WorkerError(f"{self._creche_spoken()} is CANCELLED and cannot become RUNNING")
+        else:
+            if state is CANCELLED:
+                self._mark(None)
+            self._end(state)
+
+    def _disown(self) -> None:
+        """End a worker that its closing node never started."""
+        self._mark("its node closed")
+        self._end(CANCELLED)
+
+    @property
+    def _nursery(self) -> Nursery:
+        return self._node._creche_nursery
+
+    def _log_fields(
+        self, state: WorkerState | None = None, previous: WorkerState | None = None
+    ) -> dict[str, str | None]:
+        """Give what a record in the log has of its own, under names that clash with nothing."""
+        reason = None if self._cancellation is None else self._cancellation[1]
+        return {
+            "creche_worker": name_of(self),
+            "creche_group": attribute_of(self, "group"),
+            "creche_node": path_of(self._node),
+            "creche_state": (self._state if state is None else state).name,
+            "creche_previous": None if previous is None else previous.name,
+            "creche_reason": None if reason is None else text_of(reason),
+        }
 
 
 active_worker: ContextVar[Worker[Any]] = current
@@ -427,3 +1075,10 @@ def get_current_worker() -> Worker[Any]:
         raise NoActiveWorker(
             "no worker runs this code; call it from the work of a worker, or pass the worker on"
         ) from None
+
+
+def _at_once(call: Callable[[], object]) -> None:
+    call()
+
+
+_RUN = cast("type[Worker[object]]", Worker).run

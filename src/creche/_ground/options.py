@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from .errors import WorkerError
-from .report import shown
+from .report import is_a, shown
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -67,3 +67,13 @@ def check_overflow(overflow: object) -> Overflow:
         if overflow == each:
             return each
     raise WorkerError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {shown(overflow)}")
+
+
+def check_text(what: str, text: object) -> None:
+    """Make sure that something is a text.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    if not is_a(text, str):
+        raise WorkerError(f"{what} must be a text, not {shown(text)}")

@@ -1,10 +1,11 @@
-"""Iterating with progress: a step for each item that has been dealt with."""
+"""How far a worker is: steps, percent, and iterating with a step for each item."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from operator import length_hint
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
@@ -72,3 +73,28 @@ class _AsyncTrack(AsyncIterator[T], Generic[T]):
         item = await anext(self._items)
         self._is_at_work = True
         return item
+
+
+def percent(completed: float, total: float | None) -> float:
+    """Tell how much is done, from 0.0 to 100.0; 0.0 while the total is unknown or 0."""
+    if not total or completed <= 0:
+        return 0.0
+    if completed >= total:
+        return 100.0
+    return completed * 100 / total
+
+
+def check_steps(steps: object) -> None:
+    """Make sure that something is a number of steps.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    try:
+        if math.isfinite(cast("float", steps)):
+            return
+    except OverflowError:
+        return  # finite, as it happens
+    except Exception:  # noqa: BLE001, S110 (it is no number, whatever it says to that)
+        pass
+    raise WorkerError(f"steps must be a finite number, not {shown(steps)}")

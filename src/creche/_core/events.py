@@ -1,0 +1,104 @@
+"""What a worker tells those who listen: its state changed, or how far it is."""
+
+from __future__ import annotations
+
+import itertools
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.context import current
+from creche._ground.message import Message
+from creche._ground.states import PENDING, RUNNING, WorkerState
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from .worker import Worker
+
+_numbers = itertools.count(1)
+
+
+@dataclass(init=False, repr=False, eq=False, frozen=True)
+class StateChanged(Message, bubble=False, namespace="worker"):
+    """The state of a worker changed; handled by ``on_worker_state_changed``.
+
+    Its attributes cannot be assigned: all who listen get the same object.
+
+    Args:
+        worker: The worker.
+        state: The state that it is in since.
+    """
+
+    worker: Worker[Any]
+    """The worker."""
+    state: WorkerState
+    """The state that it is in since."""
+    number: int
+    """A number that grows with each event of any worker: later events have higher ones."""
+    context: Context | None = None
+    """The context variables that it was made in, told by the first announcement only."""
+
+    def __init__(self, worker: Worker[Any], state: WorkerState) -> None:
+        # Three of them a worker: what the worker knows for good is not copied.
+        facts = vars(self)
+        facts["worker"] = worker
+        facts["state"] = state
+        facts["number"] = next(_numbers)
+        if state is PENDING:
+            # It keeps the context that it was made in, unless that is this one.
+            context = worker._context
+            facts["context"] = context if context is not None else copy_context()
+
+    @property
+    def previous(self) -> WorkerState | None:
+        """The state before; ``None`` for the first announcement, when the worker was added."""
+        if self.state is PENDING:
+            return None
+        is_late = self.state is not RUNNING and self.worker._started_at is not None
+        return RUNNING if is_late else PENDING
+
+    @property
+    def time(self) -> float:
+        """When that was, in seconds of the loop's clock."""
+        worker = self.worker
+        if self.state is PENDING:
+            time = worker._created_at
+        else:
+            time = worker._started_at if self.state is RUNNING else worker._finished_at
+        return time if time is not None else worker._nursery.now()
+
+    @property
+    def origin(self) -> Worker[Any] | None:
+        """The worker in which this one was made, told by the first announcement only."""
+        return self.context.get(current) if self.context is not None else None
+
+    def __repr__(self) -> str:
+        return f"<StateChanged {self.worker._creche_spoken()} {self.state.name}>"
+
+
+@dataclass(init=False, repr=False, eq=False, frozen=True)
+class ProgressChanged(Message, bubble=False, namespace="worker"):
+    """A worker got on, or its status line changed; handled by ``on_worker_progress_changed``.
+
+    How far it is, is read from the worker. At most one for each worker waits for a handler or
+    in a subscription, and none comes after the worker has ended.
+
+    Args:
+        worker: The worker.
+    """
+
+    worker: Worker[Any]
+    """The worker."""
+    number: int
+    """A number that grows with each event of any worker: later events have higher ones."""
+
+    def __init__(self, worker: Worker[Any]) -> None:
+        vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
+
+    def __repr__(self) -> str:
+        return f"<ProgressChanged {self.worker._creche_spoken()}>"
+
+
+for _event in (StateChanged, ProgressChanged):
+    _event.__qualname__ = f"Worker.{_event.__name__}"  # where users find it

@@ -1,0 +1,64 @@
+"""What few workers have, in objects of their own, so that most are hardly more than one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+    from weakref import WeakSet
+
+    import anyio
+    from anyio import CapacityLimiter
+
+    from creche._nursery.nursery import HeldTask
+
+    from .deadlock import Party
+
+
+class Description(Protocol):
+    """What makes the longer text for people."""
+
+    def __call__(self) -> str:
+        """Give it, once somebody reads it."""
+        ...
+
+    def condensed(self) -> str:
+        """Give what is kept of it once the worker has ended and nobody has read it."""
+        ...
+
+
+class ThreadPart:
+    """What only a worker that runs in a thread has."""
+
+    __slots__ = ("abandon_on_cancel", "is_abandoned", "is_waiting", "limiter", "stops")
+
+    def __init__(self, limiter: CapacityLimiter | None, *, abandon_on_cancel: bool) -> None:
+        self.limiter = limiter
+        self.abandon_on_cancel = abandon_on_cancel
+        self.is_waiting = False  # for a token of the limiter
+        self.is_abandoned = False
+        self.stops: tuple[Callable[[], object], ...] = ()
+        """What to call on cancellation, to stop what runs in the thread."""
+
+
+class Ties:
+    """What ties a worker to others; made when there first is any of it.
+
+    Most workers wait for nothing, and what is not there need not be stored.
+    """
+
+    __slots__ = ("begun", "cancelled", "done", "hops", "opened", "reported_in", "waits")
+
+    def __init__(self) -> None:
+        self.begun: anyio.Event | None = None  # these three are made when asked for
+        self.done: anyio.Event | None = None
+        self.cancelled: threading.Event | None = None
+        self.reported_in: WeakSet[Any] | None = None
+        """The trees of nurseries that have reported its error, once there is one."""
+        self.waits: list[Any] = []
+        self.opened: tuple[Party, ...] = ()
+        """Nodes in whose blocks it is."""
+        self.hops: tuple[HeldTask, ...] = ()
+        """Calls of its thread that run on the loop."""
