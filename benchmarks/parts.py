@@ -18,7 +18,7 @@ from cases import Case, Scenario, measure
 from ways import Way
 
 from creche import Node, Worker, WorkerState
-from creche._core.worker import lock  # private: it is a part of what is measured
+from creche._core.parts import lock  # private: it is a part of what is measured
 
 NAME = "parts"
 

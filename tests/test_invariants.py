@@ -185,7 +185,7 @@ def test_ring_that_is_let_in(machine, place, monkeypatch):
 def test_wait_that_is_refused_for_nothing(machine, place, monkeypatch):
     """A worker that may not wait for another, which would have ended."""
     monkeypatch.setattr("creche._core.waiting.find_deadlock", lambda me: "nonsense")
-    monkeypatch.setattr(Worker, "_is_needed", lambda self: True)
+    monkeypatch.setattr("creche._core.waiting._is_needed", lambda worker: True)
     first = machine.run(place=place, script=Script())
     second = machine.run(place=place, script=Script())
     machine.wait_within(record=first, awaited=second)

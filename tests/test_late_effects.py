@@ -197,7 +197,7 @@ import os, sys, threading
 import anyio
 import creche
 from creche import Node, WorkerError
-from creche._core.worker import lock
+from creche._core.parts import lock
 
 def forked(app, worker):
     got = []

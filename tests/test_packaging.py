@@ -35,9 +35,10 @@ FLOORS = {
     "_running": (("_running.ways", "_running.stacks"),),
     "_messages": (("_messages.mailbox", "_messages.subscription"),),
     "_core": (
-        ("_core.events", "_core.parts", "_core.progress", "_core.deadlock", "_core.waiting"),
+        ("_core.events", "_core.log", "_core.parts", "_core.progress", "_core.deadlock"),
+        ("_core.waiting",),
         ("_core.worker",),
-        ("_core.group", "_core.manager", "_core.facts", "_core.snapshot", "_core.log"),
+        ("_core.group", "_core.manager", "_core.facts", "_core.snapshot"),
         ("_core.tree", "_core.calls", "_core.node"),
     ),
     "_looking": (("_looking.watching", "_looking.format"),),

@@ -26,6 +26,7 @@ from anyio import lowlevel
 from creche import Message, Node, Worker
 from creche._core.calls import _await, _go_on, begin_call
 from creche._core.group import WorkerGroup
+from creche._core.log import tell_failure
 from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import HeldTask, Nursery
@@ -61,7 +62,7 @@ And of those at which a lock is let go, where Python tells of the line once more
 """
 
 THE_END = [
-    *(Worker._end, Worker._take_end, Worker._move, Worker._announce, Worker._decorate),
+    *(Worker._end, Worker._take_end, Worker._move, Worker._announce, tell_failure),
     *(Worker._fall, Worker._succeed, Worker._main, Worker._unwind, Worker._mark, Worker._let_go),
     *(Worker._break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
     *(WorkerGroup._cancel_with_nursery, WorkerGroup._fill, Worker._reap, Worker._close_work),

@@ -252,8 +252,8 @@ def is_locked():
     free = []
 
     def look():
-        if worker_module.lock.acquire(blocking=False):
-            worker_module.lock.release()
+        if parts.lock.acquire(blocking=False):
+            parts.lock.release()
             free.append(True)
 
     thread = threading.Thread(target=look)
@@ -1196,7 +1196,7 @@ async def test_forked_child_of_a_process_whose_thread_held_a_lock(which):
         worker = await app.start_worker(anyio.sleep_forever)
 
         def hold():
-            with worker_module.lock if which == "core" else app._creche_bridge._lock:
+            with parts.lock if which == "core" else app._creche_bridge._lock:
                 meeting()
 
         def touch():

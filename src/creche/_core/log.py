@@ -12,16 +12,23 @@ not, or after a node has closed.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from creche._ground.report import logger, tell
+from creche._ground.errors import WorkerFailed, add_note, drop_cancellation, strip_traceback
+from creche._ground.report import is_a, logger, shown, tell
 from creche._ground.text import name_of, path_of, text, text_of
 
-from .worker import Worker
+from .events import StateChanged
 
 if TYPE_CHECKING:
     from creche._ground.message import Message
+    from creche._ground.states import WorkerState
     from creche._messages.subscription import Source
+
+    from .worker import Worker
+
+
+_LONGEST = 200  # characters of a description
 
 
 class Log:
@@ -33,10 +40,10 @@ class Log:
         self._is_broken = False
 
     def _wants(self, kind: type[Message]) -> bool:
-        return issubclass(kind, Worker.StateChanged)
+        return issubclass(kind, StateChanged)
 
     def _put(self, message: Message) -> None:
-        if not isinstance(message, Worker.StateChanged):
+        if not isinstance(message, StateChanged):
             return
         try:
             _write(message)
@@ -53,21 +60,27 @@ class Log:
         self._is_broken = False
 
 
-def _write(event: Worker.StateChanged) -> None:
+def _write(event: StateChanged) -> None:
     worker, state, previous = event.worker, event.state, event.previous
-    name, group, path = name_of(worker), text_of(worker, "group"), path_of(worker._node)
-    reason = worker._cancellation[1] if worker._cancellation is not None else None
-    fields = {
-        "creche_worker": name,
-        "creche_group": group,
-        "creche_node": path,
+    before = "new" if previous is None else previous.name
+    told = (name_of(worker), text_of(worker, "group"), path_of(worker._node), before, state.name)
+    fields = fields_of(worker, state, previous)
+    logger.debug("worker %r of group %r on node %r: %s -> %s", *told, extra=fields)
+
+
+def fields_of(
+    worker: Worker[Any], state: WorkerState, previous: WorkerState | None = None
+) -> dict[str, str | None]:
+    """Give what a record in the log has of its own, under names that clash with nothing."""
+    reason = None if worker._cancellation is None else worker._cancellation[1]
+    return {
+        "creche_worker": name_of(worker),
+        "creche_group": text_of(worker, "group"),
+        "creche_node": path_of(worker._node),
         "creche_state": state.name,
         "creche_previous": None if previous is None else previous.name,
         "creche_reason": None if reason is None else text(reason),
     }
-    before = "new" if previous is None else previous.name
-    told = (name, group, path, before, state.name)
-    logger.debug("worker %r of group %r on node %r: %s -> %s", *told, extra=fields)
 
 
 LOG = Log()
@@ -76,3 +89,36 @@ LOG = Log()
 def is_wanted() -> bool:
     """Tell whether the logger takes changes of state at present."""
     return logger.isEnabledFor(logging.DEBUG)
+
+
+def tell_failure(
+    worker: Worker[Any], error: BaseException, state: WorkerState, *, fatal: bool
+) -> None:
+    """Put on an error where it happened, and say so in the log in this very moment.
+
+    The node may take its time to end. All of this is as well as can be done.
+    """
+    try:
+        strip_traceback(error)
+        drop_cancellation(error, worker._nursery.cancelled_class)
+        where = worker._node._creche_spoken()
+        group = shown(text_of(worker, "group"))
+        add_note(error, f"in {worker._creche_spoken()} of group {group} on {where}")
+        if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
+            return  # told where it first failed; or no failure, but a wish to end
+        call = text_of(worker, "description")[:_LONGEST]
+        tell(
+            logging.ERROR,
+            "%s failed%s%s",
+            worker._creche_spoken(),
+            f" in {call}" if call else "",
+            f", and with it {where}" if fatal else "",
+            error=error,
+            fields=fields_of(worker, state, worker._state),
+        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as fault:  # noqa: BLE001 (see above)
+        tell(logging.ERROR, "could not say all about a failed worker", error=fault)
+    finally:
+        del error, worker

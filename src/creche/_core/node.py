@@ -21,10 +21,11 @@ from creche._nursery.nursery import NEW
 from .calls import begin_call
 from .group import WorkerGroup, code_of
 from .manager import WorkerManager
+from .parts import lock
 from .snapshot import NodeSnapshot, take
 from .tree import Branch
 from .waiting import wait_for
-from .worker import Worker, WorkType, lock
+from .worker import Worker, WorkType
 
 if TYPE_CHECKING:
     import sys

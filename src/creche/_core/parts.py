@@ -1,11 +1,12 @@
-"""What few workers have, in objects of their own, so that most are hardly more than one."""
+"""The lock of all workers, and the parts of them that few have."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
     from weakref import WeakSet
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from creche._nursery.nursery import HeldTask
 
     from .deadlock import Party
+
+# For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
+# Can be entered again: a signal handler may call cancel() in the midst of one.
+lock = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
+    # Another thread may hold it as this process is forked; in the child nobody would ever let go.
+    os.register_at_fork(after_in_child=lambda: cast("Any", lock)._at_fork_reinit())
 
 
 class Description(Protocol):

@@ -24,6 +24,7 @@ from creche._messages.subscription import inherit
 from creche._nursery.nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
 
 from .log import LOG, is_wanted
+from .waiting import is_acting
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class Branch:
             if above.life is not OPEN:
                 nursery.refuse()
         opener: Worker[Any] | None = current.get(None)
-        if opener is not None and opener._is_acting():
+        if opener is not None and is_acting(opener):
             self._creche_opener = opener
             opener._tied().opened += (self,)
             opener._node._creche_waiting[id(opener)] = opener
@@ -390,7 +391,7 @@ class Branch:
         caller: Worker[Any] | None = current.get(None)
         if (
             caller is not None
-            and caller._is_acting()
+            and is_acting(caller)
             and any(cast("object", node) is caller._node for node in below)
         ):
             caller._let_go()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio import lowlevel
@@ -15,6 +15,7 @@ from .deadlock import find_deadlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import CoroutineType
 
     from .worker import Worker
 
@@ -39,14 +40,14 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
                 "from a thread use node.call_from_thread(worker.wait)"
             )
     me: Worker[Any] | None = current.get(None)
-    if not waited or me is None or me._state in FINAL or not me._is_acting():
+    if not waited or me is None or me._state in FINAL or not is_acting(me):
         await _wait_for(waited, begun=begun)
         return
     ties = me._tied()
     ties.waits = waited
     me._node._creche_waiting[id(me)] = me
     try:
-        is_judged = me._is_needed() or any(me is worker for worker in waited)
+        is_judged = _is_needed(me) or any(me is worker for worker in waited)
         ring = find_deadlock(me) if is_judged else None
         if ring is not None:
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
@@ -72,3 +73,29 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
             ties.done = ties.done or anyio.Event()
             if worker._state not in FINAL:
                 await ties.done.wait()
+
+
+def _is_needed(worker: Worker[Any]) -> bool:
+    """Whether anything else may wait for this worker; else it closes no ring with others."""
+    return (
+        (worker._ties is not None and worker._ties.done is not None)
+        or (worker._place is not None and worker._place.queued > 0)
+        or worker._node._creche_is_opened_by_a_worker()
+    )
+
+
+def is_acting(worker: Worker[Any]) -> bool:
+    """Whether the running code is a worker's own task or thread, not one that it spawned."""
+    if worker._handle is None:
+        return False
+    hops = worker._ties.hops if worker._ties is not None else ()
+    for coro in (worker._handle.coro, *(hop.coro for hop in hops)):
+        # A coroutine runs, in the sense of cr_running, while what it awaits is being run; and
+        # while a task that it makes is begun eagerly, from Python 3.12 on.
+        if cast("CoroutineType[Any, Any, Any]", coro).cr_running:
+            return not worker._nursery.is_in_eager_task()
+    if worker._thread is None:
+        return False
+    # anyio.from_thread.run() in the worker's thread: AnyIO makes a task for it on asyncio.
+    name = getattr(anyio.get_current_task().coro, "__qualname__", "")
+    return name.endswith("run_async_from_thread.<locals>.task_wrapper")

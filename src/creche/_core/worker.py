@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import logging
-import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
-
-import anyio
 
 from creche._ground.backend import interruptible
 from creche._ground.context import current
@@ -27,14 +23,11 @@ from creche._ground.errors import (
     WorkerCancelled,
     WorkerError,
     WorkerFailed,
-    add_note,
-    drop_cancellation,
     note_report,
-    strip_traceback,
     uncancelled,
 )
 from creche._ground.options import check_text
-from creche._ground.report import harmless, is_a, is_awaitable, shown, tell, text_of
+from creche._ground.report import harmless, is_a, is_awaitable, shown, text_of
 from creche._ground.states import (
     CANCELLED,
     ERROR,
@@ -45,12 +38,12 @@ from creche._ground.states import (
     TRANSITIONS,
     WorkerState,
 )
-from creche._ground.text import label, name_of, path_of
-from creche._ground.text import text_of as attribute_of
+from creche._ground.text import label, name_of
 from creche._running.ways import in_task, in_thread, is_unawaited
 
 from . import events
-from .parts import Description, ThreadPart, Ties
+from .log import fields_of, tell_failure
+from .parts import Description, ThreadPart, Ties, lock
 from .progress import check_steps, percent, track
 from .waiting import wait_for
 
@@ -65,8 +58,8 @@ if TYPE_CHECKING:
         Iterator,
     )
     from contextvars import Context, ContextVar
-    from types import CoroutineType
 
+    import anyio
     from anyio import CapacityLimiter
 
     from creche._ground.options import AllOptions
@@ -87,14 +80,6 @@ ResultType = TypeVar("ResultType")
 
 _LONGEST = 200  # characters of a description in the log
 _order = itertools.count()
-# For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
-# Can be entered again: a signal handler may call cancel() in the midst of one.
-lock = threading.RLock()
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
-    # Another thread may hold it as this process is forked; in the child nobody would ever let go.
-    os.register_at_fork(after_in_child=lambda: cast("Any", lock)._at_fork_reinit())
-
 WorkType: TypeAlias = (
     Callable[[], Coroutine[Any, Any, ResultType]] | Callable[[], ResultType] | Awaitable[ResultType]
 )
@@ -573,30 +558,6 @@ class Worker(Generic[ResultType]):
             return ()
         return self._place._holders()
 
-    def _is_needed(self) -> bool:
-        """Whether anything else may wait for this worker; else it closes no ring with others."""
-        return (
-            (self._ties is not None and self._ties.done is not None)
-            or (self._place is not None and self._place.queued > 0)
-            or self._node._creche_is_opened_by_a_worker()
-        )
-
-    def _is_acting(self) -> bool:
-        """Whether the running code is this worker's own task or thread, not one that it spawned."""
-        if self._handle is None:
-            return False
-        hops = self._ties.hops if self._ties is not None else ()
-        for coro in (self._handle.coro, *(hop.coro for hop in hops)):
-            # A coroutine runs, in the sense of cr_running, while what it awaits is being run; and
-            # while a task that it makes is begun eagerly, from Python 3.12 on.
-            if cast("CoroutineType[Any, Any, Any]", coro).cr_running:
-                return not self._nursery.is_in_eager_task()
-        if self._thread is None:
-            return False
-        # anyio.from_thread.run() in the worker's thread: AnyIO makes a task for it on asyncio.
-        name = getattr(anyio.get_current_task().coro, "__qualname__", "")
-        return name.endswith("run_async_from_thread.<locals>.task_wrapper")
-
     def _tied(self) -> Ties:
         if self._ties is None:
             with lock:  # asked for in threads too
@@ -921,7 +882,7 @@ class Worker(Generic[ResultType]):
             # Work that was entered closes itself; in an abandoned thread it may still be running.
             fatal = error is not None and self._is_fatal(error)
             if error is not None and self._outcome is not error:
-                self._decorate(error, state, fatal=fatal)
+                tell_failure(self, error, state, fatal=fatal)
             if fatal and not is_a(error, WorkerFailed):
                 note_report(self._tied(), self._nursery.tree)
             if self._state not in FINAL:
@@ -953,36 +914,6 @@ class Worker(Generic[ResultType]):
         with harmless:  # it may be set to anything
             return not is_a(error, Exception) or bool(self.exit_on_error)
         return True
-
-    def _decorate(self, error: BaseException, state: WorkerState, *, fatal: bool) -> None:
-        """Put on an error where it happened, and say so in the log in this very moment.
-
-        The node may take its time to end. All of this is as well as can be done.
-        """
-        try:
-            strip_traceback(error)
-            drop_cancellation(error, self._nursery.cancelled_class)
-            where = self._node._creche_spoken()
-            group = shown(attribute_of(self, "group"))
-            add_note(error, f"in {self._creche_spoken()} of group {group} on {where}")
-            if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
-                return  # told where it first failed; or no failure, but a wish to end
-            call = attribute_of(self, "description")[:_LONGEST]
-            tell(
-                logging.ERROR,
-                "%s failed%s%s",
-                self._creche_spoken(),
-                f" in {call}" if call else "",
-                f", and with it {where}" if fatal else "",
-                error=error,
-                fields=self._log_fields(state, self._state),
-            )
-        except KeyboardInterrupt:
-            raise
-        except BaseException as fault:  # noqa: BLE001 (see above)
-            tell(logging.ERROR, "could not say all about a failed worker", error=fault)
-        finally:
-            del error, self
 
     def _reap(self) -> None:
         """End if the task has died without doing so; see ``Nursery``."""
@@ -1041,19 +972,8 @@ class Worker(Generic[ResultType]):
     def _nursery(self) -> Nursery:
         return self._node._creche_nursery
 
-    def _log_fields(
-        self, state: WorkerState | None = None, previous: WorkerState | None = None
-    ) -> dict[str, str | None]:
-        """Give what a record in the log has of its own, under names that clash with nothing."""
-        reason = None if self._cancellation is None else self._cancellation[1]
-        return {
-            "creche_worker": name_of(self),
-            "creche_group": attribute_of(self, "group"),
-            "creche_node": path_of(self._node),
-            "creche_state": (self._state if state is None else state).name,
-            "creche_previous": None if previous is None else previous.name,
-            "creche_reason": None if reason is None else text_of(reason),
-        }
+    def _log_fields(self) -> dict[str, str | None]:
+        return fields_of(self, self._state)
 
 
 active_worker: ContextVar[Worker[Any]] = current
