@@ -8,7 +8,6 @@ import threading
 import anyio
 import pytest
 
-import creche._core.node
 from creche import (
     Message,
     Node,
@@ -268,7 +267,7 @@ async def test_no_message_is_made_where_nobody_listens(monkeypatch):
             made.append(state)
             super().__init__(worker, state)
 
-    monkeypatch.setattr(creche._core.node.Worker, "StateChanged", StateChanged)
+    monkeypatch.setattr("creche._core.audience.StateChanged", StateChanged)
     async with Node() as quiet:
         await quiet.run_worker(anyio.lowlevel.checkpoint)
     assert made == []

@@ -62,7 +62,7 @@ async def main():
         child.run_worker(anyio.sleep_forever)
     elif what == "handler":
         node.on_worker_state_changed = lambda event: anyio.sleep_forever()
-        node._creche_heed_logger()
+        node._creche_audience.heed_logger()
         node.run_worker(anyio.lowlevel.checkpoint)
     for _ in range(5):
         await anyio.lowlevel.checkpoint()

@@ -185,10 +185,10 @@ async def test_a_level_that_is_set_later_counts_from_the_next_worker(caplog):
         await app.run_worker(anyio.lowlevel.checkpoint, "before")
         caplog.set_level(logging.DEBUG, logger="creche")
         await app.run_worker(anyio.lowlevel.checkpoint, "told")
-        assert creche._core.log.LOG in app._creche_heard_by
+        assert creche._core.log.LOG in app._creche_audience.heard_by
         caplog.set_level(logging.INFO, logger="creche")
         await app.run_worker(anyio.lowlevel.checkpoint, "after")
-        assert app._creche_heard_by == ()
+        assert app._creche_audience.heard_by == ()
     assert [name for name, _, _ in changes(caplog)] == ["told"] * 3
 
 
@@ -201,7 +201,7 @@ async def test_the_level_of_the_root_logger_counts_as_a_node_opens(caplog):
         caplog.set_level(logging.INFO)
         async with Node("page", parent=app) as page:
             await page.run_worker(anyio.lowlevel.checkpoint, "below")
-        assert page._creche_heard_by == ()
+        assert page._creche_audience.heard_by == ()
     told = [each for each in changes(caplog) if each[0] in ("above", "below")]
     assert [name for name, _, _ in told] == ["above"] * 3
 
@@ -217,10 +217,10 @@ async def test_nobody_hears_a_node_of_a_silent_program(caplog):
     """Where the log takes no changes, no event is made; subscriptions come and go as ever."""
     caplog.set_level(logging.INFO, logger="creche")
     async with Node("app") as app:
-        assert app._creche_heard_by == ()
+        assert app._creche_audience.heard_by == ()
         async with app.subscribe(Worker.StateChanged):
-            assert len(app._creche_heard_by) == 1
-        assert app._creche_heard_by == ()
+            assert len(app._creche_audience.heard_by) == 1
+        assert app._creche_audience.heard_by == ()
 
 
 async def test_the_log_is_written_beside_subscriptions(caplog, debug):

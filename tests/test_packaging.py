@@ -39,7 +39,8 @@ FLOORS = {
         ("_core.waiting",),
         ("_core.worker",),
         ("_core.group", "_core.manager", "_core.facts", "_core.snapshot"),
-        ("_core.tree", "_core.calls", "_core.node"),
+        ("_core.audience", "_core.calls", "_core.mounting"),
+        ("_core.node",),
     ),
     "_looking": (("_looking.watching", "_looking.format"),),
     "": (

@@ -288,7 +288,7 @@ async def test_subscribing_to_an_open_tree():
             await page.run_worker(work, name="heard")
             seen = [await anext(events) for _ in range(3)]
         assert {event.worker.name for event in seen} == {"heard"}
-        assert page._creche_heard_by == app._creche_heard_by == ()
+        assert page._creche_audience.heard_by == app._creche_audience.heard_by == ()
 
 
 async def test_message_that_bubbles_is_told_once():
@@ -580,7 +580,7 @@ async def test_progress_that_lands_after_the_end():
             worker.state = CANCELLED
             await until(lambda: worker.is_finished)
         assert len(await rest(events)) <= 1
-    assert not app._creche_advanced
+    assert not app._creche_audience._advanced
 
 
 async def test_threads_that_advance():

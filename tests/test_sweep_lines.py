@@ -24,6 +24,7 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, Worker
+from creche._core.audience import Audience
 from creche._core.calls import _await, _go_on, begin_call
 from creche._core.group import WorkerGroup
 from creche._core.log import tell_failure
@@ -89,7 +90,7 @@ THE_WAY_IN = [
     *(WorkerGroup._supersede, WorkerGroup._make_room, Worker._launch, Worker._keep_context),
     *(Worker._hold, Worker._begin, Worker._refuse, Worker._disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
-    *(Node._creche_announce, Node._creche_tell, Node._creche_join, Node._creche_on_cancel),
+    *(Audience.announce, Audience._tell, Node._creche_join, Node._creche_on_cancel),
 ]
 CALLS = [
     *(Node.call_from_thread, begin_call, _await, _go_on, Bridge.post, Bridge.call, Bridge.run),

@@ -489,7 +489,7 @@ async def test_recording_is_left_before_the_node():
         worker.cancel()
         await settle()
         assert Saved(trace).slice("w")["args"]["state"] == "RUNNING"
-        assert app._creche_heard_by == ()
+        assert app._creche_audience.heard_by == ()
         gone = weakref.ref(worker)
         del worker
         gc.collect()

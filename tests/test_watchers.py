@@ -136,7 +136,7 @@ async def logged(node):
     logger = logging.getLogger("creche")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    node._creche_heed_logger()
+    node._creche_audience.heed_logger()
     try:
         yield records
     finally:

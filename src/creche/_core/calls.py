@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
 
-    from .tree import Branch
+    from .node import Node
 
 
 def begin_call(
-    node: Branch,
+    node: Node,
     caller: Worker[Any] | None,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -48,7 +48,7 @@ def begin_call(
 
 
 def _await(
-    node: Branch, caller: Worker[Any] | None, awaitable: Any, future: Future[Any] | None
+    node: Node, caller: Worker[Any] | None, awaitable: Any, future: Future[Any] | None
 ) -> None:
     """Await the value of a call in a task, which is cancelled with the worker that called."""
 
@@ -86,7 +86,7 @@ def _close(awaitable: object) -> None:
         awaitable.close()  # one that was never awaited would be warned about
 
 
-def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
+def _check_call(node: Node, caller: Worker[Any] | None) -> None:
     if caller is not None:
         caller.check_cancelled()
     if node._creche_nursery.is_cancelled:
@@ -94,7 +94,7 @@ def _check_call(node: Branch, caller: Worker[Any] | None) -> None:
 
 
 async def _go_on(
-    node: Branch, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
+    node: Node, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
 ) -> None:
     try:
         _check_call(node, caller)
@@ -111,7 +111,7 @@ async def _go_on(
         del caller, future  # as above
 
 
-def _tell_whose(node: Branch, caller: Worker[Any] | None) -> str:
+def _tell_whose(node: Node, caller: Worker[Any] | None) -> str:
     """Name who was cancelled, and the call with it."""
     if caller is not None and caller._cancellation is not None:
         return caller._tell_cancellation()

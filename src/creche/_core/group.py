@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from creche._ground.options import check_limit
 from creche._ground.report import shown
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
     from creche._ground.options import Overflow, RunOptions, StartOptions
-    from creche._ground.states import WorkerState
-    from creche._nursery.nursery import Nursery
 
     from .deadlock import Party
+    from .node import Node
     from .worker import ResultType, WorkType
 
     if sys.version_info >= (3, 11):
@@ -65,33 +64,6 @@ def code_of(work: Any) -> object:
     return work
 
 
-class GroupNode(Protocol):
-    """What a group asks of the node that it is in."""
-
-    _creche_nursery: Nursery
-
-    @property
-    def path(self) -> str: ...
-
-    def _creche_ask(self, call: Callable[[], object]) -> object:
-        """Make a call on the loop, but for none of a thread whose worker was cancelled."""
-        ...
-
-    @property
-    def run_worker(self) -> Callable[..., Worker[Any]]: ...
-
-    @property
-    def start_worker(self) -> Callable[..., Awaitable[Worker[Any]]]: ...
-
-    _creche_tells_changes: bool
-
-    def _creche_announce(self, worker: Any, state: WorkerState) -> None: ...
-
-    def _creche_forget(self, group: WorkerGroup) -> None:
-        """Take note that a group has become empty."""
-        ...
-
-
 class WorkerGroup:
     """The unfinished workers of one name within one node.
 
@@ -111,7 +83,7 @@ class WorkerGroup:
     )
 
     def __init__(
-        self, node: GroupNode, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
+        self, node: Node, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
     ) -> None:
         self._node = node
         self.name: str = name
@@ -290,7 +262,7 @@ class WorkerGroup:
                 worker._hold()
         else:
             worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
-        if self._node._creche_tells_changes:
+        if self._node._creche_audience.tells_changes:
             worker._announce(PENDING)
         if launches and supersedes is not None:
             self._supersede(worker, supersedes)

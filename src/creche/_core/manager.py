@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from creche._ground.errors import WorkerError
 from creche._ground.states import PENDING
@@ -13,29 +13,9 @@ from .waiting import wait_for
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from creche._nursery.nursery import Nursery
-
-
-class ManagedNode(Protocol):
-    """What the manager asks of the nodes of its tree."""
-
-    _creche_nursery: Nursery
-
-    def _creche_ask(self, call: Callable[[], object]) -> object:
-        """Make a call on the loop, but for none of a thread whose worker was cancelled."""
-        ...
-
-    @property
-    def _creche_groups(self) -> dict[str, WorkerGroup]: ...
-
-    @property
-    def path(self) -> str: ...
-
-    def _creche_below(self) -> Iterator[ManagedNode]:
-        """Give the node and all below it."""
-        ...
+    from .node import Node
 
 
 class WorkerManager:
@@ -47,7 +27,7 @@ class WorkerManager:
 
     __slots__ = ("_root",)
 
-    def __init__(self, root: ManagedNode) -> None:
+    def __init__(self, root: Node) -> None:
         self._root = root
 
     def _all_groups(self) -> Iterator[WorkerGroup]:
@@ -149,7 +129,7 @@ class WorkerManager:
         """
         cancel_each(self, reason)
 
-    def cancel_group(self, node: ManagedNode, group: str) -> list[Worker[Any]]:
+    def cancel_group(self, node: Node, group: str) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a group.
 
         Args:
@@ -167,7 +147,7 @@ class WorkerManager:
             return []
         return cancel_each(found, None)
 
-    def cancel_node(self, node: ManagedNode) -> list[Worker[Any]]:
+    def cancel_node(self, node: Node) -> list[Worker[Any]]:
         """Cancel the unfinished workers of a node, and not those of the nodes below it.
 
         Args:

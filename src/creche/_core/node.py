@@ -1,58 +1,71 @@
-"""A node, with all the calls that users make to have work done, to post and to be called."""
+"""A node: a place in a tree that owns workers.
+
+It has a nursery, in which all of its tasks run; a mailbox and an audience, for what is told; and,
+where it has no block of its own, a mount.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+import anyio
 
 from creche._ground.bridge import await_answer, fail
 from creche._ground.context import current
 from creche._ground.errors import WorkerError
 from creche._ground.message import Message
 from creche._ground.options import check_limit, check_overflow, check_text
-from creche._ground.report import logger, shown
+from creche._ground.report import is_a, logger, shown, text_of
 from creche._ground.states import FINAL
-from creche._messages.subscription import Subscription
-from creche._nursery.nursery import NEW
+from creche._ground.text import path_of
+from creche._messages.mailbox import Mailbox
+from creche._messages.subscription import Subscription, inherit
+from creche._nursery.nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
 
+from .audience import Audience
 from .calls import begin_call
 from .group import WorkerGroup, code_of
 from .manager import WorkerManager
-from .parts import lock
+from .mounting import Mount
 from .snapshot import NodeSnapshot, take
-from .tree import Branch
-from .waiting import wait_for
+from .waiting import is_acting, wait_for
 from .worker import Worker, WorkType
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Iterator
+    from types import TracebackType
 
     from anyio import CapacityLimiter
 
+    from creche._ground.bridge import Bridge
     from creche._ground.message import MessageT
     from creche._ground.options import Overflow, RunOptions, StartOptions
-    from creche._ground.states import WorkerState
+    from creche._messages.subscription import Listener
 
+    from .deadlock import Party
     from .worker import ResultType
 
     if sys.version_info >= (3, 11):
-        from typing import TypeVarTuple, Unpack
+        from typing import Self, TypeVarTuple, Unpack
     else:
-        from typing_extensions import TypeVarTuple, Unpack
+        from typing_extensions import Self, TypeVarTuple, Unpack
 
     PosArgs = TypeVarTuple("PosArgs")
 
 T = TypeVar("T")
+NodeT = TypeVar("NodeT", bound="Node")
 
 _new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
 _fill = cast("type[Worker[Any]]", Worker)._fill
 
 
-class Node(Branch):
+class Node:
     """A place in a tree that owns workers: leaving its block means that all of them have ended.
 
     ``async with Node("app") as app: ...`` opens a root, ``async with Node("page", parent=app)`` a
@@ -72,17 +85,36 @@ class Node(Branch):
         if parent is not None and not isinstance(parent, Node):
             raise WorkerError(f"parent must be a Node, not {shown(parent)}")
         check_text("the name of a node", name)
-        super().__init__(name or type(self).__name__, parent)
+        self.name: str = str.__str__(name or type(self).__name__)
+        """The name of the node."""
+        self._creche_parent = parent
+        # By id(): nodes may be dataclasses, equal to others or without a hash.
+        self._creche_children: dict[int, Node] = {}
+        self._creche_nursery = Nursery(self)
+        self._creche_mailbox = Mailbox(self, self._creche_nursery)
+        self._creche_audience = Audience(self)
+        self._creche_groups: dict[str, WorkerGroup] = {}
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
         self._creche_manager = WorkerManager(self)
-        self._creche_advanced: set[int] = set()  # in other threads; the loop is not told yet
+        self._creche_waiting: dict[int, Party] = {}  # workers of the node, by id() as well
+        self._creche_mount: Mount | None = None  # where it has no block of its own
+        self._creche_holds = False  # whether it keeps its parent open
+        self._creche_opener: Worker[Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path!r} {self._creche_nursery.life.name}>"
+
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
+        raise WorkerError(
+            f"{self._creche_spoken()} can be neither copied nor pickled; make another"
+        )
 
     # the tree
 
     @property
     def parent(self) -> Node | None:
         """The node above, ``None`` for a root."""
-        return cast("Node | None", self._creche_parent)
+        return self._creche_parent
 
     @property
     def children(self) -> tuple[Node, ...]:
@@ -92,8 +124,57 @@ class Node(Branch):
             Any thread.
         """
         children = list(self._creche_children.values())
-        opened = [child for child in children if child._creche_nursery.life is not NEW]
-        return tuple(cast("list[Node]", opened))
+        return tuple(child for child in children if child._creche_nursery.life is not NEW)
+
+    @property
+    def root(self) -> Node:
+        """The topmost node of the tree."""
+        *_, top = self._creche_above()
+        return top
+
+    @property
+    def path(self) -> str:
+        """The names of the nodes from the root to this one, joined by slashes."""
+        names: list[object] = [node.name for node in self._creche_above()]
+        # Somebody may have set one to what is no text; the end must not fail of it.
+        return "/".join(name if type(name) is str else text_of(name) for name in reversed(names))
+
+    def _creche_above(self) -> Iterator[Node]:
+        """Give the node and all above it."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node._creche_parent
+
+    def _creche_below(self) -> Iterator[Node]:
+        """Give the node and all below it, each before those below it."""
+        ahead: list[Node] = [self]
+        while ahead:
+            node = ahead.pop()
+            yield node
+            ahead.extend(reversed(list(node._creche_children.values())))
+
+    def _creche_is_lost(self) -> bool:
+        """Whether the node can never be opened, as one above it has closed."""
+        return any(node._creche_nursery.life is CLOSED for node in self._creche_above())
+
+    def _creche_join(self) -> None:
+        """Take the place below the parent, once the node is open or holds something."""
+        joining: list[Node] = []
+        for node in self._creche_above():
+            parent = node._creche_parent
+            if parent is None or id(node) in parent._creche_children:
+                break
+            joining.append(node)
+        for node in reversed(joining):
+            parent = cast("Node", node._creche_parent)
+            parent._creche_children[id(node)] = node
+            inherit(node, parent)
+
+    def _creche_spoken(self) -> str:
+        return f"node {shown(path_of(self))}"
+
+    # work
 
     @property
     def groups(self) -> tuple[WorkerGroup, ...]:
@@ -105,17 +186,9 @@ class Node(Branch):
         return tuple(self._creche_groups.values())
 
     @property
-    def root(self) -> Node:
-        """The topmost node of the tree."""
-        *_, top = self._creche_above()
-        return cast("Node", top)
-
-    @property
     def workers(self) -> WorkerManager:
         """The manager of all workers of the tree."""
         return self.root._creche_manager
-
-    # work
 
     @overload
     def run_worker(
@@ -316,8 +389,8 @@ class Node(Branch):
             )
         if self._creche_parent is not None:
             self._creche_join()
-        if logger.level != self._creche_log_level:
-            self._creche_heed_logger()
+        if logger.level != self._creche_audience.log_level:
+            self._creche_audience.heed_logger()
         group = self._creche_groups.get(worker.group)
         bridge = nursery.bridge
         bridge.steps.busy += 1
@@ -334,8 +407,6 @@ class Node(Branch):
             raise
         finally:
             bridge.steps.busy -= 1
-
-    # groups
 
     def group(
         self, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
@@ -387,30 +458,7 @@ class Node(Branch):
         if name not in self._creche_declared and self._creche_groups.get(name) is group:
             del self._creche_groups[name]
 
-    # what people look at
-
-    def snapshot(self, *, stacks: bool = False) -> NodeSnapshot:
-        """Picture the node and all below it as they stand now, as plain data.
-
-        Args:
-            stacks: Whether to tell where each worker stands in the code. That takes about a
-                millisecond a worker.
-
-        Returns:
-            The picture, which holds nothing alive.
-
-        Raises:
-            ImportError: ``stacks`` needs ``creche[stacks]``.
-
-        Threads:
-            Any thread; the event loop is asked, and kept busy meanwhile.
-        """
-        return self._creche_picture(math.inf if stacks else 0)
-
-    def _creche_picture(self, stacks: float) -> NodeSnapshot:
-        return self._creche_bridge.call(lambda: take(self, stacks=stacks))
-
-    # messages
+    # messages, and who hears them
 
     def post_message(self, message: Message) -> bool:
         """Hand a message to the node's handler, ``message.handler_name``, soon and in order.
@@ -461,37 +509,40 @@ class Node(Branch):
         """
         return Subscription(self, types, tree=tree)
 
-    def _creche_announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        self._creche_tell(Worker.StateChanged(worker, state), handled=self._creche_handles_changes)
-
-    def _creche_announce_progress(self, worker: Worker[Any]) -> None:
-        """Tell of progress, from any thread; at most one hop to the loop is on its way a worker."""
+    def _creche_post(self, message: Message) -> bool:
         bridge = self._creche_bridge
+        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+        if caller is not None:
+            caller.check_cancelled()
+
+        def arrive() -> None:
+            # Once more, as it may have been superseded while the message was on its way.
+            if caller is None or not caller.is_cancelled:
+                self._creche_take(message)
+
         if bridge.can_act():
-            self._creche_tell_progress(worker)
-            return
-        with lock:
-            if worker._order in self._creche_advanced or worker._state in FINAL:
-                return
-            self._creche_advanced.add(worker._order)
-        if not bridge.post(partial(self._creche_tell_progress, worker)):
-            self._creche_advanced.discard(worker._order)
+            return self._creche_take(message)
+        return bridge.post(arrive, to=self._creche_nursery.bridge)
 
-    def _creche_tell_progress(self, worker: Worker[Any]) -> None:
-        self._creche_advanced.discard(
-            worker._order
-        )  # first: what is done from here on needs another hop
-        if worker._state not in FINAL:
-            message = Worker.ProgressChanged(worker)
-            self._creche_tell(message, handled=self._creche_handles(Worker.ProgressChanged))
+    def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
+        life = self._creche_nursery.life
+        if life is CLOSED or (life is NEW and self._creche_is_lost()):
+            return False
+        if self._creche_parent is not None:
+            self._creche_join()
+        for subscription in self._creche_audience.heard_by:
+            if subscription not in told:
+                subscription._put(message)
+        return self._creche_mailbox.post(message)
 
-    def _creche_tell(self, message: Message, *, handled: bool) -> None:
-        for subscription in self._creche_heard_by:
-            subscription._put(message)
-        if handled:
-            self._creche_mailbox.post(message)
+    def _creche_pass_on(self, message: Message) -> None:
+        if self._creche_parent is not None:  # who listens to the tree has heard it
+            self._creche_parent._creche_take(message, self._creche_audience.heard_by)
 
-    # threads
+    def _creche_is_started(self, outcome: object) -> bool:
+        return is_a(outcome, cast("type[object]", Worker))
+
+    # from elsewhere
 
     @overload
     def call_from_thread(
@@ -550,3 +601,357 @@ class Node(Branch):
             return await_answer(future, bridge.token)
         finally:
             del caller, future  # the error holds this frame, and they hold the error
+
+    @property
+    def _creche_bridge(self) -> Bridge:
+        """The way to the node's event loop: its own, or that of the node above that knows it."""
+        own = self._creche_nursery
+        if own.life is NEW:
+            for node in self._creche_above():
+                if node._creche_nursery.life is not NEW:
+                    return node._creche_nursery.bridge
+        return own.bridge
+
+    def _creche_ask(self, call: Callable[[], T]) -> T:
+        """Make a call on the loop, but for none of a thread whose worker was cancelled.
+
+        Nothing that a superseded thread does takes effect; the check and the call are one step.
+        """
+        bridge = self._creche_bridge
+        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+        if caller is None:
+            return bridge.call(call)
+
+        try:
+            return bridge.call(partial(_call_checked, caller, call))
+        finally:
+            del caller  # the error holds this frame
+
+    # what people look at
+
+    def snapshot(self, *, stacks: bool = False) -> NodeSnapshot:
+        """Picture the node and all below it as they stand now, as plain data.
+
+        Args:
+            stacks: Whether to tell where each worker stands in the code. That takes about a
+                millisecond a worker.
+
+        Returns:
+            The picture, which holds nothing alive.
+
+        Raises:
+            ImportError: ``stacks`` needs ``creche[stacks]``.
+
+        Threads:
+            Any thread; the event loop is asked, and kept busy meanwhile.
+        """
+        return self._creche_picture(math.inf if stacks else 0)
+
+    def _creche_picture(self, stacks: float) -> NodeSnapshot:
+        return self._creche_bridge.call(lambda: take(self, stacks=stacks))
+
+    # the block
+
+    async def __aenter__(self) -> Self:
+        """Open the node.
+
+        Raises:
+            WorkerError: It was opened before, or its parent is not open.
+            BaseException: It could not be opened; it is closed then.
+        """
+        parent, nursery = self._creche_parent, self._creche_nursery
+        if nursery.life is not NEW:
+            raise WorkerError(
+                f"{self._creche_spoken()} was entered before; make a new Node for each block"
+            )
+        if parent is not None:
+            above = parent._creche_nursery
+            # A mounted one was admitted when it was mounted.
+            if above.life is not OPEN and (self._creche_mount is None or above.life is CLOSED):
+                raise WorkerError(
+                    f"cannot enter {self._creche_spoken()}: its parent is {above.life.value}"
+                )
+            if above.bridge.is_elsewhere:
+                raise WorkerError(
+                    f"cannot enter {self._creche_spoken()} outside the event loop of its parent"
+                )
+        self._creche_audience.heed_logger()  # and hear: its user may have given it a handler
+        try:
+            if self._creche_mount is None:
+                self._creche_hold_parent()  # it may be left while this one is being opened
+            await nursery.open()
+            self._creche_begin(parent)
+        except BaseException:
+            await nursery.abandon()
+            self._creche_let_parent_go()
+            raise
+        return self
+
+    def _creche_begin(self, parent: Node | None) -> None:
+        """Take the node's place in the tree, now that its nursery is open."""
+        nursery = self._creche_nursery
+        for group in list(self._creche_groups.values()):
+            for worker in group:
+                worker._created_at = nursery.now()  # the clock was not known before
+        if parent is not None:
+            above = parent._creche_nursery
+            nursery.tree = above.tree
+            self._creche_join()
+            if above.is_cancelled:
+                nursery.cancel(above.cancel_reason)
+            if above.life is not OPEN:
+                nursery.refuse()
+        opener: Worker[Any] | None = current.get(None)
+        if opener is not None and is_acting(opener):
+            self._creche_opener = opener
+            opener._tied().opened += (self,)
+            opener._node._creche_waiting[id(opener)] = opener
+        self._creche_mailbox.open(copy_context())
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Leave the node, see the class.
+
+        Raises:
+            ExceptionGroup: What workers, handlers and the body raised, each once.
+            DeadlockError: Left before a child that was entered later in the same task, which would
+                wait for ever. Both are closed then, as is what was entered in between.
+            WorkerError: Left in another task than it was entered in; all work was cancelled and
+                has ended. Or a native cancellation hit the task of a worker before its first step.
+        """
+        try:
+            return await self._creche_nursery.close(exc)
+        finally:
+            del exc, traceback
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the node has been left."""
+        return self._creche_nursery.life is CLOSED
+
+    def cancel(self, reason: object = None) -> None:
+        """Cancel all that runs below the node, the body of its block too; the block ends normally.
+
+        Work that is started on the node afterwards ends CANCELLED at once.
+
+        Args:
+            reason: See ``Worker.cancel_reason``.
+
+        Threads:
+            Any thread, and a signal handler.
+        """
+        told = reason if reason is not None else f"{self._creche_spoken()} was cancelled"
+        self._creche_bridge.run(lambda: self._creche_nursery.cancel(told))
+
+    async def shutdown(self, grace: float = 0) -> None:
+        """End all work below the node, while its block stays open.
+
+        No more work is admitted. What there is may go on for the time of grace and is cancelled
+        then; daemons and mounted nodes as when the block is left. A worker below the node that
+        calls this counts as a daemon from here on: it is cancelled when the others have ended. So
+        does a handler, and nobody waits for a call from a thread that made this call.
+        Cancelling this call ends the wait; the node stays shut.
+
+        Args:
+            grace: Seconds.
+
+        Raises:
+            WorkerError: The node is not open; or grace is negative.
+
+        Checkpoint:
+            If there is anything to wait for.
+
+        Threads:
+            The node's event loop only.
+        """
+        if not grace >= 0:
+            raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
+        if self._creche_nursery.life is NEW or self._creche_nursery.bridge.is_elsewhere:
+            raise WorkerError(
+                f"shutdown() is for an open node and its own event loop; {self._creche_spoken()} "
+                f"is {self._creche_nursery.life.value}"
+            )
+        below = list(self._creche_below())
+        for node in below:
+            node._creche_nursery.refuse()
+        self._creche_excuse(below)
+        with anyio.move_on_after(grace):
+            await self._creche_settle()
+        for node in list(self._creche_below()):
+            node._creche_mailbox.hurry()
+            if node._creche_mount is not None and node is not self:
+                node._creche_nursery.cancel("shut down")
+            for group in list(node._creche_groups.values()):
+                group.cancel("shut down")
+        await self._creche_settle()
+
+    def _creche_excuse(self, below: list[Node]) -> None:
+        """Have those who wait for all below hold nothing themselves: nobody waits for itself."""
+        caller: Worker[Any] | None = current.get(None)
+        if (
+            caller is not None
+            and is_acting(caller)
+            and any(cast("object", node) is caller._node for node in below)
+        ):
+            caller._let_go()
+        for node in below:  # a handler, or a call of a thread
+            for task in list(node._creche_nursery.held):
+                if task.is_acting():
+                    task.hold_no_more()
+
+    async def _creche_settle(self) -> None:
+        """Wait until nothing is left below but the blocks of nodes."""
+        for node in reversed(list(self._creche_below())):
+            if node._creche_nursery.life not in (NEW, CLOSED):
+                await node._creche_nursery.quiet(blocks=True)
+
+    def _creche_hold_parent(self) -> None:
+        parent, block = self._creche_parent, self._creche_mount is None
+        if parent is None or self._creche_holds:
+            return
+        above = parent._creche_nursery  # what follows is one line, see Nursery.holds
+        self._creche_holds, above.holds, above.blocks = True, above.holds + 1, above.blocks + block
+
+    def _creche_let_parent_go(self) -> None:
+        parent, block = self._creche_parent, self._creche_mount is None
+        if parent is None or not self._creche_holds:
+            return
+        above = parent._creche_nursery
+        self._creche_holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
+        above.look_whether_idle()
+
+    def _creche_on_closed(self) -> None:
+        parent, opener = self._creche_parent, self._creche_opener
+        for node in reversed(list(self._creche_below())):  # what is left was never opened
+            if node._creche_nursery.life is NEW:
+                node._creche_nursery.never_open()
+        if parent is not None:
+            parent._creche_children.pop(id(self), None)
+            if self._creche_mount is None:
+                self._creche_let_parent_go()
+        if opener is not None:
+            ties = opener._tied()
+            ties.opened = tuple(node for node in ties.opened if node is not self)
+            if not ties.opened and not ties.waits:
+                opener._node._creche_waiting.pop(id(opener), None)
+            self._creche_opener = None
+        self._creche_audience.leave()
+
+    # mounted nodes
+
+    async def mount(self, child: NodeT) -> NodeT:
+        """Open a node that has no block of its own; it lives in this one's nursery.
+
+        It lives until ``remove()``, or until this node is left. Its errors are raised by this
+        node's block. Cancelling this call has no effect: it takes no time.
+
+        Args:
+            child: A node that was not opened yet, without a parent.
+
+        Returns:
+            The node, open.
+
+        Raises:
+            WorkerError: This node is not open or was cancelled, or the child has a parent or was
+                opened before.
+
+        Checkpoint:
+            Always.
+
+        Threads:
+            The node's event loop only.
+        """
+        await Mount(self, child).settle()
+        return child
+
+    async def remove(self) -> None:
+        """Cancel a mounted node and wait until it has left; nothing happens if it has already.
+
+        May be called again. Cancelling this call ends the wait; the node leaves all the same.
+
+        Raises:
+            WorkerError: The node was not mounted.
+
+        Checkpoint:
+            Always.
+
+        Threads:
+            The node's event loop only.
+        """
+        if self._creche_mount is None:
+            raise WorkerError(f"{self._creche_spoken()} was not mounted; leave its block instead")
+        if self._creche_nursery.bridge.is_elsewhere:
+            raise WorkerError(f"{self._creche_spoken()} is removed outside its event loop")
+        self._creche_mount.tell_to_leave()
+        self.cancel(f"{self._creche_spoken()} was removed")
+        await self._creche_mount.gone.wait()
+
+    def _creche_tell_to_leave(self) -> bool:
+        """Tell a mounted node to leave; whether that was news to it."""
+        return self._creche_mount is not None and self._creche_mount.tell_to_leave()
+
+    # what the nursery asks of its owner
+
+    def _creche_nurseries(self, *, blocks: bool = False) -> Iterator[Nursery]:
+        if not blocks:
+            return (node._creche_nursery for node in self._creche_below())
+        return (
+            child._creche_nursery
+            for child in list(self._creche_children.values())
+            if child._creche_mount is None and child._creche_nursery.life in (OPEN, CLOSING)
+        )
+
+    def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
+        for group in list(self._creche_groups.values()):
+            group._cancel_with_nursery(reason, by_scope=by_scope)
+        if not by_scope:  # what runs in the nursery beside the workers
+            self._creche_mailbox.hurry()
+            for child in list(self._creche_children.values()):
+                child._creche_tell_to_leave()
+
+    def _creche_on_quiet(self) -> bool:
+        children = list(self._creche_children.values())
+        told = [child._creche_tell_to_leave() for child in children]
+        if any(told):
+            return True
+        rest = [worker for group in list(self._creche_groups.values()) for worker in group]
+        daemons = [worker for worker in rest if worker._started]
+        for worker in daemons:
+            worker._hold()  # before it is cancelled, for one that is queued ends at once
+            worker._cancel_here("only daemons were left")
+        if daemons:
+            return True
+        for child in children:  # what is left of them was never opened
+            for node in child._creche_below():
+                groups = list(node._creche_groups.values())
+                rest += [worker for group in groups for worker in group]
+        for worker in rest:
+            worker._disown()
+        return bool(rest)
+
+    def _creche_reap(self) -> None:
+        for group in list(self._creche_groups.values()):
+            for worker in group:
+                worker._reap()
+
+    # who waits for the node, and for whom it waits
+
+    def _creche_needs_all(self) -> Collection[Party]:
+        waiting = list(self._creche_waiting.values())
+        held = [party for party in waiting if not cast("Worker[Any]", party).daemon]
+        return (*held, *self._creche_children.values())
+
+    def _creche_needs_one(self) -> Collection[Party]:
+        return ()
+
+    def _creche_is_opened_by_a_worker(self) -> bool:
+        return any(node._creche_opener is not None for node in self._creche_above())
+
+
+def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
+    caller.check_cancelled()
+    return call()

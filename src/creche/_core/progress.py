@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from operator import length_hint
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
@@ -13,6 +13,8 @@ from creche._ground.report import shown
 
 if TYPE_CHECKING:
     import sys
+
+    from .worker import Worker
 
     if sys.version_info >= (3, 11):
         from typing import Self
@@ -22,43 +24,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Counter(Protocol):
-    """What counts the steps."""
-
-    @property
-    def completed_steps(self) -> int: ...
-
-    def advance(self, steps: int = 1) -> None: ...
-
-    def update(self, completed_steps: int | None = None, total_steps: int | None = -1) -> None: ...
-
-
 def track(
-    counter: Counter, iterable: Iterable[T] | AsyncIterable[T], total: int | None
+    worker: Worker[Any], iterable: Iterable[T] | AsyncIterable[T], total: int | None
 ) -> Iterator[T] | AsyncIterator[T]:
     """Give the items of an iterable, and advance by one as each has been dealt with."""
     if not isinstance(iterable, Iterable | AsyncIterable):
         raise WorkerError(f"track() takes an iterable or an async one, not {shown(iterable)}")
     expected = length_hint(iterable, -1) if total is None else total
     if expected >= 0:
-        counter.update(total_steps=counter.completed_steps + expected)
+        worker.update(total_steps=worker.completed_steps + expected)
     if isinstance(iterable, Iterable):
-        return _track(counter, iterable)
-    return _AsyncTrack(counter, iterable)
+        return _track(worker, iterable)
+    return _AsyncTrack(worker, iterable)
 
 
 @interruptible
-def _track(counter: Counter, iterable: Iterable[T]) -> Iterator[T]:
+def _track(worker: Worker[Any], iterable: Iterable[T]) -> Iterator[T]:
     for item in iterable:
         yield item
-        counter.advance()
+        worker.advance()
 
 
 class _AsyncTrack(AsyncIterator[T], Generic[T]):
     # No async generator: one that is not read to its end wants to be closed.
 
-    def __init__(self, counter: Counter, iterable: AsyncIterable[T]) -> None:
-        self._counter = counter
+    def __init__(self, worker: Worker[Any], iterable: AsyncIterable[T]) -> None:
+        self._worker = worker
         self._items = aiter(iterable)
         self._is_at_work = False
 
@@ -69,7 +60,7 @@ class _AsyncTrack(AsyncIterator[T], Generic[T]):
     async def __anext__(self) -> T:
         if self._is_at_work:
             self._is_at_work = False
-            self._counter.advance()
+            self._worker.advance()
         item = await anext(self._items)
         self._is_at_work = True
         return item

@@ -6,7 +6,7 @@ All the cost is borne by whoever takes one: nothing is kept for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from creche._ground.states import FINAL, PENDING
 from creche._ground.text import label, path_of, text, text_of
@@ -16,11 +16,10 @@ from creche._running.stacks import FrameSnapshot, find_calls, find_stack
 from .facts import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-
-    from creche._nursery.nursery import Nursery
+    from collections.abc import Collection, Iterator
 
     from .group import WorkerGroup
+    from .node import Node
     from .worker import Worker
 
 
@@ -110,20 +109,7 @@ class NodeSnapshot:
     """The nodes right below."""
 
 
-class Pictured(Protocol):
-    """What is asked of a node to picture it."""
-
-    _creche_nursery: Nursery
-    _creche_opener: Worker[Any] | None
-
-    @property
-    def _creche_groups(self) -> Mapping[str, WorkerGroup]: ...
-
-    @property
-    def _creche_children(self) -> Mapping[int, Any]: ...
-
-
-def take(node: Pictured, *, stacks: float) -> NodeSnapshot:
+def take(node: Node, *, stacks: float) -> NodeSnapshot:
     """Picture a node and all below it; on its event loop.
 
     Args:
@@ -143,9 +129,9 @@ def take(node: Pictured, *, stacks: float) -> NodeSnapshot:
     return below[None][0]
 
 
-def _walk(top: Pictured) -> Iterator[tuple[Pictured, str, int | None]]:
+def _walk(top: Node) -> Iterator[tuple[Node, str, int | None]]:
     """Give each node with its path and the number of the one above it, which comes earlier."""
-    waiting: list[tuple[Pictured, str, int | None]] = [(top, path_of(top), None)]
+    waiting: list[tuple[Node, str, int | None]] = [(top, path_of(top), None)]
     number = 0
     while waiting:
         node, path, above = waiting.pop()
@@ -156,7 +142,7 @@ def _walk(top: Pictured) -> Iterator[tuple[Pictured, str, int | None]]:
 
 
 def _take_node(
-    node: Pictured,
+    node: Node,
     path: str,
     children: tuple[NodeSnapshot, ...],
     stacks: float,

@@ -437,8 +437,8 @@ class Worker(Generic[ResultType]):
         # Nothing is lost, nor is it dear: threads take turns only at calls and at jumps back (since
         # CPython 3.10), and there is none in this line. A lock would make it three times as slow.
         self._completed += steps
-        if self._node._creche_tells_progress:
-            self._node._creche_announce_progress(self)
+        if self._node._creche_audience.tells_progress:
+            self._node._creche_audience.announce_progress(self)
 
     def update(
         self,
@@ -472,8 +472,8 @@ class Worker(Generic[ResultType]):
                 self._total = None if total_steps is None else max(0, total_steps)
             if description is not None:
                 self._description = description
-        if self._node._creche_tells_progress:
-            self._node._creche_announce_progress(self)
+        if self._node._creche_audience.tells_progress:
+            self._node._creche_audience.announce_progress(self)
 
     @overload
     def track(self, iterable: Iterable[T], total: int | None = None) -> Iterator[T]: ...
@@ -844,7 +844,7 @@ class Worker(Generic[ResultType]):
                 self._started_at = now
             else:
                 self._finished_at = now
-        if self._node._creche_tells_changes:
+        if self._node._creche_audience.tells_changes:
             self._announce(state)
         if self._ties is not None and self._ties.begun is not None:
             self._ties.begun.set()
@@ -852,7 +852,7 @@ class Worker(Generic[ResultType]):
 
     def _announce(self, state: WorkerState) -> None:
         try:
-            self._node._creche_announce(self, state)
+            self._node._creche_audience.announce(self, state)
         except BaseException as fault:  # noqa: BLE001 (raised by the block; the change goes on)
             self._nursery.fail(fault)
 

@@ -46,6 +46,16 @@ class Listener(Protocol):
     def _has_left(self, node: Source) -> None: ...
 
 
+class Hearers(Protocol):
+    """Who listens to one node."""
+
+    heard_by: tuple[Listener, ...]
+
+    def hear(self, heard_by: tuple[Listener, ...]) -> None:
+        """Take note of who hears the node from now on."""
+        ...
+
+
 class Source(Protocol):
     """What a subscription asks of a node."""
 
@@ -54,14 +64,11 @@ class Source(Protocol):
     @property
     def _creche_bridge(self) -> Bridge: ...
 
-    _creche_heard_by: tuple[Listener, ...]
+    @property
+    def _creche_audience(self) -> Hearers: ...
 
     def _creche_below(self) -> Iterable[Source]:
         """Give the node and all nodes below it."""
-        ...
-
-    def _creche_hear(self, heard_by: tuple[Listener, ...]) -> None:
-        """Take note of who hears the node from now on."""
         ...
 
     def _creche_spoken(self) -> str:
@@ -175,7 +182,7 @@ class Subscription(Generic[MessageT]):
         if self._node._creche_nursery.life is NEW:
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
         for node in self._reach():
-            node._creche_hear((*node._creche_heard_by, self))
+            node._creche_audience.hear((*node._creche_audience.heard_by, self))
         return self
 
     async def __aexit__(
@@ -191,7 +198,8 @@ class Subscription(Generic[MessageT]):
         """
         self._check_thread()
         for node in self._reach():
-            node._creche_hear(tuple(each for each in node._creche_heard_by if each is not self))
+            heard_by = node._creche_audience.heard_by
+            node._creche_audience.hear(tuple(each for each in heard_by if each is not self))
         self._opened().clear()
         self._is_over = True
         self._wake()
@@ -275,7 +283,7 @@ class Subscription(Generic[MessageT]):
 
 def inherit(source: Source, above: Source) -> None:
     """Have a node, and those below it, heard by those who listen to the tree above it."""
-    of_tree = [each for each in above._creche_heard_by if each._tree]
+    of_tree = [each for each in above._creche_audience.heard_by if each._tree]
     for node in source._creche_below():
-        news = [each for each in of_tree if each not in node._creche_heard_by]
-        node._creche_hear((*node._creche_heard_by, *news))
+        news = [each for each in of_tree if each not in node._creche_audience.heard_by]
+        node._creche_audience.hear((*node._creche_audience.heard_by, *news))

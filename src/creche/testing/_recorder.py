@@ -56,8 +56,8 @@ class EventRecorder:
             return previous(message) if previous is not None else None
 
         setattr(node, name, record)
-        node._creche_hear(
-            node._creche_heard_by
+        node._creche_audience.hear(
+            node._creche_audience.heard_by
         )  # it asks once who wants events, and here is one more
 
     def __iter__(self) -> Iterator[tuple[Worker[Any], WorkerState]]:

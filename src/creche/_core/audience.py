@@ -1,0 +1,96 @@
+"""Who listens to a node, and telling them: events are made only if somebody wants them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.report import logger
+from creche._ground.states import FINAL
+
+from .events import ProgressChanged, StateChanged
+from .log import LOG, is_wanted
+from .parts import lock
+
+if TYPE_CHECKING:
+    from creche._ground.message import Message
+    from creche._ground.states import WorkerState
+    from creche._messages.subscription import Listener
+
+    from .node import Node
+    from .worker import Worker
+
+
+class Audience:
+    """All who hear one node: its subscriptions, the log, and its own handlers."""
+
+    __slots__ = (
+        "_advanced",
+        "_node",
+        "handles_changes",
+        "heard_by",
+        "log_level",
+        "tells_changes",
+        "tells_progress",
+    )
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._advanced: set[int] = set()  # workers, in other threads; the loop is not told yet
+        self.hear(())
+        self.heed_logger()
+
+    def hear(self, heard_by: tuple[Listener, ...]) -> None:
+        """Take note of who listens from now on."""
+        self.heard_by = heard_by
+        self.handles_changes: bool = self._handles(StateChanged)
+        self.tells_changes: bool = self._is_heard(StateChanged)
+        """Whether anybody listens to changes of state; else no event is made."""
+        self.tells_progress: bool = self._is_heard(ProgressChanged)
+        """Whether anybody listens to progress."""
+
+    def heed_logger(self) -> None:
+        """Have the log among those who listen, if its level asks for that."""
+        self.log_level: int = logger.level
+        others = tuple(each for each in self.heard_by if each is not LOG)
+        self.hear((LOG, *others) if is_wanted() else others)
+
+    def leave(self) -> None:
+        """Tell all who listen that the node has closed."""
+        for listener in self.heard_by:
+            listener._has_left(self._node)
+        self.hear(())
+
+    def _is_heard(self, kind: type[Message]) -> bool:
+        return self._handles(kind) or any(each._wants(kind) for each in self.heard_by)
+
+    def _handles(self, kind: type[Message]) -> bool:
+        return getattr(self._node, kind.handler_name, None) is not None
+
+    def announce(self, worker: Worker[Any], state: WorkerState) -> None:
+        """Tell of a change of state; on the loop."""
+        self._tell(StateChanged(worker, state), handled=self.handles_changes)
+
+    def announce_progress(self, worker: Worker[Any]) -> None:
+        """Tell of progress, from any thread; at most one call a worker is on its way."""
+        bridge = self._node._creche_bridge
+        if bridge.can_act():
+            self._tell_progress(worker)
+            return
+        with lock:
+            if worker._order in self._advanced or worker._state in FINAL:
+                return
+            self._advanced.add(worker._order)
+        if not bridge.post(partial(self._tell_progress, worker)):
+            self._advanced.discard(worker._order)
+
+    def _tell_progress(self, worker: Worker[Any]) -> None:
+        self._advanced.discard(worker._order)  # first: what is done from here on is another call
+        if worker._state not in FINAL:
+            self._tell(ProgressChanged(worker), handled=self._handles(ProgressChanged))
+
+    def _tell(self, message: Message, *, handled: bool) -> None:
+        for listener in self.heard_by:
+            listener._put(message)
+        if handled:
+            self._node._creche_mailbox.post(message)

@@ -1,0 +1,124 @@
+"""Nodes that have no block of their own: each lives in a task of the nursery above it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from creche._ground.errors import (
+    WorkerCancelled,
+    WorkerError,
+    parts_of,
+    strip_traceback,
+    uncancelled,
+)
+from creche._ground.report import is_a, shown
+from creche._nursery.nursery import NEW
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+class Mount:
+    """What a mounted node has in place of a block: a task that opens it, and leaves it when told.
+
+    Args:
+        above: The node in whose nursery that task runs.
+        child: The node; it was not opened yet and has no parent.
+
+    Raises:
+        WorkerError: The node cannot be mounted there; nothing was changed.
+    """
+
+    __slots__ = ("_above", "_child", "_leave", "_ready", "_trouble", "gone")
+
+    def __init__(self, above: Node, child: Node) -> None:
+        _check(above, child)
+        self._above = above
+        self._child = child
+        self._leave = anyio.Event()  # set to tell it to leave
+        self._ready = anyio.Event()  # set once it is open, or will not be
+        self._trouble: BaseException | None = None  # why it is not open
+        self.gone = anyio.Event()
+        """Set once it has left."""
+        parent, child._creche_parent, child._creche_mount = child._creche_parent, above, self
+        child._creche_hold_parent()
+        try:
+            above._creche_nursery.spawn_held(
+                self._live, self._end, name=child.path
+            ).hold_no_more()  # the hold of the child is enough
+        except BaseException:
+            self._end()
+            child._creche_parent, child._creche_mount = parent, None
+            raise
+
+    async def settle(self) -> None:
+        """Wait until the node is open; not to be cancelled.
+
+        Raises:
+            BaseException: It could not be opened.
+        """
+        with anyio.CancelScope(shield=True):
+            await self._ready.wait()
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            try:
+                raise trouble
+            finally:
+                del trouble
+        if self._child._creche_nursery.life is NEW:
+            raise WorkerCancelled(f"mounting {self._child._creche_spoken()} was cancelled natively")
+
+    def tell_to_leave(self) -> bool:
+        """Tell the node to leave; whether that was news to it."""
+        if self._leave.is_set() or self.gone.is_set():
+            return False
+        self._child._creche_hold_parent()
+        self._leave.set()
+        return True
+
+    async def _live(self) -> None:
+        """Be the task of the node."""
+        nursery = self._above._creche_nursery
+        try:
+            async with self._child:
+                # It keeps nothing open until it is told to leave.
+                self._child._creche_let_parent_go()
+                self._ready.set()
+                await self._leave.wait()
+        except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
+            failure = uncancelled(error, lambda leaf: is_a(leaf, nursery.cancelled_class))
+            if failure is not None and not self._ready.is_set():
+                strip_traceback(failure)
+                self._trouble = failure  # it could not be opened: for who mounts it
+            elif failure is not None:
+                errors = list(parts_of(failure))
+                while errors:
+                    nursery.fail(errors.pop(0))
+            del failure  # this frame is in its traceback: a cycle, with all the errors in it
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self.gone.set()
+        self._ready.set()
+        self._child._creche_let_parent_go()
+
+
+def _check(above: Node, child: Node) -> None:
+    nursery = above._creche_nursery
+    nursery.check_admission()
+    if nursery.is_cancelled or nursery.bridge.is_elsewhere:
+        raise WorkerError(
+            f"cannot mount on {above._creche_spoken()}: it is cancelled, or this is not its event "
+            "loop"
+        )
+    if not hasattr(child, "_creche_nursery"):
+        raise WorkerError(f"mount() takes a Node, not {shown(child)}")
+    is_new = child._creche_nursery.life is NEW and child._creche_mount is None
+    if not is_new or (child._creche_parent is not None and child._creche_parent is not above):
+        raise WorkerError(
+            f"cannot mount {child._creche_spoken()} on {above._creche_spoken()}: it was opened "
+            "before, is being mounted or has a parent already; mount a new Node"
+        )
