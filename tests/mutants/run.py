@@ -59,11 +59,17 @@ def is_for_this_python(mutant):
     return sys.version_info >= since
 
 
+def core(place):
+    """Give the files in which faults are planted."""
+    package = place / "src" / "creche"
+    return [*package.glob("*.py"), *package.glob("_*/*.py")]
+
+
 def find_stale(mutant):
     """Tell what is wrong with an entry of the list, if anything."""
     times = {
         path.name: count
-        for path in (ROOT / "src" / "creche").glob("*.py")
+        for path in core(ROOT)
         if (count := path.read_text(encoding="utf-8").count(mutant["search"]))
     }
     if sum(times.values()) == 1:
@@ -73,7 +79,7 @@ def find_stale(mutant):
 
 
 def plant(place, mutant):
-    for path in (place / "src" / "creche").glob("*.py"):
+    for path in core(place):
         text = path.read_text(encoding="utf-8")
         path.write_text(text.replace(mutant["search"], mutant["replace"]), encoding="utf-8")
 
