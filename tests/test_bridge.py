@@ -119,7 +119,7 @@ async def test_nursery_does_not_close_over_a_late_post():
     """What a thread posts between the last look and the closing is done before it closes."""
     done = []
 
-    class Occupant:
+    class Owner:
         asked = 0
 
         def _creche_nurseries(self, *, blocks=False):
@@ -128,7 +128,7 @@ async def test_nursery_does_not_close_over_a_late_post():
         def _creche_on_closed(self):
             done.append("closed")
 
-        def _creche_on_quiet(self):
+        def _creche_on_idle(self):
             self.asked += 1
             if self.asked == 1:
                 thread = threading.Thread(
@@ -138,10 +138,10 @@ async def test_nursery_does_not_close_over_a_late_post():
                 thread.join(RENDEZVOUS)
             return False
 
-        def _creche_spoken(self):
+        def _creche_label(self):
             return "the nursery"
 
-    nursery = Nursery(Occupant())
+    nursery = Nursery(Owner())
     await nursery.open()
     await nursery.close(None)
     assert done == ["late", "closed"]

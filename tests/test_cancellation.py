@@ -609,7 +609,7 @@ async def test_an_ended_worker_keeps_nothing_of_its_run():
             group.run_worker(fail, "raises", exit_on_error=False),
             group.run_worker(anyio.sleep_forever, "sleeps"),
             group.run_worker(anyio.sleep_forever, "queued"),
-            app.run_worker(anyio.sleep_forever, "unstepped"),
+            app.run_worker(anyio.sleep_forever, "never_run"),
         ]
         ends[-1].cancel()
         await until(lambda: ends[1].is_finished)

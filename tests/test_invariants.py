@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from creche import Node, Subscription, Worker
+from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
 from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import Nursery
@@ -62,9 +63,9 @@ def violated(machine, name):
 
 def test_lost_announcement(machine, place, monkeypatch):
     """A change that is not announced."""
-    announce = Node._creche_announce
+    announce = Audience.announce
     monkeypatch.setattr(
-        Node, "_creche_announce", lambda *args: args[-1] is RUNNING or announce(*args), raising=True
+        Audience, "announce", lambda *args: args[-1] is RUNNING or announce(*args), raising=True
     )
     machine.run(place=place, script=RETURN)
     violated(machine, "changes_are_announced_once_and_in_order")
@@ -72,7 +73,7 @@ def test_lost_announcement(machine, place, monkeypatch):
 
 def test_nothing_announced(machine, place, monkeypatch):
     """A worker of which nothing at all is announced."""
-    monkeypatch.setattr(Node, "_creche_announce", lambda *args: None)
+    monkeypatch.setattr(Audience, "announce", lambda *args: None)
     machine.run(place=place, script=RETURN)
     violated(machine, "changes_are_announced_once_and_in_order")
 
@@ -149,7 +150,7 @@ def test_cancelled_for_nothing(machine, place):
 
 def test_cancel_that_does_not_reach(machine, place, monkeypatch):
     """A worker that goes on though it was cancelled."""
-    monkeypatch.setattr(Worker, "_unwind", lambda self, by_nursery=False: None)
+    monkeypatch.setattr(Worker, "_deliver_cancel", lambda self, by_nursery=False: None)
     record = machine.run(place=place, script=Script())
     machine.cancel(record=record)
     violated(machine, "what_is_cancelled_ends")

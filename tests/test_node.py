@@ -724,7 +724,7 @@ async def test_long_lived_node_does_not_grow():
             await panel.remove()
         await settle()
         assert app._creche_groups == {}
-        assert app._creche_nursery.unstepped == {}
+        assert app._creche_nursery.never_run == {}
         assert app._creche_children == {}
         assert app._creche_waiting == {}
 

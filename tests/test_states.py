@@ -9,7 +9,7 @@ import pytest
 
 from creche import Worker, WorkerCancelled, WorkerError, WorkerState
 from creche._ground.states import FINAL, TRANSITIONS
-from creche._nursery.nursery import LIVES, Life
+from creche._nursery.nursery import NURSERY_TRANSITIONS, NurseryState
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
 CONTRACT = {
@@ -42,8 +42,8 @@ def test_table_cannot_be_changed():
 
 def test_life_of_a_nursery_only_goes_on():
     """A nursery never goes back to an earlier stage of its life."""
-    order = list(Life)
-    for life, following in LIVES.items():
+    order = list(NurseryState)
+    for life, following in NURSERY_TRANSITIONS.items():
         assert all(order.index(later) > order.index(life) for later in following)
 
 

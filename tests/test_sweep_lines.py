@@ -64,7 +64,14 @@ And of those at which a lock is let go, where Python tells of the line once more
 
 THE_END = [
     *(Worker._end, Worker._take_end, Worker._move, Worker._announce, tell_failure),
-    *(Worker._fall, Worker._succeed, Worker._main, Worker._unwind, Worker._mark, Worker._let_go),
+    *(
+        Worker._end_by_error,
+        Worker._end_by_return,
+        Worker._main,
+        Worker._deliver_cancel,
+        Worker._request_cancel,
+        Worker._let_go,
+    ),
     *(Worker._break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
     *(WorkerGroup._cancel_with_nursery, WorkerGroup._fill, Worker._reap, Worker._close_work),
     Worker._notice_cancellation,
@@ -75,7 +82,7 @@ THE_END = [
         Nursery.cancel_from_outside,
         Nursery._fail_in_body,
         Nursery.release,
-        Nursery.look_whether_idle,
+        Nursery.check_idle,
         Nursery._wake,
         Nursery._stop_watching,
         Nursery._take_leave,
@@ -86,7 +93,7 @@ THE_END = [
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),
 ]
 THE_WAY_IN = [
-    *(Node._creche_take_in, Node._creche_admit, WorkerGroup._admit, WorkerGroup._start),
+    *(Node._creche_admit, Node._creche_admit_here, WorkerGroup._admit, WorkerGroup._start),
     *(WorkerGroup._supersede, WorkerGroup._make_room, Worker._launch, Worker._keep_context),
     *(Worker._hold, Worker._begin, Worker._refuse, Worker._disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),

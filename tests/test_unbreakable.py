@@ -186,7 +186,7 @@ async def test_worker_is_cancelled_before_its_event_is_set():
 
     async with Node("app") as app:
         worker = app.run_worker(anyio.sleep_forever)
-        worker._tied().cancelled = Event()
+        worker._rare_parts().cancelled = Event()
         worker.cancel("enough")
     assert set(seen) == {(True, "enough")}
 
@@ -299,11 +299,11 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
 async def test_rare_parts_are_made_once(monkeypatch):
     """No two threads make the rare parts of a worker: what one puts into its own would be lost."""
     seen = []
-    made = parts.Ties
-    monkeypatch.setattr(worker_module, "Ties", lambda: (seen.append(is_locked()), made())[1])
+    made = parts.RareParts
+    monkeypatch.setattr(worker_module, "RareParts", lambda: (seen.append(is_locked()), made())[1])
     async with Node("app") as app:
         worker = app.run_worker(anyio.lowlevel.checkpoint)
-        assert worker._tied() is worker._tied()
+        assert worker._rare_parts() is worker._rare_parts()
     assert seen == [True]
 
 
@@ -372,13 +372,13 @@ def broken_in_upon(function, call):
     assert not calls, f"{function} made no event"
 
 
-async def test_wake_up_for_quiet_is_not_lost():
+async def test_wake_up_for_idle_is_not_lost():
     """What ends as the wait for it begins is noticed."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         group.run_worker(anyio.sleep_forever, daemon=True)
         queued = group.run_worker(anyio.sleep_forever)
-        with anyio.fail_after(RENDEZVOUS), broken_in_upon("quiet", queued.cancel):
+        with anyio.fail_after(RENDEZVOUS), broken_in_upon("until_idle", queued.cancel):
             await app.shutdown(math.inf)
     assert queued.state is CANCELLED
 
@@ -1035,7 +1035,7 @@ async def test_worker_forgets_the_calls_of_its_thread():
         def ask():
             for _ in range(3):
                 app.call_from_thread(app.count)
-            return app.call_from_thread(lambda: worker._tied().hops)
+            return app.call_from_thread(lambda: worker._rare_parts().loop_calls)
 
         worker = app.run_worker(ask, thread=True)
         assert await worker == ()

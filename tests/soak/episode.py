@@ -180,7 +180,7 @@ def tell_tasks(tasks):
 
 
 def _tell_waits(worker):
-    ties = worker._ties
+    ties = worker._rare
     return "" if ties is None else f"waits for {list(ties.waits)}, opened {list(ties.opened)}"
 
 

@@ -63,8 +63,8 @@ def _await(
             assert future is not None
             await _go_on(node, caller, awaitable, future)
             if caller is not None:
-                ties = caller._tied()
-                ties.hops = tuple(hop for hop in ties.hops if hop is not task)
+                ties = caller._rare_parts()
+                ties.loop_calls = tuple(hop for hop in ties.loop_calls if hop is not task)
         except BaseException as error:
             lost(error)  # it was broken off: what awaits in it leaves nothing out
             raise
@@ -78,7 +78,7 @@ def _await(
         context=copy_context(),
     )
     if caller is not None:
-        caller._tied().hops += (task,)
+        caller._rare_parts().loop_calls += (task,)
 
 
 def _close(awaitable: object) -> None:
@@ -90,7 +90,7 @@ def _check_call(node: Node, caller: Worker[Any] | None) -> None:
     if caller is not None:
         caller.check_cancelled()
     if node._creche_nursery.is_cancelled:
-        raise WorkerCancelled(f"{node._creche_spoken()} was cancelled")
+        raise WorkerCancelled(f"{node._creche_label()} was cancelled")
 
 
 async def _go_on(
@@ -116,5 +116,5 @@ def _tell_whose(node: Node, caller: Worker[Any] | None) -> str:
     if caller is not None and caller._cancellation is not None:
         return caller._tell_cancellation()
     if node._creche_nursery.is_cancelled:
-        return f"{node._creche_spoken()} was cancelled"
-    return f"a call from a thread to {node._creche_spoken()} was cancelled natively"
+        return f"{node._creche_label()} was cancelled"
+    return f"a call from a thread to {node._creche_label()} was cancelled natively"

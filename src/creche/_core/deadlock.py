@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-class Party(Protocol):
+class Waitable(Protocol):
     """One that may have to wait."""
 
     @property
     def is_finished(self) -> bool: ...
 
-    def _creche_needs_all(self) -> Collection[Party]:
+    def _creche_needs_all(self) -> Collection[Waitable]:
         """Tell the parties that must all end before this one can."""
         ...
 
-    def _creche_needs_one(self) -> Collection[Party]:
+    def _creche_needs_one(self) -> Collection[Waitable]:
         """Tell the parties of which one must end before this one can; empty if it needs none."""
         ...
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         """Name the party in a sentence."""
         ...
 
@@ -40,7 +40,7 @@ class Party(Protocol):
 class _Waiting:
     """A party with what it needs; parties are told apart by identity, whatever ``==`` says."""
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, party: Waitable) -> None:
         self.party = party
         over = party.is_finished
         self.every = () if over else tuple(party._creche_needs_all())
@@ -55,7 +55,7 @@ class _Waiting:
         return self.is_free
 
 
-def find_deadlock(waiter: Party) -> str | None:
+def find_deadlock(waiter: Waitable) -> str | None:
     """Tell whether a party that is about to wait would wait for ever.
 
     Args:
@@ -80,12 +80,12 @@ def find_deadlock(waiter: Party) -> str | None:
         following = next(other for other in needs if not other.is_free)
         ring.append(following)
         if any(following is each for each in ring[:-1]):
-            return " waits for ".join(each.party._creche_spoken() for each in ring)
+            return " waits for ".join(each.party._creche_label() for each in ring)
 
 
-def _reachable(waiter: Party) -> dict[int, _Waiting]:
+def _reachable(waiter: Waitable) -> dict[int, _Waiting]:
     known: dict[int, _Waiting] = {}
-    ahead: list[Party] = [waiter]
+    ahead: list[Waitable] = [waiter]
     while ahead:
         party = ahead.pop()
         if id(party) not in known:

@@ -74,7 +74,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
         return self.context.get(current) if self.context is not None else None
 
     def __repr__(self) -> str:
-        return f"<StateChanged {self.worker._creche_spoken()} {self.state.name}>"
+        return f"<StateChanged {self.worker._creche_label()} {self.state.name}>"
 
 
 @dataclass(init=False, repr=False, eq=False, frozen=True)
@@ -97,7 +97,7 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
         vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
 
     def __repr__(self) -> str:
-        return f"<ProgressChanged {self.worker._creche_spoken()}>"
+        return f"<ProgressChanged {self.worker._creche_label()}>"
 
 
 for _event in (StateChanged, ProgressChanged):

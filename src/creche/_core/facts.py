@@ -80,7 +80,7 @@ def children_of(node: Any) -> list[Any]:
     return [
         child
         for child in list(node._creche_children.values())
-        if child._creche_nursery.life is not NEW
+        if child._creche_nursery.state is not NEW
     ]
 
 

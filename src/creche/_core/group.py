@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from creche._ground.options import Overflow, RunOptions, StartOptions
 
-    from .deadlock import Party
+    from .deadlock import Waitable
     from .node import Node
     from .worker import ResultType, WorkType
 
@@ -382,7 +382,7 @@ class WorkerGroup:
         if not (self._running or self._queue or self._unstarted):
             self._node._creche_forget(self)
 
-    def _holders(self) -> Collection[Party]:
+    def _holders(self) -> Collection[Waitable]:
         return self._running.values()
 
     def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:

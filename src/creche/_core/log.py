@@ -101,16 +101,16 @@ def tell_failure(
     try:
         strip_traceback(error)
         drop_cancellation(error, worker._nursery.cancelled_class)
-        where = worker._node._creche_spoken()
+        where = worker._node._creche_label()
         group = shown(text_of(worker, "group"))
-        add_note(error, f"in {worker._creche_spoken()} of group {group} on {where}")
+        add_note(error, f"in {worker._creche_label()} of group {group} on {where}")
         if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
             return  # told where it first failed; or no failure, but a wish to end
         call = text_of(worker, "description")[:_LONGEST]
         tell(
             logging.ERROR,
             "%s failed%s%s",
-            worker._creche_spoken(),
+            worker._creche_label(),
             f" in {call}" if call else "",
             f", and with it {where}" if fatal else "",
             error=error,

@@ -77,10 +77,10 @@ class WorkerManager:
         node: Any = worker._node
         if node.root is not self._root:
             raise WorkerError(
-                f"{worker._creche_spoken()} is of {node._creche_spoken()}, which is not in the "
+                f"{worker._creche_label()} is of {node._creche_label()}, which is not in the "
                 f"tree of {self._root.path!r}; add it to node.workers of its own node"
             )
-        node._creche_take_in(worker, start, True if exclusive else None)
+        node._creche_admit(worker, start, True if exclusive else None)
 
     def start_all(self) -> None:
         """Start all workers of the tree that were added with ``start=False``, the oldest first.

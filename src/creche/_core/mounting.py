@@ -67,8 +67,8 @@ class Mount:
                 raise trouble
             finally:
                 del trouble
-        if self._child._creche_nursery.life is NEW:
-            raise WorkerCancelled(f"mounting {self._child._creche_spoken()} was cancelled natively")
+        if self._child._creche_nursery.state is NEW:
+            raise WorkerCancelled(f"mounting {self._child._creche_label()} was cancelled natively")
 
     def tell_to_leave(self) -> bool:
         """Tell the node to leave; whether that was news to it."""
@@ -111,14 +111,14 @@ def _check(above: Node, child: Node) -> None:
     nursery.check_admission()
     if nursery.is_cancelled or nursery.bridge.is_elsewhere:
         raise WorkerError(
-            f"cannot mount on {above._creche_spoken()}: it is cancelled, or this is not its event "
+            f"cannot mount on {above._creche_label()}: it is cancelled, or this is not its event "
             "loop"
         )
     if not hasattr(child, "_creche_nursery"):
         raise WorkerError(f"mount() takes a Node, not {shown(child)}")
-    is_new = child._creche_nursery.life is NEW and child._creche_mount is None
+    is_new = child._creche_nursery.state is NEW and child._creche_mount is None
     if not is_new or (child._creche_parent is not None and child._creche_parent is not above):
         raise WorkerError(
-            f"cannot mount {child._creche_spoken()} on {above._creche_spoken()}: it was opened "
+            f"cannot mount {child._creche_label()} on {above._creche_label()}: it was opened "
             "before, is being mounted or has a parent already; mount a new Node"
         )

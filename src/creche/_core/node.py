@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from creche._ground.options import Overflow, RunOptions, StartOptions
     from creche._messages.subscription import Listener
 
-    from .deadlock import Party
+    from .deadlock import Waitable
     from .worker import ResultType
 
     if sys.version_info >= (3, 11):
@@ -62,7 +62,7 @@ T = TypeVar("T")
 NodeT = TypeVar("NodeT", bound="Node")
 
 _new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
-_fill = cast("type[Worker[Any]]", Worker)._fill
+_set_up = cast("type[Worker[Any]]", Worker)._set_up
 
 
 class Node:
@@ -96,18 +96,16 @@ class Node:
         self._creche_groups: dict[str, WorkerGroup] = {}
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
         self._creche_manager = WorkerManager(self)
-        self._creche_waiting: dict[int, Party] = {}  # workers of the node, by id() as well
+        self._creche_waiting: dict[int, Waitable] = {}  # workers of the node, by id() as well
         self._creche_mount: Mount | None = None  # where it has no block of its own
         self._creche_holds = False  # whether it keeps its parent open
         self._creche_opener: Worker[Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.path!r} {self._creche_nursery.life.name}>"
+        return f"<{type(self).__name__} {self.path!r} {self._creche_nursery.state.name}>"
 
     def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
-        raise WorkerError(
-            f"{self._creche_spoken()} can be neither copied nor pickled; make another"
-        )
+        raise WorkerError(f"{self._creche_label()} can be neither copied nor pickled; make another")
 
     # the tree
 
@@ -124,7 +122,7 @@ class Node:
             Any thread.
         """
         children = list(self._creche_children.values())
-        return tuple(child for child in children if child._creche_nursery.life is not NEW)
+        return tuple(child for child in children if child._creche_nursery.state is not NEW)
 
     @property
     def root(self) -> Node:
@@ -156,7 +154,7 @@ class Node:
 
     def _creche_is_lost(self) -> bool:
         """Whether the node can never be opened, as one above it has closed."""
-        return any(node._creche_nursery.life is CLOSED for node in self._creche_above())
+        return any(node._creche_nursery.state is CLOSED for node in self._creche_above())
 
     def _creche_join(self) -> None:
         """Take the place below the parent, once the node is open or holds something."""
@@ -171,7 +169,7 @@ class Node:
             parent._creche_children[id(node)] = node
             inherit(node, parent)
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         return f"node {shown(path_of(self))}"
 
     # work
@@ -275,7 +273,7 @@ class Node:
         # As Worker() does, but without keywords, which would cost a twentieth of a worker; and
         # without the context, which a task that is started at once inherits.
         worker = _new_worker(Worker)
-        _fill(
+        _set_up(
             worker,
             self,
             work,
@@ -290,7 +288,7 @@ class Node:
             None,
         )
         worker._check(abandon_on_cancel or limiter is not None)
-        self._creche_take_in(worker, start, supersedes)
+        self._creche_admit(worker, start, supersedes)
         return worker
 
     @overload
@@ -353,7 +351,7 @@ class Node:
             raise
         return worker
 
-    def _creche_take_in(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
+    def _creche_admit(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
         """Admit a worker, or refuse it: then it is CANCELLED, and nobody is told.
 
         Raises:
@@ -362,29 +360,29 @@ class Node:
             BaseException: Its task cannot be made.
         """
         if worker._created_at is not None:
-            raise WorkerError(f"{worker._creche_spoken()} was added before")
+            raise WorkerError(f"{worker._creche_label()} was added before")
         if worker._state in FINAL:
-            raise WorkerError(f"{worker._creche_spoken()} has ended; add one that has not")
+            raise WorkerError(f"{worker._creche_label()} has ended; add one that has not")
         try:
             nursery = self._creche_nursery
-            if nursery.life is NEW or nursery.bridge.is_foreign:
+            if nursery.state is NEW or nursery.bridge.is_foreign:
                 worker._keep_context()
-                self._creche_ask(partial(self._creche_admit, worker, start, supersedes))
+                self._creche_ask(partial(self._creche_admit_here, worker, start, supersedes))
             else:
-                self._creche_admit(worker, start, supersedes)
+                self._creche_admit_here(worker, start, supersedes)
         except BaseException:
             if worker._place is None and worker._state not in FINAL:
                 worker._refuse()
             raise
 
-    def _creche_admit(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
+    def _creche_admit_here(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
         """Admit a worker, on the loop or before there is one."""
         nursery = self._creche_nursery
-        if start or nursery.life is not NEW or nursery.bridge.is_gone:
+        if start or nursery.state is not NEW or nursery.bridge.is_gone:
             nursery.check_admission()
         elif self._creche_is_lost():
             raise WorkerError(
-                f"cannot add work to {self._creche_spoken()}, whose parent is closed; "
+                f"cannot add work to {self._creche_label()}, whose parent is closed; "
                 "use a node that is open"
             )
         if self._creche_parent is not None:
@@ -445,7 +443,7 @@ class Node:
                 group.limit = settings[0]
             elif settings not in ((None, "enqueue"), self._creche_declared[name]):
                 raise WorkerError(
-                    f"group {shown(name)} of {self._creche_spoken()} was made with limit and "
+                    f"group {shown(name)} of {self._creche_label()} was made with limit and "
                     f"overflow {self._creche_declared[name]}, not {settings}; ask for it by name "
                     "alone, and set group.limit to change it"
                 )
@@ -525,7 +523,7 @@ class Node:
         return bridge.post(arrive, to=self._creche_nursery.bridge)
 
     def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
-        life = self._creche_nursery.life
+        life = self._creche_nursery.state
         if life is CLOSED or (life is NEW and self._creche_is_lost()):
             return False
         if self._creche_parent is not None:
@@ -590,12 +588,12 @@ class Node:
             if not bridge.is_foreign:
                 raise WorkerError(
                     "call_from_thread() is for other threads than that of the node's event loop, "
-                    f"and for open nodes ({self._creche_spoken()} is "
-                    f"{self._creche_nursery.life.value}); on the loop, call the function"
+                    f"and for open nodes ({self._creche_label()} is "
+                    f"{self._creche_nursery.state.value}); on the loop, call the function"
                 )
             if not bridge.post(begin, partial(fail, future)):
                 raise WorkerError(
-                    f"{self._creche_spoken()} is {self._creche_nursery.life.value}; nothing can be "
+                    f"{self._creche_label()} is {self._creche_nursery.state.value}; nothing can be "
                     "called"
                 )
             return await_answer(future, bridge.token)
@@ -606,9 +604,9 @@ class Node:
     def _creche_bridge(self) -> Bridge:
         """The way to the node's event loop: its own, or that of the node above that knows it."""
         own = self._creche_nursery
-        if own.life is NEW:
+        if own.state is NEW:
             for node in self._creche_above():
-                if node._creche_nursery.life is not NEW:
+                if node._creche_nursery.state is not NEW:
                     return node._creche_nursery.bridge
         return own.bridge
 
@@ -660,20 +658,20 @@ class Node:
             BaseException: It could not be opened; it is closed then.
         """
         parent, nursery = self._creche_parent, self._creche_nursery
-        if nursery.life is not NEW:
+        if nursery.state is not NEW:
             raise WorkerError(
-                f"{self._creche_spoken()} was entered before; make a new Node for each block"
+                f"{self._creche_label()} was entered before; make a new Node for each block"
             )
         if parent is not None:
             above = parent._creche_nursery
             # A mounted one was admitted when it was mounted.
-            if above.life is not OPEN and (self._creche_mount is None or above.life is CLOSED):
+            if above.state is not OPEN and (self._creche_mount is None or above.state is CLOSED):
                 raise WorkerError(
-                    f"cannot enter {self._creche_spoken()}: its parent is {above.life.value}"
+                    f"cannot enter {self._creche_label()}: its parent is {above.state.value}"
                 )
             if above.bridge.is_elsewhere:
                 raise WorkerError(
-                    f"cannot enter {self._creche_spoken()} outside the event loop of its parent"
+                    f"cannot enter {self._creche_label()} outside the event loop of its parent"
                 )
         self._creche_audience.heed_logger()  # and hear: its user may have given it a handler
         try:
@@ -699,12 +697,12 @@ class Node:
             self._creche_join()
             if above.is_cancelled:
                 nursery.cancel(above.cancel_reason)
-            if above.life is not OPEN:
+            if above.state is not OPEN:
                 nursery.refuse()
         opener: Worker[Any] | None = current.get(None)
         if opener is not None and is_acting(opener):
             self._creche_opener = opener
-            opener._tied().opened += (self,)
+            opener._rare_parts().opened += (self,)
             opener._node._creche_waiting[id(opener)] = opener
         self._creche_mailbox.open(copy_context())
 
@@ -731,7 +729,7 @@ class Node:
     @property
     def is_finished(self) -> bool:
         """Whether the node has been left."""
-        return self._creche_nursery.life is CLOSED
+        return self._creche_nursery.state is CLOSED
 
     def cancel(self, reason: object = None) -> None:
         """Cancel all that runs below the node, the body of its block too; the block ends normally.
@@ -744,7 +742,7 @@ class Node:
         Threads:
             Any thread, and a signal handler.
         """
-        told = reason if reason is not None else f"{self._creche_spoken()} was cancelled"
+        told = reason if reason is not None else f"{self._creche_label()} was cancelled"
         self._creche_bridge.run(lambda: self._creche_nursery.cancel(told))
 
     async def shutdown(self, grace: float = 0) -> None:
@@ -770,10 +768,10 @@ class Node:
         """
         if not grace >= 0:
             raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
-        if self._creche_nursery.life is NEW or self._creche_nursery.bridge.is_elsewhere:
+        if self._creche_nursery.state is NEW or self._creche_nursery.bridge.is_elsewhere:
             raise WorkerError(
-                f"shutdown() is for an open node and its own event loop; {self._creche_spoken()} "
-                f"is {self._creche_nursery.life.value}"
+                f"shutdown() is for an open node and its own event loop; {self._creche_label()} "
+                f"is {self._creche_nursery.state.value}"
             )
         below = list(self._creche_below())
         for node in below:
@@ -806,8 +804,8 @@ class Node:
     async def _creche_settle(self) -> None:
         """Wait until nothing is left below but the blocks of nodes."""
         for node in reversed(list(self._creche_below())):
-            if node._creche_nursery.life not in (NEW, CLOSED):
-                await node._creche_nursery.quiet(blocks=True)
+            if node._creche_nursery.state not in (NEW, CLOSED):
+                await node._creche_nursery.until_idle(blocks=True)
 
     def _creche_hold_parent(self) -> None:
         parent, block = self._creche_parent, self._creche_mount is None
@@ -822,19 +820,19 @@ class Node:
             return
         above = parent._creche_nursery
         self._creche_holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
-        above.look_whether_idle()
+        above.check_idle()
 
     def _creche_on_closed(self) -> None:
         parent, opener = self._creche_parent, self._creche_opener
         for node in reversed(list(self._creche_below())):  # what is left was never opened
-            if node._creche_nursery.life is NEW:
+            if node._creche_nursery.state is NEW:
                 node._creche_nursery.never_open()
         if parent is not None:
             parent._creche_children.pop(id(self), None)
             if self._creche_mount is None:
                 self._creche_let_parent_go()
         if opener is not None:
-            ties = opener._tied()
+            ties = opener._rare_parts()
             ties.opened = tuple(node for node in ties.opened if node is not self)
             if not ties.opened and not ties.waits:
                 opener._node._creche_waiting.pop(id(opener), None)
@@ -883,11 +881,11 @@ class Node:
             The node's event loop only.
         """
         if self._creche_mount is None:
-            raise WorkerError(f"{self._creche_spoken()} was not mounted; leave its block instead")
+            raise WorkerError(f"{self._creche_label()} was not mounted; leave its block instead")
         if self._creche_nursery.bridge.is_elsewhere:
-            raise WorkerError(f"{self._creche_spoken()} is removed outside its event loop")
+            raise WorkerError(f"{self._creche_label()} is removed outside its event loop")
         self._creche_mount.tell_to_leave()
-        self.cancel(f"{self._creche_spoken()} was removed")
+        self.cancel(f"{self._creche_label()} was removed")
         await self._creche_mount.gone.wait()
 
     def _creche_tell_to_leave(self) -> bool:
@@ -902,7 +900,7 @@ class Node:
         return (
             child._creche_nursery
             for child in list(self._creche_children.values())
-            if child._creche_mount is None and child._creche_nursery.life in (OPEN, CLOSING)
+            if child._creche_mount is None and child._creche_nursery.state in (OPEN, CLOSING)
         )
 
     def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
@@ -913,7 +911,7 @@ class Node:
             for child in list(self._creche_children.values()):
                 child._creche_tell_to_leave()
 
-    def _creche_on_quiet(self) -> bool:
+    def _creche_on_idle(self) -> bool:
         children = list(self._creche_children.values())
         told = [child._creche_tell_to_leave() for child in children]
         if any(told):
@@ -940,12 +938,12 @@ class Node:
 
     # who waits for the node, and for whom it waits
 
-    def _creche_needs_all(self) -> Collection[Party]:
+    def _creche_needs_all(self) -> Collection[Waitable]:
         waiting = list(self._creche_waiting.values())
         held = [party for party in waiting if not cast("Worker[Any]", party).daemon]
         return (*held, *self._creche_children.values())
 
-    def _creche_needs_one(self) -> Collection[Party]:
+    def _creche_needs_one(self) -> Collection[Waitable]:
         return ()
 
     def _creche_is_opened_by_a_worker(self) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from creche._nursery.nursery import HeldTask
 
-    from .deadlock import Party
+    from .deadlock import Waitable
 
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
 # Can be entered again: a signal handler may call cancel() in the midst of one.
@@ -52,13 +52,13 @@ class ThreadPart:
         """What to call on cancellation, to stop what runs in the thread."""
 
 
-class Ties:
+class RareParts:
     """What ties a worker to others; made when there first is any of it.
 
     Most workers wait for nothing, and what is not there need not be stored.
     """
 
-    __slots__ = ("begun", "cancelled", "done", "hops", "opened", "reported_in", "waits")
+    __slots__ = ("begun", "cancelled", "done", "loop_calls", "opened", "reported_in", "waits")
 
     def __init__(self) -> None:
         self.begun: anyio.Event | None = None  # these three are made when asked for
@@ -67,7 +67,7 @@ class Ties:
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""
         self.waits: list[Any] = []
-        self.opened: tuple[Party, ...] = ()
+        self.opened: tuple[Waitable, ...] = ()
         """Nodes in whose blocks it is."""
-        self.hops: tuple[HeldTask, ...] = ()
+        self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""

@@ -152,7 +152,7 @@ def _take_node(
     return NodeSnapshot(
         name=text_of(node, "name"),
         path=path,
-        life=nursery.life.value,
+        life=nursery.state.value,
         is_cancelled=nursery.is_cancelled,
         cancel_reason=_told(nursery.cancel_reason),
         opened_by=None if node._creche_opener is None else label(node._creche_opener),
@@ -187,7 +187,7 @@ def _take_worker(
     worker: Worker[Any], position: int | None, stack: tuple[FrameSnapshot, ...] | None
 ) -> WorkerSnapshot:
     facts, nursery = facts_of(worker), worker._nursery
-    waits = cast("Collection[Worker[Any]]", worker._ties.waits if worker._ties else ())
+    waits = cast("Collection[Worker[Any]]", worker._rare.waits if worker._rare else ())
     is_waiting = worker._waits_for_thread() or (worker._started and worker._handle is None)
     return WorkerSnapshot(
         name=facts.name,
@@ -200,7 +200,7 @@ def _take_worker(
         queue_position=position,
         thread=facts.thread,
         daemon=facts.daemon,
-        age=None if nursery.life is NEW else nursery.now() - (facts.created_at or 0.0),
+        age=None if nursery.state is NEW else nursery.now() - (facts.created_at or 0.0),
         elapsed=facts.elapsed,
         progress=facts.progress,
         completed_steps=int(facts.completed),

@@ -31,19 +31,18 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     for worker in waited:
         if not worker._started and worker._state is PENDING:
             raise WorkerError(
-                f"cannot wait for {worker._creche_spoken()}, which was never started; "
-                "start it first"
+                f"cannot wait for {worker._creche_label()}, which was never started; start it first"
             )
         if worker._nursery.bridge.is_elsewhere:
             raise WorkerError(
-                f"cannot wait for {worker._creche_spoken()} outside the event loop of its node; "
+                f"cannot wait for {worker._creche_label()} outside the event loop of its node; "
                 "from a thread use node.call_from_thread(worker.wait)"
             )
     me: Worker[Any] | None = current.get(None)
     if not waited or me is None or me._state in FINAL or not is_acting(me):
         await _wait_for(waited, begun=begun)
         return
-    ties = me._tied()
+    ties = me._rare_parts()
     ties.waits = waited
     me._node._creche_waiting[id(me)] = me
     try:
@@ -63,7 +62,7 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
         await lowlevel.checkpoint()
     # The events are made before it is looked whether to wait: a signal handler may come in between.
     for worker in waited:
-        ties = worker._tied()
+        ties = worker._rare_parts()
         if begun:
             while worker._state is PENDING:
                 ties.begun = ties.begun or anyio.Event()
@@ -78,7 +77,7 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
 def _is_needed(worker: Worker[Any]) -> bool:
     """Whether anything else may wait for this worker; else it closes no ring with others."""
     return (
-        (worker._ties is not None and worker._ties.done is not None)
+        (worker._rare is not None and worker._rare.done is not None)
         or (worker._place is not None and worker._place.queued > 0)
         or worker._node._creche_is_opened_by_a_worker()
     )
@@ -88,8 +87,8 @@ def is_acting(worker: Worker[Any]) -> bool:
     """Whether the running code is a worker's own task or thread, not one that it spawned."""
     if worker._handle is None:
         return False
-    hops = worker._ties.hops if worker._ties is not None else ()
-    for coro in (worker._handle.coro, *(hop.coro for hop in hops)):
+    loop_calls = worker._rare.loop_calls if worker._rare is not None else ()
+    for coro in (worker._handle.coro, *(hop.coro for hop in loop_calls)):
         # A coroutine runs, in the sense of cr_running, while what it awaits is being run; and
         # while a task that it makes is begun eagerly, from Python 3.12 on.
         if cast("CoroutineType[Any, Any, Any]", coro).cr_running:

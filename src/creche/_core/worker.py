@@ -43,7 +43,7 @@ from creche._running.ways import in_task, in_thread, is_unawaited
 
 from . import events
 from .log import fields_of, tell_failure
-from .parts import Description, ThreadPart, Ties, lock
+from .parts import Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
 from .waiting import wait_for
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from creche._ground.options import AllOptions
     from creche._nursery.nursery import Nursery
 
-    from .deadlock import Party
+    from .deadlock import Waitable
     from .group import WorkerGroup
     from .node import Node
 
@@ -127,11 +127,11 @@ class Worker(Generic[ResultType]):
         "_order",
         "_outcome",
         "_place",
+        "_rare",
         "_started",
         "_started_at",
         "_state",
         "_thread",
-        "_ties",
         "_total",
         "_work",
         "daemon",
@@ -170,7 +170,7 @@ class Worker(Generic[ResultType]):
         abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
     ) -> None:
-        self._fill(
+        self._set_up(
             node,
             work,
             name,
@@ -188,7 +188,7 @@ class Worker(Generic[ResultType]):
             raise WorkerError(f"node must be a Node, not {shown(node)}")
         self._check(abandon_on_cancel or limiter is not None)
 
-    def _fill(
+    def _set_up(
         self,
         node: Node,
         work: object,
@@ -227,7 +227,7 @@ class Worker(Generic[ResultType]):
         self._place: WorkerGroup | None = None
         self._handle: anyio.TaskHandle[None] | None = None
         self._context = context
-        self._ties: Ties | None = None
+        self._rare: RareParts | None = None
         self._completed = 0
         self._total: int | None = None
         self._created_at: float | None = None
@@ -266,10 +266,10 @@ class Worker(Generic[ResultType]):
 
     def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
         raise WorkerError(
-            f"{self._creche_spoken()} can be neither copied nor pickled: it is one piece of work"
+            f"{self._creche_label()} can be neither copied nor pickled: it is one piece of work"
         )
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         return f"worker {shown(name_of(self))}"
 
     # what is known of it, to be read in any thread
@@ -356,7 +356,7 @@ class Worker(Generic[ResultType]):
     def cancelled_event(self) -> threading.Event:
         """An event that is set when cancellation is requested, from whatever side."""
         with lock:
-            ties = self._tied()
+            ties = self._rare_parts()
             if ties.cancelled is None:
                 ties.cancelled = threading.Event()
                 if self._cancellation is not None:
@@ -547,24 +547,24 @@ class Worker(Generic[ResultType]):
         """Wait, as ``wait()`` does."""
         return self.wait().__await__()
 
-    def _creche_needs_all(self) -> Collection[Party]:
+    def _creche_needs_all(self) -> Collection[Waitable]:
         # Whoever is cancelled will be woken from its wait: nothing is certain then.
-        if self._cancellation is not None or self._ties is None:
+        if self._cancellation is not None or self._rare is None:
             return ()
-        return (*self._ties.waits, *self._ties.opened)
+        return (*self._rare.waits, *self._rare.opened)
 
-    def _creche_needs_one(self) -> Collection[Party]:
+    def _creche_needs_one(self) -> Collection[Waitable]:
         if self._place is None or not self.is_queued or self._waits_for_thread():
             return ()
         return self._place._holders()
 
-    def _tied(self) -> Ties:
-        if self._ties is None:
+    def _rare_parts(self) -> RareParts:
+        if self._rare is None:
             with lock:  # asked for in threads too
-                ties = Ties()
+                ties = RareParts()
                 # In a line without a call: a signal handler may have come in the one before.
-                self._ties = self._ties or ties
-        return self._ties
+                self._rare = self._rare or ties
+        return self._rare
 
     # the way in: its task
 
@@ -597,7 +597,7 @@ class Worker(Generic[ResultType]):
         nursery = self._node._creche_nursery
         if self._holds:
             self._holds, nursery.holds = False, nursery.holds - 1
-        nursery.look_whether_idle()
+        nursery.check_idle()
 
     def _launch(self) -> None:
         """Start the task; it has a slot.
@@ -617,7 +617,7 @@ class Worker(Generic[ResultType]):
         failure: BaseException | None = None
         try:
             if self._state is not PENDING:
-                self._nursery.unstepped.pop(self._order, None)
+                self._nursery.never_run.pop(self._order, None)
                 return  # cancelled before this first step
             try:
                 self._context = None  # the task has it
@@ -632,15 +632,15 @@ class Worker(Generic[ResultType]):
             # Out of the handler: Trio makes the exceptions of a cancellation as it is requested,
             # and they would have this one as their context, a cycle.
             if failure is not None:
-                self._fall(failure)
+                self._end_by_error(failure)
             else:
-                self._succeed()
+                self._end_by_return()
         finally:
             if self._handle is not None:
                 self._break_off()
             del failure, self  # this frame is in the traceback of the error
 
-    def _succeed(self) -> None:
+    def _end_by_return(self) -> None:
         """End because the work returned."""
         nursery = self._nursery
         if self._cancellation is None and nursery.is_scope_cancelled():
@@ -649,14 +649,14 @@ class Worker(Generic[ResultType]):
             self._end(
                 ERROR,
                 WorkerError(
-                    f"the work of {self._creche_spoken()} has returned and left a cancel scope or "
+                    f"the work of {self._creche_label()} has returned and left a cancel scope or "
                     "a task group open; leave each in the work that entered it"
                 ),
             )
         else:
             self._end(SUCCESS)
 
-    def _fall(self, error: BaseException) -> None:
+    def _end_by_error(self, error: BaseException) -> None:
         """End because the work raised something."""
         try:
             self._notice_cancellation(native=False)
@@ -705,8 +705,8 @@ class Worker(Generic[ResultType]):
         finally:
             bridge.steps.busy -= 1
         if not is_entered:
-            self._unwind()
-            raise WorkerCancelled(f"{self._creche_spoken()} was cancelled")
+            self._deliver_cancel()
+            raise WorkerCancelled(f"{self._creche_label()} was cancelled")
 
     def _note_abandoned(self, *, abandoned: bool) -> None:
         assert self._thread is not None
@@ -746,11 +746,11 @@ class Worker(Generic[ResultType]):
 
     def _cancel_by(self, run: Callable[[Callable[[], object]], object], reason: object) -> None:
         try:
-            if self._mark(reason):
-                run(self._unwind)
+            if self._request_cancel(reason):
+                run(self._deliver_cancel)
         except BaseException:
             if self._cancellation is not None:
-                run(self._unwind)  # once more, as no further request would
+                run(self._deliver_cancel)  # once more, as no further request would
             raise
 
     def check_cancelled(self) -> None:
@@ -768,35 +768,35 @@ class Worker(Generic[ResultType]):
     def _tell_cancellation(self) -> str:
         why = self._cancellation[1] if self._cancellation is not None else None
         reason = f": {text_of(why)}" if why is not None else ""
-        return f"{self._creche_spoken()} was cancelled{reason}"
+        return f"{self._creche_label()} was cancelled{reason}"
 
-    def _mark(self, reason: object) -> bool:
+    def _request_cancel(self, reason: object) -> bool:
         with lock:
             if self._cancellation is not None or self._state in FINAL:
                 return False
-            event = self._ties.cancelled if self._ties is not None else None
+            event = self._rare.cancelled if self._rare is not None else None
             self._cancellation = (self._node._creche_nursery.now(), reason)
         if event is not None:
             event.set()
         return True
 
-    def _unwind(self, *, by_nursery: bool = False) -> None:
+    def _deliver_cancel(self, *, by_nursery: bool = False) -> None:
         """Do on the loop what follows from the mark; may be called again."""
         bridge = self._nursery.bridge
         bridge.steps.busy += 1
         try:
             handle = self._handle
-            if self._ties is not None and self._ties.cancelled is not None:
-                self._ties.cancelled.set()  # in case that the one who marked it was broken off
+            if self._rare is not None and self._rare.cancelled is not None:
+                self._rare.cancelled.set()  # in case that the one who marked it was broken off
             if self._state is PENDING:
                 if handle is not None:
-                    self._nursery.unstepped[self._order] = handle.coro
+                    self._nursery.never_run[self._order] = handle.coro
                 self._end(CANCELLED)
             if self._thread is not None:
                 for stop in self._thread.stops:
                     stop()
-            if self._ties is not None:
-                for hop in self._ties.hops:
+            if self._rare is not None:
+                for hop in self._rare.loop_calls:
                     hop.cancel()
             if handle is not None and not by_nursery:
                 handle.cancel()
@@ -805,8 +805,8 @@ class Worker(Generic[ResultType]):
 
     def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
         """Be cancelled by the nursery, which may cancel the scope of all its tasks at once."""
-        self._mark(reason)
-        self._unwind(by_nursery=by_scope)
+        self._request_cancel(reason)
+        self._deliver_cancel(by_nursery=by_scope)
 
     def _notice_cancellation(self, *, native: bool = True) -> None:
         """Find out about a cancellation that nobody asked this worker for.
@@ -819,7 +819,7 @@ class Worker(Generic[ResultType]):
         if self._nursery.is_scope_cancelled():
             self._nursery.cancel_from_outside()  # which comes back to this worker
         elif native:
-            self._mark("its task was cancelled natively")
+            self._request_cancel("its task was cancelled natively")
 
     # the one writer of the state, and the end
 
@@ -835,7 +835,7 @@ class Worker(Generic[ResultType]):
                 return False
             if state not in TRANSITIONS[self._state]:
                 raise WorkerError(
-                    f"{self._creche_spoken()} is {self._state.name} and cannot become {state.name}"
+                    f"{self._creche_label()} is {self._state.name} and cannot become {state.name}"
                 )
             if state is SUCCESS and self._cancellation is not None:
                 state = CANCELLED  # cancel is final
@@ -846,8 +846,8 @@ class Worker(Generic[ResultType]):
                 self._finished_at = now
         if self._node._creche_audience.tells_changes:
             self._announce(state)
-        if self._ties is not None and self._ties.begun is not None:
-            self._ties.begun.set()
+        if self._rare is not None and self._rare.begun is not None:
+            self._rare.begun.set()
         return True
 
     def _announce(self, state: WorkerState) -> None:
@@ -884,7 +884,7 @@ class Worker(Generic[ResultType]):
             if error is not None and self._outcome is not error:
                 tell_failure(self, error, state, fatal=fatal)
             if fatal and not is_a(error, WorkerFailed):
-                note_report(self._tied(), self._nursery.tree)
+                note_report(self._rare_parts(), self._nursery.tree)
             if self._state not in FINAL:
                 self._outcome = error if error is not None else self._outcome
                 self._move(state)
@@ -906,7 +906,7 @@ class Worker(Generic[ResultType]):
             del error, self
 
     def _wake_all(self) -> None:
-        for event in (self._ties.begun, self._ties.done) if self._ties is not None else ():
+        for event in (self._rare.begun, self._rare.done) if self._rare is not None else ():
             if event is not None:
                 event.set()
 
@@ -923,7 +923,7 @@ class Worker(Generic[ResultType]):
 
     def _break_off(self) -> None:
         """End in place of a task that does not, or to the last step where it was broken off."""
-        self._mark("its task has died")
+        self._request_cancel("its task has died")
         self._end(self._state if self._state in FINAL else CANCELLED)
 
     def _close_work(self) -> None:
@@ -934,7 +934,7 @@ class Worker(Generic[ResultType]):
 
     def _refuse(self) -> None:
         """Be CANCELLED without having been heard of; in any thread, for no node knows of it."""
-        self._mark("refused")
+        self._request_cancel("refused")
         with lock:
             if PENDING is self._state:
                 self._state = CANCELLED
@@ -946,26 +946,26 @@ class Worker(Generic[ResultType]):
         if self._started:
             if state is not CANCELLED or self._state in FINAL:
                 raise WorkerError(
-                    f"the state of {self._creche_spoken()}, which is {self._state.name} and was "
+                    f"the state of {self._creche_label()}, which is {self._state.name} and was "
                     f"started here, cannot be set to {state.name}; only to "
                     "CANCELLED before it has ended"
                 )
             self.cancel()
         elif state is SUCCESS and self.is_cancelled and self._state not in FINAL:
             raise WorkerError(
-                f"{self._creche_spoken()} was cancelled; only CANCELLED or ERROR can follow"
+                f"{self._creche_label()} was cancelled; only CANCELLED or ERROR can follow"
             )
         elif state not in FINAL or state not in TRANSITIONS[self._state]:
             if not self._move(state):  # which refuses what the table does not allow
-                raise WorkerError(f"{self._creche_spoken()} is CANCELLED and cannot become RUNNING")
+                raise WorkerError(f"{self._creche_label()} is CANCELLED and cannot become RUNNING")
         else:
             if state is CANCELLED:
-                self._mark(None)
+                self._request_cancel(None)
             self._end(state)
 
     def _disown(self) -> None:
         """End a worker that its closing node never started."""
-        self._mark("its node closed")
+        self._request_cancel("its node closed")
         self._end(CANCELLED)
 
     @property

@@ -28,7 +28,7 @@ ArgT = TypeVar("ArgT")
 ResultT = TypeVar("ResultT")
 
 
-class Ear(Protocol):
+class CancelProbe(Protocol):
     """Hears at once when a cancel scope round its task is cancelled: before the task itself does.
 
     Both backends cancel what a task waits for in the same step as the scope.
@@ -90,7 +90,7 @@ class Backend(Protocol):
         """Give the current task."""
         ...
 
-    def new_ear(self) -> Ear:
+    def new_cancel_probe(self) -> CancelProbe:
         """Make an ear."""
         ...
 
@@ -99,7 +99,7 @@ class Backend(Protocol):
         ...
 
 
-class _AsyncioEar:
+class _AsyncioProbe:
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._waiter: Future[None] | None = None
@@ -147,8 +147,8 @@ class _Asyncio:
     def get_host(self) -> Host:
         return _AsyncioHost(self.get_task)
 
-    def new_ear(self) -> Ear:
-        return _AsyncioEar(self._loop)
+    def new_cancel_probe(self) -> CancelProbe:
+        return _AsyncioProbe(self._loop)
 
     def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
         # No public name tells; without these, nothing is found out before AnyIO does.
@@ -156,7 +156,7 @@ class _Asyncio:
         return bool(getattr(scope, "_child_scopes", None))
 
 
-class _TrioEar:
+class _TrioProbe:
     def __init__(self) -> None:
         self._heard = True
 
@@ -214,8 +214,8 @@ class _Trio:
     def get_host(self) -> Host:
         return _TrioHost(self._current_task)
 
-    def new_ear(self) -> Ear:
-        return _TrioEar()
+    def new_cancel_probe(self) -> CancelProbe:
+        return _TrioProbe()
 
     def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
         scope = getattr(getattr(handle, "_cancel_scope", None), "_CancelScope__original", None)

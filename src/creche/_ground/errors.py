@@ -56,7 +56,7 @@ class WorkerFailed(WorkerError):
         """What the work raised."""
         self.worker: Any = worker
         """The worker that failed; ``None`` once it has crossed to another process."""
-        self._label = "worker" if worker is None else worker._creche_spoken()
+        self._label = "worker" if worker is None else worker._creche_label()
         self._is_the_report = False
 
     def __str__(self) -> str:
@@ -97,9 +97,9 @@ class Source(Protocol):
     @property
     def error(self) -> BaseException | None: ...
 
-    def _tied(self) -> Report: ...
+    def _rare_parts(self) -> Report: ...
 
-    def _creche_spoken(self) -> str: ...
+    def _creche_label(self) -> str: ...
 
 
 def note_report(where: Report, tree: object) -> bool:
@@ -138,7 +138,7 @@ def _is_second_report(error: BaseException, tree: object) -> bool:
         source = source.error.worker if is_a(source.error, WorkerFailed) else None
     if root is None:
         return False  # not made by wait(): the user's own
-    if not note_report(root._tied(), tree):
+    if not note_report(root._rare_parts(), tree):
         return not error._is_the_report
     error._is_the_report = True  # this very exception is the one report; it may pass several blocks
     return False

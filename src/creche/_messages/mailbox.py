@@ -41,7 +41,7 @@ class Addressee(Protocol):
         """Tell whether what a handler returned is a worker, which goes on by itself."""
         ...
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         """Name the node in a sentence."""
         ...
 
@@ -76,7 +76,7 @@ class Mailbox:
         Returns:
             Whether it will be delivered: ``False`` once the nursery is closed.
         """
-        if self._nursery.life is CLOSED:
+        if self._nursery.state is CLOSED:
             return False
         self._waiting.put(message)
         if self._pump is None:
@@ -90,7 +90,7 @@ class Mailbox:
                 self._pump = self._nursery.spawn_held(
                     self._run,
                     self._again,
-                    name=f"handlers of {self._addressee._creche_spoken()}",
+                    name=f"handlers of {self._addressee._creche_label()}",
                     context=self._context.copy(),
                 )
             except BaseException as error:
@@ -144,7 +144,7 @@ class Mailbox:
                 if not self._hurried and self._nursery.is_scope_cancelled():
                     self._nursery.cancel_from_outside()
                 return
-            where = f"{text_of(message, 'handler_name')} of {self._addressee._creche_spoken()}"
+            where = f"{text_of(message, 'handler_name')} of {self._addressee._creche_label()}"
             if is_a(failure, WorkerError) and failure._is_refusal:
                 # It wanted to start work as the node, or another, was shutting down: too late.
                 tell(logging.WARNING, "%s: %s", where, failure)

@@ -71,7 +71,7 @@ class Source(Protocol):
         """Give the node and all nodes below it."""
         ...
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         """Name the node in a sentence."""
         ...
 
@@ -126,7 +126,7 @@ class Subscription(Generic[MessageT]):
 
     def __repr__(self) -> str:
         names = ", ".join(each.__qualname__ for each in self._types)
-        return f"<Subscription to {names} of {self._node._creche_spoken()}>"
+        return f"<Subscription to {names} of {self._node._creche_label()}>"
 
     # what the node tells it
 
@@ -172,14 +172,14 @@ class Subscription(Generic[MessageT]):
         """
         if self._backlog is not None:
             raise WorkerError(f"{self!r} was opened before; subscribe again")
-        if self._node._creche_nursery.life is CLOSED:
+        if self._node._creche_nursery.state is CLOSED:
             raise WorkerError(
-                f"cannot subscribe to {self._node._creche_spoken()}, which is closed; subscribe "
+                f"cannot subscribe to {self._node._creche_label()}, which is closed; subscribe "
                 "before or while it is open"
             )
         self._check_thread()
         self._backlog = Backlog()
-        if self._node._creche_nursery.life is NEW:
+        if self._node._creche_nursery.state is NEW:
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
         for node in self._reach():
             node._creche_audience.hear((*node._creche_audience.heard_by, self))

@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from creche._ground.backend import Backend, Ear, Host
+    from creche._ground.backend import Backend, CancelProbe, Host
 
 
 _MOST_FAULTS = 3  # in the wait for the end, which goes on in spite of them
 
 
-class Life(enum.Enum):
+class NurseryState(enum.Enum):
     """Where a nursery is in its life."""
 
     NEW = "not open yet"
@@ -71,9 +71,9 @@ class Life(enum.Enum):
     """Nothing is left, and nothing can start."""
 
 
-NEW, OPEN, CLOSING, CLOSED = Life
+NEW, OPEN, CLOSING, CLOSED = NurseryState
 
-LIVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
+NURSERY_TRANSITIONS: Mapping[NurseryState, frozenset[NurseryState]] = MappingProxyType(
     {
         NEW: frozenset({OPEN, CLOSED}),  # closed where its parent has closed
         OPEN: frozenset({CLOSING, CLOSED}),
@@ -95,7 +95,7 @@ def _monotonic(offset: float) -> float:
     return time.monotonic() + offset
 
 
-class Occupant(Protocol):
+class Owner(Protocol):
     """What a nursery asks of the one that it serves."""
 
     def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
@@ -107,7 +107,7 @@ class Occupant(Protocol):
         """
         ...
 
-    def _creche_on_quiet(self) -> bool:
+    def _creche_on_idle(self) -> bool:
         """Set in motion what still has to end; tell whether there was anything."""
         ...
 
@@ -123,7 +123,7 @@ class Occupant(Protocol):
         """Give the nurseries of all below and of itself; or of those right below with a block."""
         ...
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         """Name the nursery in a sentence."""
         ...
 
@@ -183,7 +183,7 @@ class HeldTask:
         nursery = self._nursery
         if self._holds:
             self._holds, nursery.holds = False, nursery.holds - 1  # see Nursery.holds
-        nursery.look_whether_idle()
+        nursery.check_idle()
 
     def let_go(self) -> None:
         """Be done, and hold the nursery no more; may be called again."""
@@ -210,7 +210,6 @@ class Nursery:
         "__weakref__",
         "_backend",
         "_clock_offset",
-        "_ear",
         "_failures",
         "_group",
         "_host",
@@ -218,8 +217,9 @@ class Nursery:
         "_is_host_watched",
         "_is_misnested",
         "_killed",
-        "_occupant",
         "_outer",
+        "_owner",
+        "_probe",
         "_watcher",
         "blocks",
         "bridge",
@@ -231,14 +231,14 @@ class Nursery:
         "held",
         "holds",
         "is_cancelled",
-        "life",
+        "never_run",
+        "state",
         "tree",
-        "unstepped",
     )
 
-    def __init__(self, occupant: Occupant) -> None:
-        self._occupant = occupant
-        self.life = NEW
+    def __init__(self, occupant: Owner) -> None:
+        self._owner = occupant
+        self.state = NEW
         self.bridge = Bridge(self._wake)
         self.tree: object = self
         """Stands for the whole tree of nurseries: no error is reported twice in one."""
@@ -249,7 +249,7 @@ class Nursery:
         """What keeps the nursery open: add 1 for it, and call ``release()`` as often.
 
         Who may be broken off between two lines (see ``Worker._end``) changes it in the line in
-        which it notes that it did, and then calls ``look_whether_idle()``, which may be repeated.
+        which it notes that it did, and then calls ``check_idle()``, which may be repeated.
         """
         self.blocks = 0
         """How many of the holds are blocks of child nodes, which only their own tasks can end."""
@@ -258,7 +258,7 @@ class Nursery:
         self._killed = False
         self.held: set[HeldTask] = set()
         """The tasks that hold the nursery, but for workers, which have holds of their own."""
-        self.unstepped: dict[object, Coroutine[Any, Any, Any]] = {}
+        self.never_run: dict[object, Coroutine[Any, Any, Any]] = {}
         """Coroutines of tasks that were called off before their first step; it takes them out."""
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
@@ -269,7 +269,7 @@ class Nursery:
         self.has_open_scope: Callable[[anyio.TaskHandle[Any]], bool]
         """Tell whether the current task, which is about to end, has left a cancel scope open."""
         self._host: Host
-        self._ear: Ear
+        self._probe: CancelProbe
         self._is_host_watched = False
         self._is_misnested = False  # left in the wrong order, which is told once
         self._outer: Nursery | None = None  # that was the innermost one of the host before
@@ -278,9 +278,9 @@ class Nursery:
 
     # life
 
-    def _move(self, life: Life) -> None:
-        assert life in LIVES[self.life], f"{self.life} cannot become {life}"
-        self.life = life
+    def _move(self, state: NurseryState) -> None:
+        assert state in NURSERY_TRANSITIONS[self.state], f"{self.state} cannot become {state}"
+        self.state = state
 
     async def open(self) -> None:
         """Enter the task group; the current task is the host and has to call ``close()``.
@@ -288,7 +288,11 @@ class Nursery:
         Where this raises, ``abandon()`` is to be called.
         """
         backend = get_backend(lowlevel.current_token())
-        self._backend, self._host, self._ear = backend, backend.get_host(), backend.new_ear()
+        self._backend, self._host, self._probe = (
+            backend,
+            backend.get_host(),
+            backend.new_cancel_probe(),
+        )
         self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
         self.cancelled_class = anyio.get_cancelled_exc_class()
         group = anyio.create_task_group()
@@ -300,10 +304,8 @@ class Nursery:
         self.clock = backend.clock
         self._clock_offset = self.clock() - time.monotonic()
         self.bridge.open(backend)
-        self._watcher = self.spawn(
-            self._watch, name=f"watcher of {self._occupant._creche_spoken()}"
-        )
-        await self._ear.until_listening()
+        self._watcher = self.spawn(self._watch, name=f"watcher of {self._owner._creche_label()}")
+        await self._probe.until_listening()
         if self.is_cancelled:
             group.cancel_scope.cancel()
 
@@ -312,17 +314,17 @@ class Nursery:
         self.cancel("it could not be opened")
         if self._group is not None:
             await self._finish(await self._drain())
-        elif self.life is NEW:
+        elif self.state is NEW:
             self.never_open()
 
     def never_open(self) -> None:
         """Close without ever having been open, as the parent has closed."""
         self._move(CLOSED)
-        self._occupant._creche_on_closed()
+        self._owner._creche_on_closed()
 
     def refuse(self) -> None:
         """Admit no more work."""
-        if self.life is OPEN:
+        if self.state is OPEN:
             self._move(CLOSING)
 
     def check_admission(self) -> None:
@@ -333,16 +335,16 @@ class Nursery:
         """
         if self.bridge.is_gone:
             raise WorkerError(
-                f"cannot start work on {self._occupant._creche_spoken()}: this process was forked "
+                f"cannot start work on {self._owner._creche_label()}: this process was forked "
                 "off from that of its event loop; open a node of its own here"
             )
-        if self.life is not OPEN:
+        if self.state is not OPEN:
             error = WorkerError(
-                f"cannot start work on {self._occupant._creche_spoken()}, which is "
-                f"{self.life.value}; "
-                + ("enter its block first" if self.life is NEW else "use a node that is open")
+                f"cannot start work on {self._owner._creche_label()}, which is "
+                f"{self.state.value}; "
+                + ("enter its block first" if self.state is NEW else "use a node that is open")
             )
-            error._is_refusal = self.life is not NEW
+            error._is_refusal = self.state is not NEW
             raise error
         if self.get_task() is None:
             self.check_loop()
@@ -359,13 +361,13 @@ class Nursery:
             return  # no loop: a callback, or a thread that asks through the bridge
         if current is not self.bridge.token.native_token:
             raise WorkerError(
-                f"{self._occupant._creche_spoken()} belongs to another event loop, which runs in "
+                f"{self._owner._creche_label()} belongs to another event loop, which runs in "
                 "the same thread; call it from a task of its own loop"
             )
 
     def now(self) -> float:
         """Tell the time of the loop's clock, in seconds; from any thread."""
-        if self.bridge.thread == threading.get_ident() and self.life is not CLOSED:
+        if self.bridge.thread == threading.get_ident() and self.state is not CLOSED:
             return self.clock()
         return _monotonic(self._clock_offset)
 
@@ -433,9 +435,9 @@ class Nursery:
     async def _watch(self) -> None:
         while True:
             try:
-                await self._ear.listen()
+                await self._probe.listen()
             except self.cancelled_class:
-                if self.life is CLOSED:
+                if self.state is CLOSED:
                     raise
                 # A host that ended before anybody cancelled the node has left its block open. A
                 # native cancellation is of all tasks then, as the program ends.
@@ -472,16 +474,16 @@ class Nursery:
         for task in list(self.held):
             if (task in unborn and not task.has_begun) or task.is_dead():
                 task.reap()
-        self._occupant._creche_reap()
+        self._owner._creche_reap()
 
     # what keeps it open
 
     def release(self) -> None:
         """Let go of one hold."""
         self.holds -= 1
-        self.look_whether_idle()
+        self.check_idle()
 
-    def look_whether_idle(self) -> None:
+    def check_idle(self) -> None:
         """Wake whoever waits for the last hold, if there is none."""
         if self._idle is not None and self.holds <= self.blocks:
             self._wake()
@@ -491,7 +493,7 @@ class Nursery:
             self._idle.set()
             self._idle = None
 
-    async def quiet(self, *, blocks: bool = False) -> None:
+    async def until_idle(self, *, blocks: bool = False) -> None:
         """Wait until nothing holds the nursery and the occupant sets nothing more in motion.
 
         Args:
@@ -508,11 +510,11 @@ class Nursery:
                 if self.holds <= (self.blocks if blocks else 0) and not self.bridge.in_flight:
                     break
                 await idle.wait()
-            if not self._occupant._creche_on_quiet():
+            if not self._owner._creche_on_idle():
                 return
 
     async def _close_deserted_blocks(self) -> None:
-        for nursery in self._occupant._creche_nurseries(blocks=True):
+        for nursery in self._owner._creche_nurseries(blocks=True):
             if nursery._host.is_done():
                 await nursery.close_deserted()
             elif not nursery._host.is_current():
@@ -523,11 +525,11 @@ class Nursery:
     def fail(self, error: BaseException) -> None:
         """Gather an error, to be raised by ``close()``, and cancel everything."""
         try:
-            if self.life is CLOSED and self._group is None:
+            if self.state is CLOSED and self._group is None:
                 tell(logging.ERROR, "an error came too late for its node", error=error)
             self._failures.add(error, self.tree)
         finally:
-            self.cancel(f"{self._occupant._creche_spoken()} failed")
+            self.cancel(f"{self._owner._creche_label()} failed")
             del error  # Trio's cancellations hold the frames that led to them
 
     def cancel(self, reason: object, *, spare_host: bool = False) -> None:
@@ -537,12 +539,12 @@ class Nursery:
             reason: Why.
             spare_host: Whether to cancel each task but the host, which is in another block by now.
         """
-        if self.is_cancelled or self.life is CLOSED:
+        if self.is_cancelled or self.state is CLOSED:
             return
         below = [
             nursery
-            for nursery in self._occupant._creche_nurseries()
-            if not nursery.is_cancelled and nursery.life is not CLOSED
+            for nursery in self._owner._creche_nurseries()
+            if not nursery.is_cancelled and nursery.state is not CLOSED
         ]
         self.bridge.steps.busy += 1
         try:
@@ -563,7 +565,7 @@ class Nursery:
             nursery.is_cancelled = True
             nursery.cancel_reason = reason
             by_scope = not (spare_host and nursery is self)
-            nursery._occupant._creche_on_cancel(reason, by_scope=by_scope)
+            nursery._owner._creche_on_cancel(reason, by_scope=by_scope)
         for nursery in reversed(list(below)):
             if nursery._group is not None and not (spare_host and nursery is self):
                 nursery._group.cancel_scope.cancel()  # else it is done on entering
@@ -571,7 +573,7 @@ class Nursery:
     def is_scope_cancelled(self) -> bool:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
         # The whole truth is dear, and in nearly all cases there was nothing to be heard.
-        return self._ear.has_heard() and anyio.current_effective_deadline() == -math.inf
+        return self._probe.has_heard() and anyio.current_effective_deadline() == -math.inf
 
     def _is_group_cancelled(self) -> bool:
         return self._group is not None and self._group.cancel_scope.cancel_called
@@ -604,11 +606,11 @@ class Nursery:
             WorkerError: It is closed in another task than it was opened in, or before another that
                 was opened later; all has ended all the same.
         """
-        where = self._occupant._creche_spoken()
-        if self.life is NEW or self.bridge.is_elsewhere:
-            told = "without having been entered" if self.life is NEW else "outside its event loop"
+        where = self._owner._creche_label()
+        if self.state is NEW or self.bridge.is_elsewhere:
+            told = "without having been entered" if self.state is NEW else "outside its event loop"
             raise WorkerError(f"{where} is left {told}; use async with")
-        if self.life is CLOSED:  # by whoever found that its block was left too late, or never
+        if self.state is CLOSED:  # by whoever found that its block was left too late, or never
             return self._failures.conclude(where, error, error) if self._failures else False
         cancellation: BaseException | None = None
         misuse: WorkerError | None = None
@@ -676,7 +678,7 @@ class Nursery:
             self._failures.add(failure, self.tree)
         finally:
             spare_host = not (self._host.is_current() or self._host.is_done())
-            self.cancel(f"{self._occupant._creche_spoken()} failed", spare_host=spare_host)
+            self.cancel(f"{self._owner._creche_label()} failed", spare_host=spare_host)
             del failure  # as in fail()
 
     async def _close_inner(self) -> WorkerError | None:
@@ -687,14 +689,14 @@ class Nursery:
         self._is_misnested = True
         names: list[str] = []
         kind = WorkerError
-        below = {id(nursery) for nursery in self._occupant._creche_nurseries()}
+        below = {id(nursery) for nursery in self._owner._creche_nurseries()}
         while inner is not None and inner is not self:
-            names.append(inner._occupant._creche_spoken())
+            names.append(inner._owner._creche_label())
             if id(inner) in below:
                 kind = DeadlockError
             inner._is_misnested = True
             # Not by its scope, which the host may never leave any more.
-            inner.cancel(f"{self._occupant._creche_spoken()} is left before it", spare_host=True)
+            inner.cancel(f"{self._owner._creche_label()} is left before it", spare_host=True)
             try:
                 await inner.close(None)
             except BaseException as error:  # noqa: BLE001 (raised with the failures of this block)
@@ -704,7 +706,7 @@ class Nursery:
                     self.fail(error)
             inner = _innermost.get(self._host.task)
         return kind(
-            f"{self._occupant._creche_spoken()} is left before {' and '.join(names)}, entered "
+            f"{self._owner._creche_label()} is left before {' and '.join(names)}, entered "
             "later in the same task, and would wait for it for ever; leave blocks in the reverse "
             "order"
         )
@@ -724,11 +726,11 @@ class Nursery:
 
     def _take_leave(self) -> None:
         """Be known to nobody any more; may be called again."""
-        for coro in self.unstepped.values():
+        for coro in self.never_run.values():
             coro.close()  # killed natively: nobody awaited it
-        self.unstepped.clear()
+        self.never_run.clear()
         self._unlink()
-        self._occupant._creche_on_closed()
+        self._owner._creche_on_closed()
 
     def _unlink(self) -> None:
         """Take it out of those that are open in its host."""
@@ -816,7 +818,7 @@ class Nursery:
                 with anyio.CancelScope(shield=True):
                     if self.is_cancelled:
                         await self._reap()
-                    await self.quiet()
+                    await self.until_idle()
                 if self._shut():
                     return late
             except self.cancelled_class as exc:
@@ -834,21 +836,21 @@ class Nursery:
         """Close to all that may come, unless something is on its way; may be called again."""
         if not self.bridge.close():
             return False
-        if self.life is not CLOSED:
+        if self.state is not CLOSED:
             self._move(CLOSED)
         self.clock = partial(_monotonic, self._clock_offset)  # the loop may go
         return True
 
     async def close_deserted(self) -> None:
         """End all work and close, where the host has ended and so cannot leave the block."""
-        if self.life is CLOSED:
+        if self.state is CLOSED:
             return
-        where = self._occupant._creche_spoken()
+        where = self._owner._creche_label()
         tell(logging.WARNING, "%s was entered and never left; its work is cancelled", where)
         self.cancel(f"{where} was never left")
         await self._reap()
         while True:
-            await self.quiet()
-            if self.life is CLOSED or self._shut():
+            await self.until_idle()
+            if self.state is CLOSED or self._shut():
                 break
         self._end_outside()

@@ -32,7 +32,7 @@ _COROUTINE: type[Any] = CoroutineType
 
 def _leaked(job: Job) -> WorkerError:
     return WorkerError(
-        f"the work of {job._creche_spoken()} raised a cancellation that nobody had asked for; "
+        f"the work of {job._creche_label()} raised a cancellation that nobody had asked for; "
         "let cancellation out of the scope it belongs to only"
     )
 
@@ -75,7 +75,7 @@ class Job(Protocol):
         """Give what a record in the log has of its own."""
         ...
 
-    def _creche_spoken(self) -> str:
+    def _creche_label(self) -> str:
         """Name the worker in a sentence."""
         ...
 
@@ -122,7 +122,7 @@ async def _take(job: Job, value: Any) -> Any:
             return value  # a worker: whoever wants its result awaits it
         check_no_generator(job, value)
         raise WorkerError(
-            f"the work of {job._creche_spoken()} is a plain function that returned no awaitable "
+            f"the work of {job._creche_label()} is a plain function that returned no awaitable "
             f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
         )
     finally:
@@ -137,7 +137,7 @@ def check_no_generator(job: Job, value: object) -> None:
     """
     if is_a(value, (GeneratorType, AsyncGeneratorType)):
         raise WorkerError(
-            f"the work of {job._creche_spoken()} returned a generator, of which nothing has run; "
+            f"the work of {job._creche_label()} returned a generator, of which nothing has run; "
             "iterate over it in the work and return a value, with no yield"
         )
 
@@ -150,7 +150,7 @@ async def in_thread(
         limiter = to_thread.current_default_thread_limiter()
     elif not callable(getattr(limiter, "acquire_on_behalf_of", None)):
         raise WorkerError(
-            f"the limiter of {job._creche_spoken()} must be a CapacityLimiter of AnyIO, "
+            f"the limiter of {job._creche_label()} must be a CapacityLimiter of AnyIO, "
             f"not {shown(limiter, 100)}"
         )
     call = _ThreadCall(job, limiter, token, abandon=abandon)
@@ -319,7 +319,7 @@ class _ThreadCall:
             tell(
                 logging.ERROR,
                 "the thread of %s was broken off",
-                self._job._creche_spoken(),
+                self._job._creche_label(),
                 error=fault,
             )
 
@@ -357,7 +357,7 @@ class _ThreadCall:
                 tell(
                     logging.ERROR,
                     "the abandoned thread of %s failed",
-                    self._job._creche_spoken(),
+                    self._job._creche_label(),
                     error=self._error,
                     fields=self._job._log_fields(),
                 )
@@ -390,7 +390,7 @@ def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTo
                 except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
                     strip_traceback(error)
                     return None, error
-            return None, WorkerCancelled(f"{job._creche_spoken()} was cancelled")
+            return None, WorkerCancelled(f"{job._creche_label()} was cancelled")
         finally:
             current.set(None)
             del job, awaitable

@@ -172,7 +172,7 @@ def _branches(tally: Tally, top: Node) -> list[_Branch]:
     waiting: list[tuple[Any, int, _Branch | None]] = [(top, 0, None)]
     while waiting:
         node, depth, above = waiting.pop()
-        closed = ", closed" if node._creche_nursery.life is CLOSED else ""
+        closed = ", closed" if node._creche_nursery.state is CLOSED else ""
         branch = _Branch(_Place(depth, f"▾ {text_of(node, 'name')}{closed}", "bold"), above)
         branch.parts += _groups(tally, node, depth + 1)
         branch.runs = not all(map(_is_idle, branch.parts))
