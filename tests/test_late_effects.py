@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import creche._ground.bridge
-import creche._running.ways
+import creche._running.thread
 from creche import Message, Node, Worker, WorkerCancelled, WorkerError, get_current_worker
 from creche._ground.bridge import Bridge, await_answer
 from helpers import (
@@ -355,7 +355,12 @@ async def test_an_abandoned_thread_that_obeys_is_no_failure(how, caplog):
 
 async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
     """Abandoned between its first step and the call, it has its work all the same."""
-    begun, go, called, run = threading.Event(), threading.Event(), [], creche._running.ways.run_soon
+    begun, go, called, run = (
+        threading.Event(),
+        threading.Event(),
+        [],
+        creche._running.thread.run_soon,
+    )
 
     def slow(token, call):
         done = run(token, call)
@@ -364,7 +369,7 @@ async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
             assert go.wait(RENDEZVOUS)
         return done
 
-    monkeypatch.setattr(creche._running.ways, "run_soon", slow)
+    monkeypatch.setattr(creche._running.thread, "run_soon", slow)
     async with Node("app") as app:
         worker = app.run_worker(lambda: called.append(1), thread=True, abandon_on_cancel=True)
         await until(begun.is_set)

@@ -31,8 +31,11 @@ FLOORS = {
         ("_ground.errors", "_ground.context", "_ground.text", "_ground.backend"),
         ("_ground.bridge", "_ground.options"),
     ),
-    "_nursery": (("_nursery.failures",), ("_nursery.nursery",)),
-    "_running": (("_running.ways", "_running.stacks"),),
+    "_nursery": (("_nursery.failures", "_nursery.held"), ("_nursery.nursery",)),
+    "_running": (
+        ("_running.job",),
+        ("_running.task", "_running.own_loop", "_running.thread", "_running.stacks"),
+    ),
     "_messages": (("_messages.mailbox", "_messages.subscription"),),
     "_core": (
         ("_core.events", "_core.log", "_core.parts", "_core.progress", "_core.deadlock"),

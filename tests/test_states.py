@@ -8,8 +8,7 @@ import anyio
 import pytest
 
 from creche import Worker, WorkerCancelled, WorkerError, WorkerState
-from creche._ground.states import FINAL, TRANSITIONS
-from creche._nursery.nursery import NURSERY_TRANSITIONS, NurseryState
+from creche._ground.states import FINAL, NURSERY_TRANSITIONS, TRANSITIONS, NurseryState
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
 CONTRACT = {

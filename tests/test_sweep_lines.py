@@ -30,8 +30,9 @@ from creche._core.group import WorkerGroup
 from creche._core.log import tell_failure
 from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
-from creche._nursery.nursery import HeldTask, Nursery
-from creche._running.ways import _ThreadCall
+from creche._nursery.held import HeldTask
+from creche._nursery.nursery import Nursery
+from creche._running.thread import ThreadCall
 from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle
 
 PATIENCE = 60.0
@@ -103,7 +104,7 @@ CALLS = [
     *(Node.call_from_thread, begin_call, _await, _go_on, Bridge.post, Bridge.call, Bridge.run),
 ]
 HANDLERS = [Mailbox.post, Mailbox._deliver, Mailbox._run, Mailbox._fail, Mailbox._again]
-THREADS = [each for each in vars(_ThreadCall).values() if callable(each)]
+THREADS = [each for each in vars(ThreadCall).values() if callable(each)]
 
 
 def codes(functions):
@@ -555,13 +556,13 @@ def told():
 @pytest.fixture
 def watched(monkeypatch):
     """Watch what AnyIO's threads do as well, from the first line of the library's on."""
-    original, runs = _ThreadCall._in_thread, []
+    original, runs = ThreadCall._in_thread, []
 
     def in_thread(self):
         with runs[-1].plant.here():
             original(self)
 
-    monkeypatch.setattr(_ThreadCall, "_in_thread", in_thread)
+    monkeypatch.setattr(ThreadCall, "_in_thread", in_thread)
     return runs
 
 

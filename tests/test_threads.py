@@ -15,7 +15,7 @@ import pytest
 from anyio import from_thread
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
-from creche._running.ways import _ThreadCall
+from creche._running.thread import ThreadCall
 from creche.testing._leaks import busy_threads
 from helpers import (
     CANCELLED,
@@ -656,7 +656,7 @@ async def test_thread_that_ended_as_its_wait_was_cut_short():
 
     limiter = anyio.CapacityLimiter(1)
     token = anyio.lowlevel.current_token()
-    call = _ThreadCall(Job(), limiter, token, abandon=True)
+    call = ThreadCall(Job(), limiter, token, abandon=True)
     await anyio.to_thread.run_sync(call._in_thread)
     assert await call._outlive_cancellation() is True
     assert await call._outcome() == 5
@@ -671,7 +671,7 @@ async def test_call_that_was_called_off_is_not_made():
             called.append(True)
 
     token = anyio.lowlevel.current_token()
-    call = _ThreadCall(Job(), anyio.CapacityLimiter(1), token, abandon=True)
+    call = ThreadCall(Job(), anyio.CapacityLimiter(1), token, abandon=True)
     assert await call._outlive_cancellation() is False
     await anyio.to_thread.run_sync(call._in_thread)
     assert called == []

@@ -139,7 +139,7 @@ def _in_thread(actor, job):
     return job.value
 
 
-async def _on_own_loop(actor, job):
+async def on_own_loop(actor, job):
     worker = get_current_worker()
     job.enter(worker)
     actor.me = worker
@@ -160,7 +160,7 @@ WORK = {
     "tasks": _tasks,
     "for_ever": _for_ever,
     "thread": _in_thread,
-    "own_loop": _on_own_loop,
+    "own_loop": on_own_loop,
 }
 
 

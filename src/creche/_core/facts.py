@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from creche._ground.states import ERROR
+from creche._ground.states import ERROR, NEW
 from creche._ground.text import name_of, number, text, text_of
-from creche._nursery.nursery import NEW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from creche._ground.errors import (
     uncancelled,
 )
 from creche._ground.report import is_a, shown
-from creche._nursery.nursery import NEW
+from creche._ground.states import NEW
 
 if TYPE_CHECKING:
     from .node import Node

@@ -21,11 +21,11 @@ from creche._ground.errors import WorkerError
 from creche._ground.message import Message
 from creche._ground.options import check_limit, check_overflow, check_text
 from creche._ground.report import is_a, logger, shown, text_of
-from creche._ground.states import FINAL
+from creche._ground.states import CLOSED, CLOSING, FINAL, NEW, OPEN
 from creche._ground.text import path_of
 from creche._messages.mailbox import Mailbox
 from creche._messages.subscription import Subscription, inherit
-from creche._nursery.nursery import CLOSED, CLOSING, NEW, OPEN, Nursery
+from creche._nursery.nursery import Nursery
 
 from .audience import Audience
 from .calls import begin_call

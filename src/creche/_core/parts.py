@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import anyio
     from anyio import CapacityLimiter
 
-    from creche._nursery.nursery import HeldTask
+    from creche._nursery.held import HeldTask
 
     from .deadlock import Waitable
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from creche._ground.states import FINAL, PENDING
+from creche._ground.states import FINAL, NEW, PENDING
 from creche._ground.text import label, path_of, text, text_of
-from creche._nursery.nursery import NEW
 from creche._running.stacks import FrameSnapshot, find_calls, find_stack
 
 from .facts import facts_of

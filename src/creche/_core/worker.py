@@ -39,7 +39,9 @@ from creche._ground.states import (
     WorkerState,
 )
 from creche._ground.text import label, name_of
-from creche._running.ways import in_task, in_thread, is_unawaited
+from creche._running.job import is_unawaited
+from creche._running.task import in_task
+from creche._running.thread import in_thread
 
 from . import events
 from .log import fields_of, tell_failure

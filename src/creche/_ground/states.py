@@ -1,4 +1,4 @@
-"""The states of a worker and the one table of the changes between them."""
+"""The states of a worker and of a nursery, each with the one table of the changes between them."""
 
 from __future__ import annotations
 
@@ -43,3 +43,29 @@ TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = MappingProxyType(
 
 FINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 """The states that nothing follows."""
+
+
+class NurseryState(enum.Enum):
+    """Where a nursery is in its life."""
+
+    NEW = "not open yet"
+    """Nothing can start."""
+    OPEN = "open"
+    """Work is admitted, also while the block is being left."""
+    CLOSING = "shutting down"
+    """No work is admitted; what was admitted goes on."""
+    CLOSED = "closed"
+    """Nothing is left, and nothing can start."""
+
+
+NEW, OPEN, CLOSING, CLOSED = NurseryState
+
+NURSERY_TRANSITIONS: Mapping[NurseryState, frozenset[NurseryState]] = MappingProxyType(
+    {
+        NEW: frozenset({OPEN, CLOSED}),  # closed where its parent has closed
+        OPEN: frozenset({CLOSING, CLOSED}),
+        CLOSING: frozenset({CLOSED}),
+        CLOSED: frozenset(),
+    }
+)
+"""From each stage, the stages that may follow; work is admitted in OPEN alone."""

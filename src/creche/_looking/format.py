@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from creche._core.node import Node
 from creche._ground.errors import WorkerError
-from creche._nursery.nursery import CLOSED
+from creche._ground.states import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

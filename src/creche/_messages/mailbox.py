@@ -21,13 +21,14 @@ from creche._ground.errors import (
 )
 from creche._ground.message import Backlog, Message
 from creche._ground.report import is_a, is_awaitable, tell
+from creche._ground.states import CLOSED
 from creche._ground.text import text_of
-from creche._nursery.nursery import CLOSED
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from creche._nursery.nursery import HeldTask, Nursery
+    from creche._nursery.held import HeldTask
+    from creche._nursery.nursery import Nursery
 
 
 class Addressee(Protocol):

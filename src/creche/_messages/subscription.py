@@ -17,7 +17,7 @@ from creche._ground.bridge import run_soon
 from creche._ground.errors import WorkerError
 from creche._ground.message import Backlog, Message, MessageT
 from creche._ground.report import shown
-from creche._nursery.nursery import CLOSED, NEW
+from creche._ground.states import CLOSED, NEW
 
 if TYPE_CHECKING:
     import sys

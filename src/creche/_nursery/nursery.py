@@ -18,16 +18,13 @@ the parent, when it is left; ``close()`` itself, called in another task).
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import threading
 import time
 from contextvars import copy_context
 from functools import partial
-from inspect import CORO_CLOSED, getcoroutinestate
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -37,8 +34,10 @@ from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge
 from creche._ground.errors import DeadlockError, WorkerError, get_traceback, leaves, uncancelled
 from creche._ground.report import is_a, tell
+from creche._ground.states import CLOSED, CLOSING, NEW, NURSERY_TRANSITIONS, OPEN
 
 from .failures import Failures
+from .held import HeldTask
 
 try:  # AnyIO asks sniffio which library runs, if it is installed
     from sniffio import current_async_library_cvar as _library
@@ -46,42 +45,16 @@ except ImportError:  # pragma: no cover (covered where Trio, which brings sniffi
     _library = None  # type: ignore[assignment]  # the module is absent, so there is no variable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable
     from contextvars import Context
-    from types import CoroutineType
 
     from anyio.abc import TaskGroup
 
     from creche._ground.backend import Backend, CancelProbe, Host
+    from creche._ground.states import NurseryState
 
 
 _MOST_FAULTS = 3  # in the wait for the end, which goes on in spite of them
-
-
-class NurseryState(enum.Enum):
-    """Where a nursery is in its life."""
-
-    NEW = "not open yet"
-    """Nothing can start."""
-    OPEN = "open"
-    """Work is admitted, also while the block is being left."""
-    CLOSING = "shutting down"
-    """No work is admitted; what was admitted goes on."""
-    CLOSED = "closed"
-    """Nothing is left, and nothing can start."""
-
-
-NEW, OPEN, CLOSING, CLOSED = NurseryState
-
-NURSERY_TRANSITIONS: Mapping[NurseryState, frozenset[NurseryState]] = MappingProxyType(
-    {
-        NEW: frozenset({OPEN, CLOSED}),  # closed where its parent has closed
-        OPEN: frozenset({CLOSING, CLOSED}),
-        CLOSING: frozenset({CLOSED}),
-        CLOSED: frozenset(),
-    }
-)
-"""From each stage, the stages that may follow; work is admitted in OPEN alone."""
 
 
 def _time_of_any_loop() -> float:
@@ -126,77 +99,6 @@ class Owner(Protocol):
     def _creche_label(self) -> str:
         """Name the nursery in a sentence."""
         ...
-
-
-class HeldTask:
-    """A task of a nursery that holds it open; made by ``Nursery.spawn_held()``."""
-
-    __slots__ = ("_holds", "_lost", "_nursery", "handle", "has_begun")
-
-    def __init__(self, nursery: Nursery, lost: Callable[[], object]) -> None:
-        self._nursery = nursery
-        self._lost = lost
-        self._holds = False
-        self.handle: anyio.TaskHandle[None]
-        self.has_begun = False
-
-    @property
-    def coro(self) -> Coroutine[Any, Any, None]:
-        """The coroutine of the task."""
-        return self.handle.coro
-
-    async def run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do what the task is for, and let go of the nursery."""
-        try:
-            self.has_begun = True
-            await run()
-        except BaseException:
-            self._lost()  # it was broken off, as it does not raise
-            raise
-        finally:
-            try:
-                self.let_go()
-            except BaseException:
-                self.let_go()  # or nobody would
-                raise
-
-    def cancel(self) -> None:
-        """Cancel it."""
-        self.handle.cancel()
-
-    def hold(self) -> None:
-        """Hold the nursery."""
-        nursery = self._nursery
-        nursery.held.add(self)
-        self._holds, nursery.holds = True, nursery.holds + 1
-
-    def is_acting(self) -> bool:
-        """Whether the running code is this task."""
-        return cast("CoroutineType[Any, Any, Any]", self.coro).cr_running
-
-    def is_dead(self) -> bool:
-        """Whether it has died without letting go of the nursery."""
-        return getcoroutinestate(self.coro) == CORO_CLOSED
-
-    def hold_no_more(self) -> None:
-        """Let the nursery close, though the task goes on; may be called again."""
-        nursery = self._nursery
-        if self._holds:
-            self._holds, nursery.holds = False, nursery.holds - 1  # see Nursery.holds
-        nursery.check_idle()
-
-    def let_go(self) -> None:
-        """Be done, and hold the nursery no more; may be called again."""
-        self.hold_no_more()
-        self._nursery.held.discard(self)
-
-    def reap(self) -> None:
-        """Make up for what it did not do."""
-        try:
-            self.coro.close()
-            self._lost()
-        finally:
-            self.let_go()
 
 
 # The nursery that was opened last in a task, and is open still.

@@ -14,7 +14,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .ways import _on_own_loop, _ThreadCall
+from .own_loop import on_own_loop
+from .thread import ThreadCall
 
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     import anyio
 
 _MACHINERY = {"anyio", "asyncio", "trio"}
-_CALL = _ThreadCall._in_thread.__code__
-_LOOP = _on_own_loop.__code__
+_CALL = ThreadCall._in_thread.__code__
+_LOOP = on_own_loop.__code__
 _no_collection = threading.RLock()
 
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from creche import WorkerState
 from creche._core.facts import children_of, facts_of
+from creche._ground.states import CLOSED
 from creche._ground.text import text, text_of
-from creche._nursery.nursery import CLOSED
 
 from ._tally import Tally
 from ._words import amount, counted, duration, plain

@@ -1,145 +1,29 @@
-"""The ways of running work.
-
-Each is one coroutine function that takes the job and returns what the work returned. ``job`` is
-told when the work is really entered; until then it is still PENDING and can be called off.
-"""
+"""Running work in a worker thread of AnyIO's."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from contextlib import nullcontext
-from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio import lowlevel, to_thread
 
-from creche._ground.backend import interruptible
 from creche._ground.bridge import run_soon
-from creche._ground.context import current
-from creche._ground.errors import WorkerCancelled, WorkerError, strip_traceback
-from creche._ground.report import is_a, is_awaitable, shown, tell
+from creche._ground.errors import WorkerError, strip_traceback
+from creche._ground.report import is_a, shown, tell
+
+from .job import call, check_no_generator, is_unawaited, leaked
+from .own_loop import on_own_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
+    from types import CoroutineType
 
     from anyio import CapacityLimiter
 
-_COROUTINE: type[Any] = CoroutineType
-
-
-def _leaked(job: Job) -> WorkerError:
-    return WorkerError(
-        f"the work of {job._creche_label()} raised a cancellation that nobody had asked for; "
-        "let cancellation out of the scope it belongs to only"
-    )
-
-
-class Job(Protocol):
-    """What a way of running asks of its worker."""
-
-    _work: Any
-    """What to call, or to await; dropped once the worker has ended."""
-
-    def _is_to_await(self, value: object) -> bool:
-        """Whether a value that the work returned is to be awaited."""
-        ...
-
-    def _is_cancellation(self, error: BaseException) -> bool:
-        """Whether an error says that the work was cancelled."""
-        ...
-
-    def _enter(self) -> None:
-        """Take note that the work is entered now; raises if it was called off."""
-        ...
-
-    def _wait_for_thread(self) -> None:
-        """Take note that the job waits for a thread."""
-        ...
-
-    def _notice_cancellation(self) -> None:
-        """Take note of a cancellation that came from outside."""
-        ...
-
-    def _on_cancel(self, stop: Callable[[], object]) -> None:
-        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
-        ...
-
-    def _note_abandoned(self, *, abandoned: bool) -> None:
-        """Take note that the thread was left to itself, or that it has ended since."""
-        ...
-
-    def _log_fields(self) -> dict[str, str | None]:
-        """Give what a record in the log has of its own."""
-        ...
-
-    def _creche_label(self) -> str:
-        """Name the worker in a sentence."""
-        ...
-
-
-@interruptible
-def call(work: Any) -> object:
-    """Call the work, or give it, if it is an awaitable."""
-    if type(work) in _FUNCTIONS or not is_awaitable(work):
-        return work()
-    return work
-
-
-# What cannot be awaited itself; to ask of anything else takes twenty times as long.
-_FUNCTIONS = (FunctionType, MethodType)
-
-
-@interruptible
-def in_task(job: Job) -> Coroutine[Any, Any, Any]:
-    """Run async work in the current task, on the node's loop.
-
-    Returns:
-        What to await for it. That is the work's own coroutine, as a rule: one around it would be
-        the largest object of a worker.
-    """
-    try:
-        value: Any = call(job._work)
-        if type(value) is _COROUTINE:
-            own: Coroutine[Any, Any, Any] = value
-            return own
-        return _take(job, value)
-    finally:
-        # The frames of an error's traceback hold the frames below them, this one too, with all
-        # that these know: a worker must not be among it, as it holds the error.
-        del job
-
-
-@interruptible
-async def _take(job: Job, value: Any) -> Any:
-    """Await what the work returned, if it is not a coroutine."""
-    try:
-        if job._is_to_await(value):
-            return await value
-        if is_awaitable(value):
-            return value  # a worker: whoever wants its result awaits it
-        check_no_generator(job, value)
-        raise WorkerError(
-            f"the work of {job._creche_label()} is a plain function that returned no awaitable "
-            f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
-        )
-    finally:
-        del job
-
-
-def check_no_generator(job: Job, value: object) -> None:
-    """Raise an error if what the work returned is a generator, of which not a line has run.
-
-    Raises:
-        WorkerError: It is.
-    """
-    if is_a(value, (GeneratorType, AsyncGeneratorType)):
-        raise WorkerError(
-            f"the work of {job._creche_label()} returned a generator, of which nothing has run; "
-            "iterate over it in the work and return a value, with no yield"
-        )
+    from .job import Job
 
 
 async def in_thread(
@@ -153,19 +37,14 @@ async def in_thread(
             f"the limiter of {job._creche_label()} must be a CapacityLimiter of AnyIO, "
             f"not {shown(limiter, 100)}"
         )
-    call = _ThreadCall(job, limiter, token, abandon=abandon)
+    call = ThreadCall(job, limiter, token, abandon=abandon)
     try:
         return await call.run()
     finally:
         del call  # its frames are in the traceback of what it raised
 
 
-def is_unawaited(value: object) -> bool:
-    """Whether something is a coroutine of which not a line has run: it is warned about."""
-    return is_a(value, _COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
-
-
-class _ThreadCall:
+class ThreadCall:
     """A call in a worker thread; and the limiter that AnyIO is given for it.
 
     As a limiter it takes the real token and then, with no checkpoint in between, notes that the
@@ -274,7 +153,7 @@ class _ThreadCall:
                 return self._value
             if is_a(error, anyio.get_cancelled_exc_class()):
                 await lowlevel.checkpoint_if_cancelled()
-                error = _leaked(self._job)
+                error = leaked(self._job)
             raise error
         finally:
             del error, self
@@ -341,7 +220,7 @@ class _ThreadCall:
         try:
             value = call(work)
             if self._job._is_to_await(value):
-                return _on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
+                return on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
             check_no_generator(self._job, value)
             return value
         finally:
@@ -363,49 +242,3 @@ class _ThreadCall:
                 )
             self._value = self._error = None
         run_soon(self._token, left)
-
-
-def _on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopToken) -> object:
-    """Await something on a new event loop of the host's backend, in the current thread.
-
-    What the work raises holds, from Python 3.12 on, all frames that were below it, the loop's with
-    their contexts too. The worker holds the error, so none of them may know it in the end.
-    """
-    has_begun = False
-
-    async def main() -> tuple[object, BaseException | None]:
-        nonlocal job, awaitable, has_begun
-        has_begun = True
-        token = lowlevel.current_token()
-        try:
-            with anyio.CancelScope() as scope:
-                job._on_cancel(lambda: run_soon(token, scope.cancel))
-                try:
-                    return await awaitable, None
-                except anyio.get_cancelled_exc_class():
-                    if scope.cancel_called:
-                        raise
-                    # It must not cross over: the host would take it for a cancellation of its own.
-                    return None, _leaked(job)
-                except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
-                    strip_traceback(error)
-                    return None, error
-            return None, WorkerCancelled(f"{job._creche_label()} was cancelled")
-        finally:
-            current.set(None)
-            del job, awaitable
-
-    module = host.backend_class.__module__
-    backend = next(name for name in anyio.get_all_backends() if name in module)
-    try:
-        value, error = anyio.run(main, backend=backend)
-    finally:
-        current.set(None)
-        if not has_begun and inspect.iscoroutine(awaitable):
-            awaitable.close()  # there was no loop to be had
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error
-    return value

@@ -1,0 +1,96 @@
+"""What a way of running asks of its worker, and what all of the ways do with its work."""
+
+from __future__ import annotations
+
+import inspect
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from creche._ground.backend import interruptible
+from creche._ground.errors import WorkerError
+from creche._ground.report import is_a, is_awaitable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COROUTINE: type[Any] = CoroutineType
+
+
+class Job(Protocol):
+    """What a way of running asks of its worker."""
+
+    _work: Any
+    """What to call, or to await; dropped once the worker has ended."""
+
+    def _is_to_await(self, value: object) -> bool:
+        """Whether a value that the work returned is to be awaited."""
+        ...
+
+    def _is_cancellation(self, error: BaseException) -> bool:
+        """Whether an error says that the work was cancelled."""
+        ...
+
+    def _enter(self) -> None:
+        """Take note that the work is entered now; raises if it was called off."""
+        ...
+
+    def _wait_for_thread(self) -> None:
+        """Take note that the job waits for a thread."""
+        ...
+
+    def _notice_cancellation(self) -> None:
+        """Take note of a cancellation that came from outside."""
+        ...
+
+    def _on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        ...
+
+    def _note_abandoned(self, *, abandoned: bool) -> None:
+        """Take note that the thread was left to itself, or that it has ended since."""
+        ...
+
+    def _log_fields(self) -> dict[str, str | None]:
+        """Give what a record in the log has of its own."""
+        ...
+
+    def _creche_label(self) -> str:
+        """Name the worker in a sentence."""
+        ...
+
+
+@interruptible
+def call(work: Any) -> object:
+    """Call the work, or give it, if it is an awaitable."""
+    if type(work) in _FUNCTIONS or not is_awaitable(work):
+        return work()
+    return work
+
+
+# What cannot be awaited itself; to ask of anything else takes twenty times as long.
+_FUNCTIONS = (FunctionType, MethodType)
+
+
+def check_no_generator(job: Job, value: object) -> None:
+    """Raise an error if what the work returned is a generator, of which not a line has run.
+
+    Raises:
+        WorkerError: It is.
+    """
+    if is_a(value, (GeneratorType, AsyncGeneratorType)):
+        raise WorkerError(
+            f"the work of {job._creche_label()} returned a generator, of which nothing has run; "
+            "iterate over it in the work and return a value, with no yield"
+        )
+
+
+def is_unawaited(value: object) -> bool:
+    """Whether something is a coroutine of which not a line has run: it is warned about."""
+    return is_a(value, COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
+
+
+def leaked(job: Job) -> WorkerError:
+    return WorkerError(
+        f"the work of {job._creche_label()} raised a cancellation that nobody had asked for; "
+        "let cancellation out of the scope it belongs to only"
+    )

@@ -1,0 +1,53 @@
+"""Running async work in a task on the node's loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.backend import interruptible
+from creche._ground.errors import WorkerError
+from creche._ground.report import is_awaitable, shown
+
+from .job import COROUTINE, call, check_no_generator
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from .job import Job
+
+
+@interruptible
+def in_task(job: Job) -> Coroutine[Any, Any, Any]:
+    """Run async work in the current task, on the node's loop.
+
+    Returns:
+        What to await for it. That is the work's own coroutine, as a rule: one around it would be
+        the largest object of a worker.
+    """
+    try:
+        value: Any = call(job._work)
+        if type(value) is COROUTINE:
+            own: Coroutine[Any, Any, Any] = value
+            return own
+        return _take(job, value)
+    finally:
+        # The frames of an error's traceback hold the frames below them, this one too, with all
+        # that these know: a worker must not be among it, as it holds the error.
+        del job
+
+
+@interruptible
+async def _take(job: Job, value: Any) -> Any:
+    """Await what the work returned, if it is not a coroutine."""
+    try:
+        if job._is_to_await(value):
+            return await value
+        if is_awaitable(value):
+            return value  # a worker: whoever wants its result awaits it
+        check_no_generator(job, value)
+        raise WorkerError(
+            f"the work of {job._creche_label()} is a plain function that returned no awaitable "
+            f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
+        )
+    finally:
+        del job
