@@ -46,6 +46,29 @@ async def test_bridge_stays_open_for_what_is_on_its_way():
     assert bridge.post(lambda: None) is False
 
 
+async def test_call_that_is_broken_off_on_its_way(monkeypatch):
+    """The thread that waits for it is told, and nothing is on its way any more."""
+    told = []
+
+    def fail(self, call):
+        raise MemoryError("on its way")
+
+    def ask():
+        try:
+            bridge.call(int)
+        except MemoryError as error:
+            told.append(str(error))
+
+    bridge = Bridge(lambda: None)
+    bridge.open(get_backend(anyio.lowlevel.current_token()))
+    monkeypatch.setattr(Bridge, "_arrive", fail)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    await until(lambda: not thread.is_alive())
+    assert told == ["on its way"]
+    assert bridge.close() is True
+
+
 def test_loop_that_has_ended(backend):
     """Whoever posts to a loop that ended is told so."""
     bridge = Bridge(lambda: None)

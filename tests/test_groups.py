@@ -420,6 +420,16 @@ async def test_exclusive_acts_at_the_start():
         late.cancel()
 
 
+async def test_exclusive_supersedes_what_was_not_started():
+    """What came before the new worker is cancelled, also if nobody has started it yet."""
+    async with Node() as app:
+        waiting = app.run_worker(anyio.sleep_forever, group="g", start=False)
+        new = app.run_worker(anyio.lowlevel.checkpoint, group="g", exclusive=True)
+        assert waiting.state is CANCELLED
+        assert waiting.cancel_reason == "superseded by an exclusive worker"
+    assert new.state is SUCCESS
+
+
 async def test_exclusive_does_not_cancel_twice():
     """What is on its way out already keeps its reason."""
     gate = anyio.Event()

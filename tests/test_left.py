@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from creche import DeadlockError, Node, Worker, WorkerError
-from helpers import CANCELLED, RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle
+from helpers import CANCELLED, RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle, until
 
 
 def program(text, *arguments, status=1):
@@ -209,6 +209,46 @@ async def test_left_in_another_task_the_work_is_waited_for():
             go.set()
     except ExceptionGroup as group:  # what the backend says to a host that left a block open
         assert [type(each) for each in leaves(group)] == [RuntimeError]
+
+
+async def test_left_in_another_task_the_work_is_cancelled():
+    """Each worker by itself: the scope of them all would end the host too, in another block."""
+    entered, go, way_out = anyio.Event(), anyio.Event(), anyio.Event()
+    app, ends = Node("app"), []
+
+    async def host():
+        await app.__aenter__()
+        entered.set()
+        await go.wait()
+        ends.append("host")
+
+    async def work():
+        try:
+            await way_out.wait()
+        except anyio.get_cancelled_exc_class():
+            ends.append("work")
+            raise
+
+    async def let_out():
+        """End the work if nobody cancels it, so that the test ends."""
+        await until(lambda: worker.is_cancelled)
+        await settle()
+        way_out.set()
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(host)
+            await entered.wait()
+            worker = app.run_worker(work)
+            await settle()
+            group.start_soon(let_out)
+            with pytest.raises(WorkerError, match="left in another task"):
+                await app.__aexit__(None, None, None)
+            assert worker.state is CANCELLED
+            go.set()
+    except ExceptionGroup as group:  # what the backend says to a host that left a block open
+        assert [type(each) for each in leaves(group)] == [RuntimeError]
+    assert ends == ["work", "host"]
 
 
 @pytest.mark.parametrize("error", [None, ValueError("of the body")])

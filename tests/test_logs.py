@@ -132,7 +132,10 @@ async def test_a_node_that_falls_says_so_in_that_moment(caplog, debug):
         return [each for each in records(caplog) if each.levelno > logging.DEBUG]
 
     async def look():
-        await until(told)
+        try:
+            await until(told)
+        finally:
+            go.set()  # whatever was found: the block waits for it
         (record,) = told()
         assert record.levelno == logging.ERROR
         where = "worker 'fetch' failed in fetch('/4'), and with it node 'app'"
@@ -140,7 +143,6 @@ async def test_a_node_that_falls_says_so_in_that_moment(caplog, debug):
         assert isinstance(record.exc_info[1], ValueError)
         assert record.creche_state == "ERROR"
         assert not app.is_finished
-        go.set()
 
     app = App("app")
     async with anyio.create_task_group() as group:

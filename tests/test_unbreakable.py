@@ -42,6 +42,7 @@ from creche._ground import errors
 from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge, await_answer, run_soon
 from creche._ground.message import Backlog
+from creche._nursery.held import HeldTask
 from creche._nursery.nursery import Nursery
 from helpers import (
     CANCELLED,
@@ -150,14 +151,18 @@ async def test_change_goes_on_whatever_who_hears_of_it_does(monkeypatch, at):
     assert not app.workers
 
 
-async def test_end_is_taken_again_after_a_fault_in_its_midst(monkeypatch):
-    """A fault in the midst of the end of a worker fails the node, and the worker has ended."""
+@pytest.mark.parametrize("times", [1, 4])
+async def test_end_is_taken_again_after_a_fault_in_its_midst(times, monkeypatch):
+    """A fault in the midst of the end of a worker fails the node, and the worker has ended.
+
+    After four of them its task has died, as it takes each of its two ends twice; it is reaped.
+    """
     left = WorkerGroup._left
-    faults = [MemoryError("once")]
+    faults = [MemoryError(str(number)) for number in range(times)]
 
     def fail_once(self, worker):
         if faults:
-            raise faults.pop()
+            raise faults.pop(0)
         left(self, worker)
 
     monkeypatch.setattr(WorkerGroup, "_left", fail_once)
@@ -167,12 +172,39 @@ async def test_end_is_taken_again_after_a_fault_in_its_midst(monkeypatch):
             worker = app.run_worker(anyio.lowlevel.checkpoint)
             with anyio.CancelScope(shield=True):
                 await until(lambda: worker.is_finished)
+                await settle()
             holds = app._creche_nursery.holds
-            worker._let_go()  # if it has not: the test is to end
+            if holds:
+                worker._break_off()  # the test is to end
     assert holds == 0
     assert worker.state is SUCCESS
     assert not app.workers
-    assert [str(error) for error in caught.value.exceptions] == ["once"]
+    told = [str(error) for error in leaves(caught.value)]
+    assert told == ["0"] if times == 1 else "0" in told
+
+
+async def test_task_that_does_not_let_go_is_found(monkeypatch):
+    """A task of handlers that was broken off twice as it let go of its node is reaped."""
+    hold_no_more, holds = HeldTask.hold_no_more, None
+    faults = [MemoryError("once"), MemoryError("twice")]
+
+    def fail_twice(self):
+        if faults:
+            raise faults.pop(0)
+        hold_no_more(self)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            monkeypatch.setattr(HeldTask, "hold_no_more", fail_twice)
+            app.post_message(Note())
+            with anyio.CancelScope(shield=True):
+                await until(lambda: not faults)
+                await settle()
+            nursery = app._creche_nursery
+            holds, nursery.holds = nursery.holds, 0  # the test is to end
+            nursery.held.clear()
+    assert holds == 0
+    assert "twice" in [str(error) for error in leaves(caught.value)]
 
 
 async def test_worker_is_cancelled_before_its_event_is_set():
@@ -444,11 +476,31 @@ async def test_queued_work_whose_task_cannot_be_made_fails():
 
 
 async def test_refused_work_leaves_no_group():
-    """Where the first worker of a group cannot be started, there is no group of it."""
-    async with Node("app") as app:
+    """Where the first worker of a group cannot be started, there is no group of it.
+
+    Nor is anybody told of the worker, which nobody has heard of.
+    """
+    async with Node("app") as app, app.subscribe(Worker.StateChanged) as events:
         with no_task_for("worker"), pytest.raises(MemoryError):
             app.run_worker(anyio.lowlevel.checkpoint, "worker")
         assert app.groups == ()
+        assert events.take_all() == []
+
+
+async def test_work_is_started_in_the_order_in_which_it_was_added(monkeypatch):
+    """start_all() goes from worker to worker, not from group to group."""
+    spawn, made = Nursery.spawn, []
+
+    def noted(self, run, *, name, context=None):
+        made.append(name.rpartition("/")[2])
+        return spawn(self, run, name=name, context=context)
+
+    async with Node("app") as app:
+        for name, group in (("a", "one"), ("b", "two"), ("c", "one")):
+            app.run_worker(anyio.lowlevel.checkpoint, name, group=group, start=False)
+        monkeypatch.setattr(Nursery, "spawn", noted)
+        app.workers.start_all()
+    assert made == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("limit", [None, 1])
@@ -1370,7 +1422,8 @@ async def test_handler_that_fails_is_logged_in_that_moment(caplog):
 
 
 @pytest.mark.parametrize("kind", ["worker", "handler"])
-async def test_error_while_a_cancellation_was_handled(kind):
+@pytest.mark.parametrize("deep", [False, True])
+async def test_error_while_a_cancellation_was_handled(deep, kind):
     """What is raised instead of a cancellation holds nothing of it: it would be a cycle."""
 
     async def wait(*_):
@@ -1378,7 +1431,12 @@ async def test_error_while_a_cancellation_was_handled(kind):
         try:
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class():
-            raise ValueError("on the way out")  # noqa: B904 (its context is what this is about)
+            try:
+                raise ValueError("on the way out")
+            except ValueError as error:
+                if deep:
+                    raise OSError("of the way out") from error
+                raise
 
     class App(Node):
         on_note = wait
@@ -1393,6 +1451,9 @@ async def test_error_while_a_cancellation_was_handled(kind):
             await started.wait()
             app.cancel()
     (error,) = leaves(caught.value)
+    if deep:
+        assert str(error) == "of the way out"
+        error = error.__context__
     assert str(error) == "on the way out"
     assert error.__context__ is None
 

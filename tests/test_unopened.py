@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from creche import Message, Node, Worker, WorkerError
+from creche import _nursery as nursery_module
 from helpers import CANCELLED, PENDING, RENDEZVOUS, SUCCESS, ExceptionGroup, leaves, settle, until
 
 
@@ -83,6 +84,42 @@ async def test_mount_and_shutdown_in_one_turn(shutdown_first):
         assert "shutting down" in str(outcome)
     else:
         assert outcome.is_finished
+
+
+async def test_parent_that_is_left_as_a_child_is_mounted():
+    """The child holds its parent until it was opened; then it is told to leave."""
+    outcomes = []
+    panel = Panel("panel")
+
+    async def mount():
+        try:
+            outcomes.append(await app.mount(panel))
+        except WorkerError as error:
+            outcomes.append(error)
+
+    async with anyio.create_task_group() as group, Node("app") as app:
+        group.start_soon(mount)
+        await until(lambda: panel._creche_leave is not None)
+    assert outcomes == [panel]
+    assert panel.is_finished
+
+
+async def test_child_that_cannot_be_opened(monkeypatch):
+    """It holds its parent no longer than that."""
+
+    def fail(token):
+        raise OSError("of the backend")
+
+    async with Node("app") as app:
+        page, nursery = Node("page", parent=app), app._creche_nursery
+        with monkeypatch.context() as patch:
+            patch.setattr(nursery_module, "get_backend", fail)
+            with pytest.raises(OSError, match="of the backend"):
+                async with page:
+                    raise AssertionError
+        held = nursery.holds, nursery.blocks
+        page._creche_let_parent_go()  # if it has not: the test is to end
+    assert held == (0, 0)
 
 
 async def test_mounting_a_node_that_cannot_be_entered():
