@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from creche import Message, Node, Worker, WorkerError
-from creche import _nursery as nursery_module
+from creche._nursery import nursery as nursery_module
 from helpers import CANCELLED, PENDING, RENDEZVOUS, SUCCESS, ExceptionGroup, leaves, settle, until
 
 
@@ -99,7 +99,7 @@ async def test_parent_that_is_left_as_a_child_is_mounted():
 
     async with anyio.create_task_group() as group, Node("app") as app:
         group.start_soon(mount)
-        await until(lambda: panel._creche_leave is not None)
+        await until(lambda: panel._creche_mount is not None)
     assert outcomes == [panel]
     assert panel.is_finished
 
