@@ -64,7 +64,7 @@ def _await(
             await _go_on(node, caller, awaitable, future)
             if caller is not None:
                 ties = caller._rare_parts()
-                ties.loop_calls = tuple(hop for hop in ties.loop_calls if hop is not task)
+                ties.loop_calls = tuple(each for each in ties.loop_calls if each is not task)
         except BaseException as error:
             lost(error)  # it was broken off: what awaits in it leaves nothing out
             raise

@@ -88,7 +88,7 @@ def is_acting(worker: Worker[Any]) -> bool:
     if worker._handle is None:
         return False
     loop_calls = worker._rare.loop_calls if worker._rare is not None else ()
-    for coro in (worker._handle.coro, *(hop.coro for hop in loop_calls)):
+    for coro in (worker._handle.coro, *(call.coro for call in loop_calls)):
         # A coroutine runs, in the sense of cr_running, while what it awaits is being run; and
         # while a task that it makes is begun eagerly, from Python 3.12 on.
         if cast("CoroutineType[Any, Any, Any]", coro).cr_running:

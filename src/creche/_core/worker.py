@@ -798,8 +798,8 @@ class Worker(Generic[ResultType]):
                 for stop in self._thread.stops:
                     stop()
             if self._rare is not None:
-                for hop in self._rare.loop_calls:
-                    hop.cancel()
+                for call in self._rare.loop_calls:
+                    call.cancel()
             if handle is not None and not by_nursery:
                 handle.cancel()
         finally:

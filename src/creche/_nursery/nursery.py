@@ -1,8 +1,8 @@
 """The nursery of a node: a task group, what keeps it open, and how it ends.
 
 It knows nothing of trees, names, groups or messages. Its life is a table. What keeps it open is one
-number: its occupant holds it once for each thing that has to end first, and lets go of it as that
-ends. Leaving the block waits until the number is 0, asks the occupant whether it sets anything more
+number: its owner holds it once for each thing that has to end first, and lets go of it as that
+ends. Leaving the block waits until the number is 0, asks the owner whether it sets anything more
 in motion, and closes in the same step as the last of these checks. The wait is shielded: it is a
 watcher task that sees a cancellation from outside and turns it into the ordinary ``cancel()``.
 
@@ -138,8 +138,8 @@ class Nursery:
         "tree",
     )
 
-    def __init__(self, occupant: Owner) -> None:
-        self._owner = occupant
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self.state = NEW
         self.bridge = Bridge(self._wake)
         self.tree: object = self
@@ -370,11 +370,11 @@ class Nursery:
         AnyIO never enters tasks that a native ``Task.cancel()`` killed before their first step, and
         cannot tell: what has not begun two turns of the loop after it was spawned never will.
         """
-        unborn = [task for task in self.held if not task.has_begun]
-        for _ in range(2 if unborn else 0):
+        not_begun = [task for task in self.held if not task.has_begun]
+        for _ in range(2 if not_begun else 0):
             await lowlevel.cancel_shielded_checkpoint()
         for task in list(self.held):
-            if (task in unborn and not task.has_begun) or task.is_dead():
+            if (task in not_begun and not task.has_begun) or task.is_dead():
                 task.reap()
         self._owner._creche_reap()
 
@@ -396,7 +396,7 @@ class Nursery:
             self._idle = None
 
     async def until_idle(self, *, blocks: bool = False) -> None:
-        """Wait until nothing holds the nursery and the occupant sets nothing more in motion.
+        """Wait until nothing holds the nursery and the owner sets nothing more in motion.
 
         Args:
             blocks: Whether to leave aside the blocks of child nodes.

@@ -1,1 +1,29 @@
-"""To be written."""
+"""The ways of running work, one in each file. None knows of groups, nodes or messages.
+
+A way is one coroutine function: it takes a *job* (``job.Job``, which a worker is), runs its work
+and returns what that returned, or raises what it raised. The worker awaits it in its own task and
+makes an end of the outcome. So a new way is a new file here and a line in ``Worker.run()``.
+
+``task``
+    Async work in the worker's own task. The way gives the work's own coroutine to await, as one
+    round it would be the largest object of a worker.
+``thread``
+    A plain callable in a worker thread of AnyIO's. The call takes the place of the limiter: it is
+    told when the token is there, and from then on the call is certain, so the worker becomes
+    RUNNING there and can no longer be called off. AnyIO gives a token back as the task stops
+    waiting; ours goes back when the thread has really ended.
+``own_loop``
+    Async work in a thread, on an event loop of its own there, of the node's backend.
+``stacks``
+    Where a job stands in the code, wherever it runs.
+
+What a job is asked: whether a value is to be awaited, to note that it waits for a thread, to enter
+the work (which raises if it was called off), to note that its thread was abandoned, and to have
+something called when it is cancelled.
+
+A thread cannot be stopped. A cancelled one is waited for, unless it may be abandoned: then its
+worker ends at once, and what the thread does later has no effect; an error of its own is logged. A
+native ``Task.cancel()`` goes through AnyIO's shield; the wait is taken up again.
+
+User's code runs in functions that are marked ``@interruptible``: there a Ctrl+C may come on Trio.
+"""
