@@ -8,6 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+import creche
+
 ROOT = Path(__file__).parent.parent
 EXTRAS = {"opentelemetry": "opentelemetry", "creche.board": "rich"}  # what needs which
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,3 +41,15 @@ def test_links_lead_somewhere(page):
     if not (ROOT / "src").exists():  # the wheel is tested without it
         links = [link for link in links if not link.startswith("src/")]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_names_of_the_internals_are_in_the_code():
+    """Each function and file that the page on the internals names is there."""
+    page = (ROOT / "docs" / "internals.md").read_text()
+    package = Path(creche.__file__).parent
+    code = "\n".join(path.read_text() for path in package.glob("_*/*.py"))
+    functions = set(re.findall(r"`(?:\w+\.)?(\w+)\(\)", page))
+    assert "_take_end" in functions
+    assert sorted(name for name in functions if f"def {name}(" not in code) == []
+    files = re.findall(r"`(_\w+/\w+\.py)`", page)
+    assert [name for name in files if not (package / name).exists()] == []

@@ -204,6 +204,14 @@ class Worker(Generic[ResultType]):
         limiter: CapacityLimiter | None,
         context: Context | None,
     ) -> None:
+        # What these say together, at any moment that a thread may see:
+        # - _state is written by _move() alone, with the time of it, under the lock.
+        # - _outcome is set before the final state; the state says whether it is result or error.
+        # - _cancellation is set once, under the lock, and never after the final state.
+        # - _place is the group that knows it; _started is whether it was started there. _handle is
+        #   its task, from when it has a slot to its end. Started and without: it is queued.
+        # - _holds is whether it is counted in the nursery: from its start to its end, daemons not.
+        # - after the end, _work, _handle and _context are None: nothing of the work is kept.
         self._node = node
         self._work = work
         self.name: str = name

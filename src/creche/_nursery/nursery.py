@@ -139,6 +139,12 @@ class Nursery:
     )
 
     def __init__(self, owner: Owner) -> None:
+        # - state is NEW until open(), CLOSED from the step in which holds and what is on its way
+        #   are both 0; the bridge is open in between, and only then.
+        # - is_cancelled is set before anything below is told, and the scope is cancelled after.
+        # - holds counts blocks and held too; blocks <= holds.
+        # - _group is there from open() to the end of the block; its tasks are the watcher, those in
+        #   held, and the owner's workers.
         self._owner = owner
         self.state = NEW
         self.bridge = Bridge(self._wake)
