@@ -112,6 +112,14 @@ class Panel(Node):
         """Handle."""
         assert_type(event.worker, Worker[Any])
         assert_type(event.state, WorkerState)
+        assert_type(event.worker.node, Node)
+        assert_type(event.worker.node.group("x"), WorkerGroup)
+        assert_type(event.worker.node.children, tuple[Node, ...])
+        self.workers.cancel_node(event.worker.node)
+
+    def owner_of(self, worker: Worker[int]) -> Node:
+        """A node is a Node for whoever gets it from a worker."""
+        return worker.node
 
 
 @work
@@ -355,6 +363,8 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
         assert_type(events.take_all(), list[Worker.StateChanged])
     async with node.subscribe(Worker.ProgressChanged) as progress:
         assert_type((await anext(progress)).worker, Worker[Any])
+    two = node.subscribe(Worker.StateChanged, Saved)
+    assert_type(two, Subscription[Worker.StateChanged | Saved])
     async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, Saved) as all_kinds:
         async for each in all_kinds:
             if isinstance(each, Worker.StateChanged):
@@ -366,7 +376,7 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
     assert_type(worker.cancelled_at, float | None)
     worker.update(description="half way")
     worker.track(3)  # type: ignore[call-overload]  # cannot be iterated
-    node.subscribe("StateChanged")  # type: ignore[arg-type]  # is no class
+    node.subscribe("StateChanged")  # type: ignore[call-overload]  # is no class
     node.subscribe(int)  # type: ignore[type-var]  # is no class of messages
 
 

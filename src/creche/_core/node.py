@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NodeT = TypeVar("NodeT", bound="Node")
+M1 = TypeVar("M1", bound=Message)
+M2 = TypeVar("M2", bound=Message)
+M3 = TypeVar("M3", bound=Message)
 
 _new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
 _set_up = cast("type[Worker[Any]]", Worker)._set_up
@@ -476,7 +479,25 @@ class Node:
             raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
         return self._creche_post(message)
 
-    def subscribe(self, *types: type[MessageT], tree: bool = False) -> Subscription[MessageT]:
+    # Spelled out, as mypy would make a common base of several classes, not their union.
+
+    @overload
+    def subscribe(self, first: type[M1], /, *, tree: bool = False) -> Subscription[M1]: ...
+
+    @overload
+    def subscribe(
+        self, first: type[M1], second: type[M2], /, *, tree: bool = False
+    ) -> Subscription[M1 | M2]: ...
+
+    @overload
+    def subscribe(
+        self, first: type[M1], second: type[M2], third: type[M3], /, *, tree: bool = False
+    ) -> Subscription[M1 | M2 | M3]: ...
+
+    @overload
+    def subscribe(self, *types: type[MessageT], tree: bool = False) -> Subscription[MessageT]: ...
+
+    def subscribe(self, *types: type[Any], tree: bool = False) -> Subscription[Any]:
         """Listen to what happens on this node.
 
         ``async with node.subscribe(Worker.StateChanged, tree=True) as events`` opens the stream and
