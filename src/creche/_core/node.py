@@ -477,7 +477,19 @@ class Node:
         """
         if not isinstance(message, Message):
             raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
-        return self._creche_post(message)
+        bridge = self._creche_bridge
+        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+        if caller is not None:
+            caller.check_cancelled()
+
+        def arrive() -> None:
+            # Once more, as it may have been superseded while the message was on its way.
+            if caller is None or not caller.is_cancelled:
+                self._creche_take(message)
+
+        if bridge.can_act():
+            return self._creche_take(message)
+        return bridge.post(arrive, to=self._creche_nursery.bridge)
 
     # Spelled out, as mypy would make a common base of several classes, not their union.
 
@@ -527,21 +539,6 @@ class Node:
             Any thread; the subscription is for the node's event loop only.
         """
         return Subscription(self, types, tree=tree)
-
-    def _creche_post(self, message: Message) -> bool:
-        bridge = self._creche_bridge
-        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
-        if caller is not None:
-            caller.check_cancelled()
-
-        def arrive() -> None:
-            # Once more, as it may have been superseded while the message was on its way.
-            if caller is None or not caller.is_cancelled:
-                self._creche_take(message)
-
-        if bridge.can_act():
-            return self._creche_take(message)
-        return bridge.post(arrive, to=self._creche_nursery.bridge)
 
     def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
         life = self._creche_nursery.state
@@ -664,10 +661,7 @@ class Node:
         Threads:
             Any thread; the event loop is asked, and kept busy meanwhile.
         """
-        return self._creche_picture(math.inf if stacks else 0)
-
-    def _creche_picture(self, stacks: float) -> NodeSnapshot:
-        return self._creche_bridge.call(lambda: take(self, stacks=stacks))
+        return take(self, stacks=math.inf if stacks else 0)
 
     # the block
 

@@ -109,7 +109,7 @@ class NodeSnapshot:
 
 
 def take(node: Node, *, stacks: float) -> NodeSnapshot:
-    """Picture a node and all below it; on its event loop.
+    """Picture a node and all below it, from any thread, as they stand on its event loop.
 
     Args:
         node: The node.
@@ -118,6 +118,10 @@ def take(node: Node, *, stacks: float) -> NodeSnapshot:
     Raises:
         ImportError: Stacks are asked for, and the library that reads them is not installed.
     """
+    return node._creche_bridge.call(lambda: _take_tree(node, stacks))
+
+
+def _take_tree(node: Node, stacks: float) -> NodeSnapshot:
     calls = find_calls() if stacks else {}
     below: dict[int | None, list[NodeSnapshot]] = {None: []}
     # From the last to the first, so that a node comes after those below it.

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from creche._core.node import Node
+from creche._core.snapshot import take
 from creche._ground.errors import WorkerError
 from creche._ground.states import CLOSED
 
@@ -54,7 +55,7 @@ def format_tree(node: Node, *, stacks: bool = False) -> str:
     """
     if not isinstance(node, Node):
         raise WorkerError(f"format_tree() takes a Node, not {node!r:.100}")
-    return "\n".join(_tree(node._creche_picture(SHOWN if stacks else 0)))
+    return "\n".join(_tree(take(node, stacks=SHOWN if stacks else 0)))
 
 
 def _line(level: int, text: str) -> Iterator[str]:
