@@ -1,9 +1,9 @@
 """A worker: what is known of it, what may be asked of it, and its life.
 
 The life has one path each way. One way in: its group admits it (``WorkerGroup._start``), finds it a
-slot and launches its task, whose first step enters the work. One cancellation: ``cancel()`` marks
-the worker in the calling thread, then on the loop tells whatever runs elsewhere and cancels the
-scope. One end: ``_end()``.
+slot and launches its task, whose first step enters the work. One cancellation: it is requested in
+the calling thread, and delivered on the loop, to whatever runs elsewhere and to the scope. One end:
+``_end()``. The package tells more.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ T = TypeVar("T")
 ResultType = TypeVar("ResultType")
 """What the work of a worker returns."""
 
-_LONGEST = 200  # characters of a description in the log
 _order = itertools.count()
 WorkType: TypeAlias = (
     Callable[[], Coroutine[Any, Any, ResultType]] | Callable[[], ResultType] | Awaitable[ResultType]
