@@ -1,4 +1,4 @@
-"""The checks. ``nox`` runs tests, typing and lint; ``nox -l`` lists them all."""
+"""The checks. ``nox`` runs tests, types and lint; ``nox -l`` lists them all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import nox
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["tests", "typing", "lint"]
+nox.options.sessions = ["tests", "typing", "typed_docs", "lint"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 SUPPORTED = nox.project.python_versions(PROJECT)
@@ -99,6 +99,17 @@ def typing(session: nox.Session) -> None:
             *("pyright", "--pythonversion", version),
             *("--verifytypes", "creche", "--ignoreexternal"),
         )
+
+
+@nox.session
+def typed_docs(session: nox.Session) -> None:
+    """Run mypy and pyright, both strict, on the code of README and docs, as a user has it."""
+    session.install(".", *group("typing"))
+    folder = Path(session.create_tmp()).resolve()
+    session.run("python", "tests/pages.py", str(folder))
+    session.chdir(folder)
+    session.run("mypy", "--strict", ".")
+    session.run("pyright", "--project", ".")
 
 
 @nox.session

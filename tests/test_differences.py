@@ -12,7 +12,6 @@ import threading
 import warnings
 from contextvars import ContextVar
 from functools import partial
-from pathlib import Path
 
 import anyio
 import pytest
@@ -33,11 +32,12 @@ from creche import (
     get_current_worker,
     work,
 )
+from pages import ROOT, blocks
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-PAGE = Path(__file__).parent.parent / "docs" / "differences.md"
+PAGE = ROOT / "docs" / "differences.md"
 LIMIT = 5  # seconds, for what would hang if the test failed
 
 
@@ -106,10 +106,6 @@ def release():
 # the page
 
 
-def blocks():
-    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-
-
 @pytest.mark.parametrize(
     ("number", "printed"),
     [pytest.param(0, "CRECHE\n", id="first"), pytest.param(1, "100.0\n", id="second")],
@@ -117,14 +113,14 @@ def blocks():
 async def test_the_examples_of_the_page_run(number, printed, capsys):
     """Each example of the page runs as it stands and prints what the page says."""
     namespace = {"__name__": "example"}
-    exec(compile(blocks()[number], str(PAGE), "exec"), namespace)  # noqa: S102 (our own page)
+    exec(compile(blocks(PAGE)[number], str(PAGE), "exec"), namespace)  # noqa: S102 (our own page)
     await namespace["main"]()
     assert capsys.readouterr().out == printed
 
 
 def test_every_example_of_the_page_is_run():
     """There are as many examples on the page as the test above runs."""
-    assert len(blocks()) == 2
+    assert len(blocks(PAGE)) == 2
 
 
 def test_the_page_and_the_tests_name_each_other():

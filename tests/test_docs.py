@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import anyio
 import pytest
 
 import creche
+from pages import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
 EXTRAS = {"opentelemetry": "opentelemetry", "creche.board": "rich"}  # what needs which
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
-    for number, code in enumerate(
-        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    )
+    for number, code in enumerate(blocks(page))
 ]
 
 

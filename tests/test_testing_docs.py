@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from creche.testing._looking import NAMED
+from pages import ROOT, blocks
 from test_machine import KINDS, RACES
 
-PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
+PAGE = ROOT / "docs" / "testing.md"
 BRIEF = settings(
     deadline=None,
     max_examples=40,
@@ -35,8 +35,7 @@ def quiet():
 
 def machine(name):
     """A machine as the page defines it."""
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    (block,) = [block for block in blocks if f"class {name}" in block]
+    (block,) = [block for block in blocks(PAGE) if f"class {name}" in block]
     names = {}
     exec(compile(block, "<docs>", "exec"), names)  # noqa: S102 (our own page)
     return names[name]
@@ -74,12 +73,12 @@ def test_planted_bug_is_found_and_shrunk():
 )
 def test_races_are_documented(heading, first, feared):
     """The page lists the races that are feared, and what else is drawn."""
-    section = PAGE.partition(f"## {heading}")[2].partition("## ")[0]
+    section = PAGE.read_text().partition(f"## {heading}")[2].partition("## ")[0]
     assert set(re.findall(r"^\| ([\w ]+?) \| ", section, re.MULTILINE)) - {first} == feared
 
 
 def test_invariants_are_documented():
     """The page lists the invariants with what they say."""
-    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", PAGE, re.MULTILINE))
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", PAGE.read_text(), re.MULTILINE))
     for name, meaning in NAMED.items():
         assert listed[name].lower() == meaning.removesuffix(".").lower()

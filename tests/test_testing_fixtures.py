@@ -6,7 +6,9 @@ import anyio
 import pytest
 
 from creche import Node
-from creche.testing import virtual_backend as anyio_backend  # noqa: F401 (pytest finds it by name)
+from creche.testing import virtual_backend
+
+anyio_backend = virtual_backend
 
 
 @pytest.fixture
