@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 import os
 import signal
 import threading
@@ -45,6 +46,14 @@ def backend(anyio_backend):
     """The arguments for ``anyio.run()``, for tests that run a loop of their own."""
     name, options = anyio_backend
     return {"backend": name, "backend_options": options}
+
+
+@pytest.fixture
+def quiet():
+    """Keep from the log the errors that workers keep to themselves; scripts make many."""
+    logging.getLogger("creche").disabled = True
+    yield
+    logging.getLogger("creche").disabled = False
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -79,6 +80,44 @@ async def settle(turns=20):
     """Let everything happen that needs no more than some turns of the loop."""
     for _ in range(turns):
         await lowlevel.checkpoint()
+
+
+async def set_later(event):
+    """Let happen what can, then set an event."""
+    await settle()
+    event.set()
+
+
+async def fail(error):
+    """Raise an error, as work that fails."""
+    raise error
+
+
+async def slow_to_leave(gate):
+    """Sleep; once cancelled, leave as the gate opens."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await gate.wait()
+
+
+def run_python(program, *arguments, warnings="error"):
+    """Run a program to its end in a process of its own, and give how it ended and what it said."""
+    return subprocess.run(
+        [sys.executable, "-W", warnings, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,  # a hang is a failure
+    )
+
+
+def trio_random():
+    """Give what Trio shuffles with."""
+    from trio._core import _run  # noqa: PLC0415 (absent where Trio is)
+
+    return _run._r
 
 
 async def until(condition):

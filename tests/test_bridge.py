@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import threading
 
@@ -14,7 +13,7 @@ from creche import Node, WorkerCancelled, WorkerError
 from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge, run_soon
 from creche._nursery.nursery import Nursery
-from helpers import CANCELLED, RENDEZVOUS, settle, until
+from helpers import CANCELLED, RENDEZVOUS, run_python, settle, until
 
 
 async def test_failing_call_is_logged(caplog):
@@ -206,8 +205,6 @@ def test_ctrl_c_while_the_block_is_left(anyio_backend):
     name, _ = anyio_backend
     if sys.version_info < (3, 11) and name == "asyncio":
         pytest.skip("on 3.10 AnyIO itself ends in CancelledError on Ctrl+C")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False
-    )
+    done = run_python(PROGRAM, name)
     assert done.stdout in ("interrupted CANCELLED\n", "interrupted ERROR\n"), done
     assert done.stderr == ""

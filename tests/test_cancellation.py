@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import weakref
@@ -23,9 +22,12 @@ from helpers import (
     SUCCESS,
     ExceptionGroup,
     Listener,
+    fail,
     leaves,
     no_collection,
+    run_python,
     settle,
+    slow_to_leave,
     until,
 )
 
@@ -426,16 +428,9 @@ async def test_native_cancel_of_the_host_while_leaving(native):
     gate = anyio.Event()
     ended = []
 
-    async def stubborn():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await gate.wait()
-
     async def host():
         async with app:
-            ended.append(app.run_worker(stubborn))
+            ended.append(app.run_worker(slow_to_leave(gate)))
 
     task = asyncio.create_task(host())
     await settle()
@@ -544,9 +539,7 @@ def test_ctrl_c(anyio_backend):
         pytest.skip("the same runner as asyncio's")
     if sys.version_info < (3, 11) and name == "asyncio":
         pytest.skip("on 3.10 AnyIO itself ends in CancelledError on Ctrl+C")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False
-    )
+    done = run_python(PROGRAM, name)
     assert done.stdout.split("\n")[-4:-1] == ["unwound", "CANCELLED True", "interrupted"], done
     assert done.stderr == ""
 
@@ -601,12 +594,9 @@ async def test_an_ended_worker_keeps_nothing_of_its_run():
     async with Node() as app:
         group = app.group("one", limit=1)
 
-        async def fail():
-            raise ValueError
-
         ends = [
             group.run_worker(settle, "returns"),
-            group.run_worker(fail, "raises", exit_on_error=False),
+            group.run_worker(fail(ValueError), "raises", exit_on_error=False),
             group.run_worker(anyio.sleep_forever, "sleeps"),
             group.run_worker(anyio.sleep_forever, "queued"),
             app.run_worker(anyio.sleep_forever, "never_run"),

@@ -7,7 +7,6 @@ import gc
 import inspect
 import logging
 import re
-import sys
 import threading
 import warnings
 from contextvars import ContextVar
@@ -32,10 +31,8 @@ from creche import (
     get_current_worker,
     work,
 )
+from helpers import ExceptionGroup, fail
 from pages import ROOT, blocks
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 PAGE = ROOT / "docs" / "differences.md"
 LIMIT = 5  # seconds, for what would hang if the test failed
@@ -183,12 +180,9 @@ async def test_a_failed_worker_fails_its_node_with_the_original_error():
     """What the work raised comes out of the block itself, in a group, with a note on the worker."""
     wrong = ValueError("wrong")
 
-    async def fail():
-        raise wrong
-
     with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'") as caught:
         async with Node("app") as app:
-            app.run_worker(fail)
+            app.run_worker(fail(wrong))
             await anyio.sleep_forever()
     assert caught.value.exceptions == (wrong,)
     assert wrong.__notes__ == ["in worker 'fail' of group 'default' on node 'app'"]
@@ -196,22 +190,18 @@ async def test_a_failed_worker_fails_its_node_with_the_original_error():
 
 async def test_a_failure_can_be_caught_where_the_node_was_opened():
     """A node with a block of its own fails alone; a mounted one fails its parent."""
-
-    async def fail():
-        raise ValueError("wrong")
-
     async with Node("app") as app:
         other = await app.start_worker(forever)
         with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app/page'"):
             async with Node("page", parent=app) as page:
-                page.run_worker(fail)
+                page.run_worker(fail(ValueError("wrong")))
         assert other.is_running
         other.cancel()
 
     with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'") as caught:
         async with Node("app") as app:
             panel = await app.mount(Node("panel"))
-            panel.run_worker(fail)
+            panel.run_worker(fail(ValueError("wrong")))
     assert [str(error) for error in caught.value.exceptions] == ["wrong"]
 
 
@@ -623,11 +613,8 @@ async def test_worker_failed_has_the_original_as_its_cause():
     """The error that wait() raises shows where the work went wrong."""
     wrong = ValueError("wrong")
 
-    async def fail():
-        raise wrong
-
     async with Node("app") as app:
-        worker = app.run_worker(fail, exit_on_error=False)
+        worker = app.run_worker(fail(wrong), exit_on_error=False)
         with pytest.raises(
             WorkerFailed, match=r"^worker 'fail' failed: ValueError: wrong$"
         ) as caught:
@@ -639,14 +626,11 @@ async def test_worker_failed_has_the_original_as_its_cause():
 async def test_a_relayed_failure_reads_like_the_original():
     """The message of a failure that passed through several workers is as short as at first."""
 
-    async def fail():
-        raise ValueError('it\'s "wrong"')
-
     async def relay(worker):
         await worker.wait()
 
     async with Node("app") as app:
-        worker = app.run_worker(fail, exit_on_error=False)
+        worker = app.run_worker(fail(ValueError('it\'s "wrong"')), exit_on_error=False)
         for _ in range(5):
             worker = app.run_worker(partial(relay, worker), exit_on_error=False)
         with pytest.raises(WorkerFailed) as caught:
@@ -1225,9 +1209,6 @@ async def test_every_failure_is_raised_once():
     """Two workers that fail: the block raises both errors."""
     errors = [ValueError("first"), KeyError("second")]
 
-    async def fail():
-        raise errors[0]
-
     async def fail_on_the_way_out():
         try:
             await anyio.sleep_forever()
@@ -1237,19 +1218,15 @@ async def test_every_failure_is_raised_once():
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             await app.start_worker(fail_on_the_way_out)
-            app.run_worker(fail)
+            app.run_worker(fail(errors[0]))
     assert caught.value.exceptions == tuple(errors)
 
 
 async def test_a_contained_error_is_logged(caplog):
     """An error of a worker with ``exit_on_error=False`` is in the log, even if nobody waits."""
-
-    async def fail():
-        raise ValueError("wrong")
-
     with caplog.at_level(logging.ERROR, "creche"):
         async with Node("app") as app:
-            worker = app.run_worker(fail, exit_on_error=False)
+            worker = app.run_worker(fail(ValueError("wrong")), exit_on_error=False)
     [record] = caplog.records
     assert record.getMessage() == "worker 'fail' failed"
     assert record.exc_info[1] is worker.error
@@ -1264,12 +1241,9 @@ async def test_a_base_exception_ends_the_worker_and_propagates(kind):
     """What is no Exception ends its worker ERROR and leaves the block, bare."""
     odd = kind("odd")
 
-    async def fail():
-        raise odd
-
     with pytest.raises(kind) as caught:
         async with Node("app") as app:
-            worker = app.run_worker(fail, exit_on_error=False)
+            worker = app.run_worker(fail(odd), exit_on_error=False)
     assert caught.value is odd
     assert (worker.state, worker.error) == (WorkerState.ERROR, odd)
 

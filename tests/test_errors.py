@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import weakref
 
 import anyio
@@ -18,14 +16,27 @@ from helpers import (
     BaseExceptionGroup,
     ExceptionGroup,
     Listener,
+    fail,
     leaves,
     no_collection,
+    run_python,
     settle,
 )
 
 
 class Boom(Exception):
     """What the tests raise."""
+
+
+async def late(text="late"):
+    try:
+        await anyio.sleep_forever()
+    finally:
+        raise Boom(text)
+
+
+async def leave():
+    raise SystemExit(3)
 
 
 async def boom():
@@ -136,12 +147,6 @@ async def test_body_error_is_in_the_group():
 async def test_errors_of_several_workers():
     """Errors of workers that fail while others unwind are all there, each once."""
 
-    async def late():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise Boom("late")
-
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             app.run_worker(late)
@@ -155,13 +160,10 @@ async def test_one_object_raised_by_two_workers():
     """One exception object is reported once, with a note for each worker."""
     shared = Boom("shared")
 
-    async def fail():
-        raise shared
-
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
-            first = app.run_worker(fail, name="first")
-            second = app.run_worker(fail, name="second", exit_on_error=False)
+            first = app.run_worker(fail(shared), name="first")
+            second = app.run_worker(fail(shared), name="second", exit_on_error=False)
             with anyio.CancelScope(shield=True):
                 await settle()
     assert leaves(caught.value) == [shared]
@@ -191,12 +193,9 @@ async def test_note_is_added_once():
     """An error that the same worker raises again has one note of it."""
     shared = Boom("shared")
 
-    async def fail():
-        raise shared
-
     async with Node("app") as app:
         for _ in range(2):
-            await app.workers.wait_for_complete([app.run_worker(fail, exit_on_error=False)])
+            await app.workers.wait_for_complete([app.run_worker(fail(shared), exit_on_error=False)])
     assert shared.__notes__ == ["in worker 'fail' of group 'default' on node 'app'"]
 
 
@@ -298,13 +297,9 @@ async def test_relay_in_a_group_of_the_users():
 
 async def test_users_own_worker_failed():
     """A WorkerFailed that the user made is an error like any other."""
-
-    async def fail():
-        raise WorkerFailed(Boom("mine"))
-
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
-            worker = app.run_worker(fail)
+            worker = app.run_worker(fail(WorkerFailed(Boom("mine"))))
     assert leaves(caught.value) == [worker.error]
 
 
@@ -340,15 +335,6 @@ async def test_base_exceptions_leave_bare(kind, exit_on_error):
 async def test_base_exception_takes_other_errors_along():
     """Errors beside a SystemExit are not lost: they are its cause."""
 
-    async def late():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise Boom("late")
-
-    async def leave():
-        raise SystemExit(3)
-
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
             app.run_worker(late)
@@ -359,15 +345,6 @@ async def test_base_exception_takes_other_errors_along():
 
 async def test_base_exception_of_a_mounted_node_takes_all_errors_along():
     """Errors beside it are its cause, those of the mounted node and those of its parent."""
-
-    async def late(text):
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise Boom(text)
-
-    async def leave():
-        raise SystemExit(3)
 
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
@@ -384,20 +361,14 @@ async def test_base_exception_with_a_cause_of_its_own():
     """A cause that the work gave is not replaced by the errors beside it."""
     cause = Boom("cause")
 
-    async def late():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise Boom("late")
-
-    async def leave():
+    async def leave_with_cause():
         raise SystemExit(3) from cause
 
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
             app.run_worker(late)
             await settle()
-            app.run_worker(leave)
+            app.run_worker(leave_with_cause)
     assert caught.value.__cause__ is cause
 
 
@@ -412,9 +383,6 @@ async def test_base_exception_of_the_body_leaves_bare():
 
 async def test_base_exception_through_nested_nodes():
     """It leaves every block bare, a mounted node's parent too."""
-
-    async def leave():
-        raise SystemExit(3)
 
     with pytest.raises(SystemExit):
         async with Node("app") as app, Node("page", parent=app) as page:
@@ -438,10 +406,8 @@ async def main():
         app.run_worker(leave)
 anyio.run(main, backend=sys.argv[1])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, anyio_backend[0]], capture_output=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
+    done = run_python(program, anyio_backend[0])
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
 async def test_generator_exit_in_the_body_is_left_alone():
@@ -531,13 +497,10 @@ async def test_no_reference_cycle(kind):
     def fail_plainly():
         raise Traceable
 
-    async def fail():
-        raise Traceable
-
     with no_collection():
         try:
             async with Node() as app:
-                worker = app.run_worker(fail)
+                worker = app.run_worker(fail(Traceable))
         except ExceptionGroup as group:
             assert len(group.exceptions) == 1
         error, weak_worker = weakref.ref(worker.error), weakref.ref(worker)

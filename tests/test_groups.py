@@ -21,7 +21,10 @@ from helpers import (
     ExceptionGroup,
     Listener,
     Meeting,
+    fail,
+    set_later,
     settle,
+    slow_to_leave,
     until,
 )
 
@@ -106,13 +109,9 @@ async def test_progress_is_summed():
 
 async def test_wait_raises_for_nobody():
     """wait() waits for what was started, however it ends."""
-
-    async def fail():
-        raise ValueError
-
     async with Node() as app:
         group = app.group("g")
-        failed = group.run_worker(fail, exit_on_error=False)
+        failed = group.run_worker(fail(ValueError), exit_on_error=False)
         cancelled = group.run_worker(anyio.sleep_forever)
         unstarted = group.run_worker(anyio.sleep_forever, start=False)
         cancelled.cancel()
@@ -317,16 +316,9 @@ async def test_restart_lets_the_newest_run():
     """If another comes before the slot is free, the one that waited for it gives way."""
     gate = anyio.Event()
 
-    async def slow_to_leave():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await gate.wait()
-
     async with Node() as app:
         group = app.group("g", limit=1, overflow="restart")
-        first = group.run_worker(slow_to_leave)
+        first = group.run_worker(slow_to_leave(gate))
         await settle()
         second, third = (group.run_worker(anyio.sleep_forever) for _ in range(2))
         assert (first.state, first.is_cancelled) == (RUNNING, True)
@@ -355,16 +347,9 @@ async def test_restart_while_all_are_on_their_way_out():
     """If all that run are cancelled already, a new worker cancels nobody and waits for a slot."""
     gate = anyio.Event()
 
-    async def slow_to_leave():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await gate.wait()
-
     async with Node() as app:
         group = app.group("g", limit=1, overflow="restart")
-        first = group.run_worker(slow_to_leave)
+        first = group.run_worker(slow_to_leave(gate))
         await settle()
         first.cancel("mine")
         second = group.run_worker(anyio.sleep_forever)
@@ -434,18 +419,11 @@ async def test_exclusive_does_not_cancel_twice():
     """What is on its way out already keeps its reason."""
     gate = anyio.Event()
 
-    async def slow_to_leave():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await gate.wait()
-
     async with Node() as app:
-        old = app.run_worker(slow_to_leave, exclusive=True)
+        old = app.run_worker(slow_to_leave(gate), exclusive=True)
         await settle()
         old.cancel("mine")
-        new = app.run_worker(slow_to_leave, exclusive=True)
+        new = app.run_worker(slow_to_leave(gate), exclusive=True)
         await settle()
         assert old.group == "slow_to_leave"
         assert old.cancel_reason == "mine"
@@ -459,16 +437,9 @@ async def test_exclusive_in_a_limited_group(rule):
     """The limit wins: the exclusive worker starts when there is a slot."""
     gate = anyio.Event()
 
-    async def slow_to_leave():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await gate.wait()
-
     async with Node() as app:
         group = app.group("g", limit=1, overflow=rule)
-        old = group.run_worker(slow_to_leave)
+        old = group.run_worker(slow_to_leave(gate))
         await settle()
         new = group.run_worker(anyio.sleep_forever, exclusive=True)
         await settle()
@@ -490,12 +461,7 @@ async def test_start_worker():
         group = app.group("g", limit=1)
         first = await group.start_worker(gate.wait)
         assert first.state is RUNNING
-
-        async def open_gate():
-            await settle()
-            gate.set()
-
-        app.run_worker(open_gate)
+        app.run_worker(set_later(gate))
         second = await app.start_worker(anyio.sleep_forever, group="g")
         assert (first.state, second.state) == (SUCCESS, RUNNING)
         second.cancel()
@@ -573,13 +539,9 @@ async def test_cancelled_in_the_queue_are_passed_over():
 
 async def test_failure_in_a_group():
     """A failed worker frees its slot; a stored error lets the next one run."""
-
-    async def fail():
-        raise ValueError
-
     async with Node() as app:
         group = app.group("g", limit=1)
-        failed = group.run_worker(fail, exit_on_error=False)
+        failed = group.run_worker(fail(ValueError), exit_on_error=False)
         following = group.run_worker(anyio.lowlevel.checkpoint)
         await group.wait()
         assert (failed.state, following.state) == (ERROR, SUCCESS)

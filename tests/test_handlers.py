@@ -27,6 +27,7 @@ from helpers import (
     SUCCESS,
     ExceptionGroup,
     Listener,
+    fail,
     leaves,
     settle,
 )
@@ -66,9 +67,6 @@ def test_names_of_handlers():
 async def test_every_change_is_handled_in_order():
     """A handler is told of each change, once, in order, the final one included."""
 
-    async def fail():
-        raise ValueError
-
     class App(Node):
         def __init__(self):
             super().__init__("app")
@@ -81,7 +79,7 @@ async def test_every_change_is_handled_in_order():
 
     async with App() as app:
         app.run_worker(anyio.lowlevel.checkpoint, name="a")
-        app.run_worker(fail, name="b", exit_on_error=False)
+        app.run_worker(fail(ValueError), name="b", exit_on_error=False)
         app.run_worker(anyio.sleep_forever, name="c").cancel()
     for name, path in {
         "a": [PENDING, RUNNING, SUCCESS],
@@ -126,9 +124,6 @@ async def test_final_changes_reach_handlers(how):
         def on_saved(self, message):
             self.sync.append("saved")
 
-    async def fail():
-        raise ValueError
-
     app = App()
     listener = Listener("listener")
     with anyio.CancelScope() as scope:
@@ -143,7 +138,7 @@ async def test_final_changes_reach_handlers(how):
                 if how == "cancel":
                     root.cancel()
                 elif how == "fail":
-                    root.run_worker(fail)
+                    root.run_worker(fail(ValueError))
                 elif how == "outer":
                     scope.cancel()
                 elif how == "remove":
@@ -376,9 +371,6 @@ async def test_a_handler_that_is_an_exclusive_worker():
 async def test_the_error_of_a_handler_that_is_a_worker(how):
     """exit_on_error=False contains it; else the node fails with it, once."""
 
-    async def fail():
-        raise ValueError("of the work")
-
     class App(Node):
         exits = False
 
@@ -389,7 +381,7 @@ async def test_the_error_of_a_handler_that_is_a_worker(how):
         def start(self):
             if how == "declared" and not self.exits:
                 return self.declared()
-            return self.run_worker(fail, exit_on_error=self.exits)
+            return self.run_worker(fail(ValueError("of the work")), exit_on_error=self.exits)
 
         def on_typed(self, message):
             return self.start_later() if how == "returned by async" else self.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 from pathlib import Path
 
@@ -24,11 +23,7 @@ from helpers import ERROR, RUNNING
 RETURN = Script(gated=False)
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.getLogger("creche").disabled = True
-    yield
-    logging.getLogger("creche").disabled = False
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

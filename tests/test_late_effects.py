@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import Future
 
@@ -24,6 +22,7 @@ from helpers import (
     Listener,
     Meeting,
     leaves,
+    run_python,
     settle,
     until,
 )
@@ -265,13 +264,7 @@ anyio.run(main, backend=sys.argv[1])
 def test_a_child_that_was_forked_off(anyio_backend):
     """It finds no lock held and no loop of its parent's; a loop of its own runs as any."""
     name, _ = anyio_backend
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED, name],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,  # a hang is a failure
-    )
+    done = run_python(FORKED, name, warnings="ignore")
     assert done.returncode == 0, done.stderr
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
 import sys
 import threading
 import unittest
@@ -14,18 +13,12 @@ import anyio
 import pytest
 
 from creche import DeadlockError, Node, Worker, WorkerError
-from helpers import CANCELLED, RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle, until
+from helpers import CANCELLED, ExceptionGroup, Meeting, RENDEZVOUS, fail, leaves, run_python, settle, until
 
 
 def program(text, *arguments, status=1):
     """Run a program to its end, and give what it says on standard error."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", text, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,  # a hang is a failure
-    )
+    done = run_python(text, *arguments)
     assert done.returncode == status, done
     return done.stderr
 
@@ -140,13 +133,10 @@ def test_a_fixture_of_two_runs(fails):
     """Entered by one run of a Runner and left by another, as a fixture is: an error, and an end."""
     node, workers = Node("app"), []
 
-    async def fail():
-        raise ValueError("of a worker")
-
     async def use():
         workers.append(node.run_worker(anyio.sleep_forever))
         if fails:
-            workers.append(node.run_worker(fail))
+            workers.append(node.run_worker(fail(ValueError("of a worker"))))
             await settle()
 
     with asyncio.Runner() as runner:

@@ -11,7 +11,7 @@ import pytest
 
 import creche._core.log
 from creche import Message, Node, Worker, active_worker, work
-from helpers import ExceptionGroup, Meeting, settle, until
+from helpers import ExceptionGroup, Meeting, fail, settle, until
 
 FIELDS = ("worker", "group", "node", "state", "previous", "reason")
 
@@ -43,14 +43,10 @@ def debug(caplog):
 
 async def test_each_change_is_told_at_debug(caplog, debug):
     """Each change of state is a record of its own, in order, the final one included."""
-
-    async def fail():
-        raise ValueError("broken")
-
     async with Node("app") as app:
         app.group("one", limit=1)
         app.run_worker(anyio.lowlevel.checkpoint, "good", group="one")
-        app.run_worker(fail, "bad", group="one", exit_on_error=False)
+        app.run_worker(fail(ValueError("broken")), "bad", group="one", exit_on_error=False)
         app.run_worker(anyio.sleep_forever, "gone", group="one").cancel("not needed")
     told = changes(caplog)
     for name, path in {

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar
 
 import pytest
@@ -47,13 +46,7 @@ NATIVE = {"native cancel before the first step"}
 """What Trio does not have."""
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    """Errors that workers keep to themselves are logged; scripts make many."""
-    logger = logging.getLogger("creche")
-    logger.disabled = True
-    yield
-    logger.disabled = False
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from helpers import (
     ExceptionGroup,
     Listener,
     Meeting,
+    fail,
     leaves,
+    set_later,
     settle,
     until,
 )
@@ -33,14 +35,10 @@ async def test_leaving_waits():
         await gate.wait()
         order.append(number)
 
-    async def open_gate():
-        await settle()
-        gate.set()
-
     async with Node() as app:
         app.group("one", limit=1)
         workers = [app.run_worker(work(n), group="one") for n in range(5)]
-        app.run_worker(open_gate)
+        app.run_worker(set_later(gate))
     assert order == [0, 1, 2, 3, 4]
     assert {worker.state for worker in workers} == {SUCCESS}
 
@@ -242,13 +240,10 @@ async def test_wait_for_complete():
     """wait_for_complete() waits for all that was started, whichever way it ends."""
     gate = anyio.Event()
 
-    async def fail():
-        raise ValueError
-
     async with Node() as app:
         workers = [
             app.run_worker(gate.wait),
-            app.run_worker(fail, exit_on_error=False),
+            app.run_worker(fail(ValueError), exit_on_error=False),
             app.run_worker(anyio.sleep_forever),
             app.run_worker(anyio.sleep_forever, start=False),
         ]
@@ -278,12 +273,7 @@ async def test_child_ends_before_its_parent():
         async with Node("app") as app:
             group.start_soon(child)
             await inside.wait()
-
-            async def open_gate():
-                await settle()
-                gate.set()
-
-            app.run_worker(open_gate)
+            app.run_worker(set_later(gate))
         order.append("parent")
     assert order == ["child", "parent"]
 
@@ -372,15 +362,11 @@ async def test_mounted_nodes_are_told_to_leave():
     """When its parent is left a mounted node waits for its own workers, then leaves."""
     gate = anyio.Event()
 
-    async def open_gate():
-        await settle()
-        gate.set()
-
     async with Node("app") as app:
         panel = await app.mount(Node("panel"))
         inner = await panel.mount(Node("inner"))
         workers = [inner.run_worker(gate.wait), panel.run_worker(gate.wait)]
-        app.run_worker(open_gate)
+        app.run_worker(set_later(gate))
     assert {worker.state for worker in workers} == {SUCCESS}
 
 
@@ -452,13 +438,9 @@ async def test_mounting_twice_at_once():
 
 async def test_mount_on_a_node_that_fails_meanwhile():
     """A node that is mounted as its parent fails is left at once, and nothing hangs."""
-
-    async def fail():
-        raise ValueError("meanwhile")
-
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
-            app.run_worker(fail)
+            app.run_worker(fail(ValueError("meanwhile")))
             panel = await app.mount(Node("panel"))
             await anyio.sleep_forever()
     assert [str(leaf) for leaf in leaves(caught.value)] == ["meanwhile"]
@@ -542,13 +524,9 @@ async def test_start_all_is_all_or_nothing():
 
 async def test_daemon_that_fails():
     """A daemon's error fails the node like any other."""
-
-    async def fail():
-        raise ValueError("daemon")
-
     with pytest.raises(ExceptionGroup):
         async with Node() as app:
-            app.run_worker(fail, daemon=True)
+            app.run_worker(fail(ValueError("daemon")), daemon=True)
             await anyio.sleep_forever()
 
 
@@ -577,14 +555,10 @@ async def test_shutdown_with_grace():
     """Within the time of grace workers may finish, queued ones too."""
     gate = anyio.Event()
 
-    async def open_gate():
-        await settle()
-        gate.set()
-
     async with Node() as app, anyio.create_task_group() as group:
         app.group("one", limit=1)
         workers = [app.run_worker(gate.wait, group="one") for _ in range(3)]
-        group.start_soon(open_gate)
+        group.start_soon(set_later, gate)
         await app.shutdown(grace=math.inf)
         assert {worker.state for worker in workers} == {SUCCESS}
 

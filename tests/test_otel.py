@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import time
 
 import anyio
 import pytest
 
 from creche import Node, Worker, WorkerError, WorkerState
-from helpers import ExceptionGroup, Meeting, settle, until
+from helpers import ExceptionGroup, Meeting, run_python, settle, until
 
 pytest.importorskip("opentelemetry.sdk", reason="it is an extra")
 
@@ -340,8 +338,6 @@ async def test_only_open_nodes_are_traced():
 def test_the_extra_is_named():
     """Without the library the import says what to install."""
     program = "import sys; sys.modules['opentelemetry'] = None; import creche.otel"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(program)
     assert done.returncode == 1
     assert "pip install 'creche[otel]'" in done.stderr.splitlines()[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 import creche
 import creche.testing
+from helpers import run_python
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -218,10 +218,7 @@ def test_import_brings_no_extras():
     program = (
         "import sys; before = set(sys.modules); import creche; print(*set(sys.modules) - before)"
     )
-    answer = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
-    )
-    brought = set(answer.stdout.split())
+    brought = set(run_python(program).stdout.split())
     assert "creche" in brought
     unwanted = {"trio", "rich", "asyncio", "anyio._backends._asyncio", "anyio._backends._trio"}
     assert brought & unwanted == set()

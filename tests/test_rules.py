@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from creche import WorkerState
@@ -13,19 +11,17 @@ from helpers import CANCELLED, RUNNING, SUCCESS
 
 
 @pytest.fixture
-def machine(anyio_backend):
+def machine(anyio_backend, quiet):
     """A machine with one open node; what is left at its end is looked at."""
 
     class Machine(WorkerMachine):
         backend, backend_options = anyio_backend
 
-    logging.getLogger("creche").disabled = True
     machine = Machine()
     machine.open_tree(seed=0, limit=1, overflow="restart")
     yield machine
     machine.all_holds()
     machine.teardown()
-    logging.getLogger("creche").disabled = False
 
 
 @pytest.fixture

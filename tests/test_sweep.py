@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import logging
 import threading
 import time
 
@@ -23,7 +22,7 @@ from anyio import lowlevel
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed
 from creche.testing import Ending, EventRecorder, Play, Script, assert_nothing_left
 from creche.testing._leaks import busy_threads
-from helpers import CANCELLED, ERROR, RENDEZVOUS, RUNNING, SUCCESS, leaves, settle
+from helpers import CANCELLED, ERROR, RENDEZVOUS, RUNNING, SUCCESS, leaves, settle, trio_random
 
 
 class OwnRun(Worker):
@@ -246,14 +245,6 @@ CANCELS = set(FAULTS) - {"nothing", "exception", "base", "waiter"} - LATE
 WIDE = {"manager", "node", "parent", "sibling", "shutdown", "scope", "deadline"}
 
 
-@pytest.fixture
-def quiet():
-    """The log of the errors of abandoned threads."""
-    logging.getLogger("creche").disabled = True
-    yield
-    logging.getLogger("creche").disabled = False
-
-
 @pytest.mark.parametrize("kind", KINDS)
 async def test_sweep(kind, anyio_backend, quiet):
     """The invariants hold whichever fault comes, and whenever."""
@@ -281,9 +272,3 @@ async def sweep(kind, fault, seed, **options):
         if run.is_last:
             break
         assert moment < 200, "it does not end"
-
-
-def trio_random():
-    from trio._core import _run  # noqa: PLC0415 (absent where Trio is)
-
-    return _run._r  # what Trio shuffles with

@@ -33,7 +33,7 @@ from creche._messages.mailbox import Mailbox
 from creche._nursery.held import HeldTask
 from creche._nursery.nursery import Nursery
 from creche._running.thread import ThreadCall
-from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle
+from helpers import BaseExceptionGroup, RENDEZVOUS, SUCCESS, leaves, settle, trio_random
 
 PATIENCE = 60.0
 """Seconds after which a program hangs: a failure, never a delay."""
@@ -595,9 +595,3 @@ async def test_each_line(program, anyio_backend, told, watched):
         except (AssertionError, BaseExceptionGroup) as error:
             raise AssertionError(f"{program.__name__}, {fault!r}: {error}") from error
     gc.collect()  # so that what was never awaited is told here
-
-
-def trio_random():
-    from trio._core import _run  # noqa: PLC0415 (absent where Trio is)
-
-    return _run._r  # what Trio shuffles with

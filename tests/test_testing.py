@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ from helpers import (
     RUNNING,
     SUCCESS,
     ExceptionGroup,
+    run_python,
     settle,
     until,
 )
@@ -426,9 +426,7 @@ def test_missing_package_is_named(name, needed):
         "from creche.testing import EventRecorder, Play, assert_nothing_left, virtual_time\n"
         f"from creche.testing import {name}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(program)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"ImportError: creche.testing.{name} needs {needed}, which is not installed; "
@@ -447,10 +445,7 @@ def test_unknown_name():
 def test_nothing_heavy_is_imported():
     """Importing the kit brings neither Hypothesis nor pytest."""
     program = "import sys, creche.testing; print({'hypothesis', 'pytest', 'trio'} & {*sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "set()"
+    assert run_python(program).stdout.strip() == "set()"
 
 
 def test_trio_is_named_where_it_is_absent(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 
 import pytest
@@ -26,11 +25,7 @@ BRIEF = settings(
 )
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.getLogger("creche").disabled = True
-    yield
-    logging.getLogger("creche").disabled = False
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def machine(name):

@@ -14,7 +14,7 @@ import pytest
 import creche
 from creche import Node, Worker, WorkerError, WorkerState, format_tree
 from creche._core.snapshot import take
-from helpers import Meeting, settle, until
+from helpers import Meeting, run_python, settle, until
 
 WIDTH = 80
 
@@ -328,10 +328,8 @@ def test_the_library_for_stacks_is_quiet():
         "    async with creche.Node('app') as app: print(creche.format_tree(app, stacks=True))\n"
         "anyio.run(main)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("node app: open\n", "")
+    done = run_python(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "node app: open\n", "")
 
 
 # the names of tasks

@@ -53,6 +53,7 @@ from helpers import (
     SUCCESS,
     ExceptionGroup,
     Meeting,
+    fail,
     leaves,
     settle,
     until,
@@ -795,12 +796,9 @@ async def test_what_an_inner_block_raised_is_told_with_the_wrong_order():
     app = Node("app")
     page = Node("page", parent=app)
 
-    async def fail():
-        raise ValueError("of the page")
-
     await app.__aenter__()
     await page.__aenter__()
-    worker = page.run_worker(fail)
+    worker = page.run_worker(fail(ValueError("of the page")))
     with anyio.CancelScope(shield=True):
         await until(lambda: worker.is_finished)
     with pytest.raises(ExceptionGroup) as caught:
