@@ -33,6 +33,11 @@ def is_possible():
     return shutil.which("valgrind") is not None
 
 
+def environment():
+    """Give one in which hashes are the same each time, and compiled code is kept."""
+    return {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
+
+
 def be_counted(scenarios):
     """Run all cases, in this process that valgrind counts, and print who ran what."""
     gc.disable()
@@ -69,7 +74,7 @@ def count(arguments):
         runs = [
             subprocess.Popen(
                 [*COMMAND, f"--log-file={log}/{number}-%p", sys.executable, *arguments],
-                env={**os.environ, "PYTHONHASHSEED": "0"},
+                env=environment(),
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -86,12 +91,28 @@ def count(arguments):
         return counts
 
 
+def count_programs(programs):
+    """Count programs as a whole, from the start of the interpreter on; gives counts by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        counts = {}
+        for name, text in programs.items():
+            program = [sys.executable, "-c", text]
+            subprocess.run(program, env=environment(), check=True)  # compiles what it imports
+            counts[name] = []
+            for _ in range(RUNS):
+                counted = [*COMMAND, f"--log-file={log}", *program]
+                subprocess.run(counted, env=environment(), check=True)
+                counts[name].append(read(log))
+        return counts
+
+
 def read(log):
     """Read what valgrind counted, out of its log."""
     found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text())
     return int(found[1].replace(",", ""))
 
 
-def differ(counts):
-    """Tell by what part of the lowest the counts of one case differ."""
-    return (max(counts) - min(counts)) / min(counts)
+def agree(counts):
+    """Tell whether the counts of one case differ by no more than they may."""
+    return max(counts) - min(counts) <= AGREE * min(counts)

@@ -14,13 +14,11 @@ from typing import Any
 
 import anyio
 from anyio import lowlevel
-from cases import Case, Scenario, measure
+from scenarios import Case, Scenario, measure
 from ways import Way
 
 from creche import Node, Worker, WorkerState
 from creche._core.parts import lock  # private: it is a part of what is measured
-
-NAME = "parts"
 
 
 class Colour(enum.Enum):
@@ -82,9 +80,8 @@ def _pieces(node):
     }
 
 
-async def run_piece(way, jobs, name, amount):
+async def run_piece(_way, _jobs, name, amount):
     """Run one piece time after time."""
-    del way, jobs
     if name == "a coroutine called by another":
         for _ in range(amount):
             await through()
@@ -100,25 +97,13 @@ async def run_piece(way, jobs, name, amount):
             piece()
 
 
-def scenarios(ways, loops, *, full):
-    """Give the scenario, for ``--instructions`` alone."""
-    del full
-    names = [*_pieces_names(), "a coroutine", "a coroutine called by another"]
-    if not any(way.name == "Creche" for way in ways):
-        return []
+def scenario(loops):
+    """Give the scenario."""
+    pieces = ["nothing", *_pieces(Hearing("names"))]
+    names = [*pieces, "a coroutine", "a coroutine called by another"]
 
     def make(name, loop):
-        return Case(name, loop, 1, lambda amount: measure(Way, loop, run_piece, (name, amount), {}))
+        return Case(name, loop, 1, lambda amount: measure(Way(), loop, run_piece, name, amount))
 
-    return [
-        Scenario(
-            NAME,
-            "pieces of a worker; a call of nothing, which is in each of them, is the first",
-            (),
-            [make(name, loop) for loop in loops for name in names],
-        )
-    ]
-
-
-def _pieces_names():
-    return ["nothing", *_pieces(Hearing("names"))]
+    title = "pieces of a worker; a call of nothing, which is in each of them, is the first"
+    return Scenario("parts", title, (), [make(name, loop) for loop in loops for name in names])

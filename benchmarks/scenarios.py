@@ -1,18 +1,150 @@
-"""The scenarios that are timed. Each function measures one way once; setting up is not timed.
+"""What is measured: the scenarios, and the cases of each, one way on one loop in one size.
 
-All give seconds, a job where the size is a number of jobs that run; they are turned into ratios.
-They are seconds of the processor, which other programs disturb less than a clock on the wall, but
-for those of threads, which wait for each other.
+Each ``async def`` measures one way once; setting up is not timed. Those that time give seconds, a
+job where the size is a number of jobs. They are seconds of the processor, which other programs
+disturb less than a clock on the wall, but for those of threads, which wait for each other. Those
+of memory give bytes a job, as the system sees them (``/proc``, so on Linux only), after a
+collection: before the jobs are started, and once they all sleep or wait for their turn.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from time import perf_counter, process_time
+from typing import TYPE_CHECKING
 
-from cases import SMALLEST, Scenario, each
+import anyio
+import trio
+from instructions import environment
+from report import SMALLEST
+from ways import ALL, WAYS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FLOOR = ("raw", "AnyIO")
 ABREAST = 40
 """How many threads at once: what AnyIO's default limiter admits."""
+TIMES = 30
+"""How often work is replaced, or a group cancelled, while others are alive."""
+STATUS = Path("/proc/self/status")
+IMPORTS = {
+    "python": "pass",
+    "AnyIO": "import anyio, anyio.to_thread, anyio.from_thread",
+    "Creche": "import creche",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way on one loop, in one size."""
+
+    way: str
+    loop: str
+    size: int
+    run: Callable[..., float] = field(compare=False)
+    """Measure once. Takes an amount in place of the size, to count more instructions or fewer."""
+
+    @property
+    def key(self):
+        """What stands for the case on a command line."""
+        return f"{self.way}/{self.loop}/{self.size}"
+
+
+@dataclass
+class Scenario:
+    """Cases that are measured in turn, and the ways that they are held against."""
+
+    name: str
+    title: str
+    against: tuple[str, ...]
+    cases: list[Case]
+    unit: str = ""
+    """The unit of what is shown as it is; of times only the ratios are shown."""
+
+    def base_of(self, case: Case, name: str) -> Case | None:
+        """Find what a case is held against."""
+        for other in self.cases:
+            if other.loop != case.loop:
+                continue
+            if name == SMALLEST and other.way == case.way:
+                return other
+            if other.way == name and other.size == case.size:
+                return other
+        return None
+
+
+class Jobs:
+    """The jobs that are run, in the terms of one loop, so that no library has a part in them."""
+
+    def __init__(self, loop):
+        self.sleeps = partial(trio.sleep if loop == "trio" else asyncio.sleep, 0)
+        self.forever = trio.sleep_forever if loop == "trio" else self._forever
+
+    @staticmethod
+    async def returns():
+        pass
+
+    @staticmethod
+    async def _forever():
+        await asyncio.get_running_loop().create_future()
+
+    async def settle(self):
+        """Let all that is ready have its turn, several times."""
+        for _ in range(10):
+            await self.sleeps()
+
+
+def measure(way, loop, scenario, *args):
+    """Run one measurement on an event loop of its own."""
+
+    async def main():
+        async with way.host():
+            return await scenario(way, Jobs(loop), *args)
+
+    backend = "trio" if loop == "trio" else "asyncio"
+    return anyio.run(
+        main,
+        backend=backend,
+        backend_options={"use_uvloop": True} if loop == "uvloop" else {},
+    )
+
+
+def each(scenario, sizes, *args, needs, loops=ALL, ways=None, limit=None):
+    """Make the cases of all ways that have what is needed, on all loops, in all sizes.
+
+    Args:
+        scenario: ``async def scenario(way, jobs, size, *args)``, which gives what it measured.
+        sizes: The sizes.
+        args: More arguments for it.
+        needs: The methods that a way must have.
+        loops: The loops.
+        ways: The names of the ways; None for all.
+        limit: How many of the jobs of ``start_limited()`` may run at once.
+    """
+
+    def make(kind, loop, size):
+        def run(amount=None):
+            return measure(kind(limit), loop, scenario, amount or size, *args)
+
+        return Case(kind.name, loop, size, run)
+
+    return [
+        make(kind, loop, size)
+        for size in sizes
+        for loop in loops
+        for kind in WAYS
+        if loop in kind.loops and all(hasattr(kind, need) for need in needs)
+        if ways is None or kind.name in ways
+    ]
 
 
 async def spawn(way, jobs, size, start, job):
@@ -23,44 +155,48 @@ async def spawn(way, jobs, size, start, job):
     return (process_time() - begun) / size
 
 
-async def cancel(way, jobs, size, how):
+async def cancel_all(way, jobs, size):
     """Cancel jobs that all sleep, and wait for the end of all."""
     async with way:
-        if how == "cancel_each":
-            handles = await way.start_each(jobs.forever, size)
-            await jobs.settle()
-            begun = process_time()
-            await way.cancel_each(handles)
-        else:
-            await way.start(jobs.forever, size)
-            await jobs.settle()
-            begun = process_time()
-            await getattr(way, how)()
+        await way.start(jobs.forever, size)
+        await jobs.settle()
+        begun = process_time()
+        await way.cancel_all()
     return (process_time() - begun) / size
 
 
-async def exclusive(way, jobs, others, times):
+async def cancel_each(way, jobs, size):
+    """Cancel jobs that all sleep one by one, and wait for the end of all."""
+    async with way:
+        handles = await way.start_each(jobs.forever, size)
+        await jobs.settle()
+        begun = process_time()
+        await way.cancel_each(handles)
+    return (process_time() - begun) / size
+
+
+async def exclusive(way, jobs, others):
     """Start work that takes the place of its like, while others live in groups of their own."""
     async with way:
         await way.start_others(jobs.forever, others)
         await way.replace(jobs.forever)
         await jobs.settle()
         begun = process_time()
-        for _ in range(times):
+        for _ in range(TIMES):
             await way.replace(jobs.forever)
             await jobs.sleeps()
             await jobs.sleeps()
         passed = process_time() - begun
         await way.cancel_all()
-    return passed / times
+    return passed / TIMES
 
 
-async def cancel_group(way, jobs, others, times):
+async def cancel_group(way, jobs, others):
     """Cancel a group of ten, while others live in groups of their own."""
     passed = 0.0
     async with way:
         await way.start_others(jobs.forever, others)
-        for _ in range(times):
+        for _ in range(TIMES):
             await way.start(jobs.forever, 10)
             await jobs.settle()
             begun = process_time()
@@ -69,7 +205,7 @@ async def cancel_group(way, jobs, others, times):
             await jobs.sleeps()
             passed += process_time() - begun
         await way.cancel_all()
-    return passed / times
+    return passed / TIMES
 
 
 def nothing():
@@ -104,97 +240,163 @@ async def advance(way, _jobs, size):
         return (process_time() - begun) / size
 
 
-def scenarios(ways, loops, *, full):
-    """Give all scenarios that are timed, in quick or in full size."""
-    floor = ("raw", "AnyIO create_task")
+def resident():
+    """Read the resident set of this process in bytes."""
+    gc.collect()
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+async def live(way, jobs, size):
+    """Bytes a job of jobs that all sleep; the caller keeps what stands for each."""
+    async with way:
+        await way.start(jobs.returns, 1_000)
+        await jobs.settle()
+        before = resident()
+        handles = await way.start(jobs.forever, size)
+        await jobs.settle()
+        tell_and_end((resident() - before) / size)
+        del handles
+
+
+async def queued(way, jobs, size):
+    """Bytes a job of jobs that wait for one that sleeps."""
+    async with way:
+        await jobs.settle()
+        before = resident()
+        await way.start_limited(jobs.forever, size)
+        await jobs.settle()
+        tell_and_end((resident() - before) / size)
+
+
+def tell_and_end(value):
+    """Hand over what was measured and end, without taking down what was set up."""
+    print(value, flush=True)
+    os._exit(0)
+
+
+def spent_on(program):
+    """Run a program in a process of its own; give the seconds that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def scenarios(*, full):
+    """Give all scenarios, in quick or in full size."""
     jobs = [5_000 if full else 300]
     cancelled = [10_000 if full else 500]
     others = [10, 1_000, 10_000] if full else [10, 1_000]
-    times = 200 if full else 30
-    threads = [500 if full else 50]
-    grown = [way for way in ways if way.name in ("AnyIO create_task", "Creche", "Textual")]
-
-    one_loop = [loop for loop in loops if loop == "asyncio"]  # progress has no part in the loop
-
-    def make(scenario, sizes, *args, needs, **options):
-        return each(ways, loops, scenario, sizes, *args, needs=needs, **options)
-
-    def make_spawn(sizes, start, job, **options):
-        return make(spawn, sizes, start, job, needs=[start], **options)
-
-    def make_cancel(how, start="start"):
-        return make(cancel, cancelled, how, needs=[start, how])
-
-    return [
+    grown = [1_000, 10_000, 100_000] if full else [500, 5_000]
+    threads = 500 if full else 50
+    made = [
         Scenario(
             "return",
             "a job that returns at once",
-            (*floor, "Textual"),
-            make_spawn(jobs, "start", "returns"),
+            (*FLOOR, "Textual"),
+            each(spawn, jobs, "start", "returns", needs=["start"]),
         ),
-        Scenario("sleep", "a job that sleeps 0", floor, make_spawn(jobs, "start", "sleeps")),
+        Scenario(
+            "sleep",
+            "a job that sleeps 0",
+            FLOOR,
+            each(spawn, jobs, "start", "sleeps", needs=["start"]),
+        ),
         Scenario(
             "handler",
             "a job that returns, with a handler",
-            ("AnyIO create_task", "Textual"),
-            make_spawn(jobs, "start_handled", "returns"),
+            ("AnyIO", "Textual"),
+            each(spawn, jobs, "start_handled", "returns", needs=["start_handled"]),
         ),
         Scenario(
             "watched",
             "a job that returns, by who watches",
             ("Creche, unwatched",),
-            make_spawn(jobs, "start_watched", "returns"),
+            each(spawn, jobs, "start_watched", "returns", needs=["start_watched"]),
         ),
         Scenario(
             "limit",
             "a job that returns, 10 at once",
-            ("AnyIO start_soon", "raw", "aiojobs"),
-            make_spawn([100_000 if full else 1_000], "start_limited", "returns", limit=10),
+            (*FLOOR, "aiojobs"),
+            each(
+                *(spawn, [100_000 if full else 1_000], "start_limited", "returns"),
+                needs=["start_limited"],
+                limit=10,
+            ),
         ),
-        Scenario("cancel-node", "cancel all at once", floor, make_cancel("cancel_all")),
-        Scenario("cancel-group", "cancel a group", floor, make_cancel("cancel_group")),
         Scenario(
-            "cancel-each", "cancel one by one", floor, make_cancel("cancel_each", "start_each")
+            "cancel-node",
+            "cancel all at once",
+            FLOOR,
+            each(cancel_all, cancelled, needs=["start", "cancel_all"]),
+        ),
+        Scenario(
+            "cancel-each", "cancel one by one", FLOOR, each(cancel_each, cancelled, needs=["start"])
         ),
         Scenario(
             "exclusive",
             "an exclusive start, with others alive",
             (SMALLEST, "Textual"),
-            make(exclusive, others, repeats=times, needs=["replace"]),
+            each(exclusive, others, needs=["replace"]),
         ),
         Scenario(
             "group-cancel",
             "cancelling a group of ten, with others alive",
             (SMALLEST, "Textual"),
-            make(cancel_group, others, repeats=times, needs=["start_others", "cancel_group"]),
+            each(cancel_group, others, needs=["cancel_group"]),
         ),
         Scenario(
             "threads-in-turn",
             "threads one after another",
-            ("anyio.to_thread", "anyio.to_thread in a task"),
-            make(threads_in_turn, threads, needs=["run_thread"]),
+            ("AnyIO", "AnyIO, in a task"),
+            each(threads_in_turn, [threads], needs=["run_thread"]),
         ),
         Scenario(
             "threads-abreast",
             f"{ABREAST} threads at once",
-            ("anyio.to_thread",),
-            make(threads_abreast, [threads[0] // 10 if full else 4], needs=["run_threads"]),
+            ("AnyIO",),
+            each(threads_abreast, [threads // 10], needs=["run_threads"]),
         ),
         Scenario(
             "progress",
             "a hundred updates of progress",
-            ("bare method", "Textual"),
-            each(ways, one_loop, advance, [1_000 if full else 200], needs=["advance"]),
+            ("raw", "Textual"),
+            # The loop has no part in it.
+            each(advance, [1_000 if full else 200], needs=["advance"], loops=["asyncio"]),
         ),
         Scenario(
             "growth",
             "cost of a job, by the size of the batch",
-            (SMALLEST, "AnyIO create_task"),
+            (SMALLEST, "AnyIO"),
             each(
-                *(grown, loops, spawn),
-                [1_000, 10_000, 100_000] if full else [500, 5_000],
-                *("start", "returns"),
+                *(spawn, grown, "start", "returns"),
                 needs=["start"],
+                ways=["AnyIO", "Creche", "Textual"],
             ),
         ),
+        Scenario(
+            "import",
+            "import, the start of Python included",
+            ("AnyIO",),
+            [Case(way, "-", 1, partial(spent_on, text)) for way, text in IMPORTS.items()],
+        ),
     ]
+    if STATUS.exists():
+        made += [
+            Scenario(
+                "memory-live",
+                "bytes of a job that is alive",
+                FLOOR,
+                each(live, [50_000 if full else 5_000], needs=["start"]),
+                unit="bytes",
+            ),
+            Scenario(
+                "memory-queued",
+                "bytes of a job that is queued",
+                FLOOR,
+                each(queued, [100_000 if full else 20_000], needs=["start_limited"], limit=1),
+                unit="bytes",
+            ),
+        ]
+    return made

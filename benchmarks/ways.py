@@ -1,0 +1,457 @@
+"""The ways of running background work that are compared.
+
+A way runs jobs in the idiom of its library; its block ends when all of them have. What a library
+has no idiom for, its way does not have, and is left out of the scenarios that ask for it::
+
+    start(job, count)           start jobs; gives what stands for each
+    start_each(job, count)      the same, so that each can be cancelled by itself
+    start_handled(job, count)   the same, and have a function called at each end
+    start_watched(job, count)   the same, and somebody watches
+    start_limited(job, count)   at most ``limit`` run at once, the others wait
+    cancel_all(), cancel_group(), cancel_each(handles)
+    start_others(job, count)    each in a group of its own
+    replace(job)                start exclusively, which cancels the one before
+    run_thread(call), run_threads(call, count)
+    advance(count)              progress updates of one job
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import anyio.to_thread
+import textual.worker
+import trio
+from aiojobs import Scheduler
+from rich.console import Console
+from textual.app import App
+
+import creche
+from creche import Node, Worker
+from creche.board import live_board
+from creche.trace import record
+
+UVLOOP = ("uvloop",) if importlib.util.find_spec("uvloop") else ()
+ASYNCIO = ("asyncio", *UVLOOP)
+ALL = (*ASYNCIO, "trio")
+
+
+class Way:
+    """One way of running jobs; entered once, as a block."""
+
+    name = ""
+    loops: tuple[str, ...] = ("asyncio",)
+
+    def __init__(self, limit=None):
+        self.limit = limit
+
+    @classmethod
+    @asynccontextmanager
+    async def host(cls):
+        """Set up what a program has once, and what is not measured."""
+        yield
+
+    async def __aenter__(self):
+        self._block = self.open()
+        self._opened = await self._block.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised):
+        return await self._block.__aexit__(*raised)
+
+    def open(self):
+        """Give the block of the library that this one is."""
+        return AsyncExitStack()
+
+    async def start_each(self, job, count):
+        return await self.start(job, count)
+
+    async def cancel_each(self, handles):
+        for handle in handles:
+            handle.cancel()
+
+
+class Raw(Way):
+    """asyncio: a task group, a semaphore, an executor for threads, a method of one's own."""
+
+    name = "raw"
+    loops = ASYNCIO
+    completed = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def host(cls):
+        with ThreadPoolExecutor(40) as cls._pool:
+            yield
+
+    def open(self):
+        return asyncio.TaskGroup()
+
+    async def start(self, job, count):
+        create = self._opened.create_task
+        return [create(job()) for _ in range(count)]
+
+    async def start_handled(self, job, count):
+        create = self._opened.create_task
+        for _ in range(count):
+            create(job()).add_done_callback(self._handle)
+
+    def _handle(self, task):
+        pass
+
+    async def start_limited(self, job, count):
+        await self.start(held(job, asyncio.Semaphore(self.limit)), count)
+
+    async def run_thread(self, call):
+        await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    async def run_threads(self, call, count):
+        run = asyncio.get_running_loop().run_in_executor
+        await asyncio.gather(*[run(self._pool, call) for _ in range(count)])
+
+    async def advance(self, count):
+        advance = self._advance
+        for _ in range(count):
+            advance()
+
+    def _advance(self, steps=1):
+        self.completed += steps
+
+
+class RawTrio(Way):
+    """Trio: a nursery, a limiter, threads."""
+
+    name = "raw"
+    loops = ("trio",)
+
+    def open(self):
+        return trio.open_nursery()
+
+    async def start(self, job, count):
+        start_soon = self._opened.start_soon
+        for _ in range(count):
+            start_soon(job)
+
+    async def start_each(self, job, count):
+        async def scoped(scope):
+            with scope:
+                await job()
+
+        scopes = [trio.CancelScope() for _ in range(count)]
+        for scope in scopes:
+            self._opened.start_soon(scoped, scope)
+        return scopes
+
+    async def start_limited(self, job, count):
+        await self.start(held(job, trio.CapacityLimiter(self.limit)), count)
+
+    async def cancel_all(self):
+        self._opened.cancel_scope.cancel()
+
+    async def run_thread(self, call):
+        await trio.to_thread.run_sync(call)
+
+    async def run_threads(self, call, count):
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(trio.to_thread.run_sync, call)
+
+
+def held(job, limiter):
+    """Make a job that waits for its turn."""
+
+    async def run():
+        async with limiter:
+            await job()
+
+    return run
+
+
+class AnyIO(Way):
+    """AnyIO: tasks of a group, a limiter, threads."""
+
+    name = "AnyIO"
+    loops = ALL
+
+    def open(self):
+        return anyio.create_task_group()
+
+    async def start(self, job, count):
+        create = self._opened.create_task
+        return [create(job()) for _ in range(count)]
+
+    async def start_handled(self, job, count):
+        async def handled():
+            await job()
+            self._handle()
+
+        await self.start(handled, count)
+
+    def _handle(self):
+        pass
+
+    async def start_limited(self, job, count):
+        await self.start(held(job, anyio.CapacityLimiter(self.limit)), count)
+
+    async def cancel_all(self):
+        self._opened.cancel_scope.cancel()
+
+    async def run_thread(self, call):
+        await anyio.to_thread.run_sync(call)
+
+    async def run_threads(self, call, count):
+        async with anyio.create_task_group() as group:
+            for _ in range(count):
+                group.start_soon(anyio.to_thread.run_sync, call)
+
+
+class ThreadInTask(Way):
+    """What a thread costs that somebody owns: a task waits for it, and is waited for."""
+
+    name = "AnyIO, in a task"
+    loops = ALL
+    open = AnyIO.open
+
+    async def run_thread(self, call):
+        await self._opened.create_task(anyio.to_thread.run_sync(call))
+
+
+class HandlingNode(Node):
+    def on_worker_state_changed(self, event):
+        pass
+
+
+class Creche(Way):
+    """Workers of a node."""
+
+    name = "Creche"
+    loops = ALL
+
+    def open(self):
+        return Node("bench")
+
+    async def start(self, job, count):
+        run = self._opened.run_worker
+        return [run(job) for _ in range(count)]
+
+    async def start_handled(self, job, count):
+        async with HandlingNode("handling") as node:
+            for _ in range(count):
+                node.run_worker(job)
+
+    async def start_limited(self, job, count):
+        group = self._opened.group("limited", self.limit)
+        for _ in range(count):
+            group.run_worker(job)
+
+    async def start_others(self, job, count):
+        for number in range(count):
+            self._opened.run_worker(job, group=f"other {number}")
+
+    async def replace(self, job):
+        self._opened.run_worker(job, group="search", exclusive=True)
+
+    async def cancel_all(self):
+        self._opened.cancel()
+
+    async def cancel_group(self):
+        self._opened.group("default").cancel()
+
+    async def run_thread(self, call):
+        await self._opened.run_worker(call, thread=True)
+
+    async def run_threads(self, call, count):
+        workers = [self._opened.run_worker(call, thread=True) for _ in range(count)]
+        await self._opened.workers.wait_for_complete(workers)
+
+    async def advance(self, count):
+        async def job():
+            advance = creche.get_current_worker().advance
+            for _ in range(count):
+                advance()
+
+        await self._opened.run_worker(job)
+
+
+class Unwatched(Way):
+    """Workers of a node that nobody watches; those below are watched, in some way each."""
+
+    name = "Creche, unwatched"
+    loops = ALL
+
+    async def __aenter__(self):
+        self._node = Node("bench")
+        self._around = AsyncExitStack()
+        await self.watch(self._around)
+        await self._node.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised):
+        async with self._around:
+            return await self._node.__aexit__(*raised)
+
+    async def watch(self, around):
+        """Begin, and have the stack end it."""
+
+    async def start_watched(self, job, count):
+        for _ in range(count):
+            self._node.run_worker(job)
+
+
+class Subscribed(Unwatched):
+    name = "Creche, 1 subscriber"
+    subscribers = 1
+
+    async def watch(self, around):
+        opened = [
+            await around.enter_async_context(self._node.subscribe(Worker.StateChanged, tree=True))
+            for _ in range(self.subscribers)
+        ]
+        tasks = await around.enter_async_context(anyio.create_task_group())
+        for events in opened:
+            tasks.start_soon(self._read, events)
+
+    async def _read(self, events):
+        async for _ in events:
+            pass
+
+
+class TenSubscribed(Subscribed):
+    name = "Creche, 10 subscribers"
+    subscribers = 10
+
+
+class OnBoard(Unwatched):
+    name = "Creche, live board"
+
+    async def watch(self, around):
+        console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+        await around.enter_async_context(live_board(self._node, console=console))
+
+
+class Recorded(Unwatched):
+    name = "Creche, recorded"
+
+    async def watch(self, around):
+        await around.enter_async_context(record(self._node))
+
+
+class PlainApp(App):
+    pass
+
+
+class HandlingApp(App):
+    ended = 0
+
+    def on_worker_state_changed(self, event):
+        self.ended += event.state is textual.worker.WorkerState.SUCCESS
+
+
+class InApp(Way):
+    """Textual's own workers, in an app without a terminal."""
+
+    name = "Textual"
+    app: type[App]
+
+    @classmethod
+    @asynccontextmanager
+    async def host(cls):
+        cls._app = cls.app()
+        async with cls._app.run_test():
+            yield
+
+
+class TextualHandled(InApp):
+    app = HandlingApp
+
+    async def start_handled(self, job, count):
+        due = self._app.ended + count
+        for _ in range(count):
+            self._app.run_worker(job)
+        while self._app.ended < due:  # noqa: ASYNC110 (an event would cost more)
+            await asyncio.sleep(0)
+
+
+class Textual(InApp):
+    app = PlainApp
+
+    async def __aexit__(self, *raised):
+        # Its own wait_for_complete() makes a task for each worker.
+        while len(self._app.workers):  # noqa: ASYNC110 (it sets no event)
+            await asyncio.sleep(0)
+
+    async def start(self, job, count):
+        run = self._app.run_worker
+        return [run(job) for _ in range(count)]
+
+    async def start_others(self, job, count):
+        for number in range(count):
+            self._app.run_worker(job, group=f"other {number}")
+
+    async def replace(self, job):
+        self._app.run_worker(job, group="search", exclusive=True)
+
+    async def cancel_all(self):
+        self._app.workers.cancel_all()
+
+    async def cancel_group(self):
+        self._app.workers.cancel_group(self._app, "default")
+
+    async def run_thread(self, call):
+        await self._app.run_worker(call, thread=True).wait()
+
+    async def run_threads(self, call, count):
+        workers = [self._app.run_worker(call, thread=True) for _ in range(count)]
+        await self._app.workers.wait_for_complete(workers)
+
+    async def advance(self, count):
+        async def job():
+            advance = textual.worker.get_current_worker().advance
+            for _ in range(count):
+                advance()
+
+        await self._app.run_worker(job).wait()
+
+
+class Aiojobs(Way):
+    """aiojobs: a scheduler, which has a limit of its own."""
+
+    name = "aiojobs"
+
+    async def __aenter__(self):
+        # Without a timeout: it would give up on a tenth of a second, and not wait for the rest.
+        self._scheduler = Scheduler(
+            close_timeout=None, limit=self.limit, pending_limit=0, wait_timeout=None
+        )
+        return self
+
+    async def __aexit__(self, *raised):
+        await self._scheduler.wait_and_close()
+
+    async def start(self, job, count):
+        spawn = self._scheduler.spawn
+        return [await spawn(job()) for _ in range(count)]
+
+    async def start_limited(self, job, count):
+        spawn = self._scheduler.spawn
+        for _ in range(count):
+            await spawn(job())
+
+    async def cancel_all(self):
+        await self._scheduler.close()
+
+    async def cancel_each(self, handles):
+        for job in handles:
+            await job.close()
+
+
+WAYS = (
+    *(Raw, RawTrio, AnyIO, ThreadInTask, Creche),
+    *(Unwatched, Subscribed, TenSubscribed, OnBoard, Recorded),
+    *(Textual, TextualHandled, Aiojobs),
+)
