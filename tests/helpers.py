@@ -93,6 +93,20 @@ async def fail(error):
     raise error
 
 
+async def fail_late(error):
+    """Sleep; once cancelled, raise an error in place of the cancellation."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        raise error
+
+
+async def give_later(value, gate):
+    """Give a value as the gate opens."""
+    await gate.wait()
+    return value
+
+
 async def slow_to_leave(gate):
     """Sleep; once cancelled, leave as the gate opens."""
     try:

@@ -17,6 +17,7 @@ from helpers import (
     RENDEZVOUS,
     BaseExceptionGroup,
     ExceptionGroup,
+    fail,
     leaves,
     no_collection,
     settle,
@@ -55,37 +56,33 @@ def boom():
     raise ValueError("boom")
 
 
-async def raising(error):
-    raise error
-
-
 @pytest.mark.parametrize("kind", [ExceptionGroup, Rejected, Unsplit])
 @pytest.mark.parametrize("where", ["worker", "stored", "body", "handler", "thread", "mounted"])
 async def test_a_group_is_the_very_object_that_was_raised(kind, where):
     """A group from which nothing was taken out keeps its identity, and so its class."""
     error = kind("rejected", [ValueError(1), TypeError(2)])
 
-    def fail():
+    def failing():
         raise error
 
     class App(Node):
         def on_worker_state_changed(self, event):
             if where == "handler":
-                fail()
+                failing()
 
     raised = None
     try:
         async with App("app") as app:
             if where == "body":
-                fail()
+                failing()
             elif where == "mounted":
-                (await app.mount(Node("panel"))).run_worker(raising(error))
+                (await app.mount(Node("panel"))).run_worker(fail(error))
             elif where == "thread":
-                app.run_worker(fail, thread=True)
+                app.run_worker(failing, thread=True)
             elif where == "handler":
                 app.run_worker(settle)
             else:
-                worker = app.run_worker(raising(error), exit_on_error=where == "worker")
+                worker = app.run_worker(fail(error), exit_on_error=where == "worker")
                 if where == "stored":
                     with pytest.raises(WorkerFailed) as failed:
                         await worker
@@ -201,7 +198,7 @@ class Unpicklable(Exception):
 async def test_a_failure_can_be_pickled(error, kept):
     """The original error goes with it, or what can be told of it; and the text stays."""
     async with Node("app") as app:
-        worker = app.run_worker(raising(error), name="cook", exit_on_error=False)
+        worker = app.run_worker(fail(error), name="cook", exit_on_error=False)
         relay = app.run_worker(worker.wait, exit_on_error=False)
         with pytest.raises(WorkerFailed) as caught:
             await relay
@@ -230,7 +227,7 @@ async def test_a_shared_error_has_a_note_for_each_worker():
     shared = ValueError("shared")
     async with Node("app") as app:
         for name in ("one", "two", "two"):
-            worker = app.run_worker(raising(shared), name=name, exit_on_error=False)
+            worker = app.run_worker(fail(shared), name=name, exit_on_error=False)
             for _ in range(2):
                 with pytest.raises(WorkerFailed):
                     await worker
@@ -305,7 +302,7 @@ async def test_the_log_of_a_stored_failure_names_the_call(caplog):
     """A failure that is stored is logged at ERROR with the call, in that moment."""
     async with Node("app") as app:
         worker = app.run_worker(
-            raising(ValueError("x")), name="fetch", description="fetch('/4')", exit_on_error=False
+            fail(ValueError("x")), name="fetch", description="fetch('/4')", exit_on_error=False
         )
         await settle()
         (record,) = [each for each in caplog.records if each.name == "creche"]
@@ -318,7 +315,7 @@ async def test_a_wish_to_end_is_not_logged(caplog):
     """SystemExit and KeyboardInterrupt are no failures: they come out of the block."""
     with pytest.raises(SystemExit):
         async with Node("app") as app:
-            app.run_worker(raising(SystemExit(3)))
+            app.run_worker(fail(SystemExit(3)))
     assert [each for each in caplog.records if each.name == "creche"] == []
 
 
@@ -345,7 +342,7 @@ async def test_an_error_that_is_relayed_into_another_tree():
     async with anyio.create_task_group() as tasks:
         try:
             async with Node("a") as a:
-                worker = a.run_worker(raising(ValueError("once")))
+                worker = a.run_worker(fail(ValueError("once")))
                 a.run_worker(relay_late)
                 tasks.start_soon(wait_elsewhere)
                 await anyio.sleep_forever()

@@ -23,6 +23,8 @@ from helpers import (
     ExceptionGroup,
     Listener,
     fail,
+    fail_late,
+    give_later,
     leaves,
     no_collection,
     run_python,
@@ -209,12 +211,8 @@ async def test_waiter_cancelled():
     """Cancelling a wait leaves the worker alone."""
     gate = anyio.Event()
 
-    async def work():
-        await gate.wait()
-        return 5
-
     async with Node() as app:
-        worker = app.run_worker(work)
+        worker = app.run_worker(give_later(5, gate))
         with anyio.CancelScope() as scope:
             app.run_worker(cancel_soon(scope))
             await worker.wait()
@@ -230,15 +228,11 @@ async def test_many_waiters():
     gate = anyio.Event()
     got = []
 
-    async def work():
-        await gate.wait()
-        return 5
-
     async def wait(worker):
         got.append(await worker)
 
     async with Node() as app:
-        worker = app.run_worker(work)
+        worker = app.run_worker(give_later(5, gate))
         async with anyio.create_task_group() as group:
             for _ in range(10):
                 group.start_soon(wait, worker)
@@ -250,15 +244,9 @@ async def test_many_waiters():
 async def test_error_while_cancelled():
     """A worker that raises while it is being cancelled ends ERROR, and the error gets out."""
 
-    async def work():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise ValueError("while unwinding")
-
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
-            worker = app.run_worker(work)
+            worker = app.run_worker(fail_late(ValueError("while unwinding")))
             await settle()
             worker.cancel()
     assert worker.state is ERROR
@@ -268,16 +256,10 @@ async def test_error_while_cancelled():
 async def test_error_beside_an_outer_cancellation():
     """An error is not lost when an outer scope is cancelled as well."""
 
-    async def work():
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise ValueError("while unwinding")
-
     with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'"):
         with anyio.CancelScope() as scope:
             async with Node("app") as app:
-                app.run_worker(work)
+                app.run_worker(fail_late(ValueError("while unwinding")))
                 await settle()
                 scope.cancel()
 

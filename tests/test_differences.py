@@ -31,7 +31,7 @@ from creche import (
     get_current_worker,
     work,
 )
-from helpers import ExceptionGroup, fail
+from helpers import ExceptionGroup, fail, give_later
 from pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "differences.md"
@@ -164,12 +164,8 @@ async def test_leaving_the_block_waits_for_the_work():
     """Work that is under way when the block ends normally runs to its end."""
     go = anyio.Event()
 
-    async def fetch():
-        await go.wait()
-        return "page"
-
     async with Node("app") as app:
-        worker = await app.start_worker(fetch)
+        worker = await app.start_worker(give_later("page", go))
         daemon = await app.start_worker(forever, daemon=True)
         go.set()
     assert (worker.state, worker.result) == (WorkerState.SUCCESS, "page")
@@ -509,12 +505,8 @@ async def test_cancelling_a_waiter_leaves_the_work_alone():
     """The work goes on when one that waits for it is cancelled, and no flag says otherwise."""
     go = anyio.Event()
 
-    async def fetch():
-        await go.wait()
-        return "page"
-
     async with anyio.create_task_group() as group, Node("app") as app:
-        worker = await app.start_worker(fetch)
+        worker = await app.start_worker(give_later("page", go))
         waiter = await waiting(group, worker.wait)
         waiter.scope.cancel()
         await waiter.over()
@@ -528,12 +520,8 @@ async def test_one_cancelled_waiter_does_not_disturb_another():
     """Of two that wait, one is cancelled and the other gets the result."""
     go = anyio.Event()
 
-    async def fetch():
-        await go.wait()
-        return "page"
-
     async with anyio.create_task_group() as group, Node("app") as app:
-        worker = await app.start_worker(fetch)
+        worker = await app.start_worker(give_later("page", go))
         first = await waiting(group, worker.wait)
         second = await waiting(group, worker.wait)
         first.scope.cancel()

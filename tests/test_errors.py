@@ -17,6 +17,7 @@ from helpers import (
     ExceptionGroup,
     Listener,
     fail,
+    fail_late,
     leaves,
     no_collection,
     run_python,
@@ -26,13 +27,6 @@ from helpers import (
 
 class Boom(Exception):
     """What the tests raise."""
-
-
-async def late(text="late"):
-    try:
-        await anyio.sleep_forever()
-    finally:
-        raise Boom(text)
 
 
 async def leave():
@@ -149,8 +143,8 @@ async def test_errors_of_several_workers():
 
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
-            app.run_worker(late)
-            app.run_worker(late)
+            app.run_worker(fail_late(Boom("late")))
+            app.run_worker(fail_late(Boom("late")))
             await settle()
             app.run_worker(boom)
     assert sorted(str(leaf) for leaf in leaves(caught.value)) == ["boom", "late", "late"]
@@ -337,7 +331,7 @@ async def test_base_exception_takes_other_errors_along():
 
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
-            app.run_worker(late)
+            app.run_worker(fail_late(Boom("late")))
             await settle()
             app.run_worker(leave)
     assert [str(leaf) for leaf in leaves(caught.value.__cause__)] == ["late"]
@@ -349,8 +343,8 @@ async def test_base_exception_of_a_mounted_node_takes_all_errors_along():
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
             panel = await app.mount(Node("panel"))
-            app.run_worker(late("parent"))
-            panel.run_worker(late("child"))
+            app.run_worker(fail_late(Boom("parent")))
+            panel.run_worker(fail_late(Boom("child")))
             await settle()
             panel.run_worker(leave)
             await anyio.sleep_forever()
@@ -366,7 +360,7 @@ async def test_base_exception_with_a_cause_of_its_own():
 
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
-            app.run_worker(late)
+            app.run_worker(fail_late(Boom("late")))
             await settle()
             app.run_worker(leave_with_cause)
     assert caught.value.__cause__ is cause
