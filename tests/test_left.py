@@ -13,7 +13,17 @@ import anyio
 import pytest
 
 from creche import DeadlockError, Node, Worker, WorkerError
-from helpers import CANCELLED, ExceptionGroup, Meeting, RENDEZVOUS, fail, leaves, run_python, settle, until
+from helpers import (
+    CANCELLED,
+    RENDEZVOUS,
+    ExceptionGroup,
+    Meeting,
+    fail,
+    leaves,
+    run_python,
+    settle,
+    until,
+)
 
 
 def program(text, *arguments, status=1):

@@ -33,7 +33,7 @@ from creche._messages.mailbox import Mailbox
 from creche._nursery.held import HeldTask
 from creche._nursery.nursery import Nursery
 from creche._running.thread import ThreadCall
-from helpers import BaseExceptionGroup, RENDEZVOUS, SUCCESS, leaves, settle, trio_random
+from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle, trio_random
 
 PATIENCE = 60.0
 """Seconds after which a program hangs: a failure, never a delay."""

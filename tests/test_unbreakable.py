@@ -33,8 +33,7 @@ from creche import (
     WorkerError,
     WorkerFailed,
 )
-from creche._core import node as node_module
-from creche._core import parts
+from creche._core import parts, snapshot
 from creche._core import worker as worker_module
 from creche._core.group import WorkerGroup
 from creche._ground import bridge as bridge_module
@@ -996,13 +995,13 @@ async def test_subscription_outlasts_an_equal_node():
 async def test_snapshot_is_taken_on_the_loop(monkeypatch):
     """A thread that asks for a picture gets one of a moment between two steps of the loop."""
     threads = []
-    take = node_module.take
+    take = snapshot._take_tree
 
     def noted(*args, **options):
         threads.append(threading.get_ident())
         return take(*args, **options)
 
-    monkeypatch.setattr(node_module, "take", noted)
+    monkeypatch.setattr(snapshot, "_take_tree", noted)
     async with Node("app") as app:
         picture = await anyio.to_thread.run_sync(app.snapshot)
     assert picture.name == "app"
