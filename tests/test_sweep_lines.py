@@ -142,7 +142,7 @@ class Plant:
         self.site, self.fault, self.others = site, fault, None
         self.reached = Counter()
         self.is_done = False
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # the collector may come while it is held, and be traced
 
     def _call(self, frame, event, arg):
         own = self._line if frame.f_code in NAMES else None
