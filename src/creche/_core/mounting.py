@@ -49,6 +49,7 @@ class Mount:
                 self._live, self._end, name=child.path
             ).hold_no_more()  # the hold of the child is enough
         except BaseException:
+            self._leave.set()  # in case that there is a task all the same
             self._end()
             child._creche_parent, child._creche_mount = parent, None
             raise
