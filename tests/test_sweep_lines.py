@@ -139,27 +139,15 @@ class Plant:
     """Notes each line that is reached, and raises a fault at one of them."""
 
     def __init__(self, site, fault):
-        self.site, self.fault, self.others = site, fault, None
+        self.site, self.fault = site, fault
         self.reached = Counter()
         self.is_done = False
         self.lock = threading.RLock()  # the collector may come while it is held, and be traced
 
     def _call(self, frame, event, arg):
-        own = self._line if frame.f_code in NAMES else None
-        if self.others is None:
-            return own
-        # Coverage counts on; it takes the tracing for itself at each call.
-        self.others(frame, event, arg)
-        sys.settrace(self._call)
-        return own or self._pass_on
-
-    def _pass_on(self, frame, event, arg):
-        self.others(frame, event, arg)
-        return self._pass_on
+        return self._line if frame.f_code in NAMES else None
 
     def _line(self, frame, event, arg):
-        if self.others is not None:
-            self.others(frame, event, arg)
         code, number = frame.f_code, frame.f_lineno
         if event != "line" or self.is_done:
             return self._line
@@ -181,8 +169,13 @@ class Plant:
 
     @contextmanager
     def here(self):
-        """Watch what the current thread does."""
-        before = self.others = sys.gettrace()
+        """Watch what the current thread does.
+
+        Coverage does not count meanwhile. It keeps a stack of its own of the calls that are under
+        way, but Python tells nobody how calls end once a tracer has raised; and what coverage is
+        told from then on it takes for lines of other files.
+        """
+        before = sys.gettrace()
         sys.settrace(self._call)
         try:
             yield
