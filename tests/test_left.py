@@ -251,6 +251,33 @@ async def test_left_in_another_task_the_work_is_cancelled():
     assert ends == ["work", "host"]
 
 
+async def test_left_in_another_task_its_mounted_nodes_leave():
+    """They have no block that anybody else would leave."""
+    entered, go = anyio.Event(), anyio.Event()
+    app = Node("app")
+
+    async def host():
+        await app.__aenter__()
+        entered.set()
+        await go.wait()
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(host)
+            await entered.wait()
+            panel = await app.mount(Node("panel"))
+            with (
+                anyio.fail_after(RENDEZVOUS),
+                pytest.raises(WorkerError, match="left in another task"),
+            ):
+                await app.__aexit__(None, None, None)
+            assert panel.is_finished
+            assert app.is_finished
+            go.set()
+    except ExceptionGroup as group:  # what the backend says to a host that left a block open
+        assert [type(each) for each in leaves(group)] == [RuntimeError]
+
+
 @pytest.mark.parametrize("error", [None, ValueError("of the body")])
 async def test_parent_left_before_its_child(error):
     """It is a DeadlockError that names the child; both are closed, and may be left once more."""
@@ -374,6 +401,17 @@ async def test_entering_that_fails_half_way_leaves_nothing():
         with pytest.raises(ValueError, match="half-way"):
             await app.mount(Broken("mounted"))
         assert await app.run_worker(anyio.lowlevel.checkpoint) is None
+
+
+def test_entering_without_an_event_loop():
+    """The node is closed, and so is what was given to it."""
+    app = Node("app")
+    waiting = app.run_worker(anyio.sleep_forever, start=False)
+    entering = app.__aenter__()
+    with pytest.raises(anyio.NoEventLoopError):
+        entering.send(None)
+    assert app.is_finished
+    assert waiting.state is CANCELLED
 
 
 @pytest.mark.parametrize("made", range(1, 4))

@@ -11,7 +11,7 @@ import pytest
 
 import creche._core.log
 from creche import Message, Node, Worker, active_worker, work
-from helpers import ExceptionGroup, Meeting, fail, settle, until
+from helpers import CANCELLED, ExceptionGroup, Meeting, fail, settle, until
 
 FIELDS = ("worker", "group", "node", "state", "previous", "reason")
 
@@ -259,3 +259,60 @@ async def test_records_are_made_where_the_change_happens(caplog, debug):
     finally:
         logger.removeFilter(note)
     assert found == [("PENDING", None), ("RUNNING", "work"), ("SUCCESS", "work")]
+
+
+class Interrupting(logging.Handler):
+    """A handler of the program's at which a Ctrl+C comes, once."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.has_come = what, False
+
+    def emit(self, record):
+        if not self.has_come and self.what in record.getMessage():
+            self.has_come = True
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(debug):
+    """Have a Ctrl+C come as the log is told something."""
+    logger = logging.getLogger("creche")
+
+    def at(what):
+        logger.addHandler(Interrupting(what))
+
+    yield at
+    for handler in list(logger.handlers):
+        if isinstance(handler, Interrupting):
+            logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("what", ["RUNNING", "'cook' failed in burn"])
+async def test_a_ctrl_c_in_a_handler_of_the_log(interrupted, what):
+    """It is no fault of the log: the change is made, and the block raises it."""
+
+    async def burn():
+        raise ValueError("burnt")
+
+    interrupted(what)
+    with pytest.raises(KeyboardInterrupt):
+        async with Node("app") as app:
+            worker = app.run_worker(burn, "cook", description="burn", exit_on_error=False)
+            await anyio.sleep_forever()
+    assert worker.is_finished
+    assert len(app.workers) == 0
+
+
+async def test_a_ctrl_c_as_a_worker_is_superseded(interrupted):
+    """It takes the node along, and so the worker that superseded the other: no task is made."""
+    interrupted("'old' of group 'one' on node 'app': PENDING -> CANCELLED")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        async with Node("app") as app:
+            group = app.group("one", limit=1)
+            old = group.run_worker(anyio.sleep_forever, "old")
+            new = group.run_worker(anyio.sleep_forever, "new", exclusive=True)
+            assert new.state is old.state is CANCELLED
+            assert len(group) == 0
+            await anyio.sleep_forever()
+    assert caught.value.__cause__ is None

@@ -247,6 +247,31 @@ async def test_functions_that_others_have_wrapped_are_told_apart():
     assert await both(plain(make("a")), plain(make("b")), exclusive=True) == [CANCELLED, SUCCESS]
 
 
+async def test_a_function_that_wraps_itself():
+    """A chain of wrapped functions that leads back into itself leads to one of them."""
+
+    async def load():
+        await settle()
+
+    load.__wrapped__ = load
+    async with Node("app") as app:
+        first, second = [app.run_worker(load, exclusive=True) for _ in range(2)]
+    assert (first.state, second.state) == (CANCELLED, SUCCESS)
+
+
+async def test_a_name_of_work_that_is_no_text():
+    """The worker has no name then."""
+
+    class Load:
+        __name__ = 5
+
+        async def __call__(self):
+            await settle()
+
+    async with Node("app") as app:
+        assert app.run_worker(Load()).name == ""
+
+
 async def test_of_exclusive_workers_that_are_started_together_the_newest_wins():
     """start_all() starts them in order of creation, and each supersedes those before it."""
     async with Node("app") as app:
@@ -290,6 +315,7 @@ async def test_steps_that_are_no_numbers(steps):
         (1, 10**400, 0.0),
         (1e308, 1e307, 100.0),
         (Fraction(1, 4), 1, 25.0),
+        (Fraction(10**400), 10**401, 10.0),
         (-5, 10, 0.0),
         (5, 0, 0.0),
         (5, None, 0.0),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
+from functools import partial
 
 import anyio
 import pytest
 
-from creche import Message, Node, Worker, WorkerError
+from creche import Message, Node, Worker, WorkerCancelled, WorkerError
 from helpers import (
     CANCELLED,
     PENDING,
@@ -415,6 +417,45 @@ async def test_mount_refused():
         app.cancel()
         with pytest.raises(WorkerError, match="cannot mount on node 'app': it is cancelled"):
             await app.mount(Node("panel"))
+
+
+async def test_mount_of_something_else():
+    """What is no node is refused, and nothing is changed."""
+    async with Node("app") as app:
+        with pytest.raises(WorkerError, match=r"mount\(\) takes a Node, not 'panel'"):
+            await app.mount("panel")
+        assert app.children == ()
+
+
+async def test_mounting_that_is_cancelled_natively(anyio_backend):
+    """Who mounts a node whose task was killed before its first step is told so."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+    app, told = Node("app"), []
+
+    def kill():
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "app/panel"]
+        task.cancel()
+
+    with pytest.raises(WorkerError, match=r"a native Task\.cancel"):
+        async with app:
+            # Its turn comes before that of the new task.
+            asyncio.get_running_loop().call_soon(kill)
+            try:
+                await app.mount(Node("panel"))
+            except WorkerCancelled as error:
+                told.append(str(error))
+    assert told == ["mounting node 'app/panel' was cancelled natively"]
+
+
+async def test_remove_from_elsewhere():
+    """A node is removed on its own loop; elsewhere nothing happens to it."""
+    async with Node("app") as app:
+        panel = await app.mount(Node("panel"))
+        with pytest.raises(WorkerError, match="is removed outside its event loop"):
+            await anyio.to_thread.run_sync(partial(anyio.run, panel.remove))
+        assert app.children == (panel,)
+        assert await panel.run_worker(anyio.lowlevel.checkpoint) is None
 
 
 async def test_mounting_twice_at_once():

@@ -7,7 +7,7 @@ import math
 import anyio
 import pytest
 
-from creche import Worker, WorkerCancelled, WorkerError, WorkerState
+from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerState
 from creche._ground.states import FINAL, NURSERY_TRANSITIONS, TRANSITIONS, NurseryState
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle
 
@@ -231,6 +231,19 @@ async def test_adapter_in_another_thread():
         assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
 
 
+async def test_adapters_worker_that_is_refused_goes_on():
+    """A node that takes no more work has no say in what runs elsewhere already."""
+    async with Node("app") as app:
+        pass
+    waiting, running = [Worker(app, anyio.sleep_forever) for _ in range(2)]
+    running.state = RUNNING
+    for worker in (waiting, running):
+        with pytest.raises(WorkerError, match="which is closed"):
+            app.workers.add_worker(worker)
+        assert worker.is_cancelled
+    assert (waiting.state, running.state) == (CANCELLED, RUNNING)
+
+
 async def test_start_all_leaves_an_adapters_worker_alone():
     """What an adapter runs is not started here as well."""
     async with Listener() as app:
@@ -291,3 +304,21 @@ async def test_state_of_a_worker_that_was_never_added():
         worker.state = SUCCESS
         await settle()
         assert app.told_of(worker) == [RUNNING, SUCCESS]
+
+
+async def test_worker_that_is_added_to_no_node_outlives_its_own():
+    """What becomes of it once the node is closed is told to nobody, and nothing of it is kept."""
+
+    class App(Listener):
+        def on_worker_progress_changed(self, event):
+            self.told.append((event.worker, event))
+
+    async with App() as app:
+        worker = Worker(app, anyio.sleep_forever)
+    worker.advance()
+    await anyio.to_thread.run_sync(worker.advance)
+    worker.state = RUNNING
+    await settle()
+    assert (worker.state, worker.completed_steps) == (RUNNING, 2)
+    assert app.told == []
+    assert not app._creche_audience._advanced

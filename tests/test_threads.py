@@ -618,6 +618,27 @@ async def test_call_under_way_is_cancelled_with_its_worker():
     assert unwound == [True, True]
 
 
+async def test_call_under_way_is_cancelled_natively(anyio_backend):
+    """The thread is told that its call was, though neither its worker nor the node was."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no native cancellation of a task")
+
+    async def cancel():
+        asyncio.current_task().cancel()
+        await anyio.sleep_forever()
+
+    async with Node("app") as app:
+        worker = app.run_worker(
+            lambda: app.call_from_thread(cancel), thread=True, exit_on_error=False
+        )
+        assert worker.thread
+        assert not app.run_worker(settle).thread
+        with pytest.raises(WorkerFailed) as caught:
+            await worker
+    assert isinstance(caught.value.error, WorkerCancelled)
+    assert str(caught.value.error) == ("a call from a thread to node 'app' was cancelled natively")
+
+
 async def test_awaitable_that_is_no_coroutine_is_not_entered_either():
     """The same for awaitables of another kind than coroutines."""
     entered = []

@@ -1298,6 +1298,29 @@ def test_ctrl_c_in_the_midst_of_a_step_waits_for_its_end(at):
     assert came_within == [False]
 
 
+def test_ctrl_c_in_the_last_step_of_a_block():
+    """One that came as the last worker ended is raised by the block, which has no await left."""
+    came_within, states = [], []
+
+    def look(_, state):
+        if state == "CANCELLED":
+            came_within.append(interrupt())
+
+    async def main():
+        app = Node("app")
+        try:
+            async with app:
+                worker = app.run_worker(anyio.sleep_forever, start=False)
+            raise AssertionError("the block did not raise it")
+        finally:
+            states.append((app.is_finished, worker.state))
+
+    with at_each_change(look):
+        run_on_trio(main)
+    assert came_within == [False]
+    assert states == [(True, CANCELLED)]
+
+
 def test_ctrl_c_in_the_midst_of_a_property_waits_for_its_end(monkeypatch):
     """The same holds of properties, of which some make what is kept."""
     came_within = []

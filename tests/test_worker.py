@@ -17,6 +17,7 @@ from creche import (
     WorkerCancelled,
     WorkerDeclarationError,
     WorkerError,
+    WorkerFailed,
     active_worker,
     get_current_worker,
     work,
@@ -435,6 +436,22 @@ def test_declaration_errors():
 
     with pytest.raises(WorkerDeclarationError, match="@work takes a function, not 'name'"):
         work("name")
+
+
+async def test_decorated_function_without_a_signature():
+    """The call itself says whether the arguments fit: it is that of a worker."""
+
+    def plain(node):
+        return node.name
+
+    plain.__signature__ = 5
+    start = work(plain, thread=True)
+    async with Node("app") as app:
+        assert await start(app) == "app"
+        worker = start(app, "one too many")
+        worker.exit_on_error = False
+        with pytest.raises(WorkerFailed, match="takes 1 positional argument but 2 were given"):
+            await worker
 
 
 async def test_decorated_function_needs_a_node():

@@ -1,0 +1,433 @@
+"""Steps of the core that are broken off, one at a time, and how they are made up for.
+
+The sweep of lines does that at each line, and looks whether the invariants hold; here is told what
+comes of it. Memory that runs out, or a Ctrl+C at the wrong line, would do the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+
+import anyio
+import pytest
+from anyio import lowlevel
+
+from creche import Message, Node, Worker
+from creche._core import calls, log
+from creche._core.audience import Audience
+from creche._ground import bridge as bridge_module
+from creche._ground.backend import get_backend
+from creche._ground.bridge import Bridge
+from creche._nursery import nursery as nursery_module
+from creche._nursery.nursery import Nursery
+from creche._running import thread as thread_module
+from creche._running.thread import ThreadCall
+from helpers import (
+    CANCELLED,
+    ERROR,
+    RENDEZVOUS,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    Listener,
+    Meeting,
+    leaves,
+    settle,
+    until,
+)
+
+
+class Note(Message):
+    pass
+
+
+@contextmanager
+def broken_off(owner, name, *, times=1, late=False):
+    """Have a function of the library's raise the first times, before it does anything or after all.
+
+    Gives the faults that were raised.
+    """
+    original, faults = getattr(owner, name), []
+
+    def broken(*args, **kwargs):
+        if late:
+            original(*args, **kwargs)
+        if len(faults) < times:
+            faults.append(MemoryError(f"{name} {len(faults)}"))
+            raise faults[-1]
+        return None if late else original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        yield faults
+
+
+def raised_by(caught):
+    """Give the single errors that a block has raised."""
+    return leaves(caught.value)
+
+
+# cancellation
+
+
+async def test_cancel_of_one():
+    """Who cancels a worker is told of the fault, and the worker is CANCELLED all the same."""
+    async with Node("app") as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        with broken_off(Worker, "_deliver_cancel"), pytest.raises(MemoryError):
+            worker.cancel()
+        assert worker.state is CANCELLED
+        worker = await app.start_worker(anyio.sleep_forever)
+        with broken_off(Worker, "_deliver_cancel"), pytest.raises(MemoryError):
+            worker.cancel()
+        with anyio.fail_after(RENDEZVOUS):
+            await app.workers.wait_for_complete([worker])
+
+
+async def test_cancel_of_one_before_it_is_marked():
+    """Nothing was done, so nothing is made up for."""
+    async with Node("app") as app:
+        worker = await app.start_worker(lowlevel.checkpoint)
+        with broken_off(Worker, "_request_cancel"), pytest.raises(MemoryError):
+            worker.cancel()
+    assert worker.state is SUCCESS
+
+
+async def test_cancel_of_a_node_at_one_of_its_workers():
+    """The worker is cancelled, and so are those after it; the block raises the fault."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            group = app.group("one", limit=1)
+            workers = [group.run_worker(anyio.sleep_forever) for _ in range(3)]
+            with broken_off(Worker, "_cancel_with_nursery") as faults:
+                app.cancel("all")
+            assert [worker.cancel_reason for worker in workers] == ["all"] * 3
+            assert [worker.state for worker in workers] == [CANCELLED] * 3
+    assert raised_by(caught) == faults
+
+
+async def test_cancel_of_a_node():
+    """Whoever asked is told of the fault; all that is below is cancelled all the same."""
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        workers = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
+        with broken_off(Node, "_creche_on_cancel"), pytest.raises(MemoryError):
+            app.cancel()
+        assert [worker.state for worker in workers] == [CANCELLED] * 2
+        with pytest.raises(anyio.get_cancelled_exc_class()):
+            await lowlevel.checkpoint()
+
+
+async def test_failure_of_the_body():
+    """What the body raised and the fault are both raised, and the workers are cancelled."""
+    failure = ValueError("of the body")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            with broken_off(Node, "_creche_on_cancel") as faults:
+                # Left by hand: the step is to be whole again for what comes after.
+                await app.__aexit__(ValueError, failure, None)
+    assert raised_by(caught) == [failure, *faults]
+    assert worker.state is CANCELLED
+
+
+# the end of a nursery
+
+
+async def test_leaving_of_the_tree():
+    """A node that was broken off as it took its leave has left all the same."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            page = Node("page", parent=app)
+            await page.__aenter__()
+            with broken_off(Node, "_creche_on_closed") as faults:
+                await page.__aexit__(None, None, None)
+    assert raised_by(caught) == faults
+    assert app.children == page.children == ()
+    assert page.is_finished
+
+
+def test_wait_for_the_end_that_fails_again_and_again(backend):
+    """It goes on in spite of some faults, and then gives up: nothing goes round for ever."""
+
+    raised = []
+
+    async def main():
+        try:
+            async with Node("app"):
+                pass
+        except (MemoryError, ExceptionGroup) as error:
+            raised.append(error)
+
+    with (
+        broken_off(Node, "_creche_on_idle", times=20) as faults,
+        suppress(RuntimeError),  # what Trio says of a task group that is never left
+    ):
+        anyio.run(main, **backend)
+    assert len(faults) == nursery_module._MOST_FAULTS + 1
+    assert raised == faults[-1:]
+
+
+async def test_last_step_may_be_taken_again():
+    """A nursery that was broken off after it had closed is closed."""
+    async with Node("app") as app:
+        pass
+    assert app._creche_nursery._shut() is True
+    assert app.is_finished
+
+
+async def test_error_that_comes_too_late_for_its_node(caplog):
+    """It is told in the log: no block is left that could raise it."""
+    async with Listener("app") as app:
+        worker = Worker(app, anyio.sleep_forever)
+    with broken_off(Audience, "announce") as faults:
+        worker.state = RUNNING
+    (record,) = [each for each in caplog.records if each.name == "creche"]
+    assert record.getMessage() == "an error came too late for its node"
+    assert record.exc_info[1] is faults[0]
+
+
+# groups and queues
+
+
+async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
+    """It is CANCELLED, and its group does not count it among those that wait."""
+
+    class Queue(deque):
+        def append(self, worker):
+            super().append(worker)
+            raise MemoryError
+
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        first = group.run_worker(anyio.sleep_forever)
+        group._queue = Queue()
+        with pytest.raises(MemoryError):
+            group.run_worker(anyio.sleep_forever)
+        assert (len(group), group.running, group.queued) == (1, 1, 0)
+        assert list(group) == [first]
+        first.cancel()
+
+
+async def test_long_queue_of_which_no_task_can_be_made():
+    """Each fails, one after the other and not one within the other, and the next has its turn."""
+    spawn, last = Nursery.spawn, "app/one/last"
+
+    def refuse(self, run, *, name, context=None):
+        if name.startswith("app/one/") and name != last:
+            raise MemoryError(name)
+        return spawn(self, run, name=name, context=context)
+
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        first = group.run_worker(anyio.sleep_forever)
+        queued = [group.run_worker(settle, exit_on_error=False) for _ in range(500)]
+        final = group.run_worker(settle, "last")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Nursery, "spawn", refuse)
+            first.cancel()
+            await final
+        assert {worker.state for worker in queued} == {ERROR}
+        assert {type(worker.error) for worker in queued} == {MemoryError}
+
+
+# the log
+
+
+async def test_failure_of_which_not_all_can_be_told(caplog):
+    """The worker has failed all the same, and the log says that it does not say all."""
+    async with Node("app") as app:
+
+        async def burn():
+            raise ValueError("burnt")
+
+        with broken_off(log, "add_note") as faults:
+            worker = app.run_worker(burn, exit_on_error=False)
+            await until(lambda: worker.is_finished)
+    assert worker.state is ERROR
+    assert str(worker.error) == "burnt"
+    (record,) = [each for each in caplog.records if each.name == "creche"]
+    assert record.getMessage() == "could not say all about a failed worker"
+    assert record.exc_info[1] is faults[0]
+
+
+# calls from threads
+
+
+async def ask(app, fn):
+    """Have a thread make a call, and give what comes of it."""
+    answers = []
+
+    def call():
+        try:
+            answers.append(app.call_from_thread(fn))
+        except BaseException as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    with anyio.CancelScope(shield=True):
+        await until(lambda: not thread.is_alive())
+    return answers
+
+
+async def test_call_of_a_thread():
+    """The thread is told of the fault, and so is the node: the task of the call has died of it."""
+    app = Node("app")
+    with broken_off(calls, "_go_on") as faults, pytest.raises(ExceptionGroup) as caught:
+        async with app:
+            answers = await ask(app, settle)
+    assert answers == faults
+    assert raised_by(caught) == faults
+
+
+async def test_call_of_a_thread_that_has_its_answer():
+    """A call that goes on though its thread was told of a fault changes nothing of the answer."""
+
+    class Slow:
+        is_over = False
+
+        def __await__(self):
+            yield from lowlevel.checkpoint().__await__()
+            self.is_over = True
+
+    slow = Slow()
+    meeting = Meeting()
+    answers = []
+
+    def work():
+        meeting()
+        try:
+            answers.append(app.call_from_thread(lambda: slow))
+        except MemoryError as error:
+            answers.append(error)
+
+    async with Node("app") as app:
+        worker = await app.start_worker(work, thread=True)
+        await meeting.until_arrived()
+        with broken_off(Worker, "_rare_parts") as faults:
+            meeting.go.set()
+            with anyio.fail_after(RENDEZVOUS):
+                while not worker.is_finished or not slow.is_over:
+                    await lowlevel.checkpoint()
+    assert answers == faults
+    assert worker.state is SUCCESS
+
+
+async def test_answer_that_comes_too_late():
+    """The first answer to a thread counts."""
+    future = Future()
+    bridge_module.fail(future, ValueError("first"))
+    bridge_module.fail(future, ValueError("second"))
+    with pytest.raises(ValueError, match="first"):
+        bridge_module.await_answer(future, lowlevel.current_token())
+
+
+async def test_thread_waits_while_the_loop_lives(monkeypatch):
+    """A thread whose call takes long looks now and then whether the loop is there, and waits on."""
+    asked, run_soon = threading.Event(), bridge_module.run_soon
+
+    def noted(token, call):
+        if call is int:
+            asked.set()
+        return run_soon(token, call)
+
+    async def long():
+        await until(asked.is_set)
+        return "soup"
+
+    monkeypatch.setattr(bridge_module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(bridge_module, "run_soon", noted)
+    async with Node("app") as app:
+        assert await ask(app, long) == ["soup"]
+
+
+async def test_landing_of_a_call():
+    """Whoever waits for what is on its way is woken though that was broken off."""
+    landed, faults = [], [MemoryError("landing")]
+
+    def land():
+        if faults:
+            raise faults.pop()
+        landed.append(True)
+
+    bridge = Bridge(land)
+    bridge.open(get_backend(lowlevel.current_token()))
+    bridge.post(lambda: None)
+    await until(lambda: bridge.in_flight == 0)
+    await settle()
+    assert landed == [True]
+    assert bridge.close() is True
+
+
+# threads
+
+
+async def test_thread_at_its_first_lines():
+    """The work was not called; the worker fails with the fault."""
+    called = []
+    with (
+        broken_off(ThreadCall, "_run_in_thread") as faults,
+        pytest.raises(ExceptionGroup) as caught,
+    ):
+        async with Node("app") as app:
+            worker = app.run_worker(lambda: called.append(True), thread=True)
+    assert raised_by(caught) == [worker.error] == faults
+    assert called == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_thread_as_it_leaves(late):
+    """The host is told that the thread has ended, and the worker fails with the fault."""
+    with (
+        broken_off(ThreadCall, "_leave", late=late) as faults,
+        pytest.raises(ExceptionGroup) as caught,
+    ):
+        async with Node("app") as app:
+            worker = app.run_worker(lambda: None, thread=True)
+    assert raised_by(caught) == [worker.error] == faults
+
+
+async def test_thread_as_it_leaves_with_an_error(caplog):
+    """The worker fails with what the work has raised; the fault is told in the log."""
+
+    def burn():
+        raise ValueError("burnt")
+
+    with broken_off(ThreadCall, "_leave") as faults:
+        async with Node("app") as app:
+            worker = app.run_worker(burn, "cook", thread=True, exit_on_error=False)
+    assert str(worker.error) == "burnt"
+    told = [each for each in caplog.records if "broken off" in each.getMessage()]
+    assert [each.getMessage() for each in told] == ["the thread of worker 'cook' was broken off"]
+    assert told[0].exc_info[1] is faults[0]
+
+
+async def test_wait_for_a_thread_that_has_ended(monkeypatch):
+    """A fault that comes as the thread has ended already fails the worker."""
+    run_sync, fault = thread_module.to_thread.run_sync, MemoryError("as it came back")
+
+    async def broken(call, **options):
+        await run_sync(call, **options)
+        raise fault
+
+    with pytest.raises(ExceptionGroup) as caught, monkeypatch.context() as patch:
+        async with Node("app") as app:
+            patch.setattr(thread_module.to_thread, "run_sync", broken)
+            worker = app.run_worker(lambda: "soup", thread=True)
+    assert raised_by(caught) == [fault]
+    assert worker.error is fault
+
+
+async def test_async_work_in_a_thread_that_never_begins():
+    """Its coroutine is closed: nobody is warned that it was never awaited."""
+    with (
+        broken_off(thread_module, "on_own_loop") as faults,
+        pytest.raises(ExceptionGroup) as caught,
+    ):
+        async with Node("app") as app:
+            worker = app.run_worker(settle, thread=True)
+    assert raised_by(caught) == [worker.error] == faults
