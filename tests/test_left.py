@@ -251,6 +251,43 @@ async def test_left_in_another_task_the_work_is_cancelled():
     assert ends == ["work", "host"]
 
 
+async def test_left_in_another_task_that_has_entered_a_child():
+    """Nobody else could leave the child: it is closed first, with what was entered in between."""
+    entered, go = anyio.Event(), anyio.Event()
+    app = Node("app")
+    before, page, other = Node("before"), Node("page", parent=app), Node("other")
+
+    async def host():
+        await app.__aenter__()
+        entered.set()
+        await go.wait()
+
+    async def leave():
+        async with before:
+            worker = before.run_worker(anyio.sleep_forever)
+            async with page, other:
+                async with Node("pane", parent=page) as pane:
+                    workers = [node.run_worker(anyio.sleep_forever) for node in (page, other, pane)]
+                    with pytest.raises(WorkerError, match="left in another task"):
+                        await app.__aexit__(None, None, None)
+                    nodes = (app, page, other, pane)
+                    assert all(node.is_finished for node in nodes)
+                    assert {worker.state for worker in workers} == {CANCELLED}
+            assert not worker.is_cancelled
+            assert not before.is_finished
+            worker.cancel()
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(host)
+            await entered.wait()
+            with anyio.fail_after(RENDEZVOUS):
+                await leave()
+            go.set()
+    except ExceptionGroup as group:  # what the backend says to a host that left a block open
+        assert [type(each) for each in leaves(group)] == [RuntimeError]
+
+
 async def test_left_in_another_task_its_mounted_nodes_leave():
     """They have no block that anybody else would leave."""
     entered, go = anyio.Event(), anyio.Event()

@@ -82,7 +82,6 @@ THE_END = [
         Nursery._cancel_all,
         Nursery.cancel_from_outside,
         Nursery._fail_in_body,
-        Nursery.release,
         Nursery.check_idle,
         Nursery._wake,
         Nursery._stop_watching,

@@ -161,16 +161,13 @@ class Node:
 
     def _creche_join(self) -> None:
         """Take the place below the parent, once the node is open or holds something."""
-        joining: list[Node] = []
-        for node in self._creche_above():
-            parent = node._creche_parent
-            if parent is None or id(node) in parent._creche_children:
-                break
-            joining.append(node)
-        for node in reversed(joining):
-            parent = cast("Node", node._creche_parent)
-            parent._creche_children[id(node)] = node
-            inherit(node, parent)
+        node, joining = self, list[tuple[Node, Node]]()
+        while (above := node._creche_parent) is not None and id(node) not in above._creche_children:
+            joining.append((node, above))
+            node = above
+        for node, above in reversed(joining):
+            above._creche_children[id(node)] = node
+            inherit(node, above)
 
     def _creche_label(self) -> str:
         return f"node {shown(path_of(self))}"

@@ -166,11 +166,6 @@ class Bridge:
             return not self._is_open
 
     @property
-    def is_open(self) -> bool:
-        """Whether calls are taken."""
-        return self._is_open
-
-    @property
     def token(self) -> lowlevel.EventLoopToken:
         """Stands for the loop."""
         assert self._token is not None, "the bridge was never opened"
@@ -318,7 +313,7 @@ def fail(future: Future[Any], error: BaseException) -> None:
 _open_bridges: WeakSet[Bridge] = WeakSet()
 
 
-def _forget_loops() -> None:
+def _forget_loops() -> None:  # pragma: no cover (in forked children, which leave before they tell)
     """In a forked child: no loop of the parent's runs here, and no lock is held by anybody."""
     for bridge in list(_open_bridges):
         bridge._lock = threading.RLock()

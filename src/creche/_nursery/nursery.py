@@ -154,7 +154,7 @@ class Nursery:
         self.cancel_reason: object = None
         self.cancelled_class: type[BaseException] = BaseException
         self.holds = 0
-        """What keeps the nursery open: add 1 for it, and call ``release()`` as often.
+        """What keeps the nursery open: add 1 for it, and take it away again.
 
         Who may be broken off between two lines (see ``Worker._end``) changes it in the line in
         which it notes that it did, and then calls ``check_idle()``, which may be repeated.
@@ -293,10 +293,9 @@ class Nursery:
         Raises:
             BaseException: It cannot be made; nothing was changed.
         """
-        coro = None
+        assert self._group is not None
+        coro = run()
         try:
-            assert self._group is not None
-            coro = run()
             try:
                 return self._group.create_task(coro, name=name, context=context)
             except anyio.NoEventLoopError:
@@ -307,8 +306,7 @@ class Nursery:
                 context.run(_library.set, "asyncio")
                 return self._group.create_task(coro, name=name, context=context)
         except BaseException:
-            if coro is not None:
-                coro.close()
+            coro.close()
             raise
 
     def spawn_held(
@@ -385,11 +383,6 @@ class Nursery:
         self._owner._creche_reap()
 
     # what keeps it open
-
-    def release(self) -> None:
-        """Let go of one hold."""
-        self.holds -= 1
-        self.check_idle()
 
     def check_idle(self) -> None:
         """Wake whoever waits for the last hold, if there is none."""
@@ -536,6 +529,7 @@ class Nursery:
                     "work was cancelled; enter and leave its block in the same task"
                 )
                 self.cancel("left in another task", spare_host=not self._host.is_done())
+                await self._close_inner()  # it would wait for what this very task has entered
                 await self._drain()
                 self._end_outside()
             else:
@@ -590,15 +584,24 @@ class Nursery:
             del failure  # as in fail()
 
     async def _close_inner(self) -> WorkerError | None:
-        """Close what the host has opened later and not left: neither could be left any more."""
-        inner = _innermost.get(self._host.task)
+        """Close what this task has opened later and not left: neither could be left any more.
+
+        In another task than the host that is all that it has opened below, and what is in between.
+        """
+        inner = _innermost.get(self.get_task())
         if inner is self:
             return None
+        below = {id(nursery) for nursery in self._owner._creche_nurseries()}
+        later: list[Nursery] = []
+        while inner is not None and inner is not self:
+            later.append(inner)
+            inner = inner._outer
+        while inner is None and later and id(later[-1]) not in below:
+            later.pop()
         self._is_misnested = True
         names: list[str] = []
         kind = WorkerError
-        below = {id(nursery) for nursery in self._owner._creche_nurseries()}
-        while inner is not None and inner is not self:
+        for inner in later:
             names.append(inner._owner._creche_label())
             if id(inner) in below:
                 kind = DeadlockError
@@ -612,7 +615,6 @@ class Nursery:
                     self.cancel_from_outside()
                 else:
                     self.fail(error)
-            inner = _innermost.get(self._host.task)
         return kind(
             f"{self._owner._creche_label()} is left before {' and '.join(names)}, entered "
             "later in the same task, and would wait for it for ever; leave blocks in the reverse "
