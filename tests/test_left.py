@@ -265,14 +265,13 @@ async def test_left_in_another_task_that_has_entered_a_child():
     async def leave():
         async with before:
             worker = before.run_worker(anyio.sleep_forever)
-            async with page, other:
-                async with Node("pane", parent=page) as pane:
-                    workers = [node.run_worker(anyio.sleep_forever) for node in (page, other, pane)]
-                    with pytest.raises(WorkerError, match="left in another task"):
-                        await app.__aexit__(None, None, None)
-                    nodes = (app, page, other, pane)
-                    assert all(node.is_finished for node in nodes)
-                    assert {worker.state for worker in workers} == {CANCELLED}
+            async with page, other, Node("pane", parent=page) as pane:
+                workers = [node.run_worker(anyio.sleep_forever) for node in (page, other, pane)]
+                with pytest.raises(WorkerError, match="left in another task"):
+                    await app.__aexit__(None, None, None)
+                nodes = (app, page, other, pane)
+                assert all(node.is_finished for node in nodes)
+                assert {worker.state for worker in workers} == {CANCELLED}
             assert not worker.is_cancelled
             assert not before.is_finished
             worker.cancel()
