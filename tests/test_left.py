@@ -13,17 +13,7 @@ import anyio
 import pytest
 
 from creche import DeadlockError, Node, Worker, WorkerError
-from helpers import (
-    CANCELLED,
-    RENDEZVOUS,
-    ExceptionGroup,
-    Meeting,
-    fail,
-    leaves,
-    run_python,
-    settle,
-    until,
-)
+from helpers import CANCELLED, ExceptionGroup, Meeting, RENDEZVOUS, fail, leaves, run_python, settle, until
 
 
 def program(text, *arguments, status=1):
@@ -398,6 +388,35 @@ async def test_a_child_whose_task_ends_while_its_parent_is_left(anyio_backend):
         await entered.wait()
     await task
     assert app.is_finished
+
+
+class Page(Node):
+    async def on_note(self, event):
+        await settle(2)
+
+
+class Note(Message, namespace=""):
+    pass
+
+
+async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
+    """Its own watcher and its parent, which is left just then: it ends once, and is told of once."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio itself fails the task that leaves a nursery open")
+    async with Node("app") as app:
+        page = Page("page", parent=app)
+        await asyncio.create_task(page.__aenter__())
+        worker = page.run_worker(anyio.sleep_forever)
+        await settle()
+        for task in asyncio.all_tasks():
+            if task.get_name() == "watcher of node 'app/page'":
+                task.cancel()
+        page.post_message(Note())  # the watcher looks whether the task of its handler begins
+        await asyncio.sleep(0)
+    assert page.is_finished
+    assert worker.state is CANCELLED
+    told = [each.getMessage() for each in caplog.records if each.name == "creche"]
+    assert told == ["node 'app/page' was entered and never left; its work is cancelled"]
 
 
 async def test_a_native_cancel_of_the_watcher_is_not_obeyed(anyio_backend):
