@@ -400,7 +400,7 @@ class Note(Message, namespace=""):
 
 
 async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
-    """Its own watcher and its parent, which is left just then: it ends once, and is told of once."""
+    """By its own watcher and by its parent, which is left just then: it ends and is told of once."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     async with Node("app") as app:
