@@ -12,8 +12,18 @@ from contextlib import AsyncExitStack
 import anyio
 import pytest
 
-from creche import DeadlockError, Node, Worker, WorkerError
-from helpers import CANCELLED, ExceptionGroup, Meeting, RENDEZVOUS, fail, leaves, run_python, settle, until
+from creche import DeadlockError, Message, Node, Worker, WorkerError
+from helpers import (
+    CANCELLED,
+    RENDEZVOUS,
+    ExceptionGroup,
+    Meeting,
+    fail,
+    leaves,
+    run_python,
+    settle,
+    until,
+)
 
 
 def program(text, *arguments, status=1):
@@ -400,7 +410,7 @@ class Note(Message, namespace=""):
 
 
 async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
-    """By its own watcher and by its parent, which is left just then: it ends and is told of once."""
+    """By its watcher and by its parent, which is left just then: it ends, and is told of once."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     async with Node("app") as app:
