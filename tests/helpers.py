@@ -146,3 +146,8 @@ def leaves(error):
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in leaves(each)]
     return [error]
+
+
+def told(caplog):
+    """What the library has told: asyncio's own tells of slow calls, when the machine is busy."""
+    return [record for record in caplog.records if record.name == "creche"]

@@ -31,7 +31,7 @@ from creche import (
     get_current_worker,
     work,
 )
-from helpers import ExceptionGroup, fail, give_later
+from helpers import ExceptionGroup, fail, give_later, told
 from pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "differences.md"
@@ -1215,7 +1215,7 @@ async def test_a_contained_error_is_logged(caplog):
     with caplog.at_level(logging.ERROR, "creche"):
         async with Node("app") as app:
             worker = app.run_worker(fail(ValueError("wrong")), exit_on_error=False)
-    [record] = caplog.records
+    [record] = told(caplog)
     assert record.getMessage() == "worker 'fail' failed"
     assert record.exc_info[1] is worker.error
 

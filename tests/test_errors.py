@@ -22,6 +22,7 @@ from helpers import (
     no_collection,
     run_python,
     settle,
+    told,
 )
 
 
@@ -108,7 +109,7 @@ async def test_stored_error(caplog):
         assert (worker.state, other.state) == (ERROR, RUNNING)
         assert app.told_of(worker)[-1] is ERROR
         other.cancel()
-    (record,) = caplog.records
+    (record,) = told(caplog)
     assert (record.name, record.levelno) == ("creche", logging.ERROR)
     assert record.getMessage() == "worker 'boom' failed"
     assert record.exc_info[1] is worker.error

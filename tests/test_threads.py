@@ -30,6 +30,7 @@ from helpers import (
     leaves,
     no_collection,
     settle,
+    told,
     until,
 )
 
@@ -280,7 +281,7 @@ async def test_abandoned_thread(caplog):
     await until(lambda: limiter.borrowed_tokens == 0)
     assert not worker.is_abandoned
     assert (worker.result, worker.error) == (None, None)
-    (record,) = caplog.records
+    (record,) = told(caplog)
     assert record.getMessage() == "the abandoned thread of worker 'a' failed"
 
 
