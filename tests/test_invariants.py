@@ -9,15 +9,16 @@ from pathlib import Path
 import anyio
 import pytest
 
-from creche import Node, Subscription, Worker
+from creche import Node, Subscription, Worker, WorkerError
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
 from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import Nursery
 from creche.testing import Ending, OnCancel, Script, WorkerMachine
-from creche.testing._base import Posted
-from creche.testing._looking import NAMED
-from creche.testing._model import QUEUE
+from creche.testing._machine.acts import Posted
+from creche.testing._machine.machine import NAMED
+from creche.testing._machine.model import QUEUE
+from creche.testing._machine.world import turn
 from helpers import ERROR, RUNNING
 
 RETURN = Script(gated=False)
@@ -54,6 +55,24 @@ def violated(machine, name):
     assert told[0].startswith(f"{name}: ")
     assert told[-1] == f"({NAMED[name]})"
     assert machine.has_broken
+
+
+@pytest.mark.parametrize("told", ["refused a worker", "took a worker"])
+def test_call_that_is_answered_wrongly(machine, place, monkeypatch, told):
+    """A node that refuses work though it is open, or takes it though it is shut."""
+    monkeypatch.setattr(type(place), "refuses", told == "took a worker")
+    if told == "refused a worker":
+        monkeypatch.setattr(Node, "workers", property(lambda self: Refusing()))
+    machine.run(place=place, script=RETURN)
+    with pytest.raises(AssertionError, match=told):
+        machine.calls_do_what_they_say()
+    violated(machine, "calls_do_what_they_say")
+
+
+class Refusing:
+    def add_worker(self, worker, **options):
+        worker.cancel()
+        raise WorkerError("no")
 
 
 def test_lost_announcement(machine, place, monkeypatch):
@@ -119,6 +138,35 @@ def test_entered_before_it_is_running(machine, place, monkeypatch):
     monkeypatch.setattr(Worker, "is_running", property(lambda self: False))
     machine.run(place=place, script=RETURN)
     violated(machine, "running_is_inside")
+
+
+def test_work_that_is_repeated(machine, place, monkeypatch):
+    """A worker that runs its work twice."""
+
+    class Twice(Worker):
+        async def run(self):
+            await super().run()
+            return await super().run()
+
+    monkeypatch.setattr(machine, "make_worker", Twice)
+    machine.run(place=place, script=RETURN)
+    violated(machine, "work_is_not_repeated")
+
+
+def test_work_that_is_tried_again(machine, place, monkeypatch):
+    """A worker that tries again what has failed, which is no fault."""
+
+    class Again(Worker):
+        async def run(self):
+            try:
+                return await super().run()
+            except Exception:
+                return await super().run()
+
+    monkeypatch.setattr(machine, "make_worker", Again)
+    record = machine.run(place=place, script=Script(gated=False, ending=Ending.RAISE))
+    assert record.play.log.count("raised") == 2
+    machine.all_holds()
 
 
 def test_end_that_the_log_denies(machine, place, monkeypatch):
@@ -285,7 +333,9 @@ def test_late_effect(machine, place, monkeypatch, swap):
     if swap:
         monkeypatch.setattr("creche._core.calls._check_call", lambda node, caller: None)
     else:
-        monkeypatch.setattr(machine, "_ask_and_cancel", lambda record: record.worker.cancel())
+        monkeypatch.setattr(
+            "creche.testing._machine.races.ask_and_cancel", lambda record, _: record.worker.cancel()
+        )
     machine.race_call_from_a_thread_as_it_is_cancelled(
         where=place, swap=True, between=0, whole=False
     )
@@ -301,6 +351,50 @@ def test_forgotten_coroutine(machine, place, monkeypatch):
     record.worker._work = None
     gc.collect()
     violated(machine, "no_coroutine_is_forgotten")
+
+
+def reporting(*reports):
+    """A class of workers that report this progress, one report after another."""
+
+    class Reporting(Worker):
+        async def run(self):
+            for report in reports:
+                self.update(**report)
+                await turn(3)  # so that those who listen are told
+            return await super().run()
+
+    return Reporting
+
+
+def test_progress_beyond_the_total(machine, place, monkeypatch):
+    """A worker that says it has done more than there is, at its end or in between."""
+    beyond = {"completed_steps": 3, "total_steps": 2}
+    monkeypatch.setattr(machine, "make_worker", reporting(beyond, {"total_steps": 3}))
+    machine.run(place=place, script=Script())
+    violated(machine, "progress_stays_within_the_total")
+
+
+def test_progress_that_goes_back(machine, place, monkeypatch):
+    """A worker that says it has done less than before, unless that is meant."""
+    reports = [{"completed_steps": steps} for steps in (2, 1, 3)]
+    monkeypatch.setattr(machine, "make_worker", reporting(*reports))
+    monkeypatch.setattr(type(machine), "progress_may_go_back", True)
+    machine.run(place=place, script=Script())
+    machine.all_holds()
+    monkeypatch.setattr(type(machine), "progress_may_go_back", False)
+    machine.run(place=place, script=Script())
+    violated(machine, "progress_never_goes_back_by_itself")
+
+
+def test_progress_that_is_lost(machine, place, monkeypatch):
+    """A step that is not counted."""
+    record = machine.run(place=place, script=Script())
+    for anew in (False, True):
+        machine.report_progress(record=record, steps=2, more=1, known=True, anew=anew)
+        machine.all_holds()
+    monkeypatch.setattr(Worker, "advance", lambda self, steps: None)
+    machine.report_progress(record=record, steps=1, more=2, known=True, anew=False)
+    violated(machine, "progress_is_what_was_reported")
 
 
 # the end
@@ -328,7 +422,7 @@ def test_task_that_is_left(machine, place, monkeypatch):
 
 def test_thread_that_is_left(machine, monkeypatch):
     """A thread that nobody ends."""
-    monkeypatch.setattr("creche.testing._base.PATIENCE", 0.0)
+    monkeypatch.setattr("creche.testing._machine.machine.PATIENCE", 0.0)
     go = threading.Event()
     thread = threading.Thread(target=go.wait, name="straggler")
     thread.start()
@@ -348,7 +442,7 @@ def test_thread_that_is_about_to_end(machine, monkeypatch):
         go.set()
         thread.join()
 
-    monkeypatch.setattr("creche.testing._base.time.sleep", sleep)
+    monkeypatch.setattr("creche.testing._machine.machine.time.sleep", sleep)
     machine.teardown()
 
 

@@ -39,6 +39,7 @@ KINDS = {
     "log that raises",
     "node that equals its parent",
     "removal of a node that has ended",
+    "progress set back",
     "calls of a cancelled thread",
 }
 """What programs do to the library, beside races: demanded as these are."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from creche.testing._looking import NAMED
+from creche.testing._machine.machine import NAMED
+from creche.testing._machine.machine import RACES as REGISTERED
 from pages import ROOT, blocks
 from test_machine import KINDS, RACES
 
@@ -70,6 +71,11 @@ def test_races_are_documented(heading, first, feared):
     """The page lists the races that are feared, and what else is drawn."""
     section = PAGE.read_text().partition(f"## {heading}")[2].partition("## ")[0]
     assert set(re.findall(r"^\| ([\w ]+?) \| ", section, re.MULTILINE)) - {first} == feared
+
+
+def test_races_are_registered():
+    """The machine has a rule for each race that is feared, and for no other."""
+    assert REGISTERED == RACES
 
 
 def test_invariants_are_documented():

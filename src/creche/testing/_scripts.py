@@ -10,7 +10,7 @@ import enum
 import inspect
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -119,7 +119,7 @@ _ERRORS: dict[Ending, type[ScriptError | ScriptBaseError]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Script:
     """What work does: some checkpoints, a gate, some checkpoints, an end."""
 
@@ -135,6 +135,16 @@ class Script:
     """What it does when it is cancelled."""
     unwinding: int = 1
     """Shielded checkpoints, where it resists."""
+
+    def __repr__(self) -> str:
+        values = ((each, getattr(self, each.name)) for each in fields(self))
+        # The text of an enum is its name: what is told can be pasted into a program.
+        told = (f"{each.name}={value}" for each, value in values if value != each.default)
+        return f"Script({', '.join(told)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 (so it is called)
+        """Be one line of what Hypothesis reports."""
+        printer.text(repr(self))
 
 
 class Play:

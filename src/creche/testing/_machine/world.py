@@ -8,13 +8,11 @@ repeats exactly.
 from __future__ import annotations
 
 import inspect
-import io
-import logging
 import random
 import threading
 import time
 import warnings
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -43,8 +41,9 @@ async def settle() -> None:
     The turns come first because on asyncio ``wait_all_tasks_blocked()`` sleeps between its looks.
     """
     await turn(_TURNS)
-    with anyio.fail_after(PATIENCE):
+    with anyio.move_on_after(PATIENCE) as scope:
         await anyio.wait_all_tasks_blocked()
+    assert not scope.cancelled_caught, f"something runs on and on, for {PATIENCE} seconds"
 
 
 class _Shuffling(threading.local):
@@ -79,40 +78,6 @@ class _Shuffling(threading.local):
             _run._r = before
 
 
-@contextmanager
-def broken_log(where: str, told: Callable[[], object]) -> Generator[None]:
-    """Make the library's log raise whenever it is told anything, changes of state included.
-
-    Args:
-        where: ``"filter"`` or ``"handler"``.
-        told: Called before it raises.
-    """
-
-    def fail(record: logging.LogRecord) -> bool:
-        told()
-        raise OSError(f"the {where} of the log takes no {record.levelname}")
-
-    logger = logging.getLogger("creche")
-    level, disabled = logger.level, logger.disabled
-    handler = logging.NullHandler()
-    # NullHandler.handle() is what the logger calls.
-    setattr(handler, "handle", fail)  # noqa: B010 (a method, which mypy lets nobody assign)
-    try:
-        logger.setLevel(logging.DEBUG)
-        logger.disabled = False
-        if where == "filter":
-            logger.addFilter(fail)
-        else:
-            logger.addHandler(handler)
-        with redirect_stderr(io.StringIO()):  # where all of it is told in the end
-            yield
-    finally:
-        logger.removeFilter(fail)
-        logger.removeHandler(handler)
-        logger.disabled = disabled
-        logger.setLevel(level)
-
-
 class World:
     """An event loop in a thread, with a task group for what machines set going.
 
@@ -120,15 +85,20 @@ class World:
         backend: The name of AnyIO's backend.
         options: The backend's options.
         seed: The seed of Trio's scheduler.
+        at_end: Called once the loop has ended, to drop what the program has made: warnings of
+            coroutines that nobody awaited are caught until then.
     """
 
-    def __init__(self, backend: str, options: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self, backend: str, options: dict[str, Any], seed: int, at_end: Callable[[], object]
+    ) -> None:
         self._stack = ExitStack()
         self._shuffling = _Shuffling(seed)
         if backend == "trio":
             self._stack.enter_context(self._shuffling.installed())
         self._caught = self._stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
+        self._stack.callback(at_end)
         self._portal = self._stack.enter_context(start_blocking_portal(backend, options))
         self._tasks: TaskGroup
         self._over: anyio.Event

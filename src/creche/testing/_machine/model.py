@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from creche import Worker, WorkerError
-
-from ._scripts import OnCancel
+from creche import Worker
+from creche.testing._scripts import OnCancel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from creche import Node, WorkerState
-
-    from ._recorder import EventRecorder
-    from ._scripts import Play
+    from creche.testing._recorder import EventRecorder
+    from creche.testing._scripts import Play
 
 FREE, QUEUE, ODD = "free", "queue", "odd"
 """The groups of each node: without a limit; with one, first in first out; with another overflow."""
@@ -130,6 +128,15 @@ class Place:
             if not record.worker.is_finished and group in (None, record.group)
         ]
 
+    def forget(self) -> None:
+        """Let go of the node and of all that holds workers; may be called again."""
+        self.recorder.events.clear()  # the node has the recorder
+        vars(self).pop("node", None)
+        self.raised = None
+        self.records.clear()
+        self.got.clear()
+        self.heard.clear()
+
 
 class Record:
     """A worker, its script, and what was done to it."""
@@ -143,7 +150,7 @@ class Record:
         self.play = play
         self.fatal = fatal
         self.daemon = daemon
-        self.kind = kind  # see _base.KINDS
+        self.kind = kind  # see acts.KINDS
         self.asked: str | None = None
         """Who asked for cancellation while the worker was unfinished; it is certain."""
         self.may_be_cancelled = False
@@ -153,6 +160,10 @@ class Record:
         self.has_unwound = False
         """Whether its loop in a thread was waited for, after it had been cancelled."""
         self.exclusive = False
+        self.completed = 0
+        """The completed steps that were seen last."""
+        self.reported: tuple[int, int | None] = (0, None)
+        """The completed steps and the total that rules have reported."""
         self.elsewhere: WorkerState | None = None
         """The state that was assigned, where an adapter runs the work."""
         self.order = 0
@@ -205,6 +216,13 @@ class Record:
             return True
         return self.place.is_closing and (self.daemon or self.started is None)
 
+    def forget(self) -> None:
+        """Let go of the worker, and of all that holds it; may be called again."""
+        vars(self).pop("worker", None)
+        self.waiters.clear()
+        self.play._noted = self.play.then = None
+        self.play.errors.clear()
+
 
 class Waiter:
     """A task that waits for a worker."""
@@ -221,32 +239,6 @@ class Waiter:
 
     def __repr__(self) -> str:
         return f"<waiter for {self.record.play.__name__}>"
-
-
-def singles(error: BaseException | None) -> list[BaseException]:
-    """Give the single errors in one that may be a group."""
-    inner: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
-    if inner is not None:
-        return [leaf for each in inner for leaf in singles(each)]
-    return [] if error is None else [error]
-
-
-def leaves(error: BaseException | None, *, killed: bool) -> list[BaseException]:
-    """Give the single errors in what a block raised, those behind a bare one included.
-
-    Args:
-        error: What it raised.
-        killed: Whether it may have raised a ``WorkerError`` of its own: a native cancel hit one of
-            its tasks before the first step.
-    """
-    if error is None or (killed and isinstance(error, WorkerError)):
-        return []
-    inner: tuple[BaseException, ...] | None = getattr(error, "exceptions", None)
-    if inner is not None:
-        return [leaf for each in inner for leaf in leaves(each, killed=False)]
-    behind = error.__cause__
-    further = leaves(behind, killed=False) if hasattr(behind, "exceptions") else []
-    return [error, *further]
 
 
 def find_stuck(records: Iterable[Record]) -> set[Record]:

@@ -1,0 +1,256 @@
+"""The machine finds workers that are broken, soon, and says so in a few lines."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from creche import Worker
+from creche.testing import Ending, OnCancel, Script, WorkerMachine
+from helpers import SUCCESS
+
+SMALL = settings(
+    deadline=None,
+    max_examples=60,
+    stateful_step_count=15,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept():
+    """The log of a machine is silent by itself; that of the tests stays as it is."""
+    logger = logging.getLogger("creche")
+    before = logger.handlers[:], logger.propagate, logger.level, logger.disabled
+    yield
+    assert (logger.handlers[:], logger.propagate, logger.level, logger.disabled) == before
+
+
+class Twice(Worker):
+    async def run(self):
+        await super().run()
+        return await super().run()
+
+
+class TwiceAtOnce(Worker):
+    async def run(self):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(super().run)
+            return await super().run()
+
+
+class Forgetful(Worker):
+    async def run(self):
+        self.description = "under way"
+
+
+class ForgetfulInQueues(Worker):
+    async def run(self):
+        return None if self.group == "queue" else await super().run()
+
+
+class ForgetsToAwait(Worker):
+    async def run(self):
+        return super().run()
+
+
+class Beyond(Worker):
+    async def run(self):
+        self.update(total_steps=1)
+        self.advance()
+        result = await super().run()
+        self.advance()
+        return result
+
+
+class Back(Worker):
+    async def run(self):
+        self.advance(3)
+        try:
+            return await super().run()
+        finally:
+            self.update(completed_steps=1)
+
+
+class OwnError(Worker):
+    async def run(self):
+        raise KeyError("an error of its own")
+
+
+def machine_of(kind, **attributes):
+    def make_worker(self, node, work, **options):
+        return kind(node, work, **options)
+
+    return type(
+        f"{kind.__name__}Machine", (WorkerMachine,), {"make_worker": make_worker, **attributes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Twice, "work_is_not_repeated"),
+        (TwiceAtOnce, "work_is_not_repeated"),
+        (Forgetful, "the_end_fits_the_log"),
+        (ForgetfulInQueues, "the_end_fits_the_log"),
+        (ForgetsToAwait, "the_end_fits_the_log"),
+        (Beyond, "progress_stays_within_the_total"),
+        (Back, "progress_never_goes_back_by_itself"),
+        (OwnError, "the_end_fits_the_log"),
+    ],
+)
+def test_broken_worker_is_found(kind, told):
+    """A few programs find it, and it is the machine's own invariant that tells."""
+    begun = time.monotonic()
+    with pytest.raises(AssertionError) as caught:
+        run_state_machine_as_test(machine_of(kind), settings=SMALL)
+    assert str(caught.value).startswith(f"{told}: ")
+    assert time.monotonic() - begun < 60
+
+
+def test_race_with_a_worker_that_never_comes_to_its_work():
+    """The races go on where no work is entered, and leave it to the invariants to tell."""
+    machine = machine_of(Forgetful, expected_states=lambda self, record: {SUCCESS})()
+    place = machine.open_tree(seed=0, limit=1, overflow="restart")
+    machine.race_limit_changed_as_a_worker_ends(where=place, between=0, swap=False, limit=1)
+    machine.race_thread_returns_as_it_is_cancelled(where=place, swap=False, between=0, whole=False)
+    machine.race_call_from_a_thread_as_it_is_cancelled(
+        where=place, swap=False, between=0, whole=False
+    )
+    assert machine.run_thread(
+        place=place, ending=Ending.RETURN, kind="thread", on_cancel=OnCancel.OBEY
+    )
+    assert not any(record.play.is_entered for record in machine.records())
+    machine.teardown()
+
+
+def test_thread_that_does_not_come(monkeypatch):
+    """A machine that waited for a thread in vain waits less long for the next."""
+
+    class Sleeps(Worker):
+        async def run(self):
+            await anyio.sleep_forever()
+
+    kind = machine_of(Sleeps, _patience=0.3)
+    waited = []
+    for _ in range(2):
+        machine = kind()
+        place = machine.open_tree(seed=0, limit=1, overflow="restart")
+        begun = time.monotonic()
+        with pytest.raises(AssertionError, match="did not come"):
+            machine.run_thread(
+                place=place, ending=Ending.RETURN, kind="thread", on_cancel=OnCancel.OBEY
+            )
+        waited.append(time.monotonic() - begun)
+        machine.teardown()
+    assert waited[0] >= 0.3
+    assert kind._patience < 0.3
+
+
+def test_worker_that_begins_anew_on_purpose():
+    """Its machine is told so, and finds nothing."""
+    run_state_machine_as_test(machine_of(Back, progress_may_go_back=True), settings=SMALL)
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_records_of_an_abandoned_thread(backend_name):
+    """What a handler of the log would keep of a thread that failed is no worker that is left."""
+    if backend_name == "trio":
+        pytest.importorskip("trio")
+    kept = []
+    handler = logging.Handler()
+    handler.emit = kept.append
+    logger = logging.getLogger("creche")
+
+    class Labelled(Worker):
+        async def run(self):
+            return await super().run()
+
+    logger.addHandler(handler)
+    try:
+        machine = machine_of(Labelled, backend=backend_name)()
+        place = machine.open_tree(seed=0, limit=1, overflow="restart")
+        record = machine.run_thread(
+            place=place, ending=Ending.RAISE, kind="abandoned", on_cancel=OnCancel.OBEY
+        )
+        machine.cancel_thread(record=record)
+        machine.finish_thread(record=record)
+        machine.teardown()
+    finally:
+        logger.removeHandler(handler)
+    assert kept == []
+
+
+FAILING = """
+from hypothesis import Phase, settings
+from hypothesis.stateful import invariant
+
+from creche import Worker
+from creche.testing import WorkerMachine
+
+
+class Forgetful(Worker):
+    async def run(self):
+        self.description = "under way"
+
+
+class ForgetfulMachine(WorkerMachine):
+    def make_worker(self, node, work, **options):
+        return Forgetful(node, work, **options)
+
+
+class LateMachine(WorkerMachine):
+    def all_holds(self):
+        super().all_holds()
+        if self.steps > 45:
+            self.fail("the longest program there is")
+
+
+KIND = "shrunk"
+DETERMINED = {"derandomize": True, "database": None}
+if KIND == "shrunk":
+    TestForgetful = ForgetfulMachine.TestCase
+    TestForgetful.settings = settings(TestForgetful.settings, **DETERMINED)
+else:
+    TestLate = LateMachine.TestCase
+    TestLate.settings = settings(TestLate.settings, phases=[Phase.generate], **DETERMINED)
+"""
+
+
+@pytest.mark.parametrize("kind", ["shrunk", "as drawn"])
+def test_report_is_short(tmp_path, kind):
+    """All that pytest prints of a failure is under 100 lines, be the program shrunk or not."""
+    path = tmp_path / "test_failing.py"
+    path.write_text(FAILING.replace('"shrunk"', repr(kind), 1), encoding="utf-8")
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", path.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1, answer.stdout
+    assert "1 failed" in answer.stdout
+    lines = [*answer.stdout.splitlines(), *answer.stderr.splitlines()]
+    assert len(lines) < 100, answer.stdout
+    told = "the_end_fits_the_log: " if kind == "shrunk" else "the longest program there is"
+    assert any(line.startswith(f"E       AssertionError: {told}") for line in lines), answer.stdout
+
+
+def test_script_is_told_in_one_line():
+    """A script tells what it has of its own, in a form that can be pasted."""
+    script = Script(gated=False, ending=Ending.RAISE)
+    assert repr(script) == "Script(gated=False, ending=Ending.RAISE)"
+    names = {"Script": Script, "Ending": Ending}
+    assert eval(repr(script), names) == script  # noqa: S307 (our own text)
+    assert repr(Script()) == "Script()"
