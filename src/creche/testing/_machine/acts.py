@@ -111,11 +111,15 @@ async def open_block(machine: WorkerMachine, place: Place) -> None:
 async def _stay(place: Place, ready: anyio.Event) -> None:
     try:
         with place.scope:
-            async with place.node:
-                ready.set()
-                await place.leave.wait()
-    except BaseException as error:  # noqa: BLE001 (an invariant looks at it)
-        place.raised = error
+            try:
+                async with place.node:
+                    ready.set()
+                    await place.leave.wait()
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:  # noqa: BLE001 (an invariant looks at it)
+                # In here: a cancelled scope splits what passes through it, and a group may refuse.
+                place.raised = error
     finally:
         place.has_ended = True
         ready.set()
