@@ -18,10 +18,13 @@ from anyio import lowlevel
 from creche import Message, Node, Worker
 from creche._core import calls, log
 from creche._core.audience import Audience
+from creche._core.group import WorkerGroup
 from creche._ground import bridge as bridge_module
 from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge
+from creche._messages.mailbox import Mailbox
 from creche._nursery import nursery as nursery_module
+from creche._nursery.held import HeldTask
 from creche._nursery.nursery import Nursery
 from creche._running import thread as thread_module
 from creche._running.thread import ThreadCall
@@ -212,6 +215,22 @@ async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
         first.cancel()
 
 
+async def test_exclusive_worker_as_it_supersedes():
+    """It is not known to its caller, so it is CANCELLED, and its task never runs its work."""
+    entered = []
+
+    async def work():
+        entered.append(True)
+
+    async with Node("app") as app:
+        other = app.run_worker(settle)
+        with broken_off(WorkerGroup, "_supersede"), pytest.raises(MemoryError):
+            app.run_worker(work, exclusive=True)
+        assert list(app.workers) == [other]
+    assert other.state is SUCCESS
+    assert entered == []
+
+
 async def test_long_queue_of_which_no_task_can_be_made():
     """Each fails, one after the other and not one within the other, and the next has its turn."""
     spawn, last = Nursery.spawn, "app/one/last"
@@ -252,6 +271,39 @@ async def test_failure_of_which_not_all_can_be_told(caplog):
     (record,) = [each for each in caplog.records if each.name == "creche"]
     assert record.getMessage() == "could not say all about a failed worker"
     assert record.exc_info[1] is faults[0]
+
+
+# handlers
+
+
+async def test_handlers_as_they_let_go_of_the_node():
+    """Nothing is held by them, and the block raises the fault."""
+    with broken_off(HeldTask, "let_go") as faults, pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            app.post_message(Note())
+            await anyio.sleep_forever()
+    assert raised_by(caught) == faults
+    assert not app._creche_nursery.held
+
+
+async def test_handlers():
+    """The message after the one at which they were broken off is handled all the same."""
+    told = []
+
+    class App(Node):
+        def on_note(self, event):
+            told.append(event)
+            if len(told) == 1:
+                raise ValueError("handled badly")
+
+    notes = [Note(), Note()]
+    with broken_off(Mailbox, "_fail") as faults, pytest.raises(ExceptionGroup) as caught:
+        async with App("app") as app:
+            for note in notes:
+                app.post_message(note)
+            await anyio.sleep_forever()
+    assert told == notes
+    assert raised_by(caught) == faults
 
 
 # calls from threads
@@ -377,6 +429,24 @@ async def test_thread_at_its_first_lines():
             worker = app.run_worker(lambda: called.append(True), thread=True)
     assert raised_by(caught) == [worker.error] == faults
     assert called == []
+
+
+async def test_abandoned_thread_as_it_leaves(caplog):
+    """It is no more waited for by anybody, and still its token is given back."""
+    meeting, limiter = Meeting(), anyio.CapacityLimiter(1)
+    async with Node("app") as app:
+        worker = app.run_worker(meeting, thread=True, abandon_on_cancel=True, limiter=limiter)
+        await meeting.until_arrived()
+        with broken_off(ThreadCall, "_leave") as faults:
+            worker.cancel()
+            await app.workers.wait_for_complete([worker])
+            assert worker.is_abandoned
+            meeting.go.set()
+            with anyio.fail_after(RENDEZVOUS):
+                async with limiter:
+                    assert not worker.is_abandoned
+    told = [each for each in caplog.records if "abandoned thread" in each.getMessage()]
+    assert [each.exc_info[1] for each in told] == faults
 
 
 @pytest.mark.parametrize("late", [False, True])

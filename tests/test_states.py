@@ -231,6 +231,21 @@ async def test_adapter_in_another_thread():
         assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
 
 
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_adding_leaves_an_adapters_worker_alone(limit):
+    """What runs elsewhere already as it is added takes no slot, and is not started here as well."""
+    async with Listener() as app:
+        group = app.group("one", limit)
+        worker = Worker(app, anyio.sleep_forever, group="one")
+        worker.state = RUNNING
+        app.workers.add_worker(worker)
+        await settle()
+        assert (worker.state, worker.is_cancelled) == (RUNNING, False)
+        assert (list(group), group.running, group.queued) == ([worker], 0, 0)
+        worker.state = SUCCESS
+        assert list(group) == []
+
+
 async def test_adapters_worker_that_is_refused_goes_on():
     """A node that takes no more work has no say in what runs elsewhere already."""
     async with Node("app") as app:

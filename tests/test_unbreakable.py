@@ -970,6 +970,16 @@ async def test_mounting_below_an_equal_node():
         assert panel.path == "app/panel"
 
 
+async def test_mounting_a_child_of_an_equal_node():
+    """A node that equals the parent of another is not its parent, and cannot mount it."""
+    async with Same("one") as one, Same("other") as other:
+        panel = Node("panel", parent=other)
+        with pytest.raises(WorkerError, match="has a parent already"):
+            await one.mount(panel)
+        await other.mount(panel)
+        assert panel.path == "other/panel"
+
+
 async def test_subscription_outlasts_an_equal_node():
     """The stream of a tree ends with the node that it is of, not with one below it."""
     async with Same("app") as app, app.subscribe(Note, tree=True) as notes:
@@ -1404,6 +1414,26 @@ async def test_scope_that_work_leaves_open(anyio_backend):
     first, second = leaves(caught.value)
     assert first is worker.error
     assert isinstance(second, RuntimeError)  # AnyIO's, or Trio's
+
+
+async def test_task_group_that_work_leaves_open_as_all_is_cancelled():
+    """What AnyIO or Trio says to it is raised, but none of the cancellations that come with it."""
+
+    async def leave():
+        group = anyio.create_task_group()
+        await group.__aenter__()
+        group.start_soon(anyio.sleep_forever)
+        with contextlib.suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep_forever()
+
+    with anyio.CancelScope() as scope, pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            worker = await app.start_worker(leave)
+            scope.cancel()
+            await anyio.sleep_forever()
+    first, *others = leaves(caught.value)
+    assert first is worker.error
+    assert {type(each) for each in others} == {RuntimeError}
 
 
 def told_of(caplog):

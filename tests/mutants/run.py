@@ -11,6 +11,7 @@ core has changed, and the list has to follow. A test that hangs, and is ended, h
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -83,9 +84,21 @@ def find_stale(mutant):
         if (count := path.read_text(encoding="utf-8").count(mutant["search"]))
     }
     if sum(times.values()) == 1:
-        return None
+        return find_nonsense(mutant)
     where = ", ".join(f"{count} times in {name}" for name, count in times.items()) or "nowhere"
     return f"STALE  {mutant['name']}: its text is found {where}"
+
+
+def find_nonsense(mutant):
+    """Tell if what an entry leaves is no Python: every test fails at that, which proves nothing."""
+    for path in core(ROOT):
+        text = path.read_text(encoding="utf-8")
+        if mutant["search"] in text:
+            try:
+                ast.parse(text.replace(mutant["search"], mutant["replace"]))
+            except SyntaxError as error:
+                return f"STALE  {mutant['name']}: what it leaves is no Python: {error}"
+    return None
 
 
 def plant(place, mutant):

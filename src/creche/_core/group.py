@@ -248,7 +248,8 @@ class WorkerGroup:
             BaseException: Its task cannot be made; no place knows the worker.
         """
         nursery = self._node._creche_nursery
-        launches = start and self._limit is None and not nursery.is_cancelled
+        is_free = self._limit is None and not nursery.is_cancelled
+        launches = start and is_free and worker._state is PENDING  # else it runs elsewhere
         if launches:
             worker._launch()
         else:

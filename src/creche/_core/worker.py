@@ -599,8 +599,7 @@ class Worker(Generic[ResultType]):
 
     def _hold(self) -> None:
         nursery = self._node._creche_nursery
-        if not self._holds:
-            self._holds, nursery.holds = True, nursery.holds + 1  # see Nursery.holds
+        self._holds, nursery.holds = True, nursery.holds + 1  # in one line, see Nursery.holds
 
     def _let_go(self) -> None:
         nursery = self._node._creche_nursery

@@ -222,7 +222,7 @@ class Nursery:
         self.cancel("it could not be opened")
         if self._group is not None:
             await self._finish(await self._drain())
-        elif self.state is NEW:
+        else:
             self.never_open()
 
     def never_open(self) -> None:
@@ -241,7 +241,9 @@ class Nursery:
         Raises:
             WorkerError: The nursery is not open, or another loop runs in the same thread.
         """
-        if self.bridge.is_gone:
+        if (
+            self.bridge.is_gone
+        ):  # pragma: no cover (in forked children, which leave before they tell)
             raise WorkerError(
                 f"cannot start work on {self._owner._creche_label()}: this process was forked "
                 "off from that of its event loop; open a node of its own here"
@@ -418,7 +420,7 @@ class Nursery:
         for nursery in self._owner._creche_nurseries(blocks=True):
             if nursery._host.is_done():
                 await nursery.close_deserted()
-            elif not nursery._host.is_current():
+            else:
                 nursery._watch_host(self._wake)
 
     # failure and cancellation
