@@ -920,8 +920,6 @@ class Node:
             group._cancel_with_nursery(reason, by_scope=by_scope)
         if not by_scope:  # what runs in the nursery beside the workers
             self._creche_mailbox.hurry()
-            for child in list(self._creche_children.values()):
-                child._creche_tell_to_leave()
 
     def _creche_on_idle(self) -> bool:
         children = list(self._creche_children.values())
