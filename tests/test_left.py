@@ -400,6 +400,31 @@ async def test_a_child_whose_task_ends_while_its_parent_is_left(anyio_backend):
     assert app.is_finished
 
 
+async def test_a_child_is_watched_once(monkeypatch):
+    """However often its parent wakes while it waits for the block of the child, in another task."""
+    entered, go, asked = anyio.Event(), anyio.Event(), []
+
+    async def host(app):
+        async with Node("page", parent=app) as page:
+            kind = type(page._creche_nursery._host)
+            monkeypatch.setattr(kind, "when_done", lambda self, call: asked.append(call))
+            entered.set()
+            await go.wait()
+
+    async with anyio.create_task_group() as group, Node("app") as app:
+        group.start_soon(host, app)
+        await entered.wait()
+        app.run_worker(settle)  # its end wakes the parent
+        group.start_soon(until_then, lambda: not app.workers, go.set)
+    assert len(asked) == 1
+
+
+async def until_then(condition, call):
+    await until(condition)
+    await settle()
+    call()
+
+
 class Page(Node):
     async def on_note(self, event):
         await settle(2)
