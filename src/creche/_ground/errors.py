@@ -50,7 +50,7 @@ class WorkerFailed(WorkerError):
         worker: The worker that failed, where one is known.
     """
 
-    def __init__(self, error: BaseException, worker: Source | None = None) -> None:
+    def __init__(self, error: BaseException, worker: FailedWorker | None = None) -> None:
         super().__init__(error)
         self.error = error
         """What the work raised."""
@@ -85,24 +85,24 @@ def _unpickle(kind: type[WorkerFailed], error: BaseException, label: str) -> Wor
     return failed
 
 
-class Report(Protocol):
+class Reported(Protocol):
     """Where it is noted which trees have reported an error."""
 
     reported_in: WeakSet[Any] | None
 
 
-class Source(Protocol):
+class FailedWorker(Protocol):
     """What is asked of the worker whose failure a ``WorkerFailed`` relays."""
 
     @property
     def error(self) -> BaseException | None: ...
 
-    def _rare_parts(self) -> Report: ...
+    def _rare_parts(self) -> Reported: ...
 
     def _creche_label(self) -> str: ...
 
 
-def note_report(where: Report, tree: object) -> bool:
+def note_report(where: Reported, tree: object) -> bool:
     """Note that a tree reports an error; tell whether that is news."""
     if where.reported_in is None:
         where.reported_in = WeakSet()
