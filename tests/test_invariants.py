@@ -343,6 +343,35 @@ def test_late_effect(machine, place, monkeypatch, swap):
         machine.no_late_effects()
 
 
+def test_thread_that_is_let_in(machine, place, monkeypatch):
+    """A cancelled thread whose calls have effect."""
+    monkeypatch.setattr(Worker, "check_cancelled", lambda self: None)
+    machine.race_call_from_a_thread_as_it_is_cancelled(
+        where=place, swap=False, between=0, whole=False
+    )
+    with pytest.raises(AssertionError, match="was let in"):
+        machine.no_late_effects()
+
+
+def test_removal_that_does_nothing(machine, place, monkeypatch):
+    """A mounted node that stays though it was removed."""
+
+    async def stay(self):
+        pass
+
+    page = machine.open_child(parent=place, kind="mounted", limit=1)
+    monkeypatch.setattr(Node, "remove", stay)
+    machine.remove(place=page)
+    violated(machine, "what_has_to_end_ends")
+
+
+def test_step_that_raises(machine):
+    """An error of a step ends the program; what is left of it is not looked at."""
+    with pytest.raises(ZeroDivisionError):
+        machine.do(lambda: 1 // 0)
+    assert machine.has_broken
+
+
 def test_forgotten_coroutine(machine, place, monkeypatch):
     """A coroutine that is dropped."""
     monkeypatch.setattr(Worker, "_close_work", lambda self: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import runpy
@@ -245,6 +246,52 @@ def test_files_and_folders_without_permission_are_told(take, tmp_path):
     denied = os.strerror(errno.EACCES)
     said = [f"creche: {tmp_path / name}: {denied}" for name in ("file", "folder")]
     assert take(tmp_path) == (1, b"", said)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_file_that_became_a_pipe_is_not_waited_for(take, tmp_path, meanwhile):
+    """A pipe to which nobody writes could take for ever."""
+    first, second, writers = tmp_path / "a", tmp_path / "b", []
+    expected = sum_of(b"x")
+    first.write_bytes(b"x")
+    second.write_bytes(b"y")
+
+    def swap():
+        if not writers:
+            second.unlink()
+            os.mkfifo(second)
+            writers.append(os.open(second, os.O_RDWR | os.O_NONBLOCK))
+
+    meanwhile(swap)
+    try:
+        status, sums, said = take("--workers", "1", tmp_path)
+    finally:
+        os.close(*writers)
+    assert (status, sums) == (1, b"%s  %s\n" % (expected, os.fsencode(first)))
+    assert said == [f"creche: {second}: Has to be waited for"]
+
+
+def test_a_full_standard_error_is_no_failure(monkeypatch):
+    """What cannot be told to people is dropped, from then on."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "full")
+
+    full = Full()
+    monkeypatch.setattr(sys, "stderr", full)
+    tour.show("one")
+    with sys.stderr as nowhere:
+        tour.show("two")
+    assert full.closed
+    assert nowhere.name == os.devnull
+
+
+async def test_the_line_ends_with_its_terminal(monkeypatch):
+    """Where standard error is no terminal any more, nothing is drawn; what was there is wiped."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    await tour.Tour(1).draw_line()
+    assert sys.stderr.getvalue() == "\r\x1b[K"
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_told(take, tmp_path, meanwhile):

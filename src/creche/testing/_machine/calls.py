@@ -42,7 +42,7 @@ def cancel_waiter(machine: WorkerMachine, waiter: Waiter) -> None:
 @add_rule
 @rule(record=started, awaited=started)
 def wait_within(machine: WorkerMachine, record: Record, awaited: Record) -> None:
-    """Open the gate to work that then waits for a worker, be it itmachine."""
+    """Open the gate to work that then waits for a worker, be it itself."""
 
     def act() -> None:
         record.play.then = partial(wait_in, record, awaited)

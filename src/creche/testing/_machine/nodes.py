@@ -89,7 +89,7 @@ def leave(machine: WorkerMachine, place: Place) -> None:
 @add_rule
 @rule(target=places, place=consumes(places))
 def remove(machine: WorkerMachine, place: Place) -> Any:
-    """Remove a mounted node, be it one that has ended by itmachine."""
+    """Remove a mounted node, be it one that has ended by itself."""
     if place.kind != "mounted":
         return place
     remove = partial(machine.world.spawn, partial(remove_node, machine, place))
