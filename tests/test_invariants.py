@@ -16,7 +16,7 @@ from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import Nursery
 from creche.testing import Ending, OnCancel, Script, WorkerMachine
 from creche.testing._machine.acts import Posted
-from creche.testing._machine.machine import NAMED
+from creche.testing._machine.machine import IMPATIENCE, NAMED
 from creche.testing._machine.model import QUEUE
 from creche.testing._machine.world import turn
 from helpers import ERROR, RUNNING
@@ -363,6 +363,13 @@ def test_removal_that_does_nothing(machine, place, monkeypatch):
     monkeypatch.setattr(Node, "remove", stay)
     machine.remove(place=page)
     violated(machine, "what_has_to_end_ends")
+
+
+def test_thread_that_does_not_come(machine, monkeypatch):
+    """It is waited for in vain once; from then on a machine has less patience."""
+    monkeypatch.setattr(type(machine), "_patience", 0)
+    machine.until(lambda: False)
+    assert type(machine)._patience == IMPATIENCE
 
 
 def test_step_that_raises(machine):
