@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import weakref
+from contextlib import nullcontext, suppress
 
 import anyio
 import pytest
@@ -552,6 +553,34 @@ async def test_native_cancel_in_the_turn_of_another_is_not_lost(native):
     await asyncio.wait([host])
     assert host.cancelled()
     assert not outlived
+
+
+@pytest.mark.parametrize("way", ["mounted, cancelled", "mounted, failed", "block, failed"])
+async def test_node_that_is_cancelled_from_above_is_no_cycle(way):
+    """The cancellation that leaves its block keeps no worker: no frame on its way knows it."""
+
+    async def end(app):
+        if "failed" in way:
+            app.run_worker(fail)
+        else:
+            app.cancel()
+        await anyio.sleep_forever()
+
+    async def live():
+        with suppress(ExceptionGroup):
+            async with Node("app") as app:
+                page = Node("page", parent=app) if "block" in way else await app.mount(Node("page"))
+                async with page if "block" in way else nullcontext():
+                    kept.append(weakref.ref(page.run_worker(anyio.sleep_forever)))
+                    await settle()
+                    await end(app)
+
+    kept = []
+    with no_collection():
+        async with anyio.create_task_group() as group:
+            group.start_soon(live)
+        await settle()
+        assert [each() for each in kept] == [None]
 
 
 async def test_swallowed_native_cancel_is_no_cancellation(native):

@@ -562,6 +562,7 @@ class Nursery:
             on its way.
         """
         late: BaseException | None = None
+        leaving: BaseException | None = None
         try:
             is_others = cancellation is not None and not self._is_group_cancelled()
             if cancellation is not None:
@@ -575,7 +576,7 @@ class Nursery:
                 leaving = cancellation
             return misuse, leaving
         finally:
-            del cancellation, late  # as in close()
+            del cancellation, late, leaving  # as in close()
 
     def _fail_in_body(self, failure: BaseException) -> None:
         try:
