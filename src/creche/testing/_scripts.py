@@ -90,7 +90,7 @@ class _StubbornError(ScriptError):
     def _refuse(self, *_: object) -> Any:
         raise TypeError("this error has nothing done to it")
 
-    __notes__ = property(_refuse)
+    __notes__: Any = property(_refuse)
     __str__ = __setattr__ = add_note = _refuse
 
 
