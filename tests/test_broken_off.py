@@ -6,8 +6,10 @@ comes of it. Memory that runs out, or a Ctrl+C at the wrong line, would do the s
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
-from collections import deque
+from collections import OrderedDict
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
@@ -199,9 +201,9 @@ async def test_error_that_comes_too_late_for_its_node(caplog):
 async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
     """It is CANCELLED, and its group does not count it among those that wait."""
 
-    class Queue(deque):
-        def append(self, worker):
-            super().append(worker)
+    class Queue(OrderedDict):
+        def __setitem__(self, order, worker):
+            super().__setitem__(order, worker)
             raise MemoryError
 
     async with Node("app") as app:
@@ -213,6 +215,55 @@ async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
         assert (len(group), group.running, group.queued) == (1, 1, 0)
         assert list(group) == [first]
         first.cancel()
+
+
+async def test_queue_of_which_none_can_be_launched(monkeypatch):
+    """Each ends with the error and the next has its turn, however many wait."""
+    many = sys.getrecursionlimit()
+    gate = anyio.Event()
+
+    def refuse(*args, **options):
+        raise MemoryError
+
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        group.run_worker(gate.wait)
+        queued = [group.run_worker(anyio.sleep_forever, exit_on_error=False) for _ in range(many)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Nursery, "spawn", refuse)
+            gate.set()
+            await until(lambda: not len(group))
+        assert {type(worker.error) for worker in queued} == {MemoryError}
+        assert await group.run_worker(settle) is None
+
+
+async def test_task_factory_that_runs_work(anyio_backend):
+    """Work that a task factory runs, as the queue moves on, waits its turn in the same group."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio has no task factories")
+    loop = asyncio.get_running_loop()
+    gate = anyio.Event()
+    more = []
+
+    def factory(loop, coro, **options):
+        if not more:
+            more.append(group.run_worker(settle))
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        first = group.run_worker(gate.wait)
+        await settle()
+        second = group.run_worker(settle)
+        loop.set_task_factory(factory)
+        try:
+            gate.set()
+            await first
+            await second
+        finally:
+            loop.set_task_factory(None)
+        await more[0]
+        assert second.finished_at <= more[0].started_at
 
 
 async def test_exclusive_worker_as_it_supersedes():

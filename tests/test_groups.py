@@ -516,7 +516,7 @@ async def test_cancelled_in_the_queue_do_not_pile_up():
         waiting = group.run_worker(anyio.sleep_forever)
         for _ in range(1000):
             group.run_worker(anyio.sleep_forever).cancel()
-        assert len(group._queue) < 10
+        assert len(group._queue) == 1
         assert list(group) == [holder, waiting]
         group.cancel()
 

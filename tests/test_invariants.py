@@ -255,7 +255,7 @@ def test_slot_that_nobody_takes(machine, place, monkeypatch):
     """A slot that becomes free, and is not filled."""
     first = machine.run(place=place, script=Script(), group=QUEUE)
     machine.run(place=place, script=Script(), group=QUEUE)
-    monkeypatch.setattr(WorkerGroup, "_fill", lambda self: None)
+    monkeypatch.setattr(WorkerGroup, "_settle", lambda self: None)
     machine.open_gate(record=first)
     violated(machine, "slots_are_used")
 
@@ -266,7 +266,8 @@ def test_last_in_first_out(machine, place, are_gated):
     first = machine.run(place=place, script=Script(), group=QUEUE)
     for _ in range(2):
         machine.run(place=place, script=Script(gated=are_gated), group=QUEUE)
-    machine.do(place.node.group(QUEUE)._queue.reverse)
+    queue = place.node.group(QUEUE)._queue
+    machine.do(lambda: [queue.move_to_end(order) for order in reversed([*queue])])
     machine.open_gate(record=first)
     if not are_gated:
         last = place.records[-1]

@@ -49,7 +49,6 @@ NOWHERE = (
     "was_arriving = False",
     "self._arriving = was_arriving",
     "lost = None",
-    "self._is_filling = False",
     "bridge.steps.busy -= 1",
     "self.bridge.steps.busy -= 1",
     "way._lose_one()",
@@ -74,7 +73,7 @@ THE_END = [
         Worker._let_go,
     ),
     *(Worker._break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
-    *(WorkerGroup._cancel_with_nursery, WorkerGroup._fill, Worker._reap, Worker._close_work),
+    *(WorkerGroup._cancel_with_nursery, WorkerGroup._settle, Worker._reap, Worker._close_work),
     Worker._notice_cancellation,
     *(
         Nursery.fail,
@@ -94,7 +93,13 @@ THE_END = [
 ]
 THE_WAY_IN = [
     *(Node._creche_admit, Node._creche_admit_here, WorkerGroup._admit, WorkerGroup._start),
-    *(WorkerGroup._supersede, WorkerGroup._make_room, Worker._launch, Worker._keep_context),
+    *(
+        WorkerGroup._supersede,
+        WorkerGroup._make_way,
+        WorkerGroup._take_slot,
+        Worker._launch,
+        Worker._keep_context,
+    ),
     *(Worker._hold, Worker._begin, Worker._refuse, Worker._disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
     *(Audience.announce, Audience._tell, Node._creche_join, Node._creche_on_cancel),

@@ -1,13 +1,15 @@
 """A group: the workers of one name within one node, their slots and their queue.
 
-A worker is stored once, here: not started, holding a slot, or in the queue. The queue is a deque.
-One that is cancelled there stays until its turn comes or until such make up half of the queue, so
-that every operation costs the same however many wait.
+A worker is stored once, here, by its number: not started, in the queue, or holding a slot. It moves
+on in that order, each time into the next place before it is taken out of the last, so that a thread
+that looks finds it. What decides who runs is ``_settle()``, called as one has come to wait, as one
+has left and as the limit has changed. What a new worker does to those before it is decided in
+``_make_way()``: by exclusive, or by a rule of overflow.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
@@ -64,6 +66,31 @@ def code_of(work: Any) -> object:
     return work
 
 
+def _keep_latest(group: WorkerGroup) -> bool:
+    for waiting in list(group._queue.values()):
+        waiting._cancel_here("superseded: only the latest is kept")
+    return True
+
+
+def _restart(group: WorkerGroup) -> bool:
+    # The newest are to run, as many as the limit. So once all that run are on their way out, it is
+    # the oldest of those waiting that gives way.
+    every = (*group._running.values(), *group._queue.values())
+    alive = [worker for worker in every if worker._cancellation is None]
+    if group._limit is not None and len(alive) >= group._limit:
+        alive[0]._cancel_here("superseded: the group restarts")
+    return True
+
+
+OVERFLOW: dict[Overflow, Callable[[WorkerGroup], bool]] = {
+    "enqueue": lambda _: True,
+    "drop": lambda _: False,
+    "restart": _restart,
+    "keep_latest": _keep_latest,
+}
+"""What each rule of overflow does to a full group; it tells whether the new worker may wait."""
+
+
 class WorkerGroup:
     """The unfinished workers of one name within one node.
 
@@ -71,8 +98,6 @@ class WorkerGroup:
     """
 
     __slots__ = (
-        "_called_off",
-        "_is_filling",
         "_limit",
         "_node",
         "_queue",
@@ -93,10 +118,9 @@ class WorkerGroup:
         self._limit = limit
         # By the number of the worker: an own class of workers may say that they are equal.
         self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
+        # An OrderedDict, as the first of a dict is the slower to find the more have gone before it.
+        self._queue: OrderedDict[int, Worker[Any]] = OrderedDict()
         self._running: dict[int, Worker[Any]] = {}
-        self._queue: deque[Worker[Any]] = deque()
-        self._called_off = 0  # how many in the queue are cancelled already
-        self._is_filling = False
 
     def __repr__(self) -> str:
         return (
@@ -105,17 +129,19 @@ class WorkerGroup:
         )
 
     def __len__(self) -> int:
-        return len(self._unstarted) + self.running + self.queued
+        return len(self._unstarted) + self.queued + self.running
 
     def __iter__(self) -> Iterator[Worker[Any]]:
-        # In the order in which workers move on: seen from another thread one may be in two places
-        # while this is read, and is given once; but none is in no place.
-        unstarted = [worker for worker, _ in list(self._unstarted.values())]
-        waiting = [worker for worker in list(self._queue) if worker._state not in FINAL]
-        every = {
-            each._order: each for each in (*unstarted, *waiting, *list(self._running.values()))
-        }
+        every = {worker._order: worker for worker in self._members()}
         return iter([every[order] for order in sorted(every)])
+
+    def _members(self) -> list[Worker[Any]]:
+        """Give all in no order; seen from another thread, one that moves on may be here twice."""
+        return [
+            *[worker for worker, _ in list(self._unstarted.values())],
+            *list(self._queue.values()),
+            *list(self._running.values()),
+        ]
 
     def __contains__(self, worker: object) -> bool:
         return isinstance(worker, Worker) and worker._place is self and worker._state not in FINAL
@@ -128,7 +154,7 @@ class WorkerGroup:
     @property
     def queued(self) -> int:
         """How many workers wait for a slot."""
-        return len(self._queue) - self._called_off
+        return len(self._queue)
 
     @property
     def limit(self) -> int | None:
@@ -151,7 +177,7 @@ class WorkerGroup:
 
         def change() -> None:
             self._limit = checked
-            self._fill()
+            self._settle()
 
         self._node._creche_ask(change)
 
@@ -257,10 +283,8 @@ class WorkerGroup:
         worker._created_at = nursery.clock()
         # Its place and that it has one are noted in one line: nothing can come between.
         if launches:
-            worker._started = True
             worker._place, self._running[worker._order] = self, worker
-            if not worker.daemon:
-                worker._hold()
+            worker._be_started()
         else:
             worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
         if self._node._creche_audience.tells_changes:
@@ -276,44 +300,44 @@ class WorkerGroup:
         Raises:
             BaseException: Its task cannot be made; the worker has ended.
         """
+        if worker._order not in self._unstarted or worker._state is not PENDING:
+            return
         try:
-            self._find_slot(worker)
+            worker._be_started()
+            nursery = self._node._creche_nursery
+            if nursery.is_cancelled:
+                worker._cancel_here(nursery.cancel_reason)
+            elif not self._make_way(worker, self._unstarted[worker._order][1]):
+                worker._cancel_here("dropped: its group is full")
+            elif worker._state is PENDING:  # else what it superseded took the node along, and it
+                self._take_slot(worker)
         except BaseException:
             # It may be marked already, so it is not just asked for.
             worker._cancel_with_nursery("it could not be started", by_scope=False)
             raise
 
-    def _find_slot(self, worker: Worker[Any]) -> None:
-        nursery = self._node._creche_nursery
-        _, supersedes = self._unstarted.get(worker._order, (None, None))
-        if worker._order not in self._unstarted or worker._state is not PENDING:
-            return
-        worker._started = True
-        if not worker.daemon:
-            worker._hold()
-        if nursery.is_cancelled:
-            worker._cancel_here(nursery.cancel_reason)
-            return
+    def _take_slot(self, worker: Worker[Any]) -> None:
+        """Launch a worker if a slot is free, else have it wait."""
+        if self._queue or self._is_full:
+            self._queue[worker._order] = worker
+            del self._unstarted[worker._order]
+            self._settle()
+        else:
+            worker._launch()
+            self._running[worker._order] = worker
+            del self._unstarted[worker._order]
+
+    def _make_way(self, worker: Worker[Any], supersedes: object) -> bool:
+        """Cancel those who give way to a new worker; tell whether it may run, or wait."""
         if supersedes is not None:
             self._supersede(worker, supersedes)
-        elif self._limit is not None and self._is_full and not self._make_room():
-            worker._cancel_here("dropped: its group is full")
-            return
-        if worker._state is not PENDING:
-            return  # what it superseded has taken the node along, and so this one
-        if self._limit is not None and (self._queue or self._is_full):
-            worker._keep_context()
-            self._queue.append(worker)
-            del self._unstarted[worker._order]
-            self._fill()
-            return
-        worker._launch()
-        self._running[worker._order] = worker
-        del self._unstarted[worker._order]
+            return True
+        return not self._is_full or OVERFLOW[self.overflow](self)
 
     def _supersede(self, worker: Worker[Any], which: object) -> None:
         """Cancel what was there before an exclusive worker, or the earlier runs of its function."""
-        for other in self:
+        before = [other for other in self._members() if other._cancellation is None]
+        for other in sorted(before, key=in_order):
             if (
                 other is not worker
                 and (other._started or other._order < worker._order)
@@ -325,61 +349,33 @@ class WorkerGroup:
     def _is_full(self) -> bool:
         return self._limit is not None and len(self._running) >= self._limit
 
-    def _make_room(self) -> bool:
-        """Apply the rule of overflow; tell whether the new worker may wait."""
-        if self.overflow == "drop":
-            return False
-        if self.overflow == "keep_latest":
-            for waiting in list(self._queue):
-                waiting._cancel_here("superseded: only the latest is kept")
-        elif self.overflow == "restart":
-            # The newest are to run, as many as the limit. So once all that run are on their way
-            # out, it is the oldest of those waiting that gives way.
-            every = (*self._running.values(), *self._queue)
-            alive = [other for other in every if other._cancellation is None]
-            if self._limit is not None and len(alive) >= self._limit:
-                alive[0]._cancel_here("superseded: the group restarts")
-        return True
-
-    def _fill(self) -> None:
+    def _settle(self) -> None:
         """Start what waits while there are slots; one that cannot be started fails."""
-        if self._is_filling:
-            return  # one that could not be started has left
-        self._is_filling = True
-        try:
-            while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
-                worker = self._queue[0]
-                if worker._state in FINAL:
-                    self._called_off -= self._queue.popleft() is worker
-                    continue
-                try:
-                    self._running[worker._order] = worker
-                    self._queue.popleft()
+        while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
+            order, worker = next(iter(self._queue.items()))
+            try:
+                if worker._state is PENDING:
+                    self._running[order] = worker
+                del self._queue[order]  # before user's code, a task factory, can come back here
+                if worker._state is PENDING:
                     worker._launch()
-                except BaseException as error:  # noqa: BLE001 (the worker's, and so its node's)
-                    worker._end(ERROR, error)
-        finally:
-            self._is_filling = False
+            except BaseException as error:  # noqa: BLE001 (the worker's, and so its node's)
+                # Out of its place first: an end that comes back here would go deep.
+                self._running.pop(order, None)
+                self._queue.pop(order, None)
+                worker._place = None
+                worker._end(ERROR, error)
 
     # the way out
 
     def _left(self, worker: Worker[Any]) -> None:
         """Take note that a worker has ended; may be called again."""
-        order = worker._order
-        for place in (self._running, self._unstarted):
-            if order in place:
-                # It may have been broken off as it moved on, and be at an end of the queue as well.
-                for end in (0, -1):
-                    if self._queue and self._queue[end] is worker:
-                        del self._queue[end]
-                worker._place, _ = None, place.pop(order)  # in one line: nothing comes between
-        if worker._place is self:
-            worker._place, self._called_off = None, self._called_off + 1
-        if self._called_off * 2 > len(self._queue):
-            self._queue = deque(other for other in self._queue if other._state not in FINAL)
-            self._called_off = 0
-        if self._queue:
-            self._fill()
+        # Broken off as it moved on, it is in two places.
+        for place in (self._running, self._queue, self._unstarted):
+            if place:
+                place.pop(worker._order, None)
+        self._settle()
+        worker._place = None
         if not (self._running or self._queue or self._unstarted):
             self._node._creche_forget(self)
 

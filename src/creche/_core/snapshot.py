@@ -167,15 +167,14 @@ def _take_node(
 
 
 def _take_group(group: WorkerGroup, stacks: float, calls: dict[int, Any]) -> GroupSnapshot:
-    waiting = [worker for worker in list(group._queue) if worker._state not in FINAL]
-    positions = {id(worker): number for number, worker in enumerate(waiting, 1)}
+    positions = {order: number for number, order in enumerate(list(group._queue), 1)}
     workers: list[WorkerSnapshot] = []
     for worker in group:
         stack = None
         if stacks > 0 and worker._handle is not None:
             stacks -= 1
             stack = find_stack(worker, calls)
-        workers.append(_take_worker(worker, positions.get(id(worker)), stack))
+        workers.append(_take_worker(worker, positions.get(worker._order), stack))
     return GroupSnapshot(
         name=text(group.name),
         limit=group.limit,

@@ -597,6 +597,12 @@ class Worker(Generic[ResultType]):
         if self._context is None:
             self._context = copy_context()
 
+    def _be_started(self) -> None:
+        """Count as started; the node waits for it from now on, unless it is a daemon."""
+        self._started = True
+        if not self.daemon:
+            self._hold()
+
     def _hold(self) -> None:
         nursery = self._node._creche_nursery
         self._holds, nursery.holds = True, nursery.holds + 1  # in one line, see Nursery.holds

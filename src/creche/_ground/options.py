@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 from .errors import WorkerError
 from .report import is_a, shown
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Overflow: TypeAlias = Literal["enqueue", "restart", "drop", "keep_latest"]
 """What happens to a new worker when as many as the limit are running."""
 
-OVERFLOWS: tuple[Overflow, ...] = ("enqueue", "restart", "drop", "keep_latest")
+OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 
 
 class WorkerOptions(TypedDict, total=False):
