@@ -175,10 +175,10 @@ async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
     nursery = Nursery(Owner())
     if deserted:
         await asyncio.create_task(nursery.open())
-        await nursery.close_deserted()
+        await nursery.end.close_deserted()
     else:
         await nursery.open()
-        await nursery.close(None)
+        await nursery.end.close(None)
     assert done == ["late", "closed"]
 
 

@@ -25,7 +25,7 @@ from creche._ground import bridge as bridge_module
 from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
-from creche._nursery import nursery as nursery_module
+from creche._nursery import end
 from creche._nursery.held import HeldTask
 from creche._nursery.nursery import Nursery
 from creche._running import thread as thread_module
@@ -172,7 +172,7 @@ def test_wait_for_the_end_that_fails_again_and_again(backend):
         suppress(RuntimeError),  # what Trio says of a task group that is never left
     ):
         anyio.run(main, **backend)
-    assert len(faults) == nursery_module._MOST_FAULTS + 1
+    assert len(faults) == end._MOST_FAULTS + 1
     assert raised == faults[-1:]
 
 
@@ -180,7 +180,7 @@ async def test_last_step_may_be_taken_again():
     """A nursery that was broken off after it had closed is closed."""
     async with Node("app") as app:
         pass
-    assert app._creche_nursery._shut() is True
+    assert app._creche_nursery.shut() is True
     assert app.is_finished
 
 

@@ -406,7 +406,7 @@ async def test_a_child_is_watched_once(monkeypatch):
 
     async def host(app):
         async with Node("page", parent=app) as page:
-            kind = type(page._creche_nursery._host)
+            kind = type(page._creche_nursery.watcher.host)
             monkeypatch.setattr(kind, "when_done", lambda self, call: asked.append(call))
             entered.set()
             await go.wait()

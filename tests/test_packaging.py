@@ -31,7 +31,11 @@ FLOORS = {
         ("_ground.errors", "_ground.context", "_ground.text", "_ground.backend"),
         ("_ground.bridge", "_ground.options"),
     ),
-    "_nursery": (("_nursery.failures", "_nursery.held"), ("_nursery.nursery",)),
+    "_nursery": (
+        ("_nursery.failures", "_nursery.held", "_nursery.nesting", "_nursery.watcher"),
+        ("_nursery.end",),
+        ("_nursery.nursery",),
+    ),
     "_running": (
         ("_running.job",),
         ("_running.task", "_running.own_loop", "_running.thread", "_running.stacks"),

@@ -173,7 +173,7 @@ class Run:
                 for node in self.nodes:
                     node._creche_nursery.holds = 0
                     node._creche_nursery.bridge.in_flight = 0
-                    node._creche_nursery._wake()
+                    node._creche_nursery.wake()
                 await settle()
             await settle()
             self.tasks.cancel_scope.cancel()

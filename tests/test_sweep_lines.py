@@ -30,8 +30,11 @@ from creche._core.group import WorkerGroup
 from creche._core.log import tell_failure
 from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
+from creche._nursery.end import End
 from creche._nursery.held import HeldTask
+from creche._nursery.nesting import Nesting
 from creche._nursery.nursery import Nursery
+from creche._nursery.watcher import Watcher
 from creche._running.thread import ThreadCall
 from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle, trio_random
 
@@ -80,14 +83,11 @@ THE_END = [
         Nursery.cancel,
         Nursery._cancel_all,
         Nursery.cancel_from_outside,
-        Nursery._fail_in_body,
         Nursery.check_idle,
-        Nursery._wake,
-        Nursery._stop_watching,
-        Nursery._take_leave,
-        Nursery._unlink,
-        Nursery._shut,
+        Nursery.wake,
+        Nursery.shut,
     ),
+    *(End._fail_in_body, End._take_leave, Nesting.leave, Watcher.stop),
     *(Node._creche_on_closed, Node._creche_let_parent_go, Node._creche_hold_parent),
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),
 ]
@@ -246,7 +246,7 @@ class Run:
         nursery = self.app._creche_nursery
         nursery.cancel("it hangs")
         nursery.holds = nursery.blocks = nursery.bridge.in_flight = 0
-        nursery._wake()
+        nursery.wake()
 
     async def live(self):
         try:

@@ -692,7 +692,7 @@ class Node:
             await nursery.open()
             self._creche_begin(parent)
         except BaseException:
-            await nursery.abandon()
+            await nursery.end.abandon()
             self._creche_let_parent_go()
             raise
         return self
@@ -734,7 +734,7 @@ class Node:
                 has ended. Or a native cancellation hit the task of a worker before its first step.
         """
         try:
-            return await self._creche_nursery.close(exc)
+            return await self._creche_nursery.end.close(exc)
         finally:
             del exc, traceback
 

@@ -26,4 +26,8 @@ wrong line), the step is taken once more, the rest follow, and the fault is rais
 A task that has died without saying so is found and reaped. A block that its own task can no longer
 leave is closed by whoever notices: the probe as the program ends, the parent, or another task that
 calls ``__aexit__``.
+
+``nursery`` is the task group, what keeps it open, and its cancellation; ``held`` the tasks that are
+no workers. ``end`` has all ways to the end, ``nesting`` the order in which a task leaves blocks,
+``watcher`` the host and the task that listens. ``failures`` is what will be raised.
 """

@@ -1,0 +1,330 @@
+"""The end of a nursery: its block is left, or whoever notices that nobody can leave it closes it.
+
+A block is left by the task that entered it, the host, and in the reverse order (``nesting``). It
+waits until nothing keeps the nursery open, leaves the task group and raises what was gathered. The
+wait is shielded, so that the block outlives what is in it.
+
+A host that has ended cannot leave its block. Then the work is cancelled and the nursery closed from
+where that is noticed: in the watcher, when the program ends; in the parent, when that is left; in
+``close()`` itself, called in another task.
+
+Each step may be taken again. Whatever breaks one of them off (memory, a Ctrl+C at the wrong line),
+the step is taken once more, the rest follow, and the fault is raised with the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import lowlevel
+
+from creche._ground.errors import DeadlockError, WorkerError, get_traceback, leaves, uncancelled
+from creche._ground.report import is_a, tell
+from creche._ground.states import CLOSED, NEW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .nursery import Nursery
+
+
+_MOST_FAULTS = 3  # in the wait for the end, which goes on in spite of them
+
+
+class End:
+    """The ways in which one nursery may come to its end."""
+
+    __slots__ = ("_nursery",)
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+
+    async def close(self, error: BaseException | None) -> bool:
+        """Wait until nothing is left, leave the task group and raise what was gathered.
+
+        Args:
+            error: What left the body of the block, if anything.
+
+        Returns:
+            Whether to swallow that error: it was the nursery's own cancellation.
+
+        Raises:
+            BaseExceptionGroup: The failures.
+            BaseException: The one that goes bare, or a cancellation from outside.
+            WorkerError: It is closed in another task than it was opened in, or before another that
+                was opened later; all has ended all the same.
+        """
+        nursery = self._nursery
+        where = nursery.owner._creche_label()
+        if nursery.state is NEW or nursery.bridge.is_elsewhere:
+            is_new = nursery.state is NEW
+            told = "without having been entered" if is_new else "outside its event loop"
+            raise WorkerError(f"{where} is left {told}; use async with")
+        failures = nursery.failures
+        if nursery.state is CLOSED:  # by whoever found that its block was left too late, or never
+            return failures.conclude(where, error, error) if failures else False
+        cancellation: BaseException | None = None
+        misuse: WorkerError | None = None
+        leaving: BaseException | None = None
+        try:
+            if error is not None:
+                cancellation = self._take_in(error)
+            if nursery.watcher.host.is_current():
+                misuse, leaving = await self._leave(cancellation)
+            else:
+                misuse = await self._leave_elsewhere()
+            if misuse is not None:
+                if failures:
+                    failures.add(misuse, nursery.tree)
+                leaving = misuse
+            elif nursery.is_killed and leaving is None:
+                leaving = WorkerError(
+                    f"a native Task.cancel() hit a task of {where} before its first step, so "
+                    "AnyIO cancelled them all; use Worker.cancel() instead"
+                )
+            return failures.conclude(where, error, leaving)
+        finally:
+            del error, cancellation, misuse, leaving  # they hold this frame
+
+    async def abandon(self) -> None:
+        """Undo what ``Nursery.open()`` has done, and what was started since."""
+        nursery = self._nursery
+        nursery.cancel("it could not be opened")
+        if nursery.task_group is not None:
+            await self._finish(await self._drain())
+        else:
+            nursery.never_open()
+
+    async def close_deserted(self) -> None:
+        """End all work and close, where the host has ended and so cannot leave the block."""
+        nursery = self._nursery
+        if nursery.state is CLOSED:
+            return
+        where = nursery.owner._creche_label()
+        tell(logging.WARNING, "%s was entered and never left; its work is cancelled", where)
+        nursery.cancel(f"{where} was never left")
+        await nursery.reap()
+        while True:
+            await nursery.until_idle()
+            if nursery.state is CLOSED or nursery.shut():
+                break
+        self._end_outside()
+
+    # what left the body
+
+    def _take_in(self, error: BaseException) -> BaseException | None:
+        """Gather what left the body; or give it back, if it is a cancellation and nothing else."""
+        failure: BaseException | None = None
+        try:
+            failure = uncancelled(error, lambda leaf: is_a(leaf, self._nursery.cancelled_class))
+            if failure is None:
+                return error
+            self._try(partial(self._fail_in_body, failure))
+            return None
+        finally:
+            del error, failure  # as in close()
+
+    def _fail_in_body(self, failure: BaseException) -> None:
+        nursery = self._nursery
+        try:
+            nursery.failures.add(failure, nursery.tree)
+        finally:
+            host = nursery.watcher.host
+            spare_host = not (host.is_current() or host.is_done())
+            nursery.cancel(f"{nursery.owner._creche_label()} failed", spare_host=spare_host)
+            del failure  # as in Nursery.fail()
+
+    # in the host, and elsewhere
+
+    async def _leave(
+        self, cancellation: BaseException | None
+    ) -> tuple[WorkerError | None, BaseException | None]:
+        """Leave in the host.
+
+        Args:
+            cancellation: What left the body, if it was one.
+
+        Returns:
+            What is wrong with the order of the blocks, if anything, and the cancellation that goes
+            on its way.
+        """
+        nursery = self._nursery
+        late: BaseException | None = None
+        leaving: BaseException | None = None
+        try:
+            is_others = cancellation is not None and not nursery.is_group_cancelled()
+            if cancellation is not None:
+                self._try(nursery.cancel_from_outside)
+            misuse = await self._close_inner()
+            late = await self._drain()
+            leaving = await self._finish(cancellation or late)
+            if is_others and leaving is None:
+                # Trio leaves it to the next checkpoint. AnyIO loses a native one now and then, as
+                # it counts the cancellations of single tasks among those of the group.
+                leaving = cancellation
+            return misuse, leaving
+        finally:
+            del cancellation, late, leaving  # as in close()
+
+    async def _leave_elsewhere(self) -> WorkerError:
+        """End it in another task than the host, and say what is wrong with that."""
+        nursery = self._nursery
+        nursery.cancel("left in another task", spare_host=not nursery.watcher.host.is_done())
+        await self._close_inner()  # it would wait for what this very task has entered
+        await self._drain()
+        self._end_outside()
+        return WorkerError(
+            f"{nursery.owner._creche_label()} is left in another task than the one that entered "
+            "it, so all its work was cancelled; enter and leave its block in the same task"
+        )
+
+    async def _close_inner(self) -> WorkerError | None:
+        """Close what this task has opened later and not left: neither could be left any more."""
+        nursery = self._nursery
+        nesting, task = nursery.nesting, nursery.get_task()
+        if nesting.is_innermost(task):
+            return None
+        nesting.is_broken = True
+        below = {id(other) for other in nursery.owner._creche_nurseries()}
+        where, names, kind = nursery.owner._creche_label(), list[str](), WorkerError
+        for later in nesting.find_later(task, below):
+            names.append(later.nursery.owner._creche_label())
+            if id(later.nursery) in below:
+                kind = DeadlockError
+            later.is_broken = True
+            await self._close_later(later.nursery)
+        return kind(
+            f"{where} is left before {' and '.join(names)}, entered later in the same task, and "
+            "would wait for it for ever; leave blocks in the reverse order"
+        )
+
+    async def _close_later(self, inner: Nursery) -> None:
+        """Close another nursery, which should have been left before this one."""
+        nursery = self._nursery
+        # Not by its scope, which the host may never leave any more.
+        inner.cancel(f"{nursery.owner._creche_label()} is left before it", spare_host=True)
+        try:
+            await inner.end.close(None)
+        except BaseException as error:  # noqa: BLE001 (raised with the failures of this block)
+            if is_a(error, nursery.cancelled_class):
+                nursery.cancel_from_outside()
+            else:
+                nursery.fail(error)
+
+    # the steps of the end
+
+    async def _drain(self) -> BaseException | None:
+        """Wait until nothing is left and close; return what arrived natively in the meantime."""
+        nursery = self._nursery
+        late: BaseException | None = None
+        faults = 0
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    if nursery.is_cancelled:
+                        await nursery.reap()
+                    await nursery.until_idle()
+                if nursery.shut():
+                    return late
+            except nursery.cancelled_class as exc:
+                late = late or exc
+                self._try(nursery.cancel_from_outside)
+            except GeneratorExit:
+                raise  # the program has ended, and with it this task
+            except BaseException as exc:  # a Ctrl+C, or a fault of ours
+                nursery.fail(exc)
+                faults += not isinstance(exc, KeyboardInterrupt)
+                if faults > _MOST_FAULTS:
+                    raise
+
+    async def _finish(self, cancellation: BaseException | None) -> BaseException | None:
+        """Leave the task group, now that nothing is left in it; see ``_leave_group()``."""
+        try:
+            return await self._leave_group(cancellation)
+        finally:
+            self._twice(self._take_leave)
+            del cancellation
+
+    def _end_outside(self) -> None:
+        """End where the host cannot leave the task group, nor anybody else."""
+        self._twice(self._nursery.watcher.stop)
+        self._twice(self._take_leave)
+
+    def _take_leave(self) -> None:
+        """Be known to nobody any more; may be called again."""
+        nursery = self._nursery
+        for coro in nursery.never_run.values():
+            coro.close()  # killed natively: nobody awaited it
+        nursery.never_run.clear()
+        nursery.nesting.leave(nursery.watcher.host.task)
+        nursery.owner._creche_on_closed()
+
+    async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
+        """Leave the task group, now empty, with a cancellation if there is one.
+
+        Returns:
+            The cancellation that goes on its way, as it was not the group's own.
+        """
+        nursery = self._nursery
+        assert nursery.task_group is not None
+        self._twice(nursery.watcher.stop)
+        try:
+            if cancellation is None:  # the wait was shielded, so it may be due
+                await lowlevel.checkpoint_if_cancelled()
+        except nursery.cancelled_class as exc:
+            cancellation = exc
+        except KeyboardInterrupt as exc:  # Trio delivers it here, if it is due
+            nursery.failures.add(exc, nursery.tree)
+        kind = type(cancellation) if cancellation is not None else None
+        traceback = get_traceback(cancellation) if cancellation is not None else None
+        try:
+            swallowed = await nursery.task_group.__aexit__(kind, cancellation, traceback)
+        except nursery.cancelled_class as exc:
+            return exc
+        except BaseException as exc:  # noqa: BLE001 (gathered, and raised in the end)
+            self._take_stray(exc)
+            return None
+        else:
+            return None if swallowed else cancellation
+        finally:
+            nursery.task_group = None
+            del cancellation, traceback
+
+    def _take_stray(self, error: BaseException) -> None:
+        """Gather what left a task of the nursery all the same.
+
+        Work that leaves a cancel scope or a task group open makes AnyIO, or Trio, do that; the
+        worker has failed for it by then.
+        """
+        nursery = self._nursery
+        try:
+            nursery.is_killed = False  # this is why
+            for leaf in leaves(error):
+                if is_a(leaf, RuntimeError) and nursery.nesting.is_broken:
+                    continue  # what AnyIO or Trio says to the same
+                if not is_a(leaf, nursery.cancelled_class):
+                    nursery.failures.add(leaf, nursery.tree)
+        finally:
+            del error
+
+    # a step that is broken off
+
+    def _try(self, step: Callable[[], object]) -> None:
+        """Take a step of the end; if it fails, that is raised in the end, which goes on."""
+        try:
+            step()
+        except BaseException as fault:  # noqa: BLE001 (see above)
+            self._nursery.fail(fault)
+            del fault
+
+    def _twice(self, step: Callable[[], object]) -> None:
+        """Take a step of the end once more if it is broken off, which is raised in the end."""
+        try:
+            step()
+        except BaseException as fault:  # noqa: BLE001 (see above)
+            self._nursery.failures.add(fault, self._nursery.tree)
+            del fault
+            step()
