@@ -147,13 +147,13 @@ async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
     class Owner:
         asked = 0
 
-        def _creche_nurseries(self, *, blocks=False):
+        def nurseries(self, *, blocks=False):
             return [] if blocks else [nursery]
 
-        def _creche_on_closed(self):
+        def on_closed(self):
             done.append("closed")
 
-        def _creche_on_idle(self):
+        def on_idle(self):
             self.asked += 1
             if self.asked == 1:
                 thread = threading.Thread(
@@ -163,13 +163,13 @@ async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
                 thread.join(RENDEZVOUS)
             return False
 
-        def _creche_label(self):
+        def label(self):
             return "the nursery"
 
-        def _creche_on_cancel(self, reason, *, by_scope):
+        def on_cancel(self, reason, *, by_scope):
             pass
 
-        def _creche_reap(self):
+        def reap(self):
             pass
 
     nursery = Nursery(Owner())

@@ -21,6 +21,7 @@ from creche import Message, Node, Worker
 from creche._core import calls, log
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
+from creche._core.life import Life
 from creche._ground import bridge as bridge_module
 from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge
@@ -119,7 +120,7 @@ async def test_cancel_of_a_node():
     async with Node("app") as app:
         group = app.group("one", limit=1)
         workers = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
-        with broken_off(Node, "_creche_on_cancel"), pytest.raises(MemoryError):
+        with broken_off(Life, "on_cancel"), pytest.raises(MemoryError):
             app.cancel()
         assert [worker.state for worker in workers] == [CANCELLED] * 2
         with pytest.raises(anyio.get_cancelled_exc_class()):
@@ -132,7 +133,7 @@ async def test_failure_of_the_body():
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             worker = app.run_worker(anyio.sleep_forever)
-            with broken_off(Node, "_creche_on_cancel") as faults:
+            with broken_off(Life, "on_cancel") as faults:
                 # Left by hand: the step is to be whole again for what comes after.
                 await app.__aexit__(ValueError, failure, None)
     assert raised_by(caught) == [failure, *faults]
@@ -148,7 +149,7 @@ async def test_leaving_of_the_tree():
         async with Node("app") as app:
             page = Node("page", parent=app)
             await page.__aenter__()
-            with broken_off(Node, "_creche_on_closed") as faults:
+            with broken_off(Life, "on_closed") as faults:
                 await page.__aexit__(None, None, None)
     assert raised_by(caught) == faults
     assert app.children == page.children == ()
@@ -168,7 +169,7 @@ def test_wait_for_the_end_that_fails_again_and_again(backend):
             raised.append(error)
 
     with (
-        broken_off(Node, "_creche_on_idle", times=20) as faults,
+        broken_off(Life, "on_idle", times=20) as faults,
         suppress(RuntimeError),  # what Trio says of a task group that is never left
     ):
         anyio.run(main, **backend)

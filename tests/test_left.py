@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from creche import DeadlockError, Message, Node, Worker, WorkerError
+from creche._core.life import Life
 from helpers import (
     CANCELLED,
     RENDEZVOUS,
@@ -473,11 +474,21 @@ async def test_a_native_cancel_of_the_watcher_is_not_obeyed(anyio_backend):
 class Broken(Node):
     """A node whose entering fails after its nursery was opened."""
 
-    def _creche_begin(self, parent):
-        super()._creche_begin(parent)
-        raise ValueError("half-way")
+
+@pytest.fixture
+def half_way(monkeypatch):
+    """Has the entering of such nodes fail as the last thing that it does."""
+    take_place = Life._take_place
+
+    def fail_half_way(self):
+        take_place(self)
+        if isinstance(self._node, Broken):
+            raise ValueError("half-way")
+
+    monkeypatch.setattr(Life, "_take_place", fail_half_way)
 
 
+@pytest.mark.usefixtures("half_way")
 async def test_entering_that_fails_half_way_leaves_nothing():
     """The error comes out bare, the parent can be left, and the scopes are in order."""
     async with Node("app") as app:

@@ -25,9 +25,11 @@ from anyio import lowlevel
 
 from creche import Message, Node, Worker
 from creche._core.audience import Audience
-from creche._core.calls import _await, _go_on, begin_call
+from creche._core.calls import _await, _go_on, begin_call, make_call
 from creche._core.group import WorkerGroup
+from creche._core.life import Life
 from creche._core.log import tell_failure
+from creche._core.tree import join
 from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
 from creche._nursery.end import End
@@ -88,7 +90,8 @@ THE_END = [
         Nursery.shut,
     ),
     *(End._fail_in_body, End._take_leave, Nesting.leave, Watcher.stop),
-    *(Node._creche_on_closed, Node._creche_let_parent_go, Node._creche_hold_parent),
+    *(Life.on_closed, Life._close_unopened, Life._leave_parent, Life._forget_opener),
+    *(Life.let_parent_go, Life.hold_parent),
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),
 ]
 THE_WAY_IN = [
@@ -102,10 +105,11 @@ THE_WAY_IN = [
     ),
     *(Worker._hold, Worker._begin, Worker._refuse, Worker._disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
-    *(Audience.announce, Audience._tell, Node._creche_join, Node._creche_on_cancel),
+    *(Audience.announce, Audience._tell, join, Life.on_cancel),
 ]
 CALLS = [
-    *(Node.call_from_thread, begin_call, _await, _go_on, Bridge.post, Bridge.call, Bridge.run),
+    *(Node.call_from_thread, make_call, begin_call, _await, _go_on),
+    *(Bridge.post, Bridge.call, Bridge.run),
 ]
 HANDLERS = [Mailbox.post, Mailbox._deliver, Mailbox._run, Mailbox._fail, Mailbox._again]
 THREADS = [each for each in vars(ThreadCall).values() if callable(each)]

@@ -118,7 +118,7 @@ async def test_child_that_cannot_be_opened(monkeypatch):
                 async with page:
                     raise AssertionError
         held = nursery.holds, nursery.blocks
-        page._creche_let_parent_go()  # if it has not: the test is to end
+        page._creche_life.let_parent_go()  # if it has not: the test is to end
     assert held == (0, 0)
 
 

@@ -27,10 +27,11 @@ order. Each step may be taken again, and is, if it was broken off.
 
 ``worker`` has the whole of a worker's life; ``parts`` what few workers have; ``events`` what is
 told of it; ``progress`` how far it is; ``log`` what is written of it. ``group`` decides who runs;
-``manager`` looks at a whole tree. ``node`` is a place in the tree that *has* a nursery, a mailbox,
-an ``audience`` (who listens) and, when ``mounting`` opened it, a mount. ``calls`` are from threads
-into the loop. ``waiting`` waits; ``deadlock`` tells whether a wait can end. ``snapshot`` pictures
-all of it as plain data.
+``manager`` looks at a whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a
+mailbox, an ``audience`` (who listens), a ``life`` (how it is entered and how it ends, which is what
+its nursery asks for) and, when ``mounting`` opened it, a mount. ``shutdown`` ends the work below a
+node that stays open. ``calls`` are from threads into the loop. ``waiting`` waits; ``deadlock``
+tells whether a wait can end. ``snapshot`` pictures all of it as plain data.
 
 A worker, its group, its node and its events name each other, for types only. Private names of nodes
 begin with ``_creche_``: users write subclasses of Node, and must not overwrite one by accident.

@@ -6,13 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from creche._ground.report import logger
-from creche._ground.states import FINAL
+from creche._ground.states import CLOSED, FINAL, NEW
 
 from .events import ProgressChanged, StateChanged
 from .log import LOG, is_wanted
 from .parts import lock
+from .tree import is_lost, join
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from creche._ground.message import Message
     from creche._ground.states import WorkerState
     from creche._messages.subscription import Listener
@@ -88,6 +91,33 @@ class Audience:
         self._advanced.discard(worker._order)  # first: what is done from here on is another call
         if worker._state not in FINAL:
             self._tell(ProgressChanged(worker), handled=self._handles(ProgressChanged))
+
+    def take(self, message: Message, told: Collection[Listener] = ()) -> bool:
+        """Take in a message, on the loop: tell all who listen, and hand it to the handlers.
+
+        Args:
+            message: The message.
+            told: Who has heard it already.
+
+        Returns:
+            Whether it will be delivered: ``False`` once the node is closed, or will never open.
+        """
+        node = self._node
+        state = node._creche_nursery.state
+        if state is CLOSED or (state is NEW and is_lost(node)):
+            return False
+        if node._creche_parent is not None:
+            join(node)
+        for listener in self.heard_by:
+            if listener not in told:
+                listener._put(message)
+        return node._creche_mailbox.post(message)
+
+    def pass_on(self, message: Message) -> None:
+        """Hand a message that was handled to the parent."""
+        parent = self._node._creche_parent
+        if parent is not None:  # who listens to the tree has heard it
+            parent._creche_audience.take(message, self.heard_by)
 
     def _tell(self, message: Message, *, handled: bool) -> None:
         for listener in self.heard_by:

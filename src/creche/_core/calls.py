@@ -1,26 +1,97 @@
-"""Calls that threads make on the event loop of a node, without late effects.
+"""What comes to a node from other threads, without late effects.
 
-Whatever happens on the way, the thread gets an answer: each way out of here sets its future.
+Nothing that the thread of a superseded worker does takes effect, not even what was on its way. And
+whatever happens on that way, the thread gets an answer: each way out of here sets its future.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from creche._ground.backend import await_users
-from creche._ground.bridge import fail
-from creche._ground.errors import WorkerCancelled
+from creche._ground.bridge import await_answer, fail
+from creche._ground.context import current
+from creche._ground.errors import WorkerCancelled, WorkerError
 from creche._ground.report import is_a, is_awaitable
 
 from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from concurrent.futures import Future
+
+    from creche._ground.message import Message
 
     from .node import Node
+
+T = TypeVar("T")
+
+
+def ask(node: Node, call: Callable[[], T]) -> T:
+    """Make a call on the loop, but for none of a thread whose worker was cancelled.
+
+    Nothing that a superseded thread does takes effect; the check and the call are one step.
+    """
+    bridge = node._creche_bridge
+    caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+    if caller is None:
+        return bridge.call(call)
+
+    try:
+        return bridge.call(partial(_call_checked, caller, call))
+    finally:
+        del caller  # the error holds this frame
+
+
+def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
+    caller.check_cancelled()
+    return call()
+
+
+def post(node: Node, message: Message) -> bool:
+    """Hand a message to those who hear a node, see ``Node.post_message()``."""
+    bridge = node._creche_bridge
+    caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
+    if caller is not None:
+        caller.check_cancelled()
+
+    def arrive() -> None:
+        # Once more, as it may have been superseded while the message was on its way.
+        if caller is None or not caller.is_cancelled:
+            node._creche_audience.take(message)
+
+    if bridge.can_act():
+        return node._creche_audience.take(message)
+    return bridge.post(arrive, to=node._creche_nursery.bridge)
+
+
+def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Have the loop call a function, and wait for its value, see ``Node.call_from_thread()``."""
+    bridge = node._creche_nursery.bridge
+    caller = current.get(None)
+    future: Future[Any] = Future()
+
+    def begin() -> None:
+        begin_call(node, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
+
+    try:
+        if not bridge.is_foreign:
+            raise WorkerError(
+                "call_from_thread() is for other threads than that of the node's event loop, "
+                f"and for open nodes ({node._creche_label()} is "
+                f"{node._creche_nursery.state.value}); on the loop, call the function"
+            )
+        if not bridge.post(begin, partial(fail, future)):
+            raise WorkerError(
+                f"{node._creche_label()} is {node._creche_nursery.state.value}; nothing can be "
+                "called"
+            )
+        return await_answer(future, bridge.token)
+    finally:
+        del caller, future  # the error holds this frame, and they hold the error
 
 
 def begin_call(

@@ -43,7 +43,7 @@ class Mount:
         self.gone = anyio.Event()
         """Set once it has left."""
         parent, child._creche_parent, child._creche_mount = child._creche_parent, above, self
-        child._creche_hold_parent()
+        child._creche_life.hold_parent()
         try:
             above._creche_nursery.spawn_held(
                 self._live, self._end, name=child.path
@@ -75,9 +75,22 @@ class Mount:
         """Tell the node to leave; whether that was news to it."""
         if self._leave.is_set() or self.gone.is_set():
             return False
-        self._child._creche_hold_parent()
+        self._child._creche_life.hold_parent()
         self._leave.set()
         return True
+
+    async def remove(self) -> None:
+        """Cancel the node and wait until it has left.
+
+        Raises:
+            WorkerError: Called outside its event loop.
+        """
+        child, where = self._child, self._child._creche_label()
+        if child._creche_nursery.bridge.is_elsewhere:
+            raise WorkerError(f"{where} is removed outside its event loop")
+        self.tell_to_leave()
+        child.cancel(f"{where} was removed")
+        await self.gone.wait()
 
     async def _live(self) -> None:
         """Be the task of the node."""
@@ -85,7 +98,7 @@ class Mount:
         try:
             async with self._child:
                 # It keeps nothing open until it is told to leave.
-                self._child._creche_let_parent_go()
+                self._child._creche_life.let_parent_go()
                 self._ready.set()
                 await self._leave.wait()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
@@ -104,7 +117,7 @@ class Mount:
     def _end(self) -> None:
         self.gone.set()
         self._ready.set()
-        self._child._creche_let_parent_go()
+        self._child._creche_life.let_parent_go()
 
 
 def _check(above: Node, child: Node) -> None:

@@ -8,37 +8,35 @@ from __future__ import annotations
 
 import math
 import warnings
-from concurrent.futures import Future
-from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-import anyio
-
-from creche._ground.bridge import await_answer, fail
-from creche._ground.context import current
 from creche._ground.errors import WorkerError
 from creche._ground.message import Message
 from creche._ground.options import check_limit, check_overflow, check_text
 from creche._ground.report import is_a, logger, shown, text_of
-from creche._ground.states import CLOSED, CLOSING, FINAL, NEW, OPEN
+from creche._ground.states import CLOSED, FINAL, NEW
 from creche._ground.text import path_of
 from creche._messages.mailbox import Mailbox
-from creche._messages.subscription import Subscription, inherit
+from creche._messages.subscription import Subscription
 from creche._nursery.nursery import Nursery
 
 from .audience import Audience
-from .calls import begin_call
+from .calls import ask, make_call, post
+from .facts import children_of
 from .group import WorkerGroup, code_of
+from .life import Life
 from .manager import WorkerManager
 from .mounting import Mount
+from .shutdown import shut_down
 from .snapshot import NodeSnapshot, take
-from .waiting import is_acting, wait_for
+from .tree import bridge_of, is_lost, join, walk_down, walk_up
+from .waiting import wait_for
 from .worker import Worker, WorkType
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Awaitable, Callable, Collection, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
     from anyio import CapacityLimiter
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from creche._ground.bridge import Bridge
     from creche._ground.message import MessageT
     from creche._ground.options import Overflow, RunOptions, StartOptions
-    from creche._messages.subscription import Listener
 
     from .deadlock import Waitable
     from .worker import ResultType
@@ -93,7 +90,8 @@ class Node:
         self._creche_parent = parent
         # By id(): nodes may be dataclasses, equal to others or without a hash.
         self._creche_children: dict[int, Node] = {}
-        self._creche_nursery = Nursery(self)
+        self._creche_life = Life(self)
+        self._creche_nursery = Nursery(self._creche_life)
         self._creche_mailbox = Mailbox(self, self._creche_nursery)
         self._creche_audience = Audience(self)
         self._creche_groups: dict[str, WorkerGroup] = {}
@@ -101,8 +99,6 @@ class Node:
         self._creche_manager = WorkerManager(self)
         self._creche_waiting: dict[int, Waitable] = {}  # workers of the node, by id() as well
         self._creche_mount: Mount | None = None  # where it has no block of its own
-        self._creche_holds = False  # whether it keeps its parent open
-        self._creche_opener: Worker[Any] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {self._creche_nursery.state.name}>"
@@ -124,50 +120,29 @@ class Node:
         Threads:
             Any thread.
         """
-        children = list(self._creche_children.values())
-        return tuple(child for child in children if child._creche_nursery.state is not NEW)
+        return tuple(children_of(self))
 
     @property
     def root(self) -> Node:
         """The topmost node of the tree."""
-        *_, top = self._creche_above()
+        *_, top = walk_up(self)
         return top
 
     @property
     def path(self) -> str:
         """The names of the nodes from the root to this one, joined by slashes."""
-        names: list[object] = [node.name for node in self._creche_above()]
+        names: list[object] = [node.name for node in walk_up(self)]
         # Somebody may have set one to what is no text; the end must not fail of it.
         return "/".join(name if type(name) is str else text_of(name) for name in reversed(names))
 
-    def _creche_above(self) -> Iterator[Node]:
-        """Give the node and all above it."""
-        node: Node | None = self
-        while node is not None:
-            yield node
-            node = node._creche_parent
-
     def _creche_below(self) -> Iterator[Node]:
-        """Give the node and all below it, each before those below it."""
-        ahead: list[Node] = [self]
-        while ahead:
-            node = ahead.pop()
-            yield node
-            ahead.extend(reversed(list(node._creche_children.values())))
+        return walk_down(self)
 
     def _creche_is_lost(self) -> bool:
-        """Whether the node can never be opened, as one above it has closed."""
-        return any(node._creche_nursery.state is CLOSED for node in self._creche_above())
+        return is_lost(self)
 
     def _creche_join(self) -> None:
-        """Take the place below the parent, once the node is open or holds something."""
-        node, joining = self, list[tuple[Node, Node]]()
-        while (above := node._creche_parent) is not None and id(node) not in above._creche_children:
-            joining.append((node, above))
-            node = above
-        for node, above in reversed(joining):
-            above._creche_children[id(node)] = node
-            inherit(node, above)
+        join(self)
 
     def _creche_label(self) -> str:
         return f"node {shown(path_of(self))}"
@@ -474,19 +449,7 @@ class Node:
         """
         if not isinstance(message, Message):
             raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
-        bridge = self._creche_bridge
-        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
-        if caller is not None:
-            caller.check_cancelled()
-
-        def arrive() -> None:
-            # Once more, as it may have been superseded while the message was on its way.
-            if caller is None or not caller.is_cancelled:
-                self._creche_take(message)
-
-        if bridge.can_act():
-            return self._creche_take(message)
-        return bridge.post(arrive, to=self._creche_nursery.bridge)
+        return post(self, message)
 
     # Spelled out, as mypy would make a common base of several classes, not their union.
 
@@ -537,20 +500,8 @@ class Node:
         """
         return Subscription(self, types, tree=tree)
 
-    def _creche_take(self, message: Message, told: Collection[Listener] = ()) -> bool:
-        life = self._creche_nursery.state
-        if life is CLOSED or (life is NEW and self._creche_is_lost()):
-            return False
-        if self._creche_parent is not None:
-            self._creche_join()
-        for subscription in self._creche_audience.heard_by:
-            if subscription not in told:
-                subscription._put(message)
-        return self._creche_mailbox.post(message)
-
     def _creche_pass_on(self, message: Message) -> None:
-        if self._creche_parent is not None:  # who listens to the tree has heard it
-            self._creche_parent._creche_take(message, self._creche_audience.heard_by)
+        self._creche_audience.pass_on(message)
 
     def _creche_is_started(self, outcome: object) -> bool:
         return is_a(outcome, cast("type[object]", Worker))
@@ -592,53 +543,14 @@ class Node:
         Threads:
             Any but the event loop's; blocks until the function has returned.
         """
-        bridge = self._creche_nursery.bridge
-        caller = current.get(None)
-        future: Future[Any] = Future()
-
-        def begin() -> None:
-            begin_call(self, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
-
-        try:
-            if not bridge.is_foreign:
-                raise WorkerError(
-                    "call_from_thread() is for other threads than that of the node's event loop, "
-                    f"and for open nodes ({self._creche_label()} is "
-                    f"{self._creche_nursery.state.value}); on the loop, call the function"
-                )
-            if not bridge.post(begin, partial(fail, future)):
-                raise WorkerError(
-                    f"{self._creche_label()} is {self._creche_nursery.state.value}; nothing can be "
-                    "called"
-                )
-            return await_answer(future, bridge.token)
-        finally:
-            del caller, future  # the error holds this frame, and they hold the error
+        return make_call(self, fn, args)
 
     @property
     def _creche_bridge(self) -> Bridge:
-        """The way to the node's event loop: its own, or that of the node above that knows it."""
-        own = self._creche_nursery
-        if own.state is NEW:
-            for node in self._creche_above():
-                if node._creche_nursery.state is not NEW:
-                    return node._creche_nursery.bridge
-        return own.bridge
+        return bridge_of(self)
 
     def _creche_ask(self, call: Callable[[], T]) -> T:
-        """Make a call on the loop, but for none of a thread whose worker was cancelled.
-
-        Nothing that a superseded thread does takes effect; the check and the call are one step.
-        """
-        bridge = self._creche_bridge
-        caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
-        if caller is None:
-            return bridge.call(call)
-
-        try:
-            return bridge.call(partial(_call_checked, caller, call))
-        finally:
-            del caller  # the error holds this frame
+        return ask(self, call)
 
     # what people look at
 
@@ -669,54 +581,8 @@ class Node:
             WorkerError: It was opened before, or its parent is not open.
             BaseException: It could not be opened; it is closed then.
         """
-        parent, nursery = self._creche_parent, self._creche_nursery
-        if nursery.state is not NEW:
-            raise WorkerError(
-                f"{self._creche_label()} was entered before; make a new Node for each block"
-            )
-        if parent is not None:
-            above = parent._creche_nursery
-            # A mounted one was admitted when it was mounted.
-            if above.state is not OPEN and (self._creche_mount is None or above.state is CLOSED):
-                raise WorkerError(
-                    f"cannot enter {self._creche_label()}: its parent is {above.state.value}"
-                )
-            if above.bridge.is_elsewhere:
-                raise WorkerError(
-                    f"cannot enter {self._creche_label()} outside the event loop of its parent"
-                )
-        self._creche_audience.heed_logger()  # and hear: its user may have given it a handler
-        try:
-            if self._creche_mount is None:
-                self._creche_hold_parent()  # it may be left while this one is being opened
-            await nursery.open()
-            self._creche_begin(parent)
-        except BaseException:
-            await nursery.end.abandon()
-            self._creche_let_parent_go()
-            raise
+        await self._creche_life.enter()
         return self
-
-    def _creche_begin(self, parent: Node | None) -> None:
-        """Take the node's place in the tree, now that its nursery is open."""
-        nursery = self._creche_nursery
-        for group in list(self._creche_groups.values()):
-            for worker in group:
-                worker._created_at = nursery.now()  # the clock was not known before
-        if parent is not None:
-            above = parent._creche_nursery
-            nursery.tree = above.tree
-            self._creche_join()
-            if above.is_cancelled:
-                nursery.cancel(above.cancel_reason)
-            if above.state is not OPEN:
-                nursery.refuse()
-        opener: Worker[Any] | None = current.get(None)
-        if opener is not None and is_acting(opener):
-            self._creche_opener = opener
-            opener._rare_parts().opened += (self,)
-            opener._node._creche_waiting[id(opener)] = opener
-        self._creche_mailbox.open(copy_context())
 
     async def __aexit__(
         self,
@@ -778,78 +644,7 @@ class Node:
         Threads:
             The node's event loop only.
         """
-        if not grace >= 0:
-            raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
-        if self._creche_nursery.state is NEW or self._creche_nursery.bridge.is_elsewhere:
-            raise WorkerError(
-                f"shutdown() is for an open node and its own event loop; {self._creche_label()} "
-                f"is {self._creche_nursery.state.value}"
-            )
-        below = list(self._creche_below())
-        for node in below:
-            node._creche_nursery.refuse()
-        self._creche_excuse(below)
-        with anyio.move_on_after(grace):
-            await self._creche_settle()
-        for node in list(self._creche_below()):
-            node._creche_mailbox.hurry()
-            if node._creche_mount is not None and node is not self:
-                node._creche_nursery.cancel("shut down")
-            for group in list(node._creche_groups.values()):
-                group.cancel("shut down")
-        await self._creche_settle()
-
-    def _creche_excuse(self, below: list[Node]) -> None:
-        """Have those who wait for all below hold nothing themselves: nobody waits for itself."""
-        caller: Worker[Any] | None = current.get(None)
-        if (
-            caller is not None
-            and is_acting(caller)
-            and any(cast("object", node) is caller._node for node in below)
-        ):
-            caller._let_go()
-        for node in below:  # a handler, or a call of a thread
-            for task in list(node._creche_nursery.held):
-                if task.is_acting():
-                    task.hold_no_more()
-
-    async def _creche_settle(self) -> None:
-        """Wait until nothing is left below but the blocks of nodes."""
-        for node in reversed(list(self._creche_below())):
-            if node._creche_nursery.state not in (NEW, CLOSED):
-                await node._creche_nursery.until_idle(blocks=True)
-
-    def _creche_hold_parent(self) -> None:
-        parent, block = self._creche_parent, self._creche_mount is None
-        if parent is None or self._creche_holds:
-            return
-        above = parent._creche_nursery  # what follows is one line, see Nursery.holds
-        self._creche_holds, above.holds, above.blocks = True, above.holds + 1, above.blocks + block
-
-    def _creche_let_parent_go(self) -> None:
-        parent, block = self._creche_parent, self._creche_mount is None
-        if parent is None or not self._creche_holds:
-            return
-        above = parent._creche_nursery
-        self._creche_holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
-        above.check_idle()
-
-    def _creche_on_closed(self) -> None:
-        parent, opener = self._creche_parent, self._creche_opener
-        for node in reversed(list(self._creche_below())):  # what is left was never opened
-            if node._creche_nursery.state is NEW:
-                node._creche_nursery.never_open()
-        if parent is not None:
-            parent._creche_children.pop(id(self), None)
-            if self._creche_mount is None:
-                self._creche_let_parent_go()
-        if opener is not None:
-            ties = opener._rare_parts()
-            ties.opened = tuple(node for node in ties.opened if node is not self)
-            if not ties.opened and not ties.waits:
-                opener._node._creche_waiting.pop(id(opener), None)
-            self._creche_opener = None
-        self._creche_audience.leave()
+        await shut_down(self, grace)
 
     # mounted nodes
 
@@ -894,72 +689,4 @@ class Node:
         """
         if self._creche_mount is None:
             raise WorkerError(f"{self._creche_label()} was not mounted; leave its block instead")
-        if self._creche_nursery.bridge.is_elsewhere:
-            raise WorkerError(f"{self._creche_label()} is removed outside its event loop")
-        self._creche_mount.tell_to_leave()
-        self.cancel(f"{self._creche_label()} was removed")
-        await self._creche_mount.gone.wait()
-
-    def _creche_tell_to_leave(self) -> bool:
-        """Tell a mounted node to leave; whether that was news to it."""
-        return self._creche_mount is not None and self._creche_mount.tell_to_leave()
-
-    # what the nursery asks of its owner
-
-    def _creche_nurseries(self, *, blocks: bool = False) -> Iterator[Nursery]:
-        if not blocks:
-            return (node._creche_nursery for node in self._creche_below())
-        return (
-            child._creche_nursery
-            for child in list(self._creche_children.values())
-            if child._creche_mount is None and child._creche_nursery.state in (OPEN, CLOSING)
-        )
-
-    def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
-        for group in list(self._creche_groups.values()):
-            group._cancel_with_nursery(reason, by_scope=by_scope)
-        if not by_scope:  # what runs in the nursery beside the workers
-            self._creche_mailbox.hurry()
-
-    def _creche_on_idle(self) -> bool:
-        children = list(self._creche_children.values())
-        told = [child._creche_tell_to_leave() for child in children]
-        if any(told):
-            return True
-        rest = [worker for group in list(self._creche_groups.values()) for worker in group]
-        daemons = [worker for worker in rest if worker._started]
-        for worker in daemons:
-            worker._hold()  # before it is cancelled, for one that is queued ends at once
-            worker._cancel_here("only daemons were left")
-        if daemons:
-            return True
-        for child in children:  # what is left of them was never opened
-            for node in child._creche_below():
-                groups = list(node._creche_groups.values())
-                rest += [worker for group in groups for worker in group]
-        for worker in rest:
-            worker._disown()
-        return bool(rest)
-
-    def _creche_reap(self) -> None:
-        for group in list(self._creche_groups.values()):
-            for worker in group:
-                worker._reap()
-
-    # who waits for the node, and for whom it waits
-
-    def _creche_needs_all(self) -> Collection[Waitable]:
-        waiting = list(self._creche_waiting.values())
-        held = [party for party in waiting if not cast("Worker[Any]", party).daemon]
-        return (*held, *self._creche_children.values())
-
-    def _creche_needs_one(self) -> Collection[Waitable]:
-        return ()
-
-    def _creche_is_opened_by_a_worker(self) -> bool:
-        return any(node._creche_opener is not None for node in self._creche_above())
-
-
-def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
-    caller.check_cancelled()
-    return call()
+        await self._creche_mount.remove()

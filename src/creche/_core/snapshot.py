@@ -158,7 +158,7 @@ def _take_node(
         life=nursery.state.value,
         is_cancelled=nursery.is_cancelled,
         cancel_reason=_told(nursery.cancel_reason),
-        opened_by=None if node._creche_opener is None else label(node._creche_opener),
+        opened_by=None if node._creche_life.opener is None else label(node._creche_life.opener),
         groups=tuple(
             _take_group(group, stacks, calls) for group in list(node._creche_groups.values())
         ),

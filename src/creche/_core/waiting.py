@@ -79,7 +79,7 @@ def _is_needed(worker: Worker[Any]) -> bool:
     return (
         (worker._rare is not None and worker._rare.done is not None)
         or (worker._place is not None and worker._place.queued > 0)
-        or worker._node._creche_is_opened_by_a_worker()
+        or worker._node._creche_life.is_opened_by_a_worker()
     )
 
 

@@ -58,7 +58,7 @@ class End:
                 was opened later; all has ended all the same.
         """
         nursery = self._nursery
-        where = nursery.owner._creche_label()
+        where = nursery.owner.label()
         if nursery.state is NEW or nursery.bridge.is_elsewhere:
             is_new = nursery.state is NEW
             told = "without having been entered" if is_new else "outside its event loop"
@@ -103,7 +103,7 @@ class End:
         nursery = self._nursery
         if nursery.state is CLOSED:
             return
-        where = nursery.owner._creche_label()
+        where = nursery.owner.label()
         tell(logging.WARNING, "%s was entered and never left; its work is cancelled", where)
         nursery.cancel(f"{where} was never left")
         await nursery.reap()
@@ -134,7 +134,7 @@ class End:
         finally:
             host = nursery.watcher.host
             spare_host = not (host.is_current() or host.is_done())
-            nursery.cancel(f"{nursery.owner._creche_label()} failed", spare_host=spare_host)
+            nursery.cancel(f"{nursery.owner.label()} failed", spare_host=spare_host)
             del failure  # as in Nursery.fail()
 
     # in the host, and elsewhere
@@ -177,7 +177,7 @@ class End:
         await self._drain()
         self._end_outside()
         return WorkerError(
-            f"{nursery.owner._creche_label()} is left in another task than the one that entered "
+            f"{nursery.owner.label()} is left in another task than the one that entered "
             "it, so all its work was cancelled; enter and leave its block in the same task"
         )
 
@@ -188,10 +188,10 @@ class End:
         if nesting.is_innermost(task):
             return None
         nesting.is_broken = True
-        below = {id(other) for other in nursery.owner._creche_nurseries()}
-        where, names, kind = nursery.owner._creche_label(), list[str](), WorkerError
+        below = {id(other) for other in nursery.owner.nurseries()}
+        where, names, kind = nursery.owner.label(), list[str](), WorkerError
         for later in nesting.find_later(task, below):
-            names.append(later.nursery.owner._creche_label())
+            names.append(later.nursery.owner.label())
             if id(later.nursery) in below:
                 kind = DeadlockError
             later.is_broken = True
@@ -205,7 +205,7 @@ class End:
         """Close another nursery, which should have been left before this one."""
         nursery = self._nursery
         # Not by its scope, which the host may never leave any more.
-        inner.cancel(f"{nursery.owner._creche_label()} is left before it", spare_host=True)
+        inner.cancel(f"{nursery.owner.label()} is left before it", spare_host=True)
         try:
             await inner.end.close(None)
         except BaseException as error:  # noqa: BLE001 (raised with the failures of this block)
@@ -260,7 +260,7 @@ class End:
             coro.close()  # killed natively: nobody awaited it
         nursery.never_run.clear()
         nursery.nesting.leave(nursery.watcher.host.task)
-        nursery.owner._creche_on_closed()
+        nursery.owner.on_closed()
 
     async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
         """Leave the task group, now empty, with a cancellation if there is one.

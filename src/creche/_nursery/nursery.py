@@ -64,7 +64,7 @@ def _monotonic(offset: float) -> float:
 class Owner(Protocol):
     """What a nursery asks of the one that it serves."""
 
-    def _creche_on_cancel(self, reason: object, *, by_scope: bool) -> None:
+    def on_cancel(self, reason: object, *, by_scope: bool) -> None:
         """Mark all that runs in the nursery as cancelled; called once.
 
         Args:
@@ -73,23 +73,23 @@ class Owner(Protocol):
         """
         ...
 
-    def _creche_on_idle(self) -> bool:
+    def on_idle(self) -> bool:
         """Set in motion what still has to end; tell whether there was anything."""
         ...
 
-    def _creche_on_closed(self) -> None:
+    def on_closed(self) -> None:
         """Take note that nothing is left, and let go of what is outside."""
         ...
 
-    def _creche_reap(self) -> None:
+    def reap(self) -> None:
         """End the workers whose tasks have died without saying so."""
         ...
 
-    def _creche_nurseries(self, *, blocks: bool = False) -> Iterable[Nursery]:
+    def nurseries(self, *, blocks: bool = False) -> Iterable[Nursery]:
         """Give the nurseries of all below and of itself; or of those right below with a block."""
         ...
 
-    def _creche_label(self) -> str:
+    def label(self) -> str:
         """Name the nursery in a sentence."""
         ...
 
@@ -198,7 +198,7 @@ class Nursery:
     def never_open(self) -> None:
         """Close without ever having been open, as the parent has closed."""
         self._move(CLOSED)
-        self.owner._creche_on_closed()
+        self.owner.on_closed()
 
     def refuse(self) -> None:
         """Admit no more work."""
@@ -224,12 +224,12 @@ class Nursery:
             self.bridge.is_gone
         ):  # pragma: no cover (in forked children, which leave before they tell)
             raise WorkerError(
-                f"cannot start work on {self.owner._creche_label()}: this process was forked "
+                f"cannot start work on {self.owner.label()}: this process was forked "
                 "off from that of its event loop; open a node of its own here"
             )
         if self.state is not OPEN:
             error = WorkerError(
-                f"cannot start work on {self.owner._creche_label()}, which is "
+                f"cannot start work on {self.owner.label()}, which is "
                 f"{self.state.value}; "
                 + ("enter its block first" if self.state is NEW else "use a node that is open")
             )
@@ -250,7 +250,7 @@ class Nursery:
             return  # no loop: a callback, or a thread that asks through the bridge
         if current is not self.bridge.token.native_token:
             raise WorkerError(
-                f"{self.owner._creche_label()} belongs to another event loop, which runs in "
+                f"{self.owner.label()} belongs to another event loop, which runs in "
                 "the same thread; call it from a task of its own loop"
             )
 
@@ -331,7 +331,7 @@ class Nursery:
         for task in list(self.held):
             if (task in not_begun and not task.has_begun) or task.is_dead():
                 task.reap()
-        self.owner._creche_reap()
+        self.owner.reap()
 
     # what keeps it open
 
@@ -363,11 +363,11 @@ class Nursery:
                 if self.holds <= (self.blocks if blocks else 0) and not self.bridge.in_flight:
                     break
                 await idle.wait()
-            if not self.owner._creche_on_idle():
+            if not self.owner.on_idle():
                 return
 
     async def _close_deserted_blocks(self) -> None:
-        for nursery in self.owner._creche_nurseries(blocks=True):
+        for nursery in self.owner.nurseries(blocks=True):
             if nursery.watcher.host.is_done():
                 await nursery.end.close_deserted()
             else:
@@ -382,7 +382,7 @@ class Nursery:
                 tell(logging.ERROR, "an error came too late for its node", error=error)
             self.failures.add(error, self.tree)
         finally:
-            self.cancel(f"{self.owner._creche_label()} failed")
+            self.cancel(f"{self.owner.label()} failed")
             del error  # Trio's cancellations hold the frames that led to them
 
     def cancel(self, reason: object, *, spare_host: bool = False) -> None:
@@ -396,7 +396,7 @@ class Nursery:
             return
         below = [
             nursery
-            for nursery in self.owner._creche_nurseries()
+            for nursery in self.owner.nurseries()
             if not nursery.is_cancelled and nursery.state is not CLOSED
         ]
         self.bridge.steps.busy += 1
@@ -418,7 +418,7 @@ class Nursery:
             nursery.is_cancelled = True
             nursery.cancel_reason = reason
             by_scope = not (spare_host and nursery is self)
-            nursery.owner._creche_on_cancel(reason, by_scope=by_scope)
+            nursery.owner.on_cancel(reason, by_scope=by_scope)
         for nursery in reversed(list(below)):
             if nursery.task_group is not None and not (spare_host and nursery is self):
                 nursery.task_group.cancel_scope.cancel()  # else it is done on entering

@@ -39,7 +39,7 @@ class Watcher:
 
     async def start(self) -> None:
         """Begin to watch, in the open task group of the nursery."""
-        name = f"watcher of {self._nursery.owner._creche_label()}"
+        name = f"watcher of {self._nursery.owner.label()}"
         self._task = self._nursery.spawn(self._watch, name=name)
         await self._probe.until_listening()
 

@@ -1,0 +1,232 @@
+"""The life of a node: how it is entered, what is cancelled with it, and the order of its end.
+
+*Entering* first checks what can fail and changes nothing by it, then opens the nursery, and then
+takes the place in the tree. Whatever breaks it off, the node is closed.
+
+*The end* begins once nothing holds the nursery. What has no end of its own is ended then, in three
+steps; each waits for what the one before has set in motion. Mounted nodes are told to leave. Then
+daemons are cancelled, which until here could be of use to all others. What never started is
+disowned last: it could have been started for as long as anybody was there.
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, cast
+
+from creche._ground.context import current
+from creche._ground.errors import WorkerError
+from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
+
+from .tree import join, walk_down, walk_up
+from .waiting import is_acting
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from creche._nursery.nursery import Nursery
+
+    from .deadlock import Waitable
+    from .node import Node
+    from .worker import Worker
+
+
+class Life:
+    """What a node does for its nursery, of which it is the ``Owner``, and for its parent."""
+
+    __slots__ = ("_holds", "_node", "opener")
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._holds = False  # whether it keeps the parent open
+        self.opener: Worker[Any] | None = None
+        """The worker in whose work the block of the node was entered, if it was one's."""
+
+    def label(self) -> str:
+        """Name the node in a sentence."""
+        return self._node._creche_label()
+
+    def nurseries(self, *, blocks: bool = False) -> Iterator[Nursery]:
+        """Give the nurseries of the node and all below; or of those right below with a block."""
+        if not blocks:
+            return (node._creche_nursery for node in walk_down(self._node))
+        return (
+            child._creche_nursery
+            for child in list(self._node._creche_children.values())
+            if child._creche_mount is None and child._creche_nursery.state in (OPEN, CLOSING)
+        )
+
+    # entering
+
+    async def enter(self) -> None:
+        """Open the node, see ``Node.__aenter__()``."""
+        self._check_entry()
+        node = self._node
+        # And hear: its user may have given it a handler. What is the user's may fail here.
+        node._creche_audience.heed_logger()
+        try:
+            if node._creche_mount is None:
+                self.hold_parent()  # it may be left while this one is being opened
+            await node._creche_nursery.open()
+            self._take_place()
+        except BaseException:
+            await node._creche_nursery.end.abandon()
+            self.let_parent_go()
+            raise
+
+    def _check_entry(self) -> None:
+        node = self._node
+        parent = node._creche_parent
+        if node._creche_nursery.state is not NEW:
+            raise WorkerError(f"{self.label()} was entered before; make a new Node for each block")
+        if parent is None:
+            return
+        above = parent._creche_nursery
+        # A mounted one was admitted when it was mounted.
+        if above.state is not OPEN and (node._creche_mount is None or above.state is CLOSED):
+            raise WorkerError(f"cannot enter {self.label()}: its parent is {above.state.value}")
+        if above.bridge.is_elsewhere:
+            raise WorkerError(f"cannot enter {self.label()} outside the event loop of its parent")
+
+    def _take_place(self) -> None:
+        """Take the place in the tree, now that the nursery is open."""
+        node = self._node
+        for worker in _workers_of(node):
+            worker._created_at = node._creche_nursery.now()  # the clock was not known before
+        if node._creche_parent is not None:
+            self._follow(node._creche_parent._creche_nursery)
+        self._note_opener()
+        node._creche_mailbox.open(copy_context())
+
+    def _follow(self, above: Nursery) -> None:
+        """Be below the parent, and be as cancelled and as shut as that is."""
+        nursery = self._node._creche_nursery
+        nursery.tree = above.tree
+        join(self._node)
+        if above.is_cancelled:
+            nursery.cancel(above.cancel_reason)
+        if above.state is not OPEN:
+            nursery.refuse()
+
+    def _note_opener(self) -> None:
+        """Remember the worker in which this runs: it cannot end before the block is left."""
+        opener: Worker[Any] | None = current.get(None)
+        if opener is not None and is_acting(opener):
+            self.opener = opener
+            opener._rare_parts().opened += (self,)
+            opener._node._creche_waiting[id(opener)] = opener
+
+    # what it holds
+
+    def hold_parent(self) -> None:
+        """Keep the parent open; may be called again."""
+        node = self._node
+        parent, block = node._creche_parent, node._creche_mount is None
+        if parent is None or self._holds:
+            return
+        above = parent._creche_nursery  # what follows is one line, see Nursery.holds
+        self._holds, above.holds, above.blocks = True, above.holds + 1, above.blocks + block
+
+    def let_parent_go(self) -> None:
+        """Keep the parent open no more; may be called again."""
+        node = self._node
+        parent, block = node._creche_parent, node._creche_mount is None
+        if parent is None or not self._holds:
+            return
+        above = parent._creche_nursery
+        self._holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
+        above.check_idle()
+
+    # what the nursery asks for
+
+    def on_cancel(self, reason: object, *, by_scope: bool) -> None:
+        """Mark all workers as cancelled."""
+        for group in list(self._node._creche_groups.values()):
+            group._cancel_with_nursery(reason, by_scope=by_scope)
+        if not by_scope:  # what runs in the nursery beside the workers
+            self._node._creche_mailbox.hurry()
+
+    def on_idle(self) -> bool:
+        """End what has no end of its own, one kind after the other; tell whether there was any."""
+        return self._tell_mounted() or self._cancel_daemons() or self._disown_unstarted()
+
+    def _tell_mounted(self) -> bool:
+        children = list(self._node._creche_children.values())
+        mounts = [child._creche_mount for child in children if child._creche_mount is not None]
+        told = [mount.tell_to_leave() for mount in mounts]
+        return any(told)
+
+    def _cancel_daemons(self) -> bool:
+        daemons = [worker for worker in _workers_of(self._node) if worker._started]
+        for worker in daemons:
+            worker._hold()  # before it is cancelled, for one that is queued ends at once
+            worker._cancel_here("only daemons were left")
+        return bool(daemons)
+
+    def _disown_unstarted(self) -> bool:
+        # What is left of the nodes below was never opened.
+        rest = [worker for node in walk_down(self._node) for worker in _workers_of(node)]
+        for worker in rest:
+            worker._disown()
+        return bool(rest)
+
+    def reap(self) -> None:
+        """End the workers whose tasks have died without saying so."""
+        for worker in _workers_of(self._node):
+            worker._reap()
+
+    def on_closed(self) -> None:
+        """Leave the tree and all who know the node; may be called again."""
+        self._close_unopened()
+        self._leave_parent()
+        self._forget_opener()
+        self._node._creche_audience.leave()
+
+    def _close_unopened(self) -> None:
+        for node in reversed(list(walk_down(self._node))):  # what is left was never opened
+            if node._creche_nursery.state is NEW:
+                node._creche_nursery.never_open()
+
+    def _leave_parent(self) -> None:
+        node = self._node
+        if node._creche_parent is not None:
+            node._creche_parent._creche_children.pop(id(node), None)
+            if node._creche_mount is None:
+                self.let_parent_go()
+
+    def _forget_opener(self) -> None:
+        opener = self.opener
+        if opener is not None:
+            ties = opener._rare_parts()
+            ties.opened = tuple(each for each in ties.opened if each is not self)
+            if not ties.opened and not ties.waits:
+                opener._node._creche_waiting.pop(id(opener), None)
+            self.opener = None
+
+    # who waits for the node, and for whom it waits: it is ``Waitable``
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the node has been left."""
+        return self._node.is_finished
+
+    def is_opened_by_a_worker(self) -> bool:
+        """Whether a worker is in the block of the node, or of one above it."""
+        return any(node._creche_life.opener is not None for node in walk_up(self._node))
+
+    def _creche_needs_all(self) -> Collection[Waitable]:
+        waiting = list(self._node._creche_waiting.values())
+        held = [party for party in waiting if not cast("Worker[Any]", party).daemon]
+        children = list(self._node._creche_children.values())
+        return (*held, *(child._creche_life for child in children))
+
+    def _creche_needs_one(self) -> Collection[Waitable]:
+        return ()
+
+    def _creche_label(self) -> str:
+        return self.label()
+
+
+def _workers_of(node: Node) -> Iterator[Worker[Any]]:
+    for group in list(node._creche_groups.values()):
+        yield from group

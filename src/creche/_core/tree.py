@@ -1,0 +1,62 @@
+"""The tree of nodes: what is above and below one, and how a node joins it.
+
+A node knows its parent from the start. The parent knows the node only once that is open or holds
+something: nodes that are made and dropped leave nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from creche._ground.states import CLOSED, NEW
+from creche._messages.subscription import inherit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from creche._ground.bridge import Bridge
+
+    from .node import Node
+
+
+def walk_up(node: Node) -> Iterator[Node]:
+    """Give a node and all above it."""
+    each: Node | None = node
+    while each is not None:
+        yield each
+        each = each._creche_parent
+
+
+def walk_down(node: Node) -> Iterator[Node]:
+    """Give a node and all below it, each before those below it."""
+    ahead: list[Node] = [node]
+    while ahead:
+        node = ahead.pop()
+        yield node
+        ahead.extend(reversed(list(node._creche_children.values())))
+
+
+def is_lost(node: Node) -> bool:
+    """Whether a node can never be opened, as one above it has closed."""
+    return any(each._creche_nursery.state is CLOSED for each in walk_up(node))
+
+
+def bridge_of(node: Node) -> Bridge:
+    """Give the way to a node's event loop: its own, or that of the node above that knows it."""
+    own = node._creche_nursery
+    if own.state is NEW:
+        for each in walk_up(node):
+            if each._creche_nursery.state is not NEW:
+                return each._creche_nursery.bridge
+    return own.bridge
+
+
+def join(node: Node) -> None:
+    """Have a node take its place below the parent, once it is open or holds something."""
+    joining: list[tuple[Node, Node]] = []
+    while (parent := node._creche_parent) is not None and id(node) not in parent._creche_children:
+        joining.append((node, parent))
+        node = parent
+    for each, parent in reversed(joining):
+        parent._creche_children[id(each)] = each
+        inherit(each, parent)
