@@ -16,7 +16,7 @@ first, so a worker that is refused was never there, and nobody is told of it.
 exclusive work, or a limit) requests it in the calling thread and has it delivered on the loop.
 Whoever cancels a node requests it of each worker below, and then cancels the scopes of the
 nurseries at once. What comes from outside, a scope round the block or a native ``Task.cancel()``,
-is heard by the nursery's probe, or found as the work falls, and becomes one of the first two. On
+is heard by the nursery's watcher, or found as the work falls, and becomes one of the first two. On
 each road the order is the same: request, tell what runs in a thread, cancel the scope. The first
 request counts; from then on the worker never ends SUCCESS.
 

@@ -68,6 +68,6 @@ class RareParts:
         """The trees of nurseries that have reported its error, once there is one."""
         self.waits: list[Any] = []
         self.opened: tuple[Waitable, ...] = ()
-        """Nodes in whose blocks it is."""
+        """The nodes in whose blocks it is, by their lives."""
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""

@@ -1,7 +1,7 @@
 """The nursery: a task group that counts what keeps it open, and raises what failed in it, once.
 
-It knows nothing of trees, names, groups or messages. It serves an *owner* (a node), and asks it
-four things: to mark all as cancelled, to set in motion what still has to end, to make up for
+It knows nothing of trees, names, groups or messages. It serves an *owner* (a node's life), and asks
+it four things: to mark all as cancelled, to set in motion what still has to end, to make up for
 workers whose tasks have died, and to take leave.
 
 *What keeps it open* is one number, ``holds``. Whatever has to end first adds one and takes it away
@@ -18,14 +18,14 @@ once in the whole tree, in one group, or bare where it is no ``Exception``.
 
 *Cancellation* goes down the tree by ``Nursery.cancel()``: first everything below is told, then the
 scopes are cancelled, from below. A cancellation from outside, of a scope round the block or of a
-native ``Task.cancel()``, is heard by a probe, a shielded task of the nursery, and becomes the same
+native ``Task.cancel()``, is heard by the watcher, a task of the nursery, and becomes the same
 ``cancel()``. The wait for the end is shielded, so that the block outlives what is in it.
 
 *The end* is steps that may be taken again. Whatever breaks one of them off (memory, a Ctrl+C at the
 wrong line), the step is taken once more, the rest follow, and the fault is raised with the others.
 A task that has died without saying so is found and reaped. A block that its own task can no longer
-leave is closed by whoever notices: the probe as the program ends, the parent, or another task that
-calls ``__aexit__``.
+leave is closed by whoever notices: the watcher as the program ends, the parent, or another task
+that calls ``__aexit__``.
 
 ``nursery`` is the task group, what keeps it open, and its cancellation; ``held`` the tasks that are
 no workers. ``end`` has all ways to the end, ``nesting`` the order in which a task leaves blocks,
