@@ -181,7 +181,9 @@ def tell_tasks(tasks):
 
 def _tell_waits(worker):
     ties = worker._rare
-    return "" if ties is None else f"waits for {list(ties.waits)}, opened {list(ties.opened)}"
+    if ties is None:
+        return ""
+    return f"waits for {list(ties.waits)}, opened {list(ties.opened.values())}"
 
 
 def _live_as_foreign_thread(actor):

@@ -113,7 +113,7 @@ class Life:
         opener: Worker[Any] | None = current.get(None)
         if opener is not None and is_acting(opener):
             self.opener = opener
-            opener._rare_parts().opened += (self,)
+            opener._rare_parts().opened[id(self)] = self
             opener._node._creche_waiting[id(opener)] = opener
 
     # what it holds
@@ -198,7 +198,7 @@ class Life:
         opener = self.opener
         if opener is not None:
             ties = opener._rare_parts()
-            ties.opened = tuple(each for each in ties.opened if each is not self)
+            ties.opened.pop(id(self), None)
             if not ties.opened and not ties.waits:
                 opener._node._creche_waiting.pop(id(opener), None)
             self.opener = None

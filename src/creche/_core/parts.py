@@ -67,7 +67,7 @@ class RareParts:
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""
         self.waits: list[Any] = []
-        self.opened: tuple[Waitable, ...] = ()
-        """The nodes in whose blocks it is, by their lives."""
+        self.opened: dict[int, Waitable] = {}
+        """The lives of the nodes in whose blocks it is, by id(): any of thousands may be left."""
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""
