@@ -58,7 +58,10 @@ class RareParts:
     Most workers wait for nothing, and what is not there need not be stored.
     """
 
-    __slots__ = ("begun", "cancelled", "done", "loop_calls", "opened", "reported_in", "waits")
+    __slots__ = (
+        *("awaited", "begun", "cancelled", "done"),
+        *("loop_calls", "opened", "reported_in", "waits"),
+    )
 
     def __init__(self) -> None:
         self.begun: anyio.Event | None = None  # these three are made when asked for
@@ -67,6 +70,8 @@ class RareParts:
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""
         self.waits: list[Any] = []
+        self.awaited = 0
+        """How many workers wait for it; others who do close no ring."""
         self.opened: dict[int, Waitable] = {}
         """The lives of the nodes in whose blocks it is, by id(): any of thousands may be left."""
         self.loop_calls: tuple[HeldTask, ...] = ()

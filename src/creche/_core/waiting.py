@@ -45,14 +45,19 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
     ties = me._rare_parts()
     ties.waits = waited
     me._node._creche_waiting[id(me)] = me
+    counted = 0
     try:
-        is_judged = _is_needed(me) or any(me is worker for worker in waited)
-        ring = find_deadlock(me) if is_judged else None
+        ring = _judge(me, waited)
         if ring is not None:
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
+        for worker in waited:
+            parts = worker._rare_parts()
+            parts.awaited, counted = parts.awaited + 1, counted + 1  # in one line
         await _wait_for(waited, begun=begun)
     finally:
         ties.waits = []
+        for worker in waited[:counted]:
+            worker._rare_parts().awaited -= 1
         if not ties.opened:
             me._node._creche_waiting.pop(id(me), None)
 
@@ -74,10 +79,21 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
                 await ties.done.wait()
 
 
+def _judge(me: Worker[Any], waited: list[Worker[Any]]) -> str | None:
+    """Tell the ring that a wait of the running worker would close, if it would."""
+    steps = waited[0]._nursery.bridge.steps
+    steps.busy += 1  # a signal handler changes nothing meanwhile
+    try:
+        is_judged = _is_needed(me) or any(me is worker for worker in waited)
+        return find_deadlock(me) if is_judged else None
+    finally:
+        steps.busy -= 1
+
+
 def _is_needed(worker: Worker[Any]) -> bool:
     """Whether anything else may wait for this worker; else it closes no ring with others."""
     return (
-        (worker._rare is not None and worker._rare.done is not None)
+        (worker._rare is not None and worker._rare.awaited > 0)
         or (worker._place is not None and worker._place.queued > 0)
         or worker._node._creche_life.is_opened_by_a_worker()
     )
