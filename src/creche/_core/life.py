@@ -135,7 +135,8 @@ class Life:
             return
         above = parent._creche_nursery
         self._holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
-        above.check_idle()
+        if above.holds == 0 or not block:  # else it is left to wait for other blocks, as before
+            above.check_idle()
 
     # what the nursery asks for
 

@@ -371,7 +371,12 @@ class Nursery:
             if nursery.watcher.host.is_done():
                 await nursery.end.close_deserted()
             else:
-                nursery.watcher.when_host_ends(self.wake)
+                nursery.watcher.when_host_ends(partial(self._look_after, nursery))
+
+    def _look_after(self, nursery: Nursery) -> None:
+        """Wake to close a block, unless it was left before its host ended; most are."""
+        if nursery.state is not CLOSED:
+            self.wake()
 
     # failure and cancellation
 
