@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 
 
 class Audience:
-    """All who hear one node: its subscriptions, the log, and its own handlers."""
+    """All who hear one node: its subscriptions, the log, and its own handlers.
+
+    To come and to go costs the same however many there are: they are counted, and put in a row when
+    something is told next, which takes a step for each of them anyway.
+    """
 
     __slots__ = (
         "_advanced",
+        "_hear_changes",
+        "_hear_progress",
         "_node",
+        "_row",
         "handles_changes",
-        "heard_by",
+        "hearers",
         "log_level",
         "tells_changes",
         "tells_progress",
@@ -40,32 +47,63 @@ class Audience:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._advanced: set[int] = set()  # workers, in other threads; the loop is not told yet
-        self.hear(())
+        self._empty()
         self.heed_logger()
 
-    def hear(self, heard_by: tuple[Listener, ...]) -> None:
-        """Take note of who listens from now on."""
-        self.heard_by = heard_by
+    def _empty(self) -> None:
+        self.hearers: dict[Listener, None] = {}
+        """Who listens, in the order in which they are told; not to be changed but by this class."""
+        self._row: tuple[Listener, ...] | None = ()
+        self._hear_changes = self._hear_progress = 0  # how many of them
+
+    @property
+    def heard_by(self) -> tuple[Listener, ...]:
+        """Who listens; those who come and go while this is read change nothing in it."""
+        if self._row is None:
+            self._row = tuple(self.hearers)
+        return self._row
+
+    def add(self, listener: Listener) -> None:
+        """Take note of who listens from now on, and did not before."""
+        self.hearers[listener] = None
+        self._count(listener, 1)
+
+    def drop(self, listener: Listener) -> None:
+        """Take note of who listens no more; nothing happens if that is known."""
+        if listener in self.hearers:
+            del self.hearers[listener]
+            self._count(listener, -1)
+
+    def _count(self, listener: Listener, change: int) -> None:
+        self._row = None
+        self._hear_changes += change * listener._wants(StateChanged)
+        self._hear_progress += change * listener._wants(ProgressChanged)
+        self.heed_handlers()
+
+    def heed_handlers(self) -> None:
+        """Look which events are wanted, by those who listen and by the node's own handlers."""
         self.handles_changes: bool = self._handles(StateChanged)
-        self.tells_changes: bool = self._is_heard(StateChanged)
+        self.tells_changes: bool = self.handles_changes or self._hear_changes > 0
         """Whether anybody listens to changes of state; else no event is made."""
-        self.tells_progress: bool = self._is_heard(ProgressChanged)
+        self.tells_progress: bool = self._hear_progress > 0 or self._handles(ProgressChanged)
         """Whether anybody listens to progress."""
 
     def heed_logger(self) -> None:
-        """Have the log among those who listen, if its level asks for that."""
+        """Have the log among those who listen, and the first, if its level asks for that."""
         self.log_level: int = logger.level
-        others = tuple(each for each in self.heard_by if each is not LOG)
-        self.hear((LOG, *others) if is_wanted() else others)
+        if not is_wanted():
+            self.drop(LOG)
+        elif LOG not in self.hearers:
+            self.hearers = {LOG: None, **self.hearers}
+            self._count(LOG, 1)
+        self.heed_handlers()
 
     def leave(self) -> None:
         """Tell all who listen that the node has closed."""
         for listener in self.heard_by:
             listener._has_left(self._node)
-        self.hear(())
-
-    def _is_heard(self, kind: type[Message]) -> bool:
-        return self._handles(kind) or any(each._wants(kind) for each in self.heard_by)
+        self._empty()
+        self.heed_handlers()
 
     def _handles(self, kind: type[Message]) -> bool:
         return getattr(self._node, kind.handler_name, None) is not None
@@ -117,7 +155,7 @@ class Audience:
         """Hand a message that was handled to the parent."""
         parent = self._node._creche_parent
         if parent is not None:  # who listens to the tree has heard it
-            parent._creche_audience.take(message, self.heard_by)
+            parent._creche_audience.take(message, self.hearers)
 
     def _tell(self, message: Message, *, handled: bool) -> None:
         for listener in self.heard_by:

@@ -1,7 +1,7 @@
 """Subscriptions: what happens on nodes, as streams of events.
 
 Each node knows who hears it: the subscriptions to it, and those to the nodes above that take the
-whole tree. That is one tuple, changed as subscriptions and nodes come and go, so that to announce
+whole tree. It counts what they want as subscriptions and nodes come and go, so that to announce
 something where nobody listens costs one look at it.
 """
 
@@ -49,10 +49,14 @@ class Listener(Protocol):
 class Hearers(Protocol):
     """Who listens to one node."""
 
-    heard_by: tuple[Listener, ...]
+    hearers: dict[Listener, None]
 
-    def hear(self, heard_by: tuple[Listener, ...]) -> None:
+    def add(self, listener: Listener) -> None:
         """Take note of who hears the node from now on."""
+        ...
+
+    def drop(self, listener: Listener) -> None:
+        """Take note of who hears it no more."""
         ...
 
 
@@ -182,7 +186,7 @@ class Subscription(Generic[MessageT]):
         if self._node._creche_nursery.state is NEW:
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
         for node in self._reach():
-            node._creche_audience.hear((*node._creche_audience.heard_by, self))
+            node._creche_audience.add(self)
         return self
 
     async def __aexit__(
@@ -198,8 +202,7 @@ class Subscription(Generic[MessageT]):
         """
         self._check_thread()
         for node in self._reach():
-            heard_by = node._creche_audience.heard_by
-            node._creche_audience.hear(tuple(each for each in heard_by if each is not self))
+            node._creche_audience.drop(self)
         self._opened().clear()
         self._is_over = True
         self._wake()
@@ -283,7 +286,7 @@ class Subscription(Generic[MessageT]):
 
 def inherit(source: Source, above: Source) -> None:
     """Have a node, and those below it, heard by those who listen to the tree above it."""
-    of_tree = [each for each in above._creche_audience.heard_by if each._tree]
+    of_tree = [each for each in above._creche_audience.hearers if each._tree]
     for node in source._creche_below():
-        news = [each for each in of_tree if each not in node._creche_audience.heard_by]
-        node._creche_audience.hear((*node._creche_audience.heard_by, *news))
+        for listener in of_tree:
+            node._creche_audience.add(listener)

@@ -56,9 +56,8 @@ class EventRecorder:
             return previous(message) if previous is not None else None
 
         setattr(node, name, record)
-        node._creche_audience.hear(
-            node._creche_audience.heard_by
-        )  # it asks once who wants events, and here is one more
+        # It asks once who wants events, and here is one more.
+        node._creche_audience.heed_handlers()
 
     def __iter__(self) -> Iterator[tuple[Worker[Any], WorkerState]]:
         return iter(self.events)
