@@ -9,6 +9,7 @@ from creche._ground.errors import WorkerError
 from creche._ground.states import PENDING
 
 from .group import WorkerGroup, cancel_each, in_order
+from .tree import walk_up
 from .waiting import wait_for
 from .worker import Worker
 
@@ -39,6 +40,7 @@ class WorkerManager:
             yield from group
 
     def _sorted(self) -> list[Worker[Any]]:
+        # Each group is in order, and sorted() merges what is.
         return sorted(self._all(), key=in_order)
 
     def __iter__(self) -> Iterator[Worker[Any]]:
@@ -51,7 +53,12 @@ class WorkerManager:
         return sum(len(group) for group in self._all_groups())
 
     def __contains__(self, worker: object) -> bool:
-        return isinstance(worker, Worker) and any(worker in group for group in self._all_groups())
+        return (
+            isinstance(worker, Worker)
+            and worker._place is not None
+            and worker in worker._place
+            and any(node is self._root for node in walk_up(worker._node))
+        )
 
     def __repr__(self) -> str:
         counts = Counter(worker._state for worker in self._all())
