@@ -15,6 +15,7 @@ from creche._ground.errors import (
 )
 from creche._ground.report import is_a, shown
 from creche._ground.states import NEW
+from creche._ground.text import path_of
 
 if TYPE_CHECKING:
     from .node import Node
@@ -46,7 +47,7 @@ class Mount:
         child._creche_life.hold_parent()
         try:
             above._creche_nursery.spawn_held(
-                self._live, self._end, name=child.path
+                self._live, self._end, name=path_of(child)
             ).hold_no_more()  # the hold of the child is enough
         except BaseException:
             self._leave.set()  # in case that there is a task all the same

@@ -84,7 +84,12 @@ def path_of(node: Any) -> str:
         node: The node, or what a worker knows of it.
     """
     names: list[str] = []
-    while node is not None:
-        names.append(text_of(node, "name"))
-        node = node._creche_parent
+    above = node
+    with harmless:  # round all of them, as in nearly all cases nothing is wrong with any
+        while above is not None and type(name := above.name) is str and name.isascii():
+            names.append(name)
+            above = above._creche_parent
+    while above is not None:
+        names.append(text_of(above, "name"))
+        above = above._creche_parent
     return "/".join(reversed(names))
