@@ -58,11 +58,11 @@ class End:
                 was opened later; all has ended all the same.
         """
         nursery = self._nursery
-        where = nursery.owner.label()
+        where = nursery.owner.label  # rarely told, and as long as the tree is deep
         if nursery.state is NEW or nursery.bridge.is_elsewhere:
             is_new = nursery.state is NEW
             told = "without having been entered" if is_new else "outside its event loop"
-            raise WorkerError(f"{where} is left {told}; use async with")
+            raise WorkerError(f"{where()} is left {told}; use async with")
         failures = nursery.failures
         if nursery.state is CLOSED:  # by whoever found that its block was left too late, or never
             return failures.conclude(where, error, error) if failures else False
@@ -82,7 +82,7 @@ class End:
                 leaving = misuse
             elif nursery.is_killed and leaving is None:
                 leaving = WorkerError(
-                    f"a native Task.cancel() hit a task of {where} before its first step, so "
+                    f"a native Task.cancel() hit a task of {where()} before its first step, so "
                     "AnyIO cancelled them all; use Worker.cancel() instead"
                 )
             return failures.conclude(where, error, leaving)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from creche._ground.errors import (
     get_cause,
@@ -16,6 +17,9 @@ from creche._ground.report import harmless, is_a
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Failures:
@@ -46,12 +50,15 @@ class Failures:
             del error, fresh
 
     def conclude(
-        self, where: str, error: BaseException | None, leaving: BaseException | None
+        self,
+        where: Callable[[], str],
+        error: BaseException | None,
+        leaving: BaseException | None,
     ) -> bool:
         """Raise what was gathered.
 
         Args:
-            where: The block, in words.
+            where: Names the block in words.
             error: What left the body of the block.
             leaving: What is to be raised if nothing was gathered.
 
@@ -75,7 +82,7 @@ class Failures:
                     set_cause(bare, BaseExceptionGroup("other errors in workers", errors))
                 leaving = bare
             elif errors:
-                raise BaseExceptionGroup(f"unhandled errors in {where}", errors) from None
+                raise BaseExceptionGroup(f"unhandled errors in {where()}", errors) from None
             if leaving is None:
                 return True
             if leaving is error:
