@@ -44,13 +44,19 @@ class Facts(NamedTuple):
     error: BaseException | None
 
 
-def facts_of(worker: Worker[Any]) -> Facts:
-    """Tell how a worker stands."""
+def facts_of(worker: Worker[Any], now: float | None = None) -> Facts:
+    """Tell how a worker stands.
+
+    Args:
+        worker: The worker.
+        now: The time, if it is known: for who looks at many at once.
+    """
     when, reason = worker._cancellation or (None, None)
     started, finished = worker._started_at, worker._finished_at
     elapsed = 0.0
     if started is not None:
-        elapsed = (finished if finished is not None else worker._nursery.now()) - started
+        end = finished if finished is not None else now
+        elapsed = (end if end is not None else worker._nursery.now()) - started
     completed = number(worker._completed)
     total = None if worker._total is None else number(worker._total)
     outcome = worker._outcome if worker._state is ERROR else None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .group import WorkerGroup
     from .node import Node
+    from .parts import RareParts
     from .worker import Worker
 
 
@@ -168,13 +169,15 @@ def _take_node(
 
 def _take_group(group: WorkerGroup, stacks: float, calls: dict[int, Any]) -> GroupSnapshot:
     positions = {order: number for number, order in enumerate(list(group._queue), 1)}
+    nursery = group._node._creche_nursery
+    now = None if nursery.state is NEW else nursery.now()
     workers: list[WorkerSnapshot] = []
     for worker in group:
         stack = None
         if stacks > 0 and worker._handle is not None:
             stacks -= 1
             stack = find_stack(worker, calls)
-        workers.append(_take_worker(worker, positions.get(worker._order), stack))
+        workers.append(_take_worker(worker, positions.get(worker._order), stack, now))
     return GroupSnapshot(
         name=text(group.name),
         limit=group.limit,
@@ -186,12 +189,17 @@ def _take_group(group: WorkerGroup, stacks: float, calls: dict[int, Any]) -> Gro
 
 
 def _take_worker(
-    worker: Worker[Any], position: int | None, stack: tuple[FrameSnapshot, ...] | None
+    worker: Worker[Any],
+    position: int | None,
+    stack: tuple[FrameSnapshot, ...] | None,
+    now: float | None,
 ) -> WorkerSnapshot:
-    facts, nursery = facts_of(worker), worker._nursery
-    waits = cast("Collection[Worker[Any]]", worker._rare.waits if worker._rare else ())
+    facts = facts_of(worker, now)
     is_waiting = worker._waits_for_thread() or (worker._started and worker._handle is None)
-    return WorkerSnapshot(
+    # Not by __init__(): that of a frozen class would take as long as all the rest, and there may be
+    # a hundred thousand, for which the loop is kept busy.
+    picture = object.__new__(WorkerSnapshot)
+    vars(picture).update(
         name=facts.name,
         description=facts.description,
         state=facts.state.name,
@@ -202,14 +210,20 @@ def _take_worker(
         queue_position=position,
         thread=facts.thread,
         daemon=facts.daemon,
-        age=None if nursery.state is NEW else nursery.now() - (facts.created_at or 0.0),
+        age=None if now is None else now - (facts.created_at or 0.0),
         elapsed=facts.elapsed,
         progress=facts.progress,
         completed_steps=int(facts.completed),
         total_steps=None if facts.total is None else int(facts.total),
-        waits_for=tuple(label(other) for other in waits if other._state not in FINAL),
+        waits_for=() if worker._rare is None else _waits_of(worker._rare),
         stack=stack,
     )
+    return picture
+
+
+def _waits_of(ties: RareParts) -> tuple[str, ...]:
+    waits = cast("Collection[Worker[Any]]", ties.waits)
+    return tuple(label(other) for other in waits if other._state not in FINAL)
 
 
 def _told(reason: object) -> str | None:

@@ -24,7 +24,7 @@ def text(value: object) -> str:
         A plain ``str`` of whole characters, which every file can hold; of a string, and of a member
         of an ``Enum`` that is one, its own. ``<unprintable Foo>`` if there is no text to be had.
     """
-    told = _text_of(value)
+    told = value if type(value) is str else _text_of(value)
     if told.isascii():
         return told
     return told.encode("utf-8", "backslashreplace").decode("utf-8")  # of half characters
@@ -50,6 +50,8 @@ def number(value: Any) -> float:
     Returns:
         The number; 0 if it is none.
     """
+    if type(value) is int and -_MOST <= value <= _MOST:
+        return value
     try:
         try:
             found: float = int(operator.index(value))
