@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 from rich.text import Text
 
@@ -16,11 +16,11 @@ from ._tally import Tally
 from ._words import amount, counted, duration, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from creche import Node, Subscription, Worker
+    from creche import Node, Subscription, Worker, WorkerGroup
     from creche._core.facts import Facts
     from creche._looking.watching import Faults
 
@@ -43,14 +43,31 @@ _CTRL_C = 3
 
 
 class _Place(NamedTuple):
-    """A node or a group: a line about it, and the workers that are told below that."""
+    """A node or a group: a line about it, and the workers that are told below that.
+
+    There may be thousands for which there is no room: their words are never made.
+    """
 
     depth: int
-    words: str
-    style: str
+    node: Any
+    group: WorkerGroup | None = None
     running: Collection[Worker[Any]] = ()
     queued: int = 0
     unstarted: int = 0
+
+    @property
+    def words(self) -> str:
+        """Its line."""
+        if self.group is None:
+            closed = ", closed" if self.node._creche_nursery.state is CLOSED else ""
+            return f"▾ {text_of(self.node, 'name')}{closed}"
+        limit = f", limit {self.group.limit}" if self.group.limit else ""
+        return f"▸ {text(self.group.name)}{limit}"
+
+    @property
+    def style(self) -> str:
+        """The style of that."""
+        return "bold" if self.group is None else "cyan"
 
     @property
     def indent(self) -> str:
@@ -108,27 +125,19 @@ class Board:
         return news
 
     def _lines(self, console: Console, width: int, height: int) -> list[Text]:
-        pen, places = _Pen(console, width), _places(self._tally, self.node)
+        pen, survey = _Pen(console, width), _Survey(self._tally, self.node)
         failures = list(self._tally.failures)[-max(1, height // 4) :]
         before = self._tally.ended[WorkerState.ERROR] - len(failures)
         below = [pen.line(f"… {before:,} more failures before", "red")] * bool(before)
         below += [pen.line(f"✗ {failure}", "red") for failure in failures]
-        below += [pen.summary(self._summary(places))]
-        room = height - len(below)
-        if len(places) > room:
-            places = _places(self._tally, self.node, sort=True)
-        return [*_tree(pen, places, room), *below][-height:]
+        below += [pen.summary(self._summary(survey))]
+        return [*_tree(pen, survey, height - len(below)), *below][-height:]
 
-    def _summary(self, places: list[_Place] | None = None) -> str:
-        if places is None:
-            places = _places(self._tally, self.node)
-        now = {
-            "running": sum(len(place.running) for place in places),
-            "queued": sum(place.queued for place in places),
-            "not started": sum(place.unstarted for place in places),
-        }
+    def _summary(self, survey: _Survey | None = None) -> str:
+        if survey is None:
+            survey = _Survey(self._tally, self.node)
         ended = {ENDS[state]: self._tally.ended[state] for state in ENDS}
-        return counted({**now, **ended}) or "nothing yet"
+        return counted({**survey.now, **ended}) or "nothing yet"
 
 
 class _Branch:
@@ -142,45 +151,60 @@ class _Branch:
         """Whether anything runs there."""
 
 
-def _places(tally: Tally, top: Node, *, sort: bool = False) -> list[_Place]:
-    """Give a node and all below it that is to be told; if sorted, what runs comes first."""
-    branches = _branches(tally, top)
-    for branch in reversed(branches):  # those below come before it
-        if branch.runs and branch.above is not None:
-            branch.above.runs = True
-    places: list[_Place] = []
-    waiting: list[_Place | _Branch] = [branches[0]]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, _Place):
-            places.append(part)
-            continue
-        places.append(part.place)
-        if sort:
-            part.parts.sort(key=_is_idle)
-        waiting += reversed(part.parts)
-    return places
+class _Survey:
+    """A node and all below it that is to be told, counted: one look at each, for one picture."""
+
+    def __init__(self, tally: Tally, top: Node) -> None:
+        self.number = 0
+        """How many nodes and groups there are."""
+        self.now = {"running": 0, "queued": 0, "not started": 0}
+        """How many workers there are in each."""
+        branches = self._branches(tally, top)
+        for branch in reversed(branches):  # those below come before it
+            if branch.runs and branch.above is not None:
+                branch.above.runs = True
+        self._top = branches[0]
+
+    def _branches(self, tally: Tally, top: Node) -> list[_Branch]:
+        """Give a node and all below it, each before those below it."""
+        branches: list[_Branch] = []
+        waiting: list[tuple[Any, int, _Branch | None]] = [(top, 0, None)]
+        while waiting:
+            node, depth, above = waiting.pop()
+            branch = _Branch(_Place(depth, node), above)
+            branch.parts += _groups(tally, node, depth + 1)
+            branches.append(branch)
+            if above is not None:
+                above.parts.append(branch)
+            waiting += ((child, depth + 1, branch) for child in reversed(children_of(node)))
+            self._count(branch)
+        return branches
+
+    def _count(self, branch: _Branch) -> None:
+        """Count a node and its groups, while it has no other parts yet."""
+        groups = cast("list[_Place]", branch.parts)
+        running = sum(len(place.running) for place in groups)
+        branch.runs = running > 0
+        self.number += 1 + len(groups)
+        self.now["running"] += running
+        self.now["queued"] += sum(place.queued for place in groups)
+        self.now["not started"] += sum(place.unstarted for place in groups)
+
+    def places(self, *, sort: bool) -> Iterator[_Place]:
+        """Give the nodes and groups, one after another; if sorted, what runs comes first."""
+        waiting: list[_Place | _Branch] = [self._top]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, _Place):
+                yield part
+                continue
+            yield part.place
+            parts = sorted(part.parts, key=_is_idle) if sort else part.parts
+            waiting += reversed(parts)
 
 
 def _is_idle(part: _Place | _Branch) -> bool:
     return not (part.running if isinstance(part, _Place) else part.runs)
-
-
-def _branches(tally: Tally, top: Node) -> list[_Branch]:
-    """Give a node and all below it, each before those below it."""
-    branches: list[_Branch] = []
-    waiting: list[tuple[Any, int, _Branch | None]] = [(top, 0, None)]
-    while waiting:
-        node, depth, above = waiting.pop()
-        closed = ", closed" if node._creche_nursery.state is CLOSED else ""
-        branch = _Branch(_Place(depth, f"▾ {text_of(node, 'name')}{closed}", "bold"), above)
-        branch.parts += _groups(tally, node, depth + 1)
-        branch.runs = not all(map(_is_idle, branch.parts))
-        branches.append(branch)
-        if above is not None:
-            above.parts.append(branch)
-        waiting += ((child, depth + 1, branch) for child in reversed(children_of(node)))
-    return branches
 
 
 def _groups(tally: Tally, node: Any, depth: int) -> Iterator[_Place]:
@@ -189,22 +213,21 @@ def _groups(tally: Tally, node: Any, depth: int) -> Iterator[_Place]:
         # Who has a slot and does not run waits for a thread.
         queued = group.queued + max(0, group.running - len(running))
         unstarted = max(0, len(group) - len(running) - queued)
-        limit = f", limit {group.limit}" if group.limit else ""
         if running or queued or unstarted:
-            words = f"▸ {text(group.name)}{limit}"
-            yield _Place(depth, words, "cyan", running, queued, unstarted)
+            yield _Place(depth, node, group, running, queued, unstarted)
 
 
-def _tree(pen: _Pen, places: list[_Place], room: int) -> list[Text]:
+def _tree(pen: _Pen, survey: _Survey, room: int) -> list[Text]:
     """Draw the tree in so many lines, with as many workers of each group as there is room for."""
     most = 1
-    if len(places) < room:
-        most = room
+    places: Iterable[_Place] = survey.places(sort=survey.number > room)
+    if survey.number < room:
+        places, most = list(places), room
         while most > 1 and sum(place.height(most) for place in places) > room:
             most -= 1
     lines: list[Text] = []
     for number, place in enumerate(places):
-        left = len(places) - number
+        left = survey.number - number
         if len(lines) + place.height(most) > room - (left > 1):
             lines.append(pen.line(f"… {left:,} more nodes and groups"))
             break
