@@ -23,6 +23,8 @@ else:
 
 __all__ = ["BaseExceptionGroup", "ExceptionGroup"]
 
+ROOM = 200
+"""How much deeper into the stack one may go in ``shallow()``."""
 RENDEZVOUS = 10.0
 """Seconds after which a thread that nobody met gives up: a failure, never a delay."""
 
@@ -74,6 +76,35 @@ def no_collection():
     finally:
         logger.disabled = False
         gc.enable()
+
+
+@contextmanager
+def shallow():
+    """Leave little room on the stack."""
+    used, frame = 0, sys._getframe()
+    while frame is not None:
+        used, frame = used + 1, frame.f_back
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(used + ROOM)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@contextmanager
+def counted():
+    """Count the calls of the library's functions, on which time is spent, in a list of one."""
+    calls = [0]
+
+    def count(frame, event, arg):
+        calls[0] += event == "call" and frame.f_globals.get("__name__", "").startswith("creche")
+
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
 
 
 async def settle(turns=20):

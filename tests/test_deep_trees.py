@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
@@ -13,12 +13,10 @@ from creche import Node, format_tree
 from creche._core.facts import below
 from creche._ground.text import path_of
 from creche.trace import record
-from helpers import settle
+from helpers import counted, settle, shallow
 
 LEVELS = 1000
 LAST = LEVELS - 1
-ROOM = 200
-"""How much deeper into the stack whoever looks may go."""
 
 
 @asynccontextmanager
@@ -36,35 +34,6 @@ async def deep(app, levels=LEVELS):
             yield node
     finally:
         sys.setrecursionlimit(before)
-
-
-@contextmanager
-def shallow():
-    """Leave little room on the stack."""
-    used, frame = 0, sys._getframe()
-    while frame is not None:
-        used, frame = used + 1, frame.f_back
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(used + ROOM)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
-
-
-@contextmanager
-def counted():
-    """Count the calls of Python functions, which is what time is spent on, in a list of one."""
-    calls = [0]
-
-    def count(frame, event, arg):
-        calls[0] += event == "call"
-
-    sys.setprofile(count)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(None)
 
 
 def levels_of(snapshot):
