@@ -548,17 +548,24 @@ async def test_a_pipe_gets_a_bounded_number_of_lines():
     """Of a thousand changes at once twenty are told, failures first, and the others counted."""
     pipe = io.StringIO()
     async with Node("app") as app:
+        gate = anyio.Event()
+
+        async def fail_later():
+            await gate.wait()
+            raise ValueError
+
+        for _ in range(500):
+            app.run_worker(gate.wait)
+        for _ in range(4):
+            app.run_worker(fail_later, exit_on_error=False)
+        await settle()
         async with live_board(app, console=Console(file=pipe)):
-            for _ in range(500):
-                app.run_worker(forever)
-            for _ in range(4):
-                app.run_worker(fail, exit_on_error=False)
+            gate.set()
             await settle()
-        app.cancel()
     lines = pipe.getvalue().splitlines()
     assert len(lines) == 22
-    assert sum(line.startswith("app/default/fail: failed") for line in lines) == 4
-    assert lines[20:] == ["... 488 more running", "app: 500 running, 4 failed"]
+    assert sum(line.startswith("app/default/fail_later: failed") for line in lines) == 4
+    assert lines[20:] == ["... 484 more done", "app: 500 done, 4 failed"]
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])

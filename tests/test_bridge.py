@@ -150,6 +150,9 @@ async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
         def nurseries(self, *, blocks=False):
             return [] if blocks else [nursery]
 
+        def on_empty(self):
+            done.append("empty")
+
         def on_closed(self):
             done.append("closed")
 
@@ -179,7 +182,7 @@ async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
     else:
         await nursery.open()
         await nursery.end.close(None)
-    assert done == ["late", "closed"]
+    assert done == ["late", "empty", "closed"]
 
 
 PROGRAM = """

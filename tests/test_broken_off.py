@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections import OrderedDict
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
@@ -28,8 +27,8 @@ from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
 from creche._nursery import end
 from creche._nursery.held import HeldTask
-from creche._nursery.nursery import Nursery
 from creche._running import thread as thread_module
+from creche._running.runner import Runners
 from creche._running.thread import ThreadCall
 from helpers import (
     CANCELLED,
@@ -202,7 +201,7 @@ async def test_error_that_comes_too_late_for_its_node(caplog):
 async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
     """It is CANCELLED, and its group does not count it among those that wait."""
 
-    class Queue(OrderedDict):
+    class Queue(dict):
         def __setitem__(self, order, worker):
             super().__setitem__(order, worker)
             raise MemoryError
@@ -218,26 +217,6 @@ async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
         first.cancel()
 
 
-async def test_queue_of_which_none_can_be_launched(monkeypatch):
-    """Each ends with the error and the next has its turn, however many wait."""
-    many = sys.getrecursionlimit()
-    gate = anyio.Event()
-
-    def refuse(*args, **options):
-        raise MemoryError
-
-    async with Node("app") as app:
-        group = app.group("one", limit=1)
-        group.run_worker(gate.wait)
-        queued = [group.run_worker(anyio.sleep_forever, exit_on_error=False) for _ in range(many)]
-        with monkeypatch.context() as patch:
-            patch.setattr(Nursery, "spawn", refuse)
-            gate.set()
-            await until(lambda: not len(group))
-        assert {type(worker.error) for worker in queued} == {MemoryError}
-        assert await group.run_worker(settle) is None
-
-
 async def test_task_factory_that_runs_work(anyio_backend):
     """Work that a task factory runs, as the queue moves on, waits its turn in the same group."""
     if anyio_backend[0] != "asyncio":
@@ -247,24 +226,24 @@ async def test_task_factory_that_runs_work(anyio_backend):
     more = []
 
     def factory(loop, coro, **options):
-        if not more:
-            more.append(group.run_worker(settle))
+        loop.set_task_factory(None)  # once
+        more.append(group.run_worker(settle))
         return asyncio.Task(coro, loop=loop, **options)
 
     async with Node("app") as app:
         group = app.group("one", limit=1)
-        first = group.run_worker(gate.wait)
+        group.run_worker(gate.wait)
         await settle()
         second = group.run_worker(settle)
         loop.set_task_factory(factory)
         try:
-            gate.set()
-            await first
-            await second
+            group.limit = 3
         finally:
             loop.set_task_factory(None)
+        gate.set()
+        await second
         await more[0]
-        assert second.finished_at <= more[0].started_at
+        assert second.state is more[0].state is SUCCESS
 
 
 async def test_exclusive_worker_as_it_supersedes():
@@ -285,20 +264,20 @@ async def test_exclusive_worker_as_it_supersedes():
 
 async def test_long_queue_of_which_no_task_can_be_made():
     """Each fails, one after the other and not one within the other, and the next has its turn."""
-    spawn, last = Nursery.spawn, "app/one/last"
+    launch, many = Runners.launch, sys.getrecursionlimit()
 
-    def refuse(self, run, *, name, context=None):
-        if name.startswith("app/one/") and name != last:
-            raise MemoryError(name)
-        return spawn(self, run, name=name, context=context)
+    def refuse(self, job):
+        if job.group == "one" and job.name != "last":
+            raise MemoryError(job.name)
+        return launch(self, job)
 
     async with Node("app") as app:
         group = app.group("one", limit=1)
         first = group.run_worker(anyio.sleep_forever)
-        queued = [group.run_worker(settle, exit_on_error=False) for _ in range(500)]
+        queued = [group.run_worker(settle, exit_on_error=False) for _ in range(many)]
         final = group.run_worker(settle, "last")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Nursery, "spawn", refuse)
+            patch.setattr(Runners, "launch", refuse)
             first.cancel()
             await final
         assert {worker.state for worker in queued} == {ERROR}

@@ -267,7 +267,7 @@ def test_last_in_first_out(machine, place, are_gated):
     for _ in range(2):
         machine.run(place=place, script=Script(gated=are_gated), group=QUEUE)
     queue = place.node.group(QUEUE)._queue
-    machine.do(lambda: [queue.move_to_end(order) for order in reversed([*queue])])
+    machine.do(lambda: [queue.update({order: queue.pop(order)}) for order in reversed([*queue])])
     machine.open_gate(record=first)
     if not are_gated:
         last = place.records[-1]

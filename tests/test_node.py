@@ -739,7 +739,7 @@ async def test_long_lived_node_does_not_grow():
             await panel.remove()
         await settle()
         assert app._creche_groups == {}
-        assert app._creche_nursery.never_run == {}
+        assert not app._creche_runners._ready
         assert app._creche_children == {}
         assert app._creche_waiting == {}
 

@@ -37,7 +37,7 @@ FLOORS = {
         ("_nursery.nursery",),
     ),
     "_running": (
-        ("_running.job",),
+        ("_running.job", "_running.runner"),
         ("_running.task", "_running.own_loop", "_running.thread", "_running.stacks"),
     ),
     "_messages": (("_messages.mailbox", "_messages.subscription"),),

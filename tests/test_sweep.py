@@ -200,6 +200,8 @@ def cancel_task(run):
     for task in asyncio.all_tasks():
         if task.get_name() == "top/app/default/w":
             task.cancel()
+            return
+    run.asked = False  # before its first step it may have no task yet
 
 
 def cancel_in_thread(run):

@@ -13,6 +13,7 @@ from hypothesis import given
 
 import creche.testing
 from creche import Node
+from creche._running.runner import IDLE
 from creche.testing import (
     Ending,
     EventRecorder,
@@ -215,6 +216,14 @@ def test_drawn_scripts(script):
 
 
 # what is left
+
+
+async def test_idle_runners_are_not_left():
+    """A node that was open before keeps tasks in which nothing runs."""
+    async with Node() as app:
+        async with assert_nothing_left():
+            await app.run_worker(settle)
+        assert IDLE in {task.name for task in anyio.get_running_tasks()}
 
 
 async def test_nothing_left():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
 import inspect
 import logging
 import math
@@ -43,6 +44,7 @@ from creche._ground.bridge import Bridge, await_answer, run_soon
 from creche._ground.message import Backlog
 from creche._nursery.held import HeldTask
 from creche._nursery.nursery import Nursery
+from creche._running.runner import Runners
 from helpers import (
     CANCELLED,
     ERROR,
@@ -109,13 +111,13 @@ async def test_outcome_can_be_read_as_the_end_is_told():
 async def test_no_task_is_made_for_who_waits_behind_a_failure(monkeypatch):
     """The node has failed before the slot of the one that failed it is free."""
     made = []
-    spawn = Nursery.spawn
+    launch = Runners.launch
 
-    def noted(self, run, *, name, context=None):
-        made.append(name)
-        return spawn(self, run, name=name, context=context)
+    def noted(self, job):
+        made.append(job.name)
+        return launch(self, job)
 
-    monkeypatch.setattr(Nursery, "spawn", noted)
+    monkeypatch.setattr(Runners, "launch", noted)
 
     async def burn():
         raise ValueError("burnt")
@@ -127,7 +129,7 @@ async def test_no_task_is_made_for_who_waits_behind_a_failure(monkeypatch):
             after = group.run_worker(anyio.sleep_forever, "after")
             await anyio.sleep_forever()
     assert after.state is CANCELLED
-    assert not [name for name in made if name.endswith("/after")]
+    assert made == ["burn"]
 
 
 @pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS])
@@ -306,9 +308,17 @@ async def test_first_reason_wins_between_threads(monkeypatch):
         assert seen == [True]
 
 
+def test_state_is_changed_in_one_go():
+    """With a GIL threads take turns at calls and at jumps back, of which the change has none."""
+    names = {each.opname for each in dis.get_instructions(Worker._change)}
+    assert not {name for name in names if "CALL" in name or "BACKWARD" in name}
+    assert "STORE_ATTR" in names
+
+
 async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
-    """From the look whether a change is allowed until it is made, nobody can cancel."""
+    """Without a GIL nobody can cancel between the look whether a change is allowed and it."""
     seen = []
+    monkeypatch.setattr(worker_module, "HAS_GIL", False)
 
     class Table(Mapping):
         def __getitem__(self, state):
@@ -387,19 +397,21 @@ class Note(Message):
 
 
 @contextmanager
-def broken_in_upon(function, call):
+def broken_in_upon(function, call, node=None):
     """Have a call made as the named function makes its event, and as a signal handler would."""
-    made = anyio.Event
     calls = [call]
 
     def make():
-        event = made()
+        event = anyio_event()
         if calls and sys._getframe(1).f_code.co_name == function:
             calls.pop()()
         return event
 
     with pytest.MonkeyPatch.context() as patch:
+        anyio_event = anyio.Event
         patch.setattr(anyio, "Event", make)
+        if node is not None:
+            patch.setattr(node._creche_nursery, "new_event", make)
         yield
     assert not calls, f"{function} made no event"
 
@@ -426,7 +438,7 @@ async def test_wake_up_for_a_worker_is_not_lost(begun):
             (queued,) = (worker for worker in group if worker is not first)
             queued.cancel()
 
-        with anyio.fail_after(RENDEZVOUS), broken_in_upon("_wait_for", cancel):
+        with anyio.fail_after(RENDEZVOUS), broken_in_upon("_wait_for", cancel, app):
             if begun:
                 await group.start_worker(anyio.sleep_forever)
             else:
@@ -451,15 +463,15 @@ async def test_wake_up_for_a_reader_is_not_lost():
 @contextmanager
 def no_task_for(worker):
     """Have no task be made for workers of a name."""
-    spawn = Nursery.spawn
+    launch = Runners.launch
 
-    def refuse(self, run, *, name, context=None):
-        if name.endswith(f"/{worker}"):
+    def refuse(self, job):
+        if job.name == worker:
             raise MemoryError(worker)
-        return spawn(self, run, name=name, context=context)
+        return launch(self, job)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Nursery, "spawn", refuse)
+        patch.setattr(Runners, "launch", refuse)
         yield
 
 
@@ -489,16 +501,16 @@ async def test_refused_work_leaves_no_group():
 
 async def test_work_is_started_in_the_order_in_which_it_was_added(monkeypatch):
     """start_all() goes from worker to worker, not from group to group."""
-    spawn, made = Nursery.spawn, []
+    launch, made = Runners.launch, []
 
-    def noted(self, run, *, name, context=None):
-        made.append(name.rpartition("/")[2])
-        return spawn(self, run, name=name, context=context)
+    def noted(self, job):
+        made.append(job.name)
+        return launch(self, job)
 
     async with Node("app") as app:
         for name, group in (("a", "one"), ("b", "two"), ("c", "one")):
             app.run_worker(anyio.lowlevel.checkpoint, name, group=group, start=False)
-        monkeypatch.setattr(Nursery, "spawn", noted)
+        monkeypatch.setattr(Runners, "launch", noted)
         app.workers.start_all()
     assert made == ["a", "b", "c"]
 

@@ -27,6 +27,17 @@ LOOKS = ("RESUME", "CALL", "JUMP_BACKWARD")
 """After these instructions CPython looks for signals."""
 
 
+def is_one_step(code):
+    """Whether CPython looks for signals nowhere in a function, but before its first line.
+
+    3.10 looks at jumps ahead as well.
+    """
+    names = {each.opname for each in dis.get_instructions(code)}
+    return sys.version_info >= (3, 11) and not any(
+        name.startswith(("CALL", "JUMP_BACKWARD")) for name in names
+    )
+
+
 def is_core(path):
     """Whether a file is of the core: not the tour, nor a package of its own, like the board."""
     if not path.startswith(LIBRARY):
@@ -83,7 +94,8 @@ class Places:
     def _counts(self, code):
         known = self._known.get(code)
         if known is None:
-            known = self._known[code] = self._counts_in(code.co_filename)
+            known = self._counts_in(code.co_filename) and not is_one_step(code)
+            self._known[code] = known
         return known
 
     def _enter(self, frame, event, arg):

@@ -9,8 +9,8 @@ A worker goes through four stages::
     final        Worker._end()               SUCCESS, ERROR or CANCELLED
 
 *One way in.* The node checks that it is open and admits the worker; the group applies exclusive,
-its limit and its rule of overflow, finds it a slot and launches its task. What can fail comes
-first, so a worker that is refused was never there, and nobody is told of it.
+its limit and its rule of overflow, finds it a slot and launches it; a runner takes it. What can
+fail comes first, so a worker that is refused was never there, and nobody is told of it.
 
 *One cancellation*, by three roads. Whoever asks one worker (``Worker.cancel()``, in any thread, or
 exclusive work, or a limit) requests it in the calling thread and has it delivered on the loop.

@@ -46,9 +46,9 @@ class StateChanged(Message, bubble=False, namespace="worker"):
         facts["state"] = state
         facts["number"] = next(_numbers)
         if state is PENDING:
-            # It keeps the context that it was made in, unless that is this one.
+            # A copy, as the work will set variables in its own.
             context = worker._context
-            facts["context"] = context if context is not None else copy_context()
+            facts["context"] = context.copy() if context is not None else copy_context()
 
     @property
     def previous(self) -> WorkerState | None:

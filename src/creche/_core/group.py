@@ -9,7 +9,6 @@ has left and as the limit has changed. What a new worker does to those before it
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
         from typing_extensions import Unpack
 
 in_order = attrgetter("_order")
+_MOST_GAPS = 64  # beside as many as are queued
 
 
 def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[Any]]:
@@ -98,8 +98,10 @@ class WorkerGroup:
     """
 
     __slots__ = (
+        "_gaps",
         "_limit",
         "_node",
+        "_path",
         "_queue",
         "_running",
         "_unstarted",
@@ -115,11 +117,12 @@ class WorkerGroup:
         """The name of the group."""
         self.overflow: Overflow = overflow
         """What happens to a new worker when as many as the limit are running."""
+        self._path = ""
         self._limit = limit
         # By the number of the worker: an own class of workers may say that they are equal.
         self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
-        # An OrderedDict, as the first of a dict is the slower to find the more have gone before it.
-        self._queue: OrderedDict[int, Worker[Any]] = OrderedDict()
+        self._queue: dict[int, Worker[Any]] = {}
+        self._gaps = 0  # how many were taken out of the queue since it was made
         self._running: dict[int, Worker[Any]] = {}
 
     def __repr__(self) -> str:
@@ -274,24 +277,30 @@ class WorkerGroup:
             BaseException: Its task cannot be made; no place knows the worker.
         """
         nursery = self._node._creche_nursery
-        is_free = self._limit is None and not nursery.is_cancelled
-        launches = start and is_free and worker._state is PENDING  # else it runs elsewhere
-        if launches:
-            worker._launch()
-        else:
-            worker._keep_context()
+        is_plain = start and not nursery.is_cancelled and worker._state is PENDING  # as most are
+        launches = is_plain and (self._limit is None or not (self._queue or self._is_full))
+        queues = is_plain and not launches and supersedes is None and self.overflow == "enqueue"
         worker._created_at = nursery.clock()
         # Its place and that it has one are noted in one line: nothing can come between.
         if launches:
+            worker._launch()
             worker._place, self._running[worker._order] = self, worker
             worker._be_started()
+        elif queues:
+            worker._keep_context()
+            worker._place, self._queue[worker._order] = self, worker
+            worker._be_started()
         else:
+            worker._keep_context()
             worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
         if self._node._creche_audience.tells_changes:
             worker._announce(PENDING)
-        if launches and supersedes is not None:
-            self._supersede(worker, supersedes)
-        elif start and not launches:
+        if not start:
+            return
+        if launches:
+            if supersedes is not None:
+                self._supersede(worker, supersedes)
+        elif not queues:
             self._start(worker)
 
     def _start(self, worker: Worker[Any]) -> None:
@@ -346,38 +355,60 @@ class WorkerGroup:
                 other._cancel_here("superseded by an exclusive worker")
 
     @property
+    def _task_path(self) -> str:
+        """With what the names of the tasks of its workers begin; for when the node is open."""
+        self._path = f"{self._node.path}/{self.name}/"
+        return self._path
+
+    @property
     def _is_full(self) -> bool:
         return self._limit is not None and len(self._running) >= self._limit
 
     def _settle(self) -> None:
         """Start what waits while there are slots; one that cannot be started fails."""
-        while self._queue and not self._is_full and not self._node._creche_nursery.is_cancelled:
-            order, worker = next(iter(self._queue.items()))
+        while self._queue and (self._limit is None or len(self._running) < self._limit):
+            if self._node._creche_nursery.is_cancelled:
+                return
+            order = next(iter(self._queue))
+            worker = self._queue[order]
             try:
-                if worker._state is PENDING:
-                    self._running[order] = worker
-                del self._queue[order]  # before user's code, a task factory, can come back here
-                if worker._state is PENDING:
-                    worker._launch()
+                self._running[order] = worker
+                self._take_out(order)  # before user's code, a task factory, can come back here
+                worker._launch()
             except BaseException as error:  # noqa: BLE001 (the worker's, and so its node's)
                 # Out of its place first: an end that comes back here would go deep.
                 self._running.pop(order, None)
-                self._queue.pop(order, None)
+                self._take_out(order)
                 worker._place = None
                 worker._end(ERROR, error)
+
+    def _take_out(self, order: int) -> None:
+        """Take one out of the queue, if it is there."""
+        if self._queue.pop(order, None) is not None:
+            self._gaps += 1
+        # The first of a dict is the slower to find the more have gone before it; an OrderedDict
+        # would take 50 bytes more for each.
+        if self._gaps > len(self._queue) + _MOST_GAPS:
+            self._queue, self._gaps = dict(self._queue), 0
 
     # the way out
 
     def _left(self, worker: Worker[Any]) -> None:
         """Take note that a worker has ended; may be called again."""
         # Broken off as it moved on, it is in two places.
-        for place in (self._running, self._queue, self._unstarted):
-            if place:
-                place.pop(worker._order, None)
-        self._settle()
+        order = worker._order
+        if self._running.pop(order, None) is None and self._queue:
+            self._take_out(order)
+        if self._unstarted:
+            self._unstarted.pop(order, None)
+        if self._queue:
+            self._settle()
         worker._place = None
         if not (self._running or self._queue or self._unstarted):
             self._node._creche_forget(self)
+
+    def _has_in_queue(self, worker: Worker[Any]) -> bool:
+        return worker._order in self._queue
 
     def _holders(self) -> Collection[Waitable]:
         return self._running.values()

@@ -141,7 +141,8 @@ class Life:
     # what the nursery asks for
 
     def on_cancel(self, reason: object, *, by_scope: bool) -> None:
-        """Mark all workers as cancelled."""
+        """Mark all workers as cancelled; nothing will be launched any more."""
+        self._node._creche_runners.close()
         for group in list(self._node._creche_groups.values()):
             group._cancel_with_nursery(reason, by_scope=by_scope)
         if not by_scope:  # what runs in the nursery beside the workers
@@ -176,8 +177,13 @@ class Life:
         for worker in _workers_of(self._node):
             worker._reap()
 
+    def on_empty(self) -> None:
+        """Have the runners end; may be called again."""
+        self._node._creche_runners.close()
+
     def on_closed(self) -> None:
         """Leave the tree and all who know the node; may be called again."""
+        self._node._creche_runners.bury()
         self._close_unopened()
         self._leave_parent()
         self._forget_opener()

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from creche._ground.errors import WorkerError
-from creche._ground.states import PENDING
+from creche._ground.states import FINAL, PENDING
 
 from .group import WorkerGroup, cancel_each, in_order
 from .tree import walk_up
@@ -87,6 +87,10 @@ class WorkerManager:
                 f"{worker._creche_label()} is of {node._creche_label()}, which is not in the "
                 f"tree of {self._root.path!r}; add it to node.workers of its own node"
             )
+        if worker._created_at is not None:
+            raise WorkerError(f"{worker._creche_label()} was added before")
+        if worker._state in FINAL:
+            worker._refuse_to_be_added()
         node._creche_admit(worker, start, True if exclusive else None)
 
     def start_all(self) -> None:

@@ -20,6 +20,7 @@ from creche._ground.text import path_of
 from creche._messages.mailbox import Mailbox
 from creche._messages.subscription import Subscription
 from creche._nursery.nursery import Nursery
+from creche._running.runner import Runners
 
 from .audience import Audience
 from .calls import ask, make_call, post
@@ -92,6 +93,9 @@ class Node:
         self._creche_children: dict[int, Node] = {}
         self._creche_life = Life(self)
         self._creche_nursery = Nursery(self._creche_life)
+        self._creche_runners = Runners(
+            self._creche_nursery.spawn, lambda: self._creche_nursery.bridge.steps
+        )
         self._creche_mailbox = Mailbox(self, self._creche_nursery)
         self._creche_audience = Audience(self)
         self._creche_groups: dict[str, WorkerGroup] = {}
@@ -334,10 +338,6 @@ class Node:
             WorkerCancelled: The thread that calls is that of a cancelled worker.
             BaseException: Its task cannot be made.
         """
-        if worker._created_at is not None:
-            raise WorkerError(f"{worker._creche_label()} was added before")
-        if worker._state in FINAL:
-            raise WorkerError(f"{worker._creche_label()} has ended; add one that has not")
         try:
             nursery = self._creche_nursery
             if nursery.state is NEW or nursery.bridge.is_foreign:
@@ -368,6 +368,9 @@ class Node:
         bridge = nursery.bridge
         bridge.steps.busy += 1
         try:
+            # Within the step, as a signal handler may have cancelled it before.
+            if worker._state in FINAL:
+                worker._refuse_to_be_added()
             if group is None:
                 group = self._creche_groups[worker.group] = WorkerGroup(self, worker.group)
             group._admit(worker, supersedes, start=start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -10,12 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from weakref import WeakSet
 
-    import anyio
     from anyio import CapacityLimiter
 
+    from creche._ground.backend import Event
     from creche._nursery.held import HeldTask
 
     from .deadlock import Waitable
+
+# With a GIL threads take turns, and signal handlers come, at calls and at jumps back only: since
+# CPython 3.11, for 3.10 knows jumps ahead as well. So a step with none of these needs no lock,
+# which would be a tenth of a short worker.
+HAS_GIL = (
+    sys.implementation.name == "cpython"
+    and sys.version_info >= (3, 11)
+    and getattr(sys, "_is_gil_enabled", lambda: True)()
+)
 
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
 # Can be entered again: a signal handler may call cancel() in the midst of one.
@@ -64,8 +74,8 @@ class RareParts:
     )
 
     def __init__(self) -> None:
-        self.begun: anyio.Event | None = None  # these three are made when asked for
-        self.done: anyio.Event | None = None
+        self.begun: Event | None = None  # these three are made when asked for
+        self.done: Event | None = None
         self.cancelled: threading.Event | None = None
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from creche._ground.states import FINAL, NEW, PENDING
+from creche._ground.states import FINAL, NEW
 from creche._ground.text import label, path_of, text, text_of
 from creche._running.stacks import FrameSnapshot, find_calls, find_stack
 
@@ -174,7 +174,7 @@ def _take_group(group: WorkerGroup, stacks: float, calls: dict[int, Any]) -> Gro
     workers: list[WorkerSnapshot] = []
     for worker in group:
         stack = None
-        if stacks > 0 and worker._handle is not None:
+        if stacks > 0 and worker._order in group._running:
             stacks -= 1
             stack = find_stack(worker, calls)
         workers.append(_take_worker(worker, positions.get(worker._order), stack, now))
@@ -195,7 +195,6 @@ def _take_worker(
     now: float | None,
 ) -> WorkerSnapshot:
     facts = facts_of(worker, now)
-    is_waiting = worker._waits_for_thread() or (worker._started and worker._handle is None)
     # Not by __init__(): that of a frozen class would take as long as all the rest, and there may be
     # a hundred thousand, for which the loop is kept busy.
     picture = object.__new__(WorkerSnapshot)
@@ -206,7 +205,7 @@ def _take_worker(
         is_cancelled=facts.cancelled_at is not None,
         cancel_reason=facts.reason,
         is_started=worker._started,
-        is_queued=facts.state is PENDING and is_waiting,
+        is_queued=worker.is_queued,
         queue_position=position,
         thread=facts.thread,
         daemon=facts.daemon,

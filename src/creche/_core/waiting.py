@@ -70,11 +70,13 @@ async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
         ties = worker._rare_parts()
         if begun:
             while worker._state is PENDING:
-                ties.begun = ties.begun or anyio.Event()
+                begin = ties.begun
+                ties.begun = begin if begin is not None else worker._nursery.new_event()
                 if worker._state is PENDING:
                     await ties.begun.wait()
         elif worker._state not in FINAL:
-            ties.done = ties.done or anyio.Event()
+            if ties.done is None:
+                ties.done = worker._nursery.new_event()
             if worker._state not in FINAL:
                 await ties.done.wait()
 

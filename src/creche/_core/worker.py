@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from creche._ground.backend import interruptible
 from creche._ground.context import current
@@ -39,13 +39,13 @@ from creche._ground.states import (
     WorkerState,
 )
 from creche._ground.text import label, name_of
-from creche._running.job import is_unawaited
+from creche._running.job import COROUTINE, is_unawaited
 from creche._running.task import in_task
 from creche._running.thread import in_thread
 
 from . import events
 from .log import fields_of, tell_failure
-from .parts import Description, RareParts, ThreadPart, lock
+from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
 from .waiting import wait_for
 
@@ -61,11 +61,11 @@ if TYPE_CHECKING:
     )
     from contextvars import Context, ContextVar
 
-    import anyio
     from anyio import CapacityLimiter
 
     from creche._ground.options import AllOptions
     from creche._nursery.nursery import Nursery
+    from creche._running.runner import OwnTask
 
     from .deadlock import Waitable
     from .group import WorkerGroup
@@ -208,7 +208,7 @@ class Worker(Generic[ResultType]):
         # - _outcome is set before the final state; the state says whether it is result or error.
         # - _cancellation is set once, under the lock, and never after the final state.
         # - _place is the group that knows it; _started is whether it was started there. _handle is
-        #   its task, from when it has a slot to its end. Started and without: it is queued.
+        #   what runs its task, from its first step to its end.
         # - _holds is whether it is counted in the nursery: from its start to its end, daemons not.
         # - after the end, _work, _handle and _context are None: nothing of the work is kept.
         self._node = node
@@ -218,7 +218,7 @@ class Worker(Generic[ResultType]):
         self.group: str = group
         """The group, within the node, that the worker belongs to."""
         # Or what makes it, once somebody reads it.
-        if not is_a(description, str) and not hasattr(type(description), "condensed"):
+        if type(description) is not str and not hasattr(type(description), "condensed"):
             description = text_of(description)
         self._description = description
         self.exit_on_error: bool = exit_on_error
@@ -234,7 +234,7 @@ class Worker(Generic[ResultType]):
         self._started = False
         self._holds = False
         self._place: WorkerGroup | None = None
-        self._handle: anyio.TaskHandle[None] | None = None
+        self._handle: OwnTask | None = None
         self._context = context
         self._rare: RareParts | None = None
         self._completed = 0
@@ -339,8 +339,9 @@ class Worker(Generic[ResultType]):
     @property
     def is_queued(self) -> bool:
         """Whether the worker was started and waits, for a slot of its group or for a thread."""
+        place = self._place
         return self._state is PENDING and (
-            self._waits_for_thread() or (self._started and self._handle is None)
+            self._waits_for_thread() or (place is not None and place._has_in_queue(self))
         )
 
     @property
@@ -601,17 +602,19 @@ class Worker(Generic[ResultType]):
         """Count as started; the node waits for it from now on, unless it is a daemon."""
         self._started = True
         if not self.daemon:
-            self._hold()
+            nursery = self._node._creche_nursery
+            self._holds, nursery.holds = True, nursery.holds + 1  # in one line, see Nursery.holds
 
     def _hold(self) -> None:
         nursery = self._node._creche_nursery
-        self._holds, nursery.holds = True, nursery.holds + 1  # in one line, see Nursery.holds
+        self._holds, nursery.holds = True, nursery.holds + 1  # as above
 
     def _let_go(self) -> None:
         nursery = self._node._creche_nursery
         if self._holds:
             self._holds, nursery.holds = False, nursery.holds - 1
-        nursery.check_idle()
+        if nursery.holds <= nursery.blocks:
+            nursery.check_idle()
 
     def _launch(self) -> None:
         """Start the task; it has a slot.
@@ -619,20 +622,39 @@ class Worker(Generic[ResultType]):
         Raises:
             BaseException: The task cannot be made; nothing was changed.
         """
-        if type(self.name) is type(self.group) is str:
-            name = f"{self._node.path}/{self.group}/{self.name or type(self).__name__}"
-        else:
-            name = label(self)  # they were set since
-        self._handle = self._nursery.spawn(self._main, name=name, context=self._context)
+        if self._context is None:
+            self._context = copy_context()
+        self._node._creche_runners.launch(self)
+
+    def _task_name(self) -> str:
+        name, place = self.name, self._place
+        if place is None or type(name) is not str:
+            return label(self)  # it was set since
+        return (place._path or place._task_path) + (name or type(self).__name__)
+
+    def _take_task(self, task: OwnTask) -> Coroutine[Any, Any, None] | None:
+        """Give what the task is to run, unless the worker has ended before it could begin."""
+        if self._state is not PENDING:
+            return None
+        self._handle = task
+        return self._main()
+
+    def _lose_task(self, fault: BaseException) -> None:
+        """End, as no task can be had; or to the last step, where it was broken off."""
+        if self._handle is None and self._state is PENDING:
+            self._end(ERROR, fault)
+            return
+        try:
+            if self._handle is not None:
+                self._break_off()
+        finally:
+            self._nursery.fail(fault)
 
     @interruptible
     async def _main(self) -> None:
         """Be the worker's task. What breaks it off between two lines is made up for."""
         failure: BaseException | None = None
         try:
-            if self._state is not PENDING:
-                self._nursery.never_run.pop(self._order, None)
-                return  # cancelled before this first step
             try:
                 self._context = None  # the task has it
                 current.set(self)
@@ -643,6 +665,8 @@ class Worker(Generic[ResultType]):
                 # Cancellation ends here too: this is the top of the task. AnyIO would take a native
                 # one that went further for a reason to cancel all the others.
                 failure = error
+            if self._handle is not None:
+                self._handle.come_round()
             # Out of the handler: Trio makes the exceptions of a cancellation as it is requested,
             # and they would have this one as their context, a cycle.
             if failure is not None:
@@ -656,10 +680,10 @@ class Worker(Generic[ResultType]):
 
     def _end_by_return(self) -> None:
         """End because the work returned."""
-        nursery = self._nursery
-        if self._cancellation is None and nursery.is_scope_cancelled():
+        nursery = self._node._creche_nursery
+        if self._cancellation is None and nursery.has_heard() and nursery.is_scope_cancelled():
             nursery.cancel_from_outside()  # which comes back to this worker
-        if self._handle is not None and nursery.has_open_scope(self._handle):
+        if self._handle is not None and nursery.has_open_scope(self._handle.handle):
             self._end(
                 ERROR,
                 WorkerError(
@@ -712,7 +736,7 @@ class Worker(Generic[ResultType]):
 
     def _begin(self) -> None:
         """Become RUNNING; raise if it has been called off."""
-        bridge = self._nursery.bridge
+        bridge = self._node._creche_nursery.bridge
         bridge.steps.busy += 1
         try:
             is_entered = self._move(RUNNING)
@@ -786,12 +810,13 @@ class Worker(Generic[ResultType]):
 
     def _request_cancel(self, reason: object) -> bool:
         with lock:
+            rare, request = self._rare, (self._node._creche_nursery.now(), reason)
+            # From here on there is no call, see _change().
             if self._cancellation is not None or self._state in FINAL:
                 return False
-            event = self._rare.cancelled if self._rare is not None else None
-            self._cancellation = (self._node._creche_nursery.now(), reason)
-        if event is not None:
-            event.set()
+            self._cancellation = request
+        if rare is not None and rare.cancelled is not None:
+            rare.cancelled.set()
         return True
 
     def _deliver_cancel(self, *, by_nursery: bool = False) -> None:
@@ -803,8 +828,6 @@ class Worker(Generic[ResultType]):
             if self._rare is not None and self._rare.cancelled is not None:
                 self._rare.cancelled.set()  # in case that the one who marked it was broken off
             if self._state is PENDING:
-                if handle is not None:
-                    self._nursery.never_run[self._order] = handle.coro
                 self._end(CANCELLED)
             if self._thread is not None:
                 for stop in self._thread.stops:
@@ -844,24 +867,38 @@ class Worker(Generic[ResultType]):
             Whether it did: work that was called off is not entered.
         """
         now = self._node._creche_nursery.clock()
-        with lock:
-            if state is RUNNING and self._cancellation is not None:
-                return False
-            if state not in TRANSITIONS[self._state]:
-                raise WorkerError(
-                    f"{self._creche_label()} is {self._state.name} and cannot become {state.name}"
-                )
-            if state is SUCCESS and self._cancellation is not None:
-                state = CANCELLED  # cancel is final
-            self._state = state
-            if state is RUNNING:
-                self._started_at = now
-            else:
-                self._finished_at = now
-        if self._node._creche_audience.tells_changes:
-            self._announce(state)
-        if self._rare is not None and self._rare.begun is not None:
-            self._rare.begun.set()
+        if HAS_GIL:
+            is_made = self._change(state, now)
+        else:
+            with lock:
+                is_made = self._change(state, now)
+        if is_made is None:
+            raise WorkerError(
+                f"{self._creche_label()} is {self._state.name} and cannot become {state.name}"
+            )
+        if is_made:
+            if self._node._creche_audience.tells_changes:
+                self._announce(self._state)
+            if self._rare is not None and self._rare.begun is not None:
+                self._rare.begun.set()
+        return is_made
+
+    def _change(self, state: WorkerState, now: float) -> bool | None:
+        """Change the state unless it is called off, or not allowed, which is ``None``.
+
+        There is no call in this, so that no thread can cancel between the look and the change.
+        """
+        if state is RUNNING and self._cancellation is not None:
+            return False
+        if state not in TRANSITIONS[self._state]:
+            return None
+        if state is SUCCESS and self._cancellation is not None:
+            state = CANCELLED  # cancel is final
+        self._state = state
+        if state is RUNNING:
+            self._started_at = now
+        else:
+            self._finished_at = now
         return True
 
     def _announce(self, state: WorkerState) -> None:
@@ -875,7 +912,7 @@ class Worker(Generic[ResultType]):
 
         Such a fault (of memory, a Ctrl+C at the wrong line, one of ours) fails the node.
         """
-        bridge = self._nursery.bridge
+        bridge = self._node._creche_nursery.bridge
         bridge.steps.busy += 1
         try:
             try:
@@ -902,12 +939,14 @@ class Worker(Generic[ResultType]):
             if self._state not in FINAL:
                 self._outcome = error if error is not None else self._outcome
                 self._move(state)
-            self._wake_all()  # before the node is cancelled: who waits here learns why
+            if self._rare is not None:
+                self._wake_all()  # before the node is cancelled: who waits here learns why
             if fatal and error is not None:
                 self._nursery.fail(error)
             if self._place is not None:
                 self._place._left(self)
-            if self._started_at is None or is_unawaited(self._work):
+            work = self._work
+            if self._started_at is None or (type(work) is COROUTINE and is_unawaited(work)):
                 self._close_work()
             self._work = self._handle = self._context = None
             if not isinstance(self._description, str):
@@ -920,7 +959,8 @@ class Worker(Generic[ResultType]):
             del error, self
 
     def _wake_all(self) -> None:
-        for event in (self._rare.begun, self._rare.done) if self._rare is not None else ():
+        rare = self._rare_parts()
+        for event in (rare.begun, rare.done):
             if event is not None:
                 event.set()
 
@@ -932,7 +972,11 @@ class Worker(Generic[ResultType]):
     def _reap(self) -> None:
         """End if the task has died without doing so; see ``Nursery``."""
         handle = self._handle
-        if handle is not None and inspect.getcoroutinestate(handle.coro) == inspect.CORO_CLOSED:
+        if (
+            handle is not None
+            and handle.coro is not None
+            and inspect.getcoroutinestate(handle.coro) == inspect.CORO_CLOSED
+        ):
             self._break_off()
 
     def _break_off(self) -> None:
@@ -945,6 +989,9 @@ class Worker(Generic[ResultType]):
         if is_a(work, Coroutine):
             # One that was never awaited would be warned about.
             work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
+
+    def _refuse_to_be_added(self) -> NoReturn:
+        raise WorkerError(f"{self._creche_label()} has ended; add one that has not")
 
     def _refuse(self) -> None:
         """Be CANCELLED without having been heard of; in any thread, for no node knows of it."""

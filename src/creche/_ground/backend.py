@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from functools import partial
+from gc import get_referents
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from weakref import getweakrefcount
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Task
     from collections.abc import Awaitable, Callable, Iterator
+    from contextvars import Context
 
     import anyio
     from anyio.lowlevel import EventLoopToken
@@ -26,6 +30,15 @@ if TYPE_CHECKING:
 
 ArgT = TypeVar("ArgT")
 ResultT = TypeVar("ResultT")
+
+
+def _cannot_count(_: object) -> int:  # pragma: no cover (on PyPy and free-threaded builds)
+    raise AttributeError
+
+
+# What counts the references to an object, where they are counted.
+_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+getrefcount = getattr(sys, "getrefcount", _cannot_count) if _has_gil else _cannot_count
 
 
 class CancelProbe(Protocol):
@@ -68,6 +81,30 @@ class Host(Protocol):
         ...
 
 
+class Event(Protocol):
+    """An event of one event loop, as asyncio and Trio have it."""
+
+    def set(self) -> object:
+        """Wake all who wait, and who will; on the loop."""
+        ...
+
+    async def wait(self) -> object:
+        """Wait until it is set."""
+        ...
+
+
+class Sleep(Protocol):
+    """How one task waits once to be given something to do."""
+
+    async def sleep(self) -> None:
+        """Wait in the current task until it is woken, or cancelled."""
+        ...
+
+    def wake(self) -> None:
+        """Wake it, or have it not sleep; may be called again, and if it has been cancelled."""
+        ...
+
+
 class Backend(Protocol):
     """One event loop."""
 
@@ -97,6 +134,60 @@ class Backend(Protocol):
     def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
         """Whether the task has left a cancel scope open within its own, as far as can be told."""
         ...
+
+    def new_event(self) -> Event:
+        """Make an event; AnyIO's would find out which loop runs, at each step of its life."""
+        ...
+
+    # for tasks that run one job after another
+
+    def new_sleep(self) -> Sleep:
+        """Make what the current task is about to sleep on."""
+        ...
+
+    async def pause(self) -> None:
+        """Give the loop its turn."""
+        ...
+
+    def rename(self, task: Any, name: str) -> None:
+        """Give a task another name."""
+        ...
+
+    def enter_context(self, task: Any, context: Context) -> Context | None:
+        """Have a task run in another context from its next step on.
+
+        Returns:
+            The one it had; ``None`` where the context of a task cannot be changed.
+        """
+        ...
+
+    def traces(self, task: Any) -> object:
+        """Tell what changes if somebody keeps the task, to be compared within one task.
+
+        Returns:
+            ``None`` where that cannot be told.
+        """
+        ...
+
+    def is_kept(self, traces: Any) -> bool:
+        """Whether somebody may have a task already, by its traces in its first step."""
+        ...
+
+
+# The fewest traces that a task had in its first step, for each kind of loop.
+_fewest: dict[tuple[object, bool], tuple[int, ...]] = {}
+
+
+class _AsyncioSleep:
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._waiter: Future[None] = loop.create_future()
+
+    async def sleep(self) -> None:
+        await self._waiter
+
+    def wake(self) -> None:
+        if not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class _AsyncioProbe:
@@ -132,10 +223,13 @@ class _AsyncioHost:
 
 class _Asyncio:
     def __init__(self, loop: AbstractEventLoop) -> None:
-        from asyncio import current_task  # noqa: PLC0415 (it is running; under Trio it is not needed)
+        # It is running; under Trio it is not needed.
+        from asyncio import BaseEventLoop, Event, current_task, sleep  # noqa: PLC0415
 
         self._loop = loop
-        self.clock = loop.time
+        self._sleep_once, self._event = sleep, Event
+        # The usual loop's own is this in a wrapper.
+        self.clock = time.monotonic if type(loop).time is BaseEventLoop.time else loop.time
         self.get_task: Callable[[], Task[Any] | None] = partial(current_task, loop)
 
     def is_in_eager_task(self) -> bool:
@@ -143,6 +237,43 @@ class _Asyncio:
         # AnyIO's own tasks are never begun eagerly; this is what they run.
         name = getattr(task.get_coro(), "__qualname__", "")
         return not name.startswith("TaskHandle.")
+
+    def new_event(self) -> Event:
+        return self._event()
+
+    def new_sleep(self) -> Sleep:
+        return _AsyncioSleep(self._loop)
+
+    async def pause(self) -> None:
+        await self._sleep_once(0)
+
+    def rename(self, task: Task[Any], name: str) -> None:
+        task.set_name(name)
+
+    def enter_context(self, task: Any, context: Context) -> Context | None:  # noqa: ARG002 (as Trio's)
+        return None
+
+    def traces(self, task: Any) -> object:
+        # Attributes and callbacks that were put on it are what the collector is told to look at. A
+        # cancellation that is on its way has no public name.
+        try:
+            return (
+                getrefcount(task),
+                getweakrefcount(task),
+                len(get_referents(task)),
+                task._must_cancel,
+            )
+        except AttributeError:  # a task of somebody's own
+            return None
+
+    def is_kept(self, traces: Any) -> bool:
+        # Who got it from asyncio.all_tasks() has left the same traces: most tasks have fewer. A
+        # factory may keep all, and make tasks that have their callbacks elsewhere.
+        loop = self._loop
+        kind = (cast("object", type(loop)), loop.get_debug())
+        counts: tuple[int, ...] = traces[:3]
+        _fewest[kind] = tuple(map(min, counts, _fewest.get(kind, counts)))
+        return counts != _fewest[kind] or loop.get_task_factory() is not None
 
     def get_host(self) -> Host:
         return _AsyncioHost(self.get_task)
@@ -154,6 +285,38 @@ class _Asyncio:
         # No public name tells; without these, nothing is found out before AnyIO does.
         scope = getattr(handle, "_cancel_scope", None)
         return bool(getattr(scope, "_child_scopes", None))
+
+
+class _TrioSleep:
+    def __init__(self) -> None:
+        self._task: TrioTask | None = None
+        self._is_woken = False
+
+    async def sleep(self) -> None:
+        from trio import lowlevel  # noqa: PLC0415 (an extra; it is running)
+
+        if self._is_woken:
+            return
+
+        def abort(_: RaiseCancelT) -> Abort:
+            self._task = None
+            return lowlevel.Abort.SUCCEEDED
+
+        self._task = lowlevel.current_task()
+        await lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        from trio import lowlevel  # noqa: PLC0415 (as above)
+
+        self._is_woken = True
+        task, self._task = self._task, None
+        if task is None:
+            return
+        if task is lowlevel.current_task():  # a signal handler, as it is about to fall asleep
+            self._task = task
+            lowlevel.current_trio_token().run_sync_soon(self.wake)
+        else:
+            lowlevel.reschedule(task)
 
 
 class _TrioProbe:
@@ -196,8 +359,9 @@ class _TrioHost:
 
 class _Trio:
     def __init__(self) -> None:
-        from trio import lowlevel  # noqa: PLC0415 (as above)
+        from trio import Event, lowlevel  # noqa: PLC0415 (as above)
 
+        self._event = Event
         self.clock = lowlevel.current_clock().current_time
         self._current_task = lowlevel.current_task
         _keep_interrupts_out(lowlevel.enable_ki_protection, lowlevel.disable_ki_protection)
@@ -210,6 +374,36 @@ class _Trio:
 
     def is_in_eager_task(self) -> bool:
         return False  # Trio has none
+
+    def new_event(self) -> Event:
+        return self._event()
+
+    def new_sleep(self) -> Sleep:
+        return _TrioSleep()
+
+    async def pause(self) -> None:
+        from trio import lowlevel  # noqa: PLC0415 (as above)
+
+        await lowlevel.cancel_shielded_checkpoint()
+
+    def rename(self, task: TrioTask, name: str) -> None:
+        task.name = name
+
+    def enter_context(self, task: TrioTask, context: Context) -> Context | None:
+        own, task.context = task.context, context
+        return own
+
+    def traces(self, task: TrioTask) -> object:
+        # It cannot be cancelled from outside, but locks and limiters know it as their owner. What
+        # scope it is in has no public name.
+        try:
+            scope = task._cancel_status
+            return getrefcount(task), getweakrefcount(task), scope, len(task.child_nurseries)
+        except AttributeError:  # where references are not counted
+            return None
+
+    def is_kept(self, traces: object) -> bool:  # noqa: ARG002 (as asyncio's)
+        return False  # there is nobody to get it from
 
     def get_host(self) -> Host:
         return _TrioHost(self._current_task)

@@ -107,6 +107,12 @@ class Steps:
         self.busy = 0
         """How many, each within the one before."""
 
+    def __enter__(self) -> None:
+        self.busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.busy -= 1
+
 
 _steps: dict[int, Steps] = {}  # by thread
 

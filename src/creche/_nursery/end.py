@@ -250,15 +250,17 @@ class End:
 
     def _end_outside(self) -> None:
         """End where the host cannot leave the task group, nor anybody else."""
-        self._twice(self._nursery.watcher.stop)
+        self._twice(self._stop_tasks)
         self._twice(self._take_leave)
+
+    def _stop_tasks(self) -> None:
+        """Have the tasks end that are none of anybody's; may be called again."""
+        self._nursery.watcher.stop()
+        self._nursery.owner.on_empty()
 
     def _take_leave(self) -> None:
         """Be known to nobody any more; may be called again."""
         nursery = self._nursery
-        for coro in nursery.never_run.values():
-            coro.close()  # killed natively: nobody awaited it
-        nursery.never_run.clear()
         nursery.nesting.leave(nursery.watcher.host.task)
         nursery.owner.on_closed()
 
@@ -270,7 +272,7 @@ class End:
         """
         nursery = self._nursery
         assert nursery.task_group is not None
-        self._twice(nursery.watcher.stop)
+        self._twice(self._stop_tasks)
         try:
             if cancellation is None:  # the wait was shielded, so it may be due
                 await lowlevel.checkpoint_if_cancelled()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from creche._ground.backend import Backend
+    from creche._ground.backend import Backend, Event
     from creche._ground.states import NurseryState
 
 
@@ -75,6 +75,10 @@ class Owner(Protocol):
 
     def on_idle(self) -> bool:
         """Set in motion what still has to end; tell whether there was anything."""
+        ...
+
+    def on_empty(self) -> None:
+        """Have tasks end that wait for something to do: there will be nothing."""
         ...
 
     def on_closed(self) -> None:
@@ -110,13 +114,14 @@ class Nursery:
         "end",
         "failures",
         "get_task",
+        "has_heard",
         "has_open_scope",
         "held",
         "holds",
         "is_cancelled",
         "is_killed",
         "nesting",
-        "never_run",
+        "new_event",
         "owner",
         "state",
         "task_group",
@@ -153,8 +158,6 @@ class Nursery:
         """Whether AnyIO cancelled the group, for a task that a native cancellation killed."""
         self.held: set[HeldTask] = set()
         """The tasks that hold the nursery, but for workers, which have holds of their own."""
-        self.never_run: dict[object, Coroutine[Any, Any, Any]] = {}
-        """Coroutines of tasks that were called off before their first step; it takes them out."""
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
@@ -165,6 +168,10 @@ class Nursery:
         self.watcher: Watcher
         self.get_task: Callable[[], object]
         """Give the current task, if it is one of the nursery's loop."""
+        self.new_event: Callable[[], Event]
+        """Make an event of the nursery's loop."""
+        self.has_heard: Callable[[], bool]
+        """Tell whether there may have been a cancellation of the scope; see ``CancelProbe``."""
         self.has_open_scope: Callable[[anyio.TaskHandle[Any]], bool]
         """Tell whether the current task, which is about to end, has left a cancel scope open."""
 
@@ -182,6 +189,8 @@ class Nursery:
         backend = get_backend(lowlevel.current_token())
         self._backend, self.watcher = backend, Watcher(self, backend)
         self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
+        self.new_event = backend.new_event
+        self.has_heard = self.watcher.probe.has_heard
         self.cancelled_class = anyio.get_cancelled_exc_class()
         group = anyio.create_task_group()
         await group.__aenter__()
@@ -325,7 +334,7 @@ class Nursery:
         AnyIO never enters tasks that a native ``Task.cancel()`` killed before their first step, and
         cannot tell: what has not begun two turns of the loop after it was spawned never will.
         """
-        not_begun = [task for task in self.held if not task.has_begun]
+        not_begun = [task for task in list(self.held) if not task.has_begun]
         for _ in range(2 if not_begun else 0):
             await lowlevel.cancel_shielded_checkpoint()
         for task in list(self.held):

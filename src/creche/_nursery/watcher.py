@@ -28,12 +28,12 @@ class Watcher:
     Made in the host, the task that opens the nursery.
     """
 
-    __slots__ = ("_is_host_watched", "_nursery", "_probe", "_task", "host")
+    __slots__ = ("_is_host_watched", "_nursery", "_task", "host", "probe")
 
     def __init__(self, nursery: Nursery, backend: Backend) -> None:
         self._nursery = nursery
         self.host = backend.get_host()
-        self._probe = backend.new_cancel_probe()
+        self.probe = backend.new_cancel_probe()
         self._task: anyio.TaskHandle[None] | None = None
         self._is_host_watched = False
 
@@ -41,7 +41,7 @@ class Watcher:
         """Begin to watch, in the open task group of the nursery."""
         name = f"watcher of {self._nursery.owner.label()}"
         self._task = self._nursery.spawn(self._watch, name=name)
-        await self._probe.until_listening()
+        await self.probe.until_listening()
 
     def stop(self) -> None:
         """Watch no more; may be called again."""
@@ -58,13 +58,13 @@ class Watcher:
     def is_scope_cancelled(self) -> bool:
         """Whether a cancel scope round the current task is cancelled: else it was native."""
         # The whole truth is dear, and in nearly all cases there was nothing to be heard.
-        return self._probe.has_heard() and anyio.current_effective_deadline() == -math.inf
+        return self.probe.has_heard() and anyio.current_effective_deadline() == -math.inf
 
     async def _watch(self) -> None:
         nursery = self._nursery
         while True:
             try:
-                await self._probe.listen()
+                await self.probe.listen()
             except nursery.cancelled_class:
                 if nursery.state is CLOSED:
                     raise

@@ -14,6 +14,9 @@ makes an end of the outcome. So a new way is a new file here and a line in ``Wor
     waiting; ours goes back when the thread has really ended.
 ``own_loop``
     Async work in a thread, on an event loop of its own there, of the node's backend.
+``runner``
+    What a job runs in: tasks that run one job after another, as a task is most of what a short job
+    costs. Whatever the way, the work cannot tell that it shares one.
 ``stacks``
     Where a job stands in the code, wherever it runs.
 

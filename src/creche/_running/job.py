@@ -62,13 +62,13 @@ class Job(Protocol):
 @interruptible
 def call(work: Any) -> object:
     """Call the work, or give it, if it is an awaitable."""
-    if type(work) in _FUNCTIONS or not is_awaitable(work):
+    if type(work) in FUNCTIONS or not is_awaitable(work):
         return work()
     return work
 
 
 # What cannot be awaited itself; to ask of anything else takes twenty times as long.
-_FUNCTIONS = (FunctionType, MethodType)
+FUNCTIONS = (FunctionType, MethodType)
 
 
 def check_no_generator(job: Job, value: object) -> None:

@@ -20,7 +20,7 @@ from .thread import ThreadCall
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
 
-    import anyio
+    from .runner import OwnTask
 
 _MACHINERY = {"anyio", "asyncio", "trio"}
 _CALL = ThreadCall._in_thread.__code__
@@ -45,7 +45,7 @@ class FrameSnapshot:
 class Standing(Protocol):
     """What is asked of a worker to find out where it stands."""
 
-    _handle: anyio.TaskHandle[None] | None
+    _handle: OwnTask | None
 
 
 @functools.cache
@@ -118,6 +118,8 @@ def find_stack(worker: Standing, calls: dict[int, Any]) -> tuple[FrameSnapshot, 
     place = calls.get(id(worker))
     if place is None and worker._handle is not None:
         place = worker._handle.coro
+    if place is None:
+        return ()  # it has not begun
     # Looking for context managers as well would take ten times as long.
     frames: list[Any] = list(_library().extract(place, with_contexts=False).frames)
     while len(frames) > 1 and all(_package(frame) in _MACHINERY for frame in frames[-2:]):

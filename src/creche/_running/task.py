@@ -8,7 +8,7 @@ from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
 from creche._ground.report import is_awaitable, shown
 
-from .job import COROUTINE, call, check_no_generator
+from .job import COROUTINE, FUNCTIONS, call, check_no_generator
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -24,8 +24,9 @@ def in_task(job: Job) -> Coroutine[Any, Any, Any]:
         What to await for it. That is the work's own coroutine, as a rule: one around it would be
         the largest object of a worker.
     """
+    work = job._work
     try:
-        value: Any = call(job._work)
+        value: Any = work() if type(work) in FUNCTIONS else call(work)
         if type(value) is COROUTINE:
             own: Coroutine[Any, Any, Any] = value
             return own
@@ -33,7 +34,7 @@ def in_task(job: Job) -> Coroutine[Any, Any, Any]:
     finally:
         # The frames of an error's traceback hold the frames below them, this one too, with all
         # that these know: a worker must not be among it, as it holds the error.
-        del job
+        del job, work
 
 
 @interruptible

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio import lowlevel, to_thread
@@ -18,7 +18,7 @@ from .job import call, check_no_generator, is_unawaited, leaked
 from .own_loop import on_own_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import CoroutineType
 
     from anyio import CapacityLimiter
@@ -26,22 +26,29 @@ if TYPE_CHECKING:
     from .job import Job
 
 
-async def in_thread(
+def in_thread(
     job: Job, limiter: CapacityLimiter | None, token: lowlevel.EventLoopToken, *, abandon: bool
-) -> Any:
+) -> Coroutine[Any, Any, Any]:
     """Run a plain callable in a worker thread, or async work on an event loop of its own there."""
     if limiter is None:
-        limiter = to_thread.current_default_thread_limiter()
-    elif not callable(getattr(limiter, "acquire_on_behalf_of", None)):
+        limiter = _default_limiter(token)
+    elif not callable(getattr(limiter, "acquire_on_behalf_of_nowait", None)):
         raise WorkerError(
             f"the limiter of {job._creche_label()} must be a CapacityLimiter of AnyIO, "
             f"not {shown(limiter, 100)}"
         )
-    call = ThreadCall(job, limiter, token, abandon=abandon)
-    try:
-        return await call.run()
-    finally:
-        del call  # its frames are in the traceback of what it raised
+    return ThreadCall(job, limiter, token, abandon=abandon).run()
+
+
+_limiters: WeakKeyDictionary[object, CapacityLimiter] = WeakKeyDictionary()
+
+
+def _default_limiter(token: lowlevel.EventLoopToken) -> CapacityLimiter:
+    """Give the loop's default limiter; AnyIO would look it up each time, which is dear."""
+    limiter = _limiters.get(token)
+    if limiter is None:
+        limiter = _limiters[token] = to_thread.current_default_thread_limiter()
+    return limiter
 
 
 class ThreadCall:
@@ -73,7 +80,11 @@ class ThreadCall:
 
     async def acquire_on_behalf_of(self, _borrower: object) -> None:
         self._job._wait_for_thread()
-        await self._limiter.acquire_on_behalf_of(self)
+        try:
+            # After AnyIO's own checkpoint, two more would cost as much as the thread.
+            self._limiter.acquire_on_behalf_of_nowait(self)
+        except anyio.WouldBlock:
+            await self._limiter.acquire_on_behalf_of(self)
         self._has_token = True
         self._job._enter()
         # An abandoned call that no thread has picked up yet would never be made. So abandoning
@@ -99,13 +110,16 @@ class ThreadCall:
 
     async def run(self) -> object:
         try:
-            # A scope is dear, and without it AnyIO shields the call itself.
-            with self._guard or nullcontext():
-                await to_thread.run_sync(
-                    self._in_thread,
-                    abandon_on_cancel=self._abandon,
-                    limiter=cast("CapacityLimiter", self),
-                )
+            if self._guard is None:
+                # A scope is dear, and without it AnyIO shields the call itself.
+                await to_thread.run_sync(self._in_thread, limiter=cast("CapacityLimiter", self))
+            else:
+                with self._guard:
+                    await to_thread.run_sync(
+                        self._in_thread,
+                        abandon_on_cancel=True,
+                        limiter=cast("CapacityLimiter", self),
+                    )
         except BaseException as error:
             if not await self._outlive_cancellation():
                 raise

@@ -13,6 +13,7 @@ import anyio
 from anyio import lowlevel
 
 from creche import Worker
+from creche._running.runner import IDLE
 from creche._running.stacks import current_frames
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class NothingLeft:
         tasks = [
             f"task {task.name!r}"
             for task in anyio.get_running_tasks()
-            if task.id not in self._tasks
+            if task.id not in self._tasks and task.name != IDLE  # an open node keeps a few
         ]
         _complain([*tasks, *self._find()])
 

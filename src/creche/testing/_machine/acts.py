@@ -337,9 +337,7 @@ def fall(place: Place, cancel: Callable[[], object], *, promptly: bool = True) -
         cancel()
 
 
-def cancel_natively(record: Record) -> None:
-    """Cancel the task of a worker as asyncio does it."""
+def find_task(record: Record) -> asyncio.Task[Any] | None:
+    """Find the task of a worker; before its first step it may have none."""
     name = f"{record.place.node.path}/{record.group}/{record.play.__name__}"
-    for task in asyncio.all_tasks():
-        if task.get_name() == name:
-            task.cancel()
+    return next((each for each in asyncio.all_tasks() if each.get_name() == name), None)

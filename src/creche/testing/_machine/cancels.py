@@ -11,7 +11,7 @@ from hypothesis.stateful import consumes, precondition, rule
 
 from creche.testing._scripts import OnCancel
 
-from .acts import ask, ask_and_cancel, cancel_natively, fall
+from .acts import ask, ask_and_cancel, fall, find_task
 from .bundles import NOTHING, cancelled, groups, places, started, threads, unstarted
 from .machine import WorkerMachine, add_rule
 
@@ -81,7 +81,9 @@ def cancel_task(machine: WorkerMachine, record: Record) -> None:
                 record.is_deaf = True  # its work alone has learnt of it so far
             else:
                 record.ask("its task was cancelled")
-            cancel_natively(record)
+            task = find_task(record)
+            assert task is not None, f"{record} has no task"
+            task.cancel()
 
     machine.do(act)
 

@@ -1,0 +1,412 @@
+"""Runners: tasks that run one job after another.
+
+The task is most of what a short piece of work costs. So a nursery keeps a few tasks, its *runners*,
+and a job that is launched waits until one comes round to it, a turn or two of the loop later. The
+work cannot tell that it shares a task, because of these steps:
+
+*Its context.* Each job is stepped by ``Context.run()`` in a context of its own. Trio asks the task
+for its context before each step, so there the task is given the job's. The task's own is empty, or
+a runner would keep what its first job was run in. Only ``asyncio.Task.get_context()``, which Python
+3.12 has, tells of that one.
+
+*Its name.* The task is renamed as it takes a job.
+
+*Its cancellation.* The task is the job's while it runs. A runner that was cancelled, in whatever
+way, is *spent*: it ends with its job. So is one whose task somebody may still cancel, await or look
+at, because a reference to it, a weak reference or a callback was added in the job. asyncio shows
+the current task to whoever asks and tells nobody, so the count of references is the only sign of
+that; where there is none (PyPy, free-threaded Python), no task is shared. Nothing can be done to a
+task of Trio's from outside.
+
+*Its turn.* As long as jobs end without suspending, one runner takes them in turn: those that were
+ready when its turn began, and then the loop has its turn. When a job suspends, its runner is its
+task to the end, and those that are ready get others: idle ones, or new ones. A runner whose job has
+ended takes the next, or becomes idle.
+
+*Its price.* A job that suspends is a little dearer in a runner than in a task of its own, and pays
+only if the runner is used again. So there are at most ten that may be, and while all have jobs that
+suspend, each further job has a task of its own. Those that have had the same job all the while are
+no longer counted.
+
+A job that was called off before its turn is passed over; there is no task yet that would have to
+be found dead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import Context
+from functools import partial
+from types import coroutine
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from anyio import lowlevel
+
+from creche._ground.backend import get_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    import anyio
+
+    from creche._ground.backend import Backend, Sleep
+
+MOST = 10
+"""How many runners a nursery keeps."""
+IDLE = "idle runner"
+"""The name of a task that has nothing to run."""
+
+
+class Shared(Protocol):
+    """What a runner asks of a job that may share its task with others."""
+
+    _context: Context | None
+    """What the job is to run in."""
+
+    def _task_name(self) -> str:
+        """Give the name of its task."""
+        ...
+
+    def _take_task(self, task: OwnTask) -> Coroutine[Any, Any, None] | None:
+        """Begin: give what is to be run, which must not raise; ``None`` if it was called off."""
+        ...
+
+    def _lose_task(self, fault: BaseException) -> None:
+        """Take note that no task can be had, or that it was broken off between two steps."""
+        ...
+
+
+class Spawn(Protocol):
+    """What makes a task."""
+
+    def __call__(
+        self,
+        run: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        name: str,
+        context: Context | None = None,
+    ) -> anyio.TaskHandle[None]: ...
+
+
+class Runners:
+    """The runners of one nursery; on its loop only.
+
+    Args:
+        spawn: Makes a task in the nursery.
+        step: Round what a signal handler must not come into, see ``Steps``.
+    """
+
+    __slots__ = (
+        "_awake",
+        "_backend",
+        "_idle",
+        "_is_closed",
+        "_kept",
+        "_missed",
+        "_ready",
+        "_spawn",
+        "_spawned",
+        "_step",
+    )
+
+    def __init__(self, spawn: Spawn, step: Callable[[], AbstractContextManager[object]]) -> None:
+        # - _awake is the runner that comes round to _ready by itself: it was spawned or woken and
+        #   has not begun, or it is between two jobs, in the first step of one or in the last.
+        #   Without one, nothing is ready.
+        # - _idle sleep until they are given a job; _spawned have not taken their first step.
+        self._spawn, self._step = spawn, step
+        self._ready: deque[Shared] = deque()
+        self._awake: Runner | None = None
+        self._idle: dict[Runner, None] = {}
+        self._kept = 0  # how many runners may be used again
+        self._missed = 0  # how often there was none to be used, since one came round
+        self._spawned: set[OwnTask] = set()
+        self._is_closed = False
+        self._backend: Backend | None = None
+
+    def launch(self, job: Shared) -> None:
+        """Have a job run, from the next turn of the loop on.
+
+        Raises:
+            BaseException: Its task cannot be made; nothing was changed.
+        """
+        if self._awake is not None:
+            self._ready.append(job)
+            return
+        if self._missed > MOST:
+            self._kept = self._missed = 0
+        with self._step():
+            self._awake = self._give(job)
+
+    def _give(self, job: Shared) -> Runner | None:
+        """Give a job to a runner that is idle, to a new one, or a task of its own."""
+        if self._idle:
+            runner = next(reversed(self._idle))
+            runner.wake(job)
+            self._idle.pop(runner, None)
+            return runner
+        if self._kept < MOST:
+            runner = Runner(self, job)
+            self._start(runner, job._task_name(), Context())
+            self._kept += 1
+            # A task factory of somebody's may have had it begin, and end, already.
+            return runner if runner in self._spawned else None
+        self._start(OwnTask(self, job), job._task_name(), job._context)
+        self._missed += 1
+        return None
+
+    def _start(self, task: OwnTask, name: str, context: Context | None) -> None:
+        self._spawned.add(task)
+        try:
+            task.handle = self._spawn(task.run, name=name, context=context)
+        except BaseException:
+            self._spawned.discard(task)
+            raise
+
+    # what a runner says and asks
+
+    def begin(self, task: OwnTask) -> Backend:
+        """Take note that a task has begun."""
+        self._spawned.discard(task)
+        if self._backend is None:
+            self._backend = get_backend(lowlevel.current_token())
+        return self._backend
+
+    def give_next(self, runner: Runner) -> None:
+        """Give a runner the next job, if one is ready."""
+        if self._awake is runner and self._ready:
+            runner.job = self._ready[0]  # before it is taken out: it is always somewhere
+            self._ready.popleft()
+
+    def count_ready(self) -> int:
+        """Tell how many are ready."""
+        return len(self._ready)
+
+    def is_due(self, runner: Runner) -> bool:
+        """Whether a runner is the one that has to come round to what is ready."""
+        return self._awake is runner and bool(self._ready)
+
+    def suspend(self, runner: Runner) -> None:
+        """Take note that a runner does not come round soon: each that is ready gets another."""
+        if self._awake is runner:
+            self._awake = None
+            with self._step():
+                while self._ready:
+                    self._give_first()
+
+    def leave(self, runner: Runner) -> None:
+        """Take note that a runner has ended; another comes round to what is ready."""
+        self._spawned.discard(runner)
+        self._kept = max(0, self._kept - 1)
+        if self._awake is runner:
+            self._awake = None
+        with self._step():
+            while self._ready and self._awake is None:
+                self._awake = self._give_first()
+
+    def _give_first(self) -> Runner | None:
+        try:
+            return self._give(self._ready[0])
+        except BaseException as fault:  # noqa: BLE001 (the job's)
+            self._ready[0]._lose_task(fault)
+            return None
+        finally:
+            self._ready.popleft()
+
+    def rest(self, runner: Runner) -> bool:
+        """Take note that a runner has nothing to do; tell whether it is to stay."""
+        if self._awake is runner:
+            self._awake = None
+        if self._is_closed or len(self._idle) >= MOST:
+            return False
+        self._idle[runner] = None
+        return True
+
+    def rest_no_more(self, runner: Runner) -> None:
+        """Take note that a runner was woken, or cancelled as it slept; may be called again."""
+        self._idle.pop(runner, None)
+
+    def put_back(self, job: Shared) -> None:
+        """Take back what a runner was given and does not run."""
+        self._ready.appendleft(job)
+
+    def close(self) -> None:
+        """Have all end, as nothing will be launched any more; may be called again."""
+        self._is_closed = True
+        with self._step():
+            for runner in list(self._idle):
+                runner.wake(None)
+
+    def bury(self) -> None:
+        """Make up for those that were killed natively before their first step."""
+        for task in list(self._spawned):
+            task.handle.coro.close()  # nobody awaited it
+            task.job = None
+        self._spawned.clear()
+        self._awake = None
+
+
+class OwnTask:
+    """A task that runs one job."""
+
+    __slots__ = ("_pool", "coro", "handle", "job")
+
+    def __init__(self, pool: Runners, job: Shared) -> None:
+        self._pool = pool
+        self.handle: anyio.TaskHandle[None]
+        """Its task."""
+        self.job: Shared | None = job
+        """What it runs, or is given to run."""
+        self.coro: Coroutine[Any, Any, None] | None = None
+        """What its job runs, once that has begun."""
+
+    async def run(self) -> None:
+        """Run the job, in the context of the task."""
+        job = cast("Shared", self.job)
+        try:
+            self._pool.begin(self)
+            self.coro = job._take_task(self)
+            if self.coro is not None:
+                await self.coro
+        except BaseException as fault:  # noqa: BLE001 (nothing may leave a task of the nursery)
+            job._lose_task(fault)
+        finally:
+            self.job = None  # the frames of an error lead back to this one
+            del job
+
+    def cancel(self) -> None:
+        """Cancel the job."""
+        self.handle.cancel()
+
+    def come_round(self) -> None:
+        """Take note that the job ends in this step."""
+
+
+class Runner(OwnTask):
+    """A task that runs one job after another."""
+
+    __slots__ = ("_is_spent", "_sleep")
+
+    def __init__(self, pool: Runners, job: Shared) -> None:
+        super().__init__(pool, job)
+        self._is_spent = False
+        self._sleep: Sleep | None = None
+
+    def cancel(self) -> None:
+        """Cancel its job."""
+        self._is_spent = True
+        self.handle.cancel()
+
+    def come_round(self) -> None:
+        """Take note that its job ends in this step, and it can take another."""
+        pool = self._pool
+        pool._missed = 0
+        if pool._awake is None:
+            pool._awake = self
+
+    def wake(self, job: Shared | None) -> None:
+        """Give a job to one that is idle; without one it ends."""
+        self.job = job
+        cast("Sleep", self._sleep).wake()
+
+    async def run(self) -> None:
+        """Run jobs, each in its own context."""
+        try:
+            await self._serve(self._pool.begin(self))
+        except BaseException as fault:
+            if self.job is None or self.coro is None:
+                raise
+            self.job._lose_task(fault)
+        finally:
+            if self.job is not None and self.coro is None:
+                self._pool.put_back(self.job)
+            self.job = self.coro = None
+            self._pool.leave(self)
+
+    @coroutine
+    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:
+        pool, task = self._pool, backend.get_task()
+        traces = backend.traces(task)
+        self._is_spent = traces is None or backend.is_kept(traces)
+        turn = pool.count_ready()
+        while True:
+            if self.job is None and turn:
+                pool.give_next(self)
+                turn -= 1
+            if self.job is None:
+                if not (yield from self._wait(backend, task)):
+                    return
+                turn = pool.count_ready()
+                continue
+            context = cast("Context", self.job._context)
+            coro = self.coro = self.job._take_task(self)
+            if coro is not None:
+                backend.rename(task, self.job._task_name())
+                own = backend.enter_context(task, context)
+                try:
+                    step = context.run(coro.send, None)
+                except StopIteration:
+                    pass
+                else:
+                    pool.suspend(self)
+                    yield from self._follow(coro, step, context if own is None else None)
+                    turn = 0  # what is ready now was launched in this turn
+                finally:
+                    if own is not None:
+                        backend.enter_context(task, own)
+            # Nothing of the job is kept here; and did anybody keep the task?
+            self.job = self.coro = coro = step = None
+            del context
+            if self._is_spent or backend.traces(task) != traces:
+                return
+
+    def _follow(
+        self, coro: Coroutine[Any, Any, None], step: object, context: Context | None
+    ) -> Generator[Any, Any, None]:
+        """Go on with a job that has suspended, to its end; in a context, unless the task has it."""
+        send: Callable[[Any], Any] = coro.send
+        throw: Callable[[BaseException], Any] = coro.throw
+        if context is not None:
+            send = partial(cast("Any", context.run), send)
+            throw = partial(cast("Any", context.run), throw)
+        value, error = None, cast("BaseException | None", None)
+        try:
+            while True:
+                value = error = None
+                try:
+                    value = yield step
+                except BaseException as thrown:  # noqa: BLE001 (the job's)
+                    error = thrown
+                # Out of the handler, or what is raised in the job would have that as its context.
+                if error is None:
+                    step = send(value)
+                else:
+                    self._is_spent = True
+                    # It holds this frame; what is below tells where it was raised.
+                    error.__traceback__ = cast("TracebackType", error.__traceback__).tb_next
+                    step = throw(error)
+        except StopIteration:
+            return
+        finally:
+            # The frames of an error lead back to this one, and the context to who has the error.
+            del coro, step, context, send, throw, value, error
+
+    def _wait(self, backend: Backend, task: object) -> Generator[Any, Any, bool]:
+        """Wait for the next turn, or for a job; tell whether to go on."""
+        try:
+            if self._pool.is_due(self):
+                yield from backend.pause().__await__()
+                return True
+            self._sleep = backend.new_sleep()  # it may be woken from the next line on
+            if not self._pool.rest(self):
+                return False
+            backend.rename(task, IDLE)
+            yield from self._sleep.sleep().__await__()
+        except BaseException:  # noqa: BLE001 (it was cancelled, with nothing of anybody's in it)
+            return False
+        else:
+            return self.job is not None
+        finally:
+            self._pool.rest_no_more(self)
