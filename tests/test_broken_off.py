@@ -16,7 +16,7 @@ import anyio
 import pytest
 from anyio import lowlevel
 
-from creche import Message, Node, Worker
+from creche import Message, Node, Worker, WorkerError
 from creche._core import calls, log
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
@@ -27,6 +27,7 @@ from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
 from creche._nursery import end
 from creche._nursery.held import HeldTask
+from creche._nursery.nursery import Nursery
 from creche._running import thread as thread_module
 from creche._running.runner import Runners
 from creche._running.thread import ThreadCall
@@ -244,6 +245,19 @@ async def test_task_factory_that_runs_work(anyio_backend):
         await second
         await more[0]
         assert second.state is more[0].state is SUCCESS
+
+
+async def test_worker_that_is_cancelled_as_it_is_added(monkeypatch):
+    """Cancelled by a signal handler before it has its place, it is refused, and nobody is told."""
+    async with Node("app") as app:
+        worker = Worker(app, settle)
+        check = Nursery.check_admission
+        with monkeypatch.context() as patch:
+            patch.setattr(Nursery, "check_admission", lambda self: (worker.cancel(), check(self)))
+            with pytest.raises(WorkerError, match="has ended"):
+                app.workers.add_worker(worker)
+        assert worker.state is CANCELLED
+        assert not app.workers
 
 
 async def test_exclusive_worker_as_it_supersedes():
