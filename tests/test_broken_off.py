@@ -546,3 +546,20 @@ async def test_async_work_in_a_thread_that_never_begins():
         async with Node("app") as app:
             worker = app.run_worker(settle, thread=True)
     assert raised_by(caught) == [worker.error] == faults
+
+
+async def test_worker_whose_task_has_died_is_reaped():
+    """It is ended in place of its task, which does not do that any more."""
+
+    async def nothing():
+        pass
+
+    dead = nothing()
+    dead.close()
+    async with Node("app") as app:
+        worker = await app.start_worker(anyio.sleep_forever)
+        worker._handle.coro = dead
+        app._creche_life.reap()
+        assert worker.state is CANCELLED
+        assert worker.cancel_reason == "its task has died"
+        app.cancel()
