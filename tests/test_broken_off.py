@@ -563,3 +563,22 @@ async def test_worker_whose_task_has_died_is_reaped():
         assert worker.state is CANCELLED
         assert worker.cancel_reason == "its task has died"
         app.cancel()
+
+
+async def test_error_of_the_body_that_is_not_taken_in_at_once(monkeypatch):
+    """A fault as the block begins to be left is raised with the error; all has ended."""
+    faults, take_in = [MemoryError("fault")], end.End._take_in
+
+    def fail_once(self, error):
+        if faults:
+            raise faults.pop()
+        return take_in(self, error)
+
+    monkeypatch.setattr(end.End, "_take_in", fail_once)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            worker = app.run_worker(anyio.sleep_forever)
+            raise ValueError("error")
+    assert [str(error) for error in leaves(caught.value)] == ["fault", "error"]
+    assert worker.state is CANCELLED
+    assert app.is_finished

@@ -89,7 +89,7 @@ THE_END = [
         Nursery.wake,
         Nursery.shut,
     ),
-    *(End._fail_in_body, End._take_leave, Nesting.leave, Watcher.stop),
+    *(End._take_in, End._fail_in_body, End._take_leave, Nesting.leave, Watcher.stop),
     *(Life.on_closed, Life._close_unopened, Life._leave_parent, Life._forget_opener),
     *(Life.let_parent_go, Life.hold_parent),
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),

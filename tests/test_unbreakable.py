@@ -318,7 +318,7 @@ def test_state_is_changed_in_one_go():
 async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
     """Without a GIL nobody can cancel between the look whether a change is allowed and it."""
     seen = []
-    monkeypatch.setattr(worker_module, "HAS_GIL", False)
+    monkeypatch.setattr(worker_module, "CAN_GO_IN_ONE", False)
 
     class Table(Mapping):
         def __getitem__(self, state):
@@ -336,6 +336,25 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
     async with Node("app") as app:
         await app.run_worker(anyio.lowlevel.checkpoint)
     assert seen == [True, True]
+
+
+@pytest.mark.parametrize("has_gil", [True, False])
+async def test_steps_are_added_in_one_go(monkeypatch, has_gil):
+    """Under the lock, where nothing else keeps two threads from adding at once."""
+    seen = []
+
+    class Steps(int):
+        def __add__(self, other):
+            seen.append(is_locked())
+            return Steps(int(self) + other)
+
+    monkeypatch.setattr(worker_module, "HAS_GIL", has_gil)
+    async with Node("app") as app:
+        worker = app.run_worker(settle)
+        worker.update(completed_steps=Steps(1))
+        worker.advance(2)
+        assert worker.completed_steps == 3
+    assert seen == [not has_gil]
 
 
 async def test_rare_parts_are_made_once(monkeypatch):

@@ -33,9 +33,7 @@ def is_one_step(code):
     3.10 looks at jumps ahead as well.
     """
     names = {each.opname for each in dis.get_instructions(code)}
-    return sys.version_info >= (3, 11) and not any(
-        name.startswith(("CALL", "JUMP_BACKWARD")) for name in names
-    )
+    return sys.version_info >= (3, 11) and not any(name.startswith(LOOKS[1:]) for name in names)
 
 
 def is_core(path):

@@ -117,7 +117,7 @@ class WorkerGroup:
         """The name of the group."""
         self.overflow: Overflow = overflow
         """What happens to a new worker when as many as the limit are running."""
-        self._path = ""
+        self._path = ""  # see _make_path(), which is called once
         self._limit = limit
         # By the number of the worker: an own class of workers may say that they are equal.
         self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
@@ -354,9 +354,8 @@ class WorkerGroup:
             ):
                 other._cancel_here("superseded by an exclusive worker")
 
-    @property
-    def _task_path(self) -> str:
-        """With what the names of the tasks of its workers begin; for when the node is open."""
+    def _make_path(self) -> str:
+        """Make what the names of its workers' tasks begin with, now that the node is open."""
         self._path = f"{self._node.path}/{self.name}/"
         return self._path
 

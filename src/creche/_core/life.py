@@ -71,7 +71,6 @@ class Life:
             self._take_place()
         except BaseException:
             await node._creche_nursery.end.abandon()
-            self.let_parent_go()
             raise
 
     def _check_entry(self) -> None:

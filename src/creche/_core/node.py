@@ -142,12 +142,6 @@ class Node:
     def _creche_below(self) -> Iterator[Node]:
         return walk_down(self)
 
-    def _creche_is_lost(self) -> bool:
-        return is_lost(self)
-
-    def _creche_join(self) -> None:
-        join(self)
-
     def _creche_label(self) -> str:
         return f"node {shown(path_of(self))}"
 
@@ -355,13 +349,13 @@ class Node:
         nursery = self._creche_nursery
         if start or nursery.state is not NEW or nursery.bridge.is_gone:
             nursery.check_admission()
-        elif self._creche_is_lost():
+        elif is_lost(self):
             raise WorkerError(
                 f"cannot add work to {self._creche_label()}, whose parent is closed; "
                 "use a node that is open"
             )
         if self._creche_parent is not None:
-            self._creche_join()
+            join(self)
         if logger.level != self._creche_audience.log_level:
             self._creche_audience.heed_logger()
         group = self._creche_groups.get(worker.group)

@@ -18,14 +18,11 @@ if TYPE_CHECKING:
 
     from .deadlock import Waitable
 
-# With a GIL threads take turns, and signal handlers come, at calls and at jumps back only: since
-# CPython 3.11, for 3.10 knows jumps ahead as well. So a step with none of these needs no lock,
-# which would be a tenth of a short worker.
-HAS_GIL = (
-    sys.implementation.name == "cpython"
-    and sys.version_info >= (3, 11)
-    and getattr(sys, "_is_gil_enabled", lambda: True)()
-)
+# With a GIL, threads take turns and signal handlers come at calls and at jumps only; since CPython
+# 3.11 at calls and at jumps back only. So a line with none of these needs no lock, nor, from 3.11
+# on, does a function, for which a lock would be a tenth of a short worker.
+HAS_GIL = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+CAN_GO_IN_ONE = HAS_GIL and sys.version_info >= (3, 11)
 
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
 # Can be entered again: a signal handler may call cancel() in the midst of one.

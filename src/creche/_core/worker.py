@@ -45,7 +45,7 @@ from creche._running.thread import in_thread
 
 from . import events
 from .log import fields_of, tell_failure
-from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
+from .parts import CAN_GO_IN_ONE, HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
 from .waiting import wait_for
 
@@ -444,9 +444,11 @@ class Worker(Generic[ResultType]):
         """
         if type(steps) is not int:
             check_steps(steps)
-        # Nothing is lost, nor is it dear: threads take turns only at calls and at jumps back (since
-        # CPython 3.10), and there is none in this line. A lock would make it three times as slow.
-        self._completed += steps
+        if HAS_GIL:
+            self._completed += steps  # in one go, see HAS_GIL; a lock would be three times as slow
+        else:
+            with lock:
+                self._completed += steps
         if self._node._creche_audience.tells_progress:
             self._node._creche_audience.announce_progress(self)
 
@@ -630,7 +632,7 @@ class Worker(Generic[ResultType]):
         name, place = self.name, self._place
         if place is None or type(name) is not str:
             return label(self)  # it was set since
-        return (place._path or place._task_path) + (name or type(self).__name__)
+        return (place._path or place._make_path()) + (name or type(self).__name__)
 
     def _take_task(self, task: OwnTask) -> Coroutine[Any, Any, None] | None:
         """Give what the task is to run, unless the worker has ended before it could begin."""
@@ -867,7 +869,7 @@ class Worker(Generic[ResultType]):
             Whether it did: work that was called off is not entered.
         """
         now = self._node._creche_nursery.clock()
-        if HAS_GIL:
+        if CAN_GO_IN_ONE:
             is_made = self._change(state, now)
         else:
             with lock:

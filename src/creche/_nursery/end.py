@@ -71,7 +71,7 @@ class End:
         leaving: BaseException | None = None
         try:
             if error is not None:
-                cancellation = self._take_in(error)
+                cancellation = self._take_in_surely(error)
             if nursery.watcher.host.is_current():
                 misuse, leaving = await self._leave(cancellation)
             else:
@@ -114,6 +114,17 @@ class End:
         self._end_outside()
 
     # what left the body
+
+    def _take_in_surely(self, error: BaseException) -> BaseException | None:
+        """Take in what left the body, once more if that is broken off: the end goes on."""
+        try:
+            return self._take_in(error)
+        except BaseException as fault:  # noqa: BLE001 (raised in the end)
+            self._nursery.fail(fault)
+            del fault
+            return self._take_in(error)
+        finally:
+            del error  # as in close()
 
     def _take_in(self, error: BaseException) -> BaseException | None:
         """Gather what left the body; or give it back, if it is a cancellation and nothing else."""

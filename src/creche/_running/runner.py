@@ -15,8 +15,8 @@ a runner would keep what its first job was run in. Only ``asyncio.Task.get_conte
 way, is *spent*: it ends with its job. So is one whose task somebody may still cancel, await or look
 at, because a reference to it, a weak reference or a callback was added in the job. asyncio shows
 the current task to whoever asks and tells nobody, so the count of references is the only sign of
-that; where there is none (PyPy, free-threaded Python), no task is shared. Nothing can be done to a
-task of Trio's from outside.
+that; where there is none (PyPy, free-threaded Python), no task is shared. A task of Trio's cannot
+be cancelled from outside, but locks and limiters know it as their owner, so it is the same there.
 
 *Its turn.* As long as jobs end without suspending, one runner takes them in turn: those that were
 ready when its turn began, and then the loop has its turn. When a job suspends, its runner is its
@@ -40,6 +40,7 @@ from functools import partial
 from types import coroutine
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import anyio
 from anyio import lowlevel
 
 from creche._ground.backend import get_backend
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
     from contextlib import AbstractContextManager
     from types import TracebackType
-
-    import anyio
 
     from creche._ground.backend import Backend, Sleep
 
@@ -404,8 +403,10 @@ class Runner(OwnTask):
                 return False
             backend.rename(task, IDLE)
             yield from self._sleep.sleep().__await__()
-        except BaseException:  # noqa: BLE001 (it was cancelled, with nothing of anybody's in it)
-            return False
+        except GeneratorExit:
+            return False  # the loop has ended
+        except anyio.get_cancelled_exc_class():
+            return False  # there was nothing of anybody's in it
         else:
             return self.job is not None
         finally:
