@@ -1440,3 +1440,28 @@ async def test_a_sleep_that_a_signal_handler_comes_into(on_trio, monkeypatch):
     with anyio.fail_after(RENDEZVOUS):
         await sleep.sleep()
     sleep.wake()  # once more, which does nothing
+
+
+async def test_the_caller_learns_that_its_task_factory_fails(on_asyncio):
+    """Where somebody makes the tasks there is one for each worker, made as it is started."""
+    loop, made = asyncio.get_running_loop(), []
+
+    def factory(loop, coro, **options):
+        made.append(coro)
+        if len(made) == 2:
+            coro.close()
+            raise RuntimeError("no more tasks")
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async with Node("app") as app:
+        loop.set_task_factory(factory)
+        try:
+            first = app.run_worker(settle)
+            with pytest.raises(RuntimeError, match="no more tasks"):
+                app.run_worker(settle)
+            third = app.run_worker(settle)
+        finally:
+            loop.set_task_factory(None)
+        await first
+        await third
+    assert len(made) == 3

@@ -93,9 +93,7 @@ class Node:
         self._creche_children: dict[int, Node] = {}
         self._creche_life = Life(self)
         self._creche_nursery = Nursery(self._creche_life)
-        self._creche_runners = Runners(
-            self._creche_nursery.spawn, lambda: self._creche_nursery.bridge.steps
-        )
+        self._creche_runners = Runners(self._creche_nursery)
         self._creche_mailbox = Mailbox(self, self._creche_nursery)
         self._creche_audience = Audience(self)
         self._creche_groups: dict[str, WorkerGroup] = {}

@@ -161,6 +161,10 @@ class Backend(Protocol):
         """
         ...
 
+    def shares_tasks(self) -> bool:
+        """Whether tasks may run one job after another: nobody else makes those of this loop."""
+        ...
+
     def traces(self, task: Any) -> object:
         """Tell what changes if somebody keeps the task, to be compared within one task.
 
@@ -266,6 +270,9 @@ class _Asyncio:
         except AttributeError:  # a task of somebody's own
             return None
 
+    def shares_tasks(self) -> bool:
+        return self._loop.get_task_factory() is None
+
     def is_kept(self, traces: Any) -> bool:
         # Who got it from asyncio.all_tasks() has left the same traces: most tasks have fewer. A
         # factory may keep all, and make tasks that have their callbacks elsewhere.
@@ -273,7 +280,7 @@ class _Asyncio:
         kind = (cast("object", type(loop)), loop.get_debug())
         counts: tuple[int, ...] = traces[:3]
         _fewest[kind] = tuple(map(min, counts, _fewest.get(kind, counts)))
-        return counts != _fewest[kind] or loop.get_task_factory() is not None
+        return counts != _fewest[kind] or not self.shares_tasks()
 
     def get_host(self) -> Host:
         return _AsyncioHost(self.get_task)
@@ -392,6 +399,9 @@ class _Trio:
     def enter_context(self, task: TrioTask, context: Context) -> Context | None:
         own, task.context = task.context, context
         return own
+
+    def shares_tasks(self) -> bool:
+        return True
 
     def traces(self, task: TrioTask) -> object:
         # It cannot be cancelled from outside, but locks and limiters know it as their owner. What

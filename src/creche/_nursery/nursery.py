@@ -103,9 +103,9 @@ class Nursery:
 
     __slots__ = (
         "__weakref__",
-        "_backend",
         "_clock_offset",
         "_idle",
+        "backend",
         "blocks",
         "bridge",
         "cancel_reason",
@@ -164,7 +164,7 @@ class Nursery:
         self.nesting = Nesting(self)
         self.end = End(self)
         self.task_group: TaskGroup | None = None
-        self._backend: Backend  # these four once it is open
+        self.backend: Backend  # these four once it is open
         self.watcher: Watcher
         self.get_task: Callable[[], object]
         """Give the current task, if it is one of the nursery's loop."""
@@ -187,7 +187,7 @@ class Nursery:
         Where this raises, ``end.abandon()`` is to be called.
         """
         backend = get_backend(lowlevel.current_token())
-        self._backend, self.watcher = backend, Watcher(self, backend)
+        self.backend, self.watcher = backend, Watcher(self, backend)
         self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
         self.new_event = backend.new_event
         self.has_heard = self.watcher.probe.has_heard
@@ -447,7 +447,7 @@ class Nursery:
 
     def is_in_eager_task(self) -> bool:
         """Whether the current task was begun within the step of another."""
-        return self._backend.is_in_eager_task()
+        return self.backend.is_in_eager_task()
 
     def cancel_from_outside(self) -> None:
         """Turn a cancellation that reached a task of the nursery from outside into ``cancel()``."""

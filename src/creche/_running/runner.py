@@ -41,16 +41,13 @@ from types import coroutine
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
-from anyio import lowlevel
-
-from creche._ground.backend import get_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
-    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from creche._ground.backend import Backend, Sleep
+    from creche._nursery.nursery import Nursery
 
 MOST = 10
 """How many runners a nursery keeps."""
@@ -77,45 +74,30 @@ class Shared(Protocol):
         ...
 
 
-class Spawn(Protocol):
-    """What makes a task."""
-
-    def __call__(
-        self,
-        run: Callable[[], Coroutine[Any, Any, None]],
-        *,
-        name: str,
-        context: Context | None = None,
-    ) -> anyio.TaskHandle[None]: ...
-
-
 class Runners:
     """The runners of one nursery; on its loop only.
 
     Args:
-        spawn: Makes a task in the nursery.
-        step: Round what a signal handler must not come into, see ``Steps``.
+        nursery: The nursery.
     """
 
     __slots__ = (
         "_awake",
-        "_backend",
         "_idle",
         "_is_closed",
         "_kept",
         "_missed",
+        "_nursery",
         "_ready",
-        "_spawn",
         "_spawned",
-        "_step",
     )
 
-    def __init__(self, spawn: Spawn, step: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(self, nursery: Nursery) -> None:
         # - _awake is the runner that comes round to _ready by itself: it was spawned or woken and
         #   has not begun, or it is between two jobs, in the first step of one or in the last.
         #   Without one, nothing is ready.
         # - _idle sleep until they are given a job; _spawned have not taken their first step.
-        self._spawn, self._step = spawn, step
+        self._nursery = nursery
         self._ready: deque[Shared] = deque()
         self._awake: Runner | None = None
         self._idle: dict[Runner, None] = {}
@@ -123,7 +105,6 @@ class Runners:
         self._missed = 0  # how often there was none to be used, since one came round
         self._spawned: set[OwnTask] = set()
         self._is_closed = False
-        self._backend: Backend | None = None
 
     def launch(self, job: Shared) -> None:
         """Have a job run, from the next turn of the loop on.
@@ -131,12 +112,13 @@ class Runners:
         Raises:
             BaseException: Its task cannot be made; nothing was changed.
         """
-        if self._awake is not None:
+        # Who has a factory of tasks makes one for each, and may fail to: the caller learns of that.
+        if self._awake is not None and self._nursery.backend.shares_tasks():
             self._ready.append(job)
             return
         if self._missed > MOST:
             self._kept = self._missed = 0
-        with self._step():
+        with self._nursery.bridge.steps:
             self._awake = self._give(job)
 
     def _give(self, job: Shared) -> Runner | None:
@@ -159,7 +141,7 @@ class Runners:
     def _start(self, task: OwnTask, name: str, context: Context | None) -> None:
         self._spawned.add(task)
         try:
-            task.handle = self._spawn(task.run, name=name, context=context)
+            task.handle = self._nursery.spawn(task.run, name=name, context=context)
         except BaseException:
             self._spawned.discard(task)
             raise
@@ -167,11 +149,9 @@ class Runners:
     # what a runner says and asks
 
     def begin(self, task: OwnTask) -> Backend:
-        """Take note that a task has begun."""
+        """Take note that a task has begun; give its loop."""
         self._spawned.discard(task)
-        if self._backend is None:
-            self._backend = get_backend(lowlevel.current_token())
-        return self._backend
+        return self._nursery.backend
 
     def give_next(self, runner: Runner) -> None:
         """Give a runner the next job, if one is ready."""
@@ -191,7 +171,7 @@ class Runners:
         """Take note that a runner does not come round soon: each that is ready gets another."""
         if self._awake is runner:
             self._awake = None
-            with self._step():
+            with self._nursery.bridge.steps:
                 while self._ready:
                     self._give_first()
 
@@ -201,7 +181,7 @@ class Runners:
         self._kept = max(0, self._kept - 1)
         if self._awake is runner:
             self._awake = None
-        with self._step():
+        with self._nursery.bridge.steps:
             while self._ready and self._awake is None:
                 self._awake = self._give_first()
 
@@ -234,7 +214,7 @@ class Runners:
     def close(self) -> None:
         """Have all end, as nothing will be launched any more; may be called again."""
         self._is_closed = True
-        with self._step():
+        with self._nursery.bridge.steps:
             for runner in list(self._idle):
                 runner.wake(None)
 
