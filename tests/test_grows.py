@@ -187,7 +187,7 @@ async def test_holders_of_slots_that_wait_for_the_queue(order):
             with counted() as calls:
                 for gate in gates[:-1] if order > 0 else gates[:0:-1]:  # all but the last one
                     gate.set()
-                await settle()
+                    await settle(4)  # Trio would let them begin to wait in any order
             assert all(worker.is_running for worker in workers)
             app.cancel()
         return calls[0]

@@ -13,18 +13,19 @@ import time
 from pathlib import Path
 
 BUSY = Path(__file__).with_name("busy.py")
-BEYOND = ("in _shutdown", "event loop is already running", "Cannot close a running event loop")
-"""What a second Ctrl+C does to any program on asyncio: it stops the loop before AnyIO has ended its
-threads, for which Python waits; and uvloop takes itself for running still."""
 NOISE = ("Warning", "never", "ExceptionGroup", "InternalError", "destroyed", "ignored")
 
 
 def strike(backend, runs, seconds, *, tell):
-    """Interrupt the program again and again, each second time twice; tell how often it failed."""
+    """Interrupt the program again and again; tell how often it failed.
+
+    On Trio each second time twice. On asyncio a second Ctrl+C can stop the loop in the midst of a
+    step of AnyIO's or asyncio's own, which no library can make up for.
+    """
     chance = random.Random(5)  # noqa: S311 (no secret)
     outcomes = collections.Counter()
     for number in range(runs):
-        twice = number % 2 == 1
+        twice = number % 2 == 1 and backend == "trio"
         fault, said = _interrupt(backend, chance, seconds, twice=twice)
         outcomes[fault and f"{fault}, after {1 + twice} Ctrl+C"] += 1
         if fault and tell:
@@ -57,8 +58,6 @@ def _interrupt(backend, chance, seconds, *, twice):
 
 def _judge(status, said, backend, *, twice):
     lines = said.strip().splitlines() or [""]
-    if twice and backend != "trio" and any(word in said for word in BEYOND):
-        return ""
     if "Timeout (0:" in said:
         return "hangs"
     expected = [-signal.SIGINT]
