@@ -17,7 +17,7 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, Worker, WorkerError
-from creche._core import calls, log
+from creche._core import admission, calls, log
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
 from creche._core.life import Life
@@ -27,7 +27,6 @@ from creche._ground.bridge import Bridge
 from creche._messages.mailbox import Mailbox
 from creche._nursery import end
 from creche._nursery.held import HeldTask
-from creche._nursery.nursery import Nursery
 from creche._running import thread as thread_module
 from creche._running.runner import Runners
 from creche._running.thread import ThreadCall
@@ -251,9 +250,9 @@ async def test_worker_that_is_cancelled_as_it_is_added(monkeypatch):
     """Cancelled by a signal handler before it has its place, it is refused, and nobody is told."""
     async with Node("app") as app:
         worker = Worker(app, settle)
-        check = Nursery.check_admission
+        place = admission._place
         with monkeypatch.context() as patch:
-            patch.setattr(Nursery, "check_admission", lambda self: (worker.cancel(), check(self)))
+            patch.setattr(admission, "_place", lambda *args: (worker.cancel(), place(*args)))
             with pytest.raises(WorkerError, match="has ended"):
                 app.workers.add_worker(worker)
         assert worker.state is CANCELLED

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from creche import Node, Subscription, Worker, WorkerError
+from creche._core import ending
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
 from creche._messages.mailbox import Mailbox
@@ -382,7 +383,7 @@ def test_step_that_raises(machine):
 
 def test_forgotten_coroutine(machine, place, monkeypatch):
     """A coroutine that is dropped."""
-    monkeypatch.setattr(Worker, "_close_work", lambda self: None)
+    monkeypatch.setattr(ending, "close_work", lambda worker: None)
     record = machine.create(place=place, script=RETURN, group="free", kind="coroutine")
     machine.cancel_unstarted(record=record)
     record.worker._work = None

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import creche._core.worker
 from creche import Message, Node, Subscription, Worker, WorkerError, get_current_worker
+from creche._core import events as events_module
 from helpers import (
     CANCELLED,
     PENDING,
@@ -798,7 +798,7 @@ class Program:
             await self.read(self.heard[number % len(self.heard)], *options)
 
     async def listen(self, node, *, tree):
-        since = next(creche._core.events._numbers)
+        since = next(events_module._numbers)
         events = await self.stack.enter_async_context(
             node.subscribe(Worker.StateChanged, tree=tree)
         )

@@ -24,9 +24,10 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, Worker
+from creche._core import admission, ending, run
 from creche._core.audience import Audience
 from creche._core.calls import _await, _go_on, begin_call, make_call
-from creche._core.group import WorkerGroup
+from creche._core.group import WorkerGroup, forget
 from creche._core.life import Life
 from creche._core.log import tell_failure
 from creche._core.tree import join
@@ -54,6 +55,7 @@ NOWHERE = (
     "was_arriving = False",
     "self._arriving = was_arriving",
     "lost = None",
+    "steps.busy -= 1",
     "bridge.steps.busy -= 1",
     "self.bridge.steps.busy -= 1",
     "way._lose_one()",
@@ -68,18 +70,11 @@ And of those at which a lock is let go, where Python tells of the line once more
 """
 
 THE_END = [
-    *(Worker._end, Worker._take_end, Worker._move, Worker._announce, tell_failure),
-    *(
-        Worker._end_by_error,
-        Worker._end_by_return,
-        Worker._main,
-        Worker._deliver_cancel,
-        Worker._request_cancel,
-        Worker._let_go,
-    ),
-    *(Worker._break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
-    *(WorkerGroup._cancel_with_nursery, WorkerGroup._settle, Worker._reap, Worker._close_work),
-    Worker._notice_cancellation,
+    *(ending.end, ending._take_end, ending._tell, Worker._move, Worker._announce, tell_failure),
+    *(run._end_by_error, run._end_by_return, run.main, run.notice_cancellation),
+    *(Worker._deliver_cancel, Worker._request_cancel, Worker._let_go),
+    *(ending.break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
+    *(WorkerGroup._cancel_with_nursery, WorkerGroup._settle, ending.reap, ending.close_work),
     *(
         Nursery.fail,
         Nursery.cancel,
@@ -95,7 +90,8 @@ THE_END = [
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),
 ]
 THE_WAY_IN = [
-    *(Node._creche_admit, Node._creche_admit_here, WorkerGroup._admit, WorkerGroup._start),
+    *(admission.admit, admission._admit_here, admission._place),
+    *(WorkerGroup.admit, WorkerGroup._start, forget),
     *(
         WorkerGroup._supersede,
         WorkerGroup._make_way,
@@ -103,7 +99,7 @@ THE_WAY_IN = [
         Worker._launch,
         Worker._keep_context,
     ),
-    *(Worker._hold, Worker._begin, Worker._refuse, Worker._disown),
+    *(Worker._hold, Worker._begin, ending.refuse, ending.disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
     *(Audience.announce, Audience._tell, join, Life.on_cancel),
 ]

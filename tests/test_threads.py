@@ -670,11 +670,14 @@ async def test_thread_that_ended_as_its_wait_was_cut_short():
     """What a thread returned counts, if it had ended when the wait for it was cancelled."""
 
     class Job:
-        def _work(self):
+        def work(self):
             return 5
 
-        def _is_to_await(self, value):
+        def is_to_await(self, value):
             return False
+
+        def label(self):
+            return "job"
 
     limiter = anyio.CapacityLimiter(1)
     token = anyio.lowlevel.current_token()
@@ -689,7 +692,7 @@ async def test_call_that_was_called_off_is_not_made():
     called = []
 
     class Job:
-        def _work(self):
+        def work(self):
             called.append(True)
 
     token = anyio.lowlevel.current_token()

@@ -191,12 +191,20 @@ def page_data(path):
 
 async def test_lane_for_each_group(ticking):
     """A group of a node is a lane, with as many rows as ran, and as waited, at once."""
+    begun, two_at_once = [], anyio.Event()
+
+    async def meet():
+        begun.append(None)
+        if len(begun) == 2:
+            two_at_once.set()
+        await two_at_once.wait()  # Trio's tasks take turns in any order
+
     app = Node("app")
     async with record(app) as trace, app, Node("page", parent=app) as page:
         page.run_worker(work, group="late")
         app.group("downloads", limit=2)
         for number in range(5):
-            app.run_worker(work, name=f"d{number}", group="downloads")
+            app.run_worker(meet, name=f"d{number}", group="downloads")
         app.run_worker(work, group="alone", name="a")
     saved = Saved(trace)
     assert list(saved.processes.values()) == ["app/downloads", "app/alone", "app/page/late"]

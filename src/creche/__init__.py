@@ -5,8 +5,9 @@ from __future__ import annotations
 from ._core.group import WorkerGroup
 from ._core.manager import WorkerManager
 from ._core.node import Node
+from ._core.run import active_worker, get_current_worker
 from ._core.snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
-from ._core.worker import ResultType, Worker, WorkType, active_worker, get_current_worker
+from ._core.worker import ResultType, Worker, WorkType
 from ._decorator import work
 from ._ground.errors import (
     DeadlockError,

@@ -3,10 +3,10 @@
 A worker goes through four stages::
 
     made         Worker(...)                 its node does not know it yet
-    PENDING      Node._creche_admit()        admitted: its group gives it a place, it is announced;
+    PENDING      admission.admit()           admitted: its group gives it a place, it is announced;
                                              it waits to be started, for a slot or for a thread
     RUNNING      Worker._begin()             its work was entered, in the first step of its task
-    final        Worker._end()               SUCCESS, ERROR or CANCELLED
+    final        ending.end()                SUCCESS, ERROR or CANCELLED
 
 *One way in.* The node checks that it is open and admits the worker; the group applies exclusive,
 its limit and its rule of overflow, finds it a slot and launches it; a runner takes it. What can
@@ -25,8 +25,10 @@ stored, state changed, announced, waiters woken, the node failed, the slot hande
 held let go of, and last the hold on the nursery. Threads read without a lock and rely on that
 order. Each step may be taken again, and is, if it was broken off.
 
-``worker`` has the whole of a worker's life; ``parts`` what few workers have; ``events`` what is
-told of it; ``progress`` how far it is; ``log`` what is written of it. ``group`` decides who runs;
+``worker`` is the class: what may be asked, cancellation, and the writer of the state; ``admission``
+is the way in, ``run`` the task, ``ending`` the end; ``checks`` tells what makes no sense. ``parts``
+holds what few workers have; ``events`` what is told of it; ``progress`` how far it is; ``log`` what
+is written of it. ``group`` decides who runs;
 ``manager`` looks at a whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a
 mailbox, an ``audience`` (who listens), a ``life`` (how it is entered and how it ends, which is what
 its nursery asks for) and, when ``mounting`` opened it, a mount. ``shutdown`` ends the work below a

@@ -13,10 +13,13 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
 
+from creche._ground.errors import WorkerError
 from creche._ground.options import check_limit
 from creche._ground.report import shown
 from creche._ground.states import ERROR, FINAL, PENDING
 
+from .calls import ask
+from .ending import end
 from .progress import percent
 from .waiting import wait_for
 from .worker import Worker
@@ -43,7 +46,7 @@ _MOST_GAPS = 64  # beside as many as are queued
 def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[Any]]:
     """Cancel workers, from anywhere; give those that were not cancelled before."""
     cancelled = [worker for worker in workers if worker._cancellation is None]
-    for worker in cancelled:
+    for worker in reversed(cancelled):  # else each that leaves would have the next one launched
         worker.cancel(reason)
     return cancelled
 
@@ -89,6 +92,35 @@ OVERFLOW: dict[Overflow, Callable[[WorkerGroup], bool]] = {
     "keep_latest": _keep_latest,
 }
 """What each rule of overflow does to a full group; it tells whether the new worker may wait."""
+
+
+def declare(node: Node, name: str, settings: tuple[int | None, Overflow]) -> WorkerGroup:
+    """Get a group by its name and its settings, see ``Node.group()``; on the loop.
+
+    Raises:
+        WorkerError: It was made with other settings.
+    """
+    group = node._creche_groups.get(name)
+    if group is None:
+        group = node._creche_groups[name] = WorkerGroup(node, name)
+    declared = node._creche_declared.setdefault(name, settings)
+    if declared is settings:
+        group.overflow = settings[1]
+        group.limit = settings[0]
+    elif settings not in ((None, "enqueue"), declared):
+        raise WorkerError(
+            f"group {shown(name)} of {node._creche_label()} was made with limit and overflow "
+            f"{declared}, not {settings}; ask for it by name alone, and set group.limit to change "
+            "it"
+        )
+    return group
+
+
+def forget(group: WorkerGroup) -> None:
+    """Have a node forget a group that is empty, unless it was made by ``Node.group()``."""
+    node, name = group._node, group.name
+    if name not in node._creche_declared and node._creche_groups.get(name) is group:
+        del node._creche_groups[name]
 
 
 class WorkerGroup:
@@ -182,7 +214,7 @@ class WorkerGroup:
             self._limit = checked
             self._settle()
 
-        self._node._creche_ask(change)
+        ask(self._node, change)
 
     @property
     def completed_steps(self) -> int:
@@ -264,7 +296,7 @@ class WorkerGroup:
 
     # the way in
 
-    def _admit(self, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
+    def admit(self, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
         """Give a worker its place, and start it; what can fail comes first.
 
         Args:
@@ -379,7 +411,7 @@ class WorkerGroup:
                 self._running.pop(order, None)
                 self._take_out(order)
                 worker._place = None
-                worker._end(ERROR, error)
+                end(worker, ERROR, error)
 
     def _take_out(self, order: int) -> None:
         """Take one out of the queue, if it is there."""
@@ -404,7 +436,7 @@ class WorkerGroup:
             self._settle()
         worker._place = None
         if not (self._running or self._queue or self._unstarted):
-            self._node._creche_forget(self)
+            forget(self)
 
     def _has_in_queue(self, worker: Worker[Any]) -> bool:
         return worker._order in self._queue

@@ -18,6 +18,7 @@ from creche._ground.context import current
 from creche._ground.errors import WorkerError
 from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
 
+from .ending import disown, reap
 from .tree import join, walk_down, walk_up
 from .waiting import is_acting
 
@@ -168,13 +169,13 @@ class Life:
         # What is left of the nodes below was never opened.
         rest = [worker for node in walk_down(self._node) for worker in _workers_of(node)]
         for worker in rest:
-            worker._disown()
+            disown(worker)
         return bool(rest)
 
     def reap(self) -> None:
         """End the workers whose tasks have died without saying so."""
         for worker in _workers_of(self._node):
-            worker._reap()
+            reap(worker)
 
     def on_empty(self) -> None:
         """Have the runners end; may be called again."""

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from creche._ground.errors import WorkerError
 from creche._ground.states import FINAL, PENDING
 
+from .admission import admit
+from .calls import ask
+from .ending import refuse_ended
 from .group import WorkerGroup, cancel_each, in_order
 from .tree import walk_up
 from .waiting import wait_for
@@ -90,8 +93,8 @@ class WorkerManager:
         if worker._created_at is not None:
             raise WorkerError(f"{worker._creche_label()} was added before")
         if worker._state in FINAL:
-            worker._refuse_to_be_added()
-        node._creche_admit(worker, start, True if exclusive else None)
+            refuse_ended(worker)
+        admit(node, worker, True if exclusive else None, start=start)
 
     def start_all(self) -> None:
         """Start all workers of the tree that were added with ``start=False``, the oldest first.
@@ -104,7 +107,7 @@ class WorkerManager:
         Threads:
             Any thread.
         """
-        self._root._creche_ask(self._start_all)
+        ask(self._root, self._start_all)
 
     def _start_all(self) -> None:
         # Those whose state was assigned run elsewhere, and wait for no start.

@@ -7,31 +7,33 @@ where it has no block of its own, a mount.
 from __future__ import annotations
 
 import math
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from creche._ground.errors import WorkerError
 from creche._ground.message import Message
 from creche._ground.options import check_limit, check_overflow, check_text
-from creche._ground.report import is_a, logger, shown, text_of
-from creche._ground.states import CLOSED, FINAL, NEW
+from creche._ground.report import is_a, shown, text_of
+from creche._ground.states import CLOSED
 from creche._ground.text import path_of
 from creche._messages.mailbox import Mailbox
 from creche._messages.subscription import Subscription
 from creche._nursery.nursery import Nursery
+from creche._running.job import FUNCTIONS
 from creche._running.runner import Runners
 
+from .admission import admit, group_of_exclusive
 from .audience import Audience
 from .calls import ask, make_call, post
+from .checks import check_new
 from .facts import children_of
-from .group import WorkerGroup, code_of
+from .group import declare
 from .life import Life
 from .manager import WorkerManager
 from .mounting import Mount
 from .shutdown import shut_down
 from .snapshot import NodeSnapshot, take
-from .tree import bridge_of, is_lost, join, walk_down, walk_up
+from .tree import bridge_of, walk_down, walk_up
 from .waiting import wait_for
 from .worker import Worker, WorkType
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from creche._ground.options import Overflow, RunOptions, StartOptions
 
     from .deadlock import Waitable
+    from .group import WorkerGroup
     from .worker import ResultType
 
     if sys.version_info >= (3, 11):
@@ -231,35 +234,29 @@ class Node:
             called = ""
         supersedes: object = None
         if exclusive:
-            supersedes = True
-            if group is None:
-                if not called.isidentifier():
-                    warnings.warn(
-                        f"exclusive=True without a group for {shown(work)}, which has no name of "
-                        'its own: only runs of this very object are superseded; add group="..."',
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-                group, supersedes = called or "default", code_of(work)
-        # As Worker() does, but without keywords, which would cost a twentieth of a worker; and
-        # without the context, which a task that is started at once inherits.
+            group, supersedes = group_of_exclusive(work, called, group)
+        elif group is None:
+            group = "default"
+        # As Worker() does, but without keywords, which would cost a twentieth of a worker.
         worker = _new_worker(Worker)
         _set_up(
             worker,
             self,
             work,
             (name or called) if type(name) is str else name,
-            "default" if group is None else group,
+            group,
             description,
             exit_on_error,
             thread,
             daemon,
             abandon_on_cancel,
             limiter,
-            None,
         )
-        worker._check(abandon_on_cancel or limiter is not None)
-        self._creche_admit(worker, start, supersedes)
+        is_for_thread = abandon_on_cancel or limiter is not None
+        # Of what most give there is nothing to be found wrong.
+        if is_for_thread or type(work) not in FUNCTIONS or not type(name) is type(group) is str:
+            check_new(worker, is_for_thread=is_for_thread)
+        admit(self, worker, supersedes, start=start)
         return worker
 
     @overload
@@ -322,60 +319,6 @@ class Node:
             raise
         return worker
 
-    def _creche_admit(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
-        """Admit a worker, or refuse it: then it is CANCELLED, and nobody is told.
-
-        Raises:
-            WorkerError: It is refused.
-            WorkerCancelled: The thread that calls is that of a cancelled worker.
-            BaseException: Its task cannot be made.
-        """
-        try:
-            nursery = self._creche_nursery
-            if nursery.state is NEW or nursery.bridge.is_foreign:
-                worker._keep_context()
-                self._creche_ask(partial(self._creche_admit_here, worker, start, supersedes))
-            else:
-                self._creche_admit_here(worker, start, supersedes)
-        except BaseException:
-            if worker._place is None and worker._state not in FINAL:
-                worker._refuse()
-            raise
-
-    def _creche_admit_here(self, worker: Worker[Any], start: bool, supersedes: object) -> None:
-        """Admit a worker, on the loop or before there is one."""
-        nursery = self._creche_nursery
-        if start or nursery.state is not NEW or nursery.bridge.is_gone:
-            nursery.check_admission()
-        elif is_lost(self):
-            raise WorkerError(
-                f"cannot add work to {self._creche_label()}, whose parent is closed; "
-                "use a node that is open"
-            )
-        if self._creche_parent is not None:
-            join(self)
-        if logger.level != self._creche_audience.log_level:
-            self._creche_audience.heed_logger()
-        group = self._creche_groups.get(worker.group)
-        bridge = nursery.bridge
-        bridge.steps.busy += 1
-        try:
-            # Within the step, as a signal handler may have cancelled it before.
-            if worker._state in FINAL:
-                worker._refuse_to_be_added()
-            if group is None:
-                group = self._creche_groups[worker.group] = WorkerGroup(self, worker.group)
-            group._admit(worker, supersedes, start=start)
-        except BaseException:
-            if worker._place is not None:
-                # Its caller does not know it. It may be marked already, so it is not asked for.
-                worker._cancel_with_nursery("it could not be started", by_scope=False)
-            if group is not None and not len(group):
-                self._creche_forget(group)
-            raise
-        finally:
-            bridge.steps.busy -= 1
-
     def group(
         self, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
     ) -> WorkerGroup:
@@ -400,31 +343,8 @@ class Node:
             Any thread.
         """
         check_text("the name of a group", name)
-        name = str.__str__(name)
         settings = (check_limit(limit), check_overflow(overflow))
-
-        def declare() -> WorkerGroup:
-            group = self._creche_groups.get(name)
-            if group is None:
-                group = self._creche_groups[name] = WorkerGroup(self, name)
-            if name not in self._creche_declared:
-                self._creche_declared[name] = settings
-                group.overflow = settings[1]
-                group.limit = settings[0]
-            elif settings not in ((None, "enqueue"), self._creche_declared[name]):
-                raise WorkerError(
-                    f"group {shown(name)} of {self._creche_label()} was made with limit and "
-                    f"overflow {self._creche_declared[name]}, not {settings}; ask for it by name "
-                    "alone, and set group.limit to change it"
-                )
-            return group
-
-        return self._creche_ask(declare)
-
-    def _creche_forget(self, group: WorkerGroup) -> None:
-        name = group.name
-        if name not in self._creche_declared and self._creche_groups.get(name) is group:
-            del self._creche_groups[name]
+        return ask(self, partial(declare, self, str.__str__(name), settings))
 
     # messages, and who hears them
 
@@ -543,9 +463,6 @@ class Node:
     @property
     def _creche_bridge(self) -> Bridge:
         return bridge_of(self)
-
-    def _creche_ask(self, call: Callable[[], T]) -> T:
-        return ask(self, call)
 
     # what people look at
 

@@ -1,52 +1,35 @@
-"""A worker: what is known of it, what may be asked of it, and its life.
+"""A worker: what is known of it, what may be asked of it, and the one writer of its state.
 
-The life has one path each way. One way in: its group admits it (``WorkerGroup._start``), finds it a
-slot and launches its task, whose first step enters the work. One cancellation: it is requested in
+Its life has one path each way, and each has a module. One way in: ``admission``, then its group,
+which finds it a slot and launches its task, see ``run``. One cancellation, here: it is requested in
 the calling thread, and delivered on the loop, to whatever runs elsewhere and to the scope. One end:
-``_end()``. The package tells more.
+``ending``. The package tells more.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError as ThreadCancelledError
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
 from creche._ground.backend import interruptible
-from creche._ground.context import current
-from creche._ground.errors import (
-    NoActiveWorker,
-    WorkerCancelled,
-    WorkerError,
-    WorkerFailed,
-    note_report,
-    uncancelled,
-)
+from creche._ground.errors import WorkerCancelled, WorkerError, WorkerFailed
 from creche._ground.options import check_text
-from creche._ground.report import harmless, is_a, is_awaitable, shown, text_of
-from creche._ground.states import (
-    CANCELLED,
-    ERROR,
-    FINAL,
-    PENDING,
-    RUNNING,
-    SUCCESS,
-    TRANSITIONS,
-    WorkerState,
-)
+from creche._ground.report import is_a, is_awaitable, shown, text_of
+from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS
 from creche._ground.text import label, name_of
-from creche._running.job import COROUTINE, is_unawaited
 from creche._running.task import in_task
 from creche._running.thread import in_thread
 
 from . import events
-from .log import fields_of, tell_failure
+from .checks import check_new
+from .ending import assign, close_work, end
 from .parts import CAN_GO_IN_ONE, HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
+from .run import ThreadJob, lose_task, main
 from .waiting import wait_for
 
 if TYPE_CHECKING:
@@ -59,11 +42,12 @@ if TYPE_CHECKING:
         Iterable,
         Iterator,
     )
-    from contextvars import Context, ContextVar
+    from contextvars import Context
 
     from anyio import CapacityLimiter
 
     from creche._ground.options import AllOptions
+    from creche._ground.states import WorkerState
     from creche._nursery.nursery import Nursery
     from creche._running.runner import OwnTask
 
@@ -115,30 +99,10 @@ class Worker(Generic[ResultType]):
     ProgressChanged: TypeAlias = events.ProgressChanged
 
     __slots__ = (
-        "__weakref__",
-        "_cancellation",
-        "_completed",
-        "_context",
-        "_created_at",
-        "_description",
-        "_finished_at",
-        "_handle",
-        "_holds",
-        "_node",
-        "_order",
-        "_outcome",
-        "_place",
-        "_rare",
-        "_started",
-        "_started_at",
-        "_state",
-        "_thread",
-        "_total",
-        "_work",
-        "daemon",
-        "exit_on_error",
-        "group",
-        "name",
+        *("__weakref__", "_cancellation", "_completed", "_context", "_created_at", "_description"),
+        *("_finished_at", "_handle", "_holds", "_node", "_order", "_outcome", "_place", "_rare"),
+        *("_started", "_started_at", "_state", "_thread", "_total", "_work"),
+        *("daemon", "exit_on_error", "group", "name"),
     )
 
     @overload
@@ -182,12 +146,12 @@ class Worker(Generic[ResultType]):
             daemon,
             abandon_on_cancel,
             limiter,
-            copy_context(),
         )
+        self._keep_context()
         if not hasattr(node, "_creche_nursery"):
-            self._close_work()
+            close_work(self)
             raise WorkerError(f"node must be a Node, not {shown(node)}")
-        self._check(abandon_on_cancel or limiter is not None)
+        check_new(self, is_for_thread=abandon_on_cancel or limiter is not None)
 
     def _set_up(
         self,
@@ -201,7 +165,6 @@ class Worker(Generic[ResultType]):
         daemon: bool,
         abandon_on_cancel: bool,
         limiter: CapacityLimiter | None,
-        context: Context | None,
     ) -> None:
         # What these say together, at any moment that a thread may see:
         # - _state is written by _move() alone, with the time of it, under the lock.
@@ -235,7 +198,7 @@ class Worker(Generic[ResultType]):
         self._holds = False
         self._place: WorkerGroup | None = None
         self._handle: OwnTask | None = None
-        self._context = context
+        self._context: Context | None = None
         self._rare: RareParts | None = None
         self._completed = 0
         self._total: int | None = None
@@ -243,29 +206,6 @@ class Worker(Generic[ResultType]):
         self._started_at: float | None = None
         self._finished_at: float | None = None
         self._order = next(_order)
-
-    def _check(self, is_for_thread: bool) -> None:
-        """Raise an error if what the worker was given makes no sense; its work is closed then."""
-        work, wrong = self._work, ""
-        if is_for_thread and self._thread is None:
-            wrong = "abandon_on_cancel and limiter are for threads; add thread=True"
-        elif not (callable(work) or is_awaitable(work)):
-            if work is not None:
-                wrong = "work must be a coroutine function, a callable or an awaitable"
-            elif not self._has_own_run():
-                wrong = "give it work to do, or implement run() in a subclass"
-        if type(self.name) is not str or type(self.group) is not str:
-            wrong = wrong or self._check_texts()
-        if wrong:
-            self._close_work()
-            raise WorkerError(f"cannot make a worker of {shown(work)}: {wrong}")
-
-    def _check_texts(self) -> str:
-        """Make plain texts of the name and the group; tell what is wrong, if they are none."""
-        if not is_a(self.name, str) or not is_a(self.group, str):
-            return f"name {shown(self.name)} and group {shown(self.group)} must both be a text"
-        self.name, self.group = str.__str__(self.name), str.__str__(self.group)
-        return ""
 
     def __repr__(self) -> str:
         return (
@@ -324,7 +264,7 @@ class Worker(Generic[ResultType]):
 
     @state.setter
     def state(self, state: WorkerState) -> None:
-        self._node._creche_bridge.call(lambda: self._assign(state))
+        self._node._creche_bridge.call(partial(assign, self, state))
 
     @property
     def is_running(self) -> bool:
@@ -590,7 +530,8 @@ class Worker(Generic[ResultType]):
         if self._thread is None:
             return in_task(self)
         thread, token = self._thread, self._node._creche_nursery.bridge.token
-        return in_thread(self, thread.limiter, token, abandon=thread.abandon_on_cancel)
+        job = ThreadJob(self, thread)
+        return in_thread(job, thread.limiter, token, abandon=thread.abandon_on_cancel)
 
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN
@@ -639,126 +580,25 @@ class Worker(Generic[ResultType]):
         if self._state is not PENDING:
             return None
         self._handle = task
-        return self._main()
+        return main(self)
 
     def _lose_task(self, fault: BaseException) -> None:
-        """End, as no task can be had; or to the last step, where it was broken off."""
-        if self._handle is None and self._state is PENDING:
-            self._end(ERROR, fault)
-            return
-        try:
-            if self._handle is not None:
-                self._break_off()
-        finally:
-            self._nursery.fail(fault)
-
-    @interruptible
-    async def _main(self) -> None:
-        """Be the worker's task. What breaks it off between two lines is made up for."""
-        failure: BaseException | None = None
-        try:
-            try:
-                self._context = None  # the task has it
-                current.set(self)
-                if self._thread is None or self._has_own_run():
-                    self._begin()
-                self._outcome = await self.run()
-            except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-                # Cancellation ends here too: this is the top of the task. AnyIO would take a native
-                # one that went further for a reason to cancel all the others.
-                failure = error
-            if self._handle is not None:
-                self._handle.come_round()
-            # Out of the handler: Trio makes the exceptions of a cancellation as it is requested,
-            # and they would have this one as their context, a cycle.
-            if failure is not None:
-                self._end_by_error(failure)
-            else:
-                self._end_by_return()
-        finally:
-            if self._handle is not None:
-                self._break_off()
-            del failure, self  # this frame is in the traceback of the error
-
-    def _end_by_return(self) -> None:
-        """End because the work returned."""
-        nursery = self._node._creche_nursery
-        if self._cancellation is None and nursery.has_heard() and nursery.is_scope_cancelled():
-            nursery.cancel_from_outside()  # which comes back to this worker
-        if self._handle is not None and nursery.has_open_scope(self._handle.handle):
-            self._end(
-                ERROR,
-                WorkerError(
-                    f"the work of {self._creche_label()} has returned and left a cancel scope or "
-                    "a task group open; leave each in the work that entered it"
-                ),
-            )
-        else:
-            self._end(SUCCESS)
-
-    def _end_by_error(self, error: BaseException) -> None:
-        """End because the work raised something."""
-        try:
-            self._notice_cancellation(native=False)
-            if self._state in FINAL:
-                return  # cancelled while it waited for a thread
-            failure = uncancelled(error, self._is_cancellation)
-            if failure is None:
-                self._notice_cancellation()
-                self._end(CANCELLED)
-            else:
-                self._end(ERROR, failure)
-        finally:
-            del error, self
-
-    # what the ways of running ask of it
-
-    def _is_cancellation(self, error: BaseException) -> bool:
-        if is_a(error, self._nursery.cancelled_class):
-            return True
-        # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
-        return self._cancellation is not None and is_a(
-            error, (WorkerCancelled, ThreadCancelledError)
-        )
+        lose_task(self, fault)
 
     def _is_to_await(self, value: object) -> bool:
         return is_awaitable(value) and not is_a(value, cast("type[object]", Worker))
 
-    def _wait_for_thread(self) -> None:
-        assert self._thread is not None
-        self._thread.is_waiting = True
-
-    def _enter(self) -> None:
-        """Become RUNNING, as the thread is certain now; raise if it has been called off."""
-        assert self._thread is not None
-        if self._state is RUNNING:
-            return  # a subclass's run() that calls super().run()
-        self._thread.is_waiting = False
-        self._begin()
-
     def _begin(self) -> None:
         """Become RUNNING; raise if it has been called off."""
-        bridge = self._node._creche_nursery.bridge
-        bridge.steps.busy += 1
+        steps = self._node._creche_nursery.bridge.steps
+        steps.busy += 1
         try:
             is_entered = self._move(RUNNING)
         finally:
-            bridge.steps.busy -= 1
+            steps.busy -= 1
         if not is_entered:
             self._deliver_cancel()
             raise WorkerCancelled(f"{self._creche_label()} was cancelled")
-
-    def _note_abandoned(self, *, abandoned: bool) -> None:
-        assert self._thread is not None
-        self._thread.is_abandoned = abandoned
-
-    def _on_cancel(self, stop: Callable[[], object]) -> None:
-        with lock:
-            assert self._thread is not None
-            if self._cancellation is None:
-                self._thread.stops = (*self._thread.stops, stop)
-                return
-        stop()
 
     def _waits_for_thread(self) -> bool:
         return self._thread is not None and self._thread.is_waiting
@@ -830,7 +670,7 @@ class Worker(Generic[ResultType]):
             if self._rare is not None and self._rare.cancelled is not None:
                 self._rare.cancelled.set()  # in case that the one who marked it was broken off
             if self._state is PENDING:
-                self._end(CANCELLED)
+                end(self, CANCELLED)
             if self._thread is not None:
                 for stop in self._thread.stops:
                     stop()
@@ -847,20 +687,7 @@ class Worker(Generic[ResultType]):
         self._request_cancel(reason)
         self._deliver_cancel(by_nursery=by_scope)
 
-    def _notice_cancellation(self, *, native: bool = True) -> None:
-        """Find out about a cancellation that nobody asked this worker for.
-
-        Args:
-            native: Whether it is certain that there was one.
-        """
-        if self._cancellation is not None:
-            return
-        if self._nursery.is_scope_cancelled():
-            self._nursery.cancel_from_outside()  # which comes back to this worker
-        elif native:
-            self._request_cancel("its task was cancelled natively")
-
-    # the one writer of the state, and the end
+    # the one writer of the state
 
     def _move(self, state: WorkerState) -> bool:
         """Change the state; the one place that does.
@@ -909,155 +736,9 @@ class Worker(Generic[ResultType]):
         except BaseException as fault:  # noqa: BLE001 (raised by the block; the change goes on)
             self._nursery.fail(fault)
 
-    def _end(self, state: WorkerState, error: BaseException | None = None) -> None:
-        """End, whatever happens: each step can be taken again, and a fault in one is made up for.
-
-        Such a fault (of memory, a Ctrl+C at the wrong line, one of ours) fails the node.
-        """
-        bridge = self._node._creche_nursery.bridge
-        bridge.steps.busy += 1
-        try:
-            try:
-                self._take_end(state, error)
-            except BaseException as fault:  # noqa: BLE001 (handed to the node)
-                try:
-                    self._take_end(state, error)
-                finally:
-                    self._nursery.fail(fault)
-                    del fault
-        finally:
-            bridge.steps.busy -= 1
-            del error, self
-
-    def _take_end(self, state: WorkerState, error: BaseException | None) -> None:
-        """End, in the order on which threads that read without a lock rely."""
-        try:
-            # Work that was entered closes itself; in an abandoned thread it may still be running.
-            fatal = error is not None and self._is_fatal(error)
-            if error is not None and self._outcome is not error:
-                tell_failure(self, error, state, fatal=fatal)
-            if fatal and not is_a(error, WorkerFailed):
-                note_report(self._rare_parts(), self._nursery.tree)
-            if self._state not in FINAL:
-                self._outcome = error if error is not None else self._outcome
-                self._move(state)
-            if self._rare is not None:
-                self._wake_all()  # before the node is cancelled: who waits here learns why
-            if fatal and error is not None:
-                self._nursery.fail(error)
-            if self._place is not None:
-                self._place._left(self)
-            work = self._work
-            if self._started_at is None or (type(work) is COROUTINE and is_unawaited(work)):
-                self._close_work()
-            self._work = self._handle = self._context = None
-            if not isinstance(self._description, str):
-                self._description = self._description.condensed()
-            if self._thread is not None:
-                self._thread.limiter = None
-                self._thread.stops = ()
-            self._let_go()
-        finally:
-            del error, self
-
-    def _wake_all(self) -> None:
-        rare = self._rare_parts()
-        for event in (rare.begun, rare.done):
-            if event is not None:
-                event.set()
-
-    def _is_fatal(self, error: BaseException) -> bool:
-        with harmless:  # it may be set to anything
-            return not is_a(error, Exception) or bool(self.exit_on_error)
-        return True
-
-    def _reap(self) -> None:
-        """End if the task has died without doing so; see ``Nursery``."""
-        handle = self._handle
-        if (
-            handle is not None
-            and handle.coro is not None
-            and inspect.getcoroutinestate(handle.coro) == inspect.CORO_CLOSED
-        ):
-            self._break_off()
-
-    def _break_off(self) -> None:
-        """End in place of a task that does not, or to the last step where it was broken off."""
-        self._request_cancel("its task has died")
-        self._end(self._state if self._state in FINAL else CANCELLED)
-
-    def _close_work(self) -> None:
-        work, self._work = self._work, None
-        if is_a(work, Coroutine):
-            # One that was never awaited would be warned about.
-            work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
-
-    def _refuse_to_be_added(self) -> NoReturn:
-        raise WorkerError(f"{self._creche_label()} has ended; add one that has not")
-
-    def _refuse(self) -> None:
-        """Be CANCELLED without having been heard of; in any thread, for no node knows of it."""
-        self._request_cancel("refused")
-        with lock:
-            if PENDING is self._state:
-                self._state = CANCELLED
-        self._close_work()
-        self._context = None
-
-    def _assign(self, state: WorkerState) -> None:
-        """Change the state on behalf of an adapter, see ``state``."""
-        if self._started:
-            if state is not CANCELLED or self._state in FINAL:
-                raise WorkerError(
-                    f"the state of {self._creche_label()}, which is {self._state.name} and was "
-                    f"started here, cannot be set to {state.name}; only to "
-                    "CANCELLED before it has ended"
-                )
-            self.cancel()
-        elif state is SUCCESS and self.is_cancelled and self._state not in FINAL:
-            raise WorkerError(
-                f"{self._creche_label()} was cancelled; only CANCELLED or ERROR can follow"
-            )
-        elif state not in FINAL or state not in TRANSITIONS[self._state]:
-            if not self._move(state):  # which refuses what the table does not allow
-                raise WorkerError(f"{self._creche_label()} is CANCELLED and cannot become RUNNING")
-        else:
-            if state is CANCELLED:
-                self._request_cancel(None)
-            self._end(state)
-
-    def _disown(self) -> None:
-        """End a worker that its closing node never started."""
-        self._request_cancel("its node closed")
-        self._end(CANCELLED)
-
     @property
     def _nursery(self) -> Nursery:
         return self._node._creche_nursery
-
-    def _log_fields(self) -> dict[str, str | None]:
-        return fields_of(self, self._state)
-
-
-active_worker: ContextVar[Worker[Any]] = current
-"""The worker that runs the current code."""
-
-
-def get_current_worker() -> Worker[Any]:
-    """Get the worker that runs the current code.
-
-    Raises:
-        NoActiveWorker: None does.
-
-    Threads:
-        Any; a worker's thread and the tasks that its work spawned belong to it.
-    """
-    try:
-        return active_worker.get()
-    except LookupError:
-        raise NoActiveWorker(
-            "no worker runs this code; call it from the work of a worker, or pass the worker on"
-        ) from None
 
 
 def _at_once(call: Callable[[], object]) -> None:

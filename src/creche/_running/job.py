@@ -17,44 +17,51 @@ COROUTINE: type[Any] = CoroutineType
 
 
 class Job(Protocol):
-    """What a way of running asks of its worker."""
+    """What a way of running elsewhere asks of its worker."""
 
-    _work: Any
-    """What to call, or to await; dropped once the worker has ended."""
+    @property
+    def worker(self) -> object:
+        """The worker itself."""
+        ...
 
-    def _is_to_await(self, value: object) -> bool:
+    @property
+    def work(self) -> Any:
+        """What to call, or to await; dropped once the worker has ended."""
+        ...
+
+    def is_to_await(self, value: object) -> bool:
         """Whether a value that the work returned is to be awaited."""
         ...
 
-    def _is_cancellation(self, error: BaseException) -> bool:
+    def is_cancellation(self, error: BaseException) -> bool:
         """Whether an error says that the work was cancelled."""
         ...
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Take note that the work is entered now; raises if it was called off."""
         ...
 
-    def _wait_for_thread(self) -> None:
+    def wait_for_thread(self) -> None:
         """Take note that the job waits for a thread."""
         ...
 
-    def _notice_cancellation(self) -> None:
+    def notice_cancellation(self) -> None:
         """Take note of a cancellation that came from outside."""
         ...
 
-    def _on_cancel(self, stop: Callable[[], object]) -> None:
+    def on_cancel(self, stop: Callable[[], object]) -> None:
         """Have ``stop`` called when the worker is cancelled; at once if it is already."""
         ...
 
-    def _note_abandoned(self, *, abandoned: bool) -> None:
+    def note_abandoned(self, *, abandoned: bool) -> None:
         """Take note that the thread was left to itself, or that it has ended since."""
         ...
 
-    def _log_fields(self) -> dict[str, str | None]:
+    def log_fields(self) -> dict[str, str | None]:
         """Give what a record in the log has of its own."""
         ...
 
-    def _creche_label(self) -> str:
+    def label(self) -> str:
         """Name the worker in a sentence."""
         ...
 
@@ -71,7 +78,7 @@ def call(work: Any) -> object:
 FUNCTIONS = (FunctionType, MethodType)
 
 
-def check_no_generator(job: Job, value: object) -> None:
+def check_no_generator(value: object, label: Callable[[], str]) -> None:
     """Raise an error if what the work returned is a generator, of which not a line has run.
 
     Raises:
@@ -79,7 +86,7 @@ def check_no_generator(job: Job, value: object) -> None:
     """
     if is_a(value, (GeneratorType, AsyncGeneratorType)):
         raise WorkerError(
-            f"the work of {job._creche_label()} returned a generator, of which nothing has run; "
+            f"the work of {label()} returned a generator, of which nothing has run; "
             "iterate over it in the work and return a value, with no yield"
         )
 
@@ -91,6 +98,6 @@ def is_unawaited(value: object) -> bool:
 
 def leaked(job: Job) -> WorkerError:
     return WorkerError(
-        f"the work of {job._creche_label()} raised a cancellation that nobody had asked for; "
+        f"the work of {job.label()} raised a cancellation that nobody had asked for; "
         "let cancellation out of the scope it belongs to only"
     )

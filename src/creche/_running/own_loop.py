@@ -34,7 +34,7 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
         token = lowlevel.current_token()
         try:
             with anyio.CancelScope() as scope:
-                job._on_cancel(lambda: run_soon(token, scope.cancel))
+                job.on_cancel(lambda: run_soon(token, scope.cancel))
                 try:
                     return await awaitable, None
                 except anyio.get_cancelled_exc_class():
@@ -45,7 +45,7 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
                 except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
                     strip_traceback(error)
                     return None, error
-            return None, WorkerCancelled(f"{job._creche_label()} was cancelled")
+            return None, WorkerCancelled(f"{job.label()} was cancelled")
         finally:
             current.set(None)
             del job, awaitable

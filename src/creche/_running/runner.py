@@ -112,8 +112,7 @@ class Runners:
         Raises:
             BaseException: Its task cannot be made; nothing was changed.
         """
-        # Who has a factory of tasks makes one for each, and may fail to: the caller learns of that.
-        if self._awake is not None and self._nursery.backend.shares_tasks():
+        if self._awake is not None:
             self._ready.append(job)
             return
         if self._missed > MOST:
@@ -123,17 +122,18 @@ class Runners:
 
     def _give(self, job: Shared) -> Runner | None:
         """Give a job to a runner that is idle, to a new one, or a task of its own."""
-        if self._idle:
-            runner = next(reversed(self._idle))
-            runner.wake(job)
-            self._idle.pop(runner, None)
-            return runner
-        if self._kept < MOST:
-            runner = Runner(self, job)
-            self._start(runner, job._task_name(), Context())
-            self._kept += 1
-            # A task factory of somebody's may have had it begin, and end, already.
-            return runner if runner in self._spawned else None
+        # Who has a factory of tasks makes one for each, and may fail to: the caller learns of that.
+        if self._nursery.backend.shares_tasks():
+            if self._idle:
+                runner = next(reversed(self._idle))
+                runner.wake(job)
+                self._idle.pop(runner, None)
+                return runner
+            if self._kept < MOST:
+                runner = Runner(self, job)
+                self._start(runner, job._task_name(), Context())
+                self._kept += 1
+                return runner
         self._start(OwnTask(self, job), job._task_name(), job._context)
         self._missed += 1
         return None
@@ -166,6 +166,12 @@ class Runners:
     def is_due(self, runner: Runner) -> bool:
         """Whether a runner is the one that has to come round to what is ready."""
         return self._awake is runner and bool(self._ready)
+
+    def come_round(self, runner: Runner) -> None:
+        """Take note that a runner can take what is ready from now on."""
+        self._missed = 0
+        if self._awake is None:
+            self._awake = runner
 
     def suspend(self, runner: Runner) -> None:
         """Take note that a runner does not come round soon: each that is ready gets another."""
@@ -280,10 +286,7 @@ class Runner(OwnTask):
 
     def come_round(self) -> None:
         """Take note that its job ends in this step, and it can take another."""
-        pool = self._pool
-        pool._missed = 0
-        if pool._awake is None:
-            pool._awake = self
+        self._pool.come_round(self)
 
     def wake(self, job: Shared | None) -> None:
         """Give a job to one that is idle; without one it ends."""

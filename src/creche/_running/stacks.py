@@ -100,7 +100,7 @@ def find_calls() -> dict[int, Any]:
                 # A call that is just ending has let go of itself: nobody asks for None.
                 job = getattr(frame.f_locals.get("self"), "_job", None)
                 place = awaited if awaited is not None else library.StackSlice(outer=frame)
-                calls[id(job)] = place
+                calls[id(getattr(job, "worker", None))] = place
             frame = frame.f_back
     return calls
 

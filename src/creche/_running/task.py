@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
@@ -13,11 +13,24 @@ from .job import COROUTINE, FUNCTIONS, call, check_no_generator
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from .job import Job
+
+class TaskJob(Protocol):
+    """What is asked of a worker that runs in a task."""
+
+    _work: Any
+    """What to call, or to await."""
+
+    def _is_to_await(self, value: object) -> bool:
+        """Whether a value that the work returned is to be awaited."""
+        ...
+
+    def _creche_label(self) -> str:
+        """Name the worker in a sentence."""
+        ...
 
 
 @interruptible
-def in_task(job: Job) -> Coroutine[Any, Any, Any]:
+def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
     """Run async work in the current task, on the node's loop.
 
     Returns:
@@ -38,14 +51,14 @@ def in_task(job: Job) -> Coroutine[Any, Any, Any]:
 
 
 @interruptible
-async def _take(job: Job, value: Any) -> Any:
+async def _take(job: TaskJob, value: Any) -> Any:
     """Await what the work returned, if it is not a coroutine."""
     try:
         if job._is_to_await(value):
             return await value
         if is_awaitable(value):
             return value  # a worker: whoever wants its result awaits it
-        check_no_generator(job, value)
+        check_no_generator(value, job._creche_label)
         raise WorkerError(
             f"the work of {job._creche_label()} is a plain function that returned no awaitable "
             f"but {shown(value, 100)}; run it with thread=True, or make it an async function"

@@ -34,7 +34,7 @@ def in_thread(
         limiter = _default_limiter(token)
     elif not callable(getattr(limiter, "acquire_on_behalf_of_nowait", None)):
         raise WorkerError(
-            f"the limiter of {job._creche_label()} must be a CapacityLimiter of AnyIO, "
+            f"the limiter of {job.label()} must be a CapacityLimiter of AnyIO, "
             f"not {shown(limiter, 100)}"
         )
     return ThreadCall(job, limiter, token, abandon=abandon).run()
@@ -79,14 +79,14 @@ class ThreadCall:
     # the limiter
 
     async def acquire_on_behalf_of(self, _borrower: object) -> None:
-        self._job._wait_for_thread()
+        self._job.wait_for_thread()
         try:
             # After AnyIO's own checkpoint, two more would cost as much as the thread.
             self._limiter.acquire_on_behalf_of_nowait(self)
         except anyio.WouldBlock:
             await self._limiter.acquire_on_behalf_of(self)
         self._has_token = True
-        self._job._enter()
+        self._job.enter()
         # An abandoned call that no thread has picked up yet would never be made. So abandoning
         # has to wait for the thread.
         if self._guard is not None:
@@ -125,7 +125,7 @@ class ThreadCall:
                 raise
             if is_a(error, anyio.get_cancelled_exc_class()):
                 # The thread was quicker than a native cancellation, of which nobody else hears.
-                self._job._notice_cancellation()
+                self._job.notice_cancellation()
             else:
                 self._keep(error)
         self._give_back()
@@ -147,11 +147,11 @@ class ThreadCall:
             self._give_back()
             return False
         if self._abandon:
-            self._job._note_abandoned(abandoned=True)
+            self._job.note_abandoned(abandoned=True)
             return False
         # A native Task.cancel() went through AnyIO's shield. The thread cannot be killed, so the
         # work has not left yet.
-        self._job._notice_cancellation()
+        self._job.notice_cancellation()
         while not over.is_set():
             try:
                 with anyio.CancelScope(shield=True):
@@ -194,7 +194,7 @@ class ThreadCall:
             if self._called_off:
                 return
             self._begun = True
-        work = self._job._work  # before the worker can be abandoned, and so ended
+        work = self._job.work  # before the worker can be abandoned, and so ended
         if self._guard is not None:
             run_soon(self._token, self._lift_guard)
         try:
@@ -212,7 +212,7 @@ class ThreadCall:
             tell(
                 logging.ERROR,
                 "the thread of %s was broken off",
-                self._job._creche_label(),
+                self._job.label(),
                 error=fault,
             )
 
@@ -233,9 +233,9 @@ class ThreadCall:
         value: object = None
         try:
             value = call(work)
-            if self._job._is_to_await(value):
+            if self._job.is_to_await(value):
                 return on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
-            check_no_generator(self._job, value)
+            check_no_generator(value, self._job.label)
             return value
         finally:
             if is_unawaited(value):
@@ -244,15 +244,15 @@ class ThreadCall:
 
     def _report_late(self, left: Callable[[], object]) -> None:
         if self._abandon:
-            self._job._note_abandoned(abandoned=False)
-            if self._error is not None and not self._job._is_cancellation(self._error):
+            self._job.note_abandoned(abandoned=False)
+            if self._error is not None and not self._job.is_cancellation(self._error):
                 strip_traceback(self._error)
                 tell(
                     logging.ERROR,
                     "the abandoned thread of %s failed",
-                    self._job._creche_label(),
+                    self._job.label(),
                     error=self._error,
-                    fields=self._job._log_fields(),
+                    fields=self._job.log_fields(),
                 )
             self._value = self._error = None
         run_soon(self._token, left)

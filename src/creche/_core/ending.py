@@ -1,0 +1,170 @@
+"""The end of a worker: one, whoever or whatever brings it about.
+
+``end()`` can be called at any moment before, and once more if it was broken off: each of its steps
+can be taken again. The others say why there is an end: a task that has died, a node that has closed
+or that never took the worker in, an adapter.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from creche._ground.errors import WorkerError, WorkerFailed, note_report
+from creche._ground.report import harmless, is_a
+from creche._ground.states import CANCELLED, FINAL, PENDING, SUCCESS, TRANSITIONS
+from creche._running.job import COROUTINE, is_unawaited
+
+from .log import tell_failure
+from .parts import lock
+
+if TYPE_CHECKING:
+    from creche._ground.states import WorkerState
+
+    from .worker import Worker
+
+
+def end(worker: Worker[Any], state: WorkerState, error: BaseException | None = None) -> None:
+    """End a worker, whatever happens: a fault in a step is made up for, and fails the node.
+
+    Such a fault may be one of memory, a Ctrl+C at the wrong line, or one of ours.
+    """
+    steps = worker._node._creche_nursery.bridge.steps
+    steps.busy += 1
+    try:
+        try:
+            _take_end(worker, state, error)
+        except BaseException as fault:  # noqa: BLE001 (handed to the node)
+            try:
+                _take_end(worker, state, error)
+            finally:
+                worker._nursery.fail(fault)
+                del fault
+    finally:
+        steps.busy -= 1
+        del error, worker
+
+
+def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | None) -> None:
+    """End, in the order on which threads that read without a lock rely."""
+    try:
+        fatal = error is not None and _tell(worker, error, state)
+        if worker._state not in FINAL:
+            if error is not None:
+                worker._outcome = error
+            worker._move(state)
+        if worker._rare is not None:
+            _wake_all(worker)  # before the node is cancelled: who waits here learns why
+        if fatal and error is not None:
+            worker._nursery.fail(error)
+        if worker._place is not None:
+            worker._place._left(worker)
+        # Work that was entered closes itself; in an abandoned thread it may still be running.
+        work = worker._work
+        if worker._started_at is None or (type(work) is COROUTINE and is_unawaited(work)):
+            close_work(worker)
+        worker._work = worker._handle = worker._context = None
+        if not isinstance(worker._description, str):
+            worker._description = worker._description.condensed()
+        if worker._thread is not None:
+            worker._thread.limiter, worker._thread.stops = None, ()
+        worker._let_go()
+    finally:
+        del error, worker
+
+
+def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool:
+    """Say that a worker has failed; tell whether that fails the node."""
+    fatal = _is_fatal(worker, error)
+    if worker._outcome is not error:
+        tell_failure(worker, error, state, fatal=fatal)
+    if fatal and not is_a(error, WorkerFailed):
+        note_report(worker._rare_parts(), worker._nursery.tree)
+    return fatal
+
+
+def _is_fatal(worker: Worker[Any], error: BaseException) -> bool:
+    with harmless:  # it may be set to anything
+        return not is_a(error, Exception) or bool(worker.exit_on_error)
+    return True
+
+
+def _wake_all(worker: Worker[Any]) -> None:
+    rare = worker._rare_parts()
+    for event in (rare.begun, rare.done):
+        if event is not None:
+            event.set()
+
+
+def close_work(worker: Worker[Any]) -> None:
+    """Let go of the work: a coroutine that was never awaited would be warned about."""
+    work, worker._work = worker._work, None
+    if is_a(work, Coroutine):
+        work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
+
+
+# why there is an end
+
+
+def break_off(worker: Worker[Any]) -> None:
+    """End in place of a task that does not, or to the last step where it was broken off."""
+    worker._request_cancel("its task has died")
+    end(worker, worker._state if worker._state in FINAL else CANCELLED)
+
+
+def reap(worker: Worker[Any]) -> None:
+    """End if the task has died without doing so; see ``Nursery``."""
+    coro = None if worker._handle is None else worker._handle.coro
+    if coro is not None and inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED:
+        break_off(worker)
+
+
+def disown(worker: Worker[Any]) -> None:
+    """End a worker that its closing node never started."""
+    worker._request_cancel("its node closed")
+    end(worker, CANCELLED)
+
+
+def refuse(worker: Worker[Any]) -> None:
+    """Have it CANCELLED without having been heard of; in any thread, for no node knows of it."""
+    worker._request_cancel("refused")
+    with lock:
+        if PENDING is worker._state:
+            worker._state = CANCELLED
+    close_work(worker)
+    worker._context = None
+
+
+def refuse_ended(worker: Worker[Any]) -> NoReturn:
+    """Raise an error, as a worker that has ended is to be added to a node.
+
+    Raises:
+        WorkerError: Always.
+    """
+    raise WorkerError(f"{worker._creche_label()} has ended; add one that has not")
+
+
+def assign(worker: Worker[Any], state: WorkerState) -> None:
+    """Change the state on behalf of an adapter, see ``Worker.state``.
+
+    Raises:
+        WorkerError: The change is not allowed; nothing was changed.
+    """
+    label = worker._creche_label()
+    if worker._started:
+        if state is not CANCELLED or worker._state in FINAL:
+            raise WorkerError(
+                f"the state of {label}, which is {worker._state.name} and was started here, "
+                f"cannot be set to {state.name}; only to CANCELLED before it has ended"
+            )
+        worker.cancel()
+    elif state is SUCCESS and worker.is_cancelled and worker._state not in FINAL:
+        raise WorkerError(f"{label} was cancelled; only CANCELLED or ERROR can follow")
+    elif state not in FINAL or state not in TRANSITIONS[worker._state]:
+        if not worker._move(state):  # which refuses what the table does not allow
+            raise WorkerError(f"{label} is CANCELLED and cannot become RUNNING")
+    else:
+        if state is CANCELLED:
+            worker._request_cancel(None)
+        end(worker, state)

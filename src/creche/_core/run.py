@@ -1,0 +1,207 @@
+"""The task of a worker, from its first step to its last; and which worker runs the current code.
+
+What the work raises stops here: it is told apart whether it failed or was cancelled, by whomever.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError as ThreadCancelledError
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.backend import interruptible
+from creche._ground.context import current
+from creche._ground.errors import NoActiveWorker, WorkerCancelled, WorkerError, uncancelled
+from creche._ground.report import is_a
+from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
+
+from .ending import break_off, end
+from .log import fields_of
+from .parts import lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import ContextVar
+
+    from .parts import ThreadPart
+    from .worker import Worker
+
+
+@interruptible
+async def main(worker: Worker[Any]) -> None:
+    """Be the task of a worker. What breaks it off between two lines is made up for."""
+    failure: BaseException | None = None
+    try:
+        try:
+            worker._context = None  # the task has it
+            current.set(worker)
+            if worker._thread is None or worker._has_own_run():
+                worker._begin()
+            worker._outcome = await worker.run()
+        except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
+            # Cancellation ends here too: this is the top of the task. AnyIO would take a native
+            # one that went further for a reason to cancel all the others.
+            failure = error
+        if worker._handle is not None:
+            worker._handle.come_round()
+        # Out of the handler: Trio makes the exceptions of a cancellation as it is requested, and
+        # they would have this one as their context, a cycle.
+        if failure is not None:
+            _end_by_error(worker, failure)
+        else:
+            _end_by_return(worker)
+    finally:
+        if worker._handle is not None:
+            break_off(worker)
+        del failure, worker  # this frame is in the traceback of the error
+
+
+def _end_by_return(worker: Worker[Any]) -> None:
+    """End because the work returned."""
+    nursery, handle = worker._node._creche_nursery, worker._handle
+    if worker._cancellation is None and nursery.has_heard() and nursery.is_scope_cancelled():
+        nursery.cancel_from_outside()  # which comes back to this worker
+    if handle is not None and nursery.has_open_scope(handle.handle):
+        end(
+            worker,
+            ERROR,
+            WorkerError(
+                f"the work of {worker._creche_label()} has returned and left a cancel scope or a "
+                "task group open; leave each in the work that entered it"
+            ),
+        )
+    else:
+        end(worker, SUCCESS)
+
+
+def _end_by_error(worker: Worker[Any], error: BaseException) -> None:
+    """End because the work raised something."""
+    try:
+        notice_cancellation(worker, native=False)
+        if worker._state in FINAL:
+            return  # cancelled while it waited for a thread
+        failure = uncancelled(error, partial(is_cancellation, worker))
+        if failure is None:
+            notice_cancellation(worker)
+            end(worker, CANCELLED)
+        else:
+            end(worker, ERROR, failure)
+    finally:
+        del error, worker
+
+
+def lose_task(worker: Worker[Any], fault: BaseException) -> None:
+    """End, as no task can be had; or to the last step, where it was broken off."""
+    if worker._handle is None and worker._state is PENDING:
+        end(worker, ERROR, fault)
+        return
+    try:
+        if worker._handle is not None:
+            break_off(worker)
+    finally:
+        worker._nursery.fail(fault)
+
+
+def notice_cancellation(worker: Worker[Any], *, native: bool = True) -> None:
+    """Find out about a cancellation that nobody asked this worker for.
+
+    Args:
+        worker: The worker.
+        native: Whether it is certain that there was one.
+    """
+    if worker._cancellation is not None:
+        return
+    if worker._nursery.is_scope_cancelled():
+        worker._nursery.cancel_from_outside()  # which comes back to this worker
+    elif native:
+        worker._request_cancel("its task was cancelled natively")
+
+
+def is_cancellation(worker: Worker[Any], error: BaseException) -> bool:
+    """Whether an error of the work says that it was cancelled."""
+    if is_a(error, worker._nursery.cancelled_class):
+        return True
+    # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
+    return worker._cancellation is not None and is_a(error, (WorkerCancelled, ThreadCancelledError))
+
+
+class ThreadJob:
+    """A worker, as the way of running in a thread sees it; see ``Job``.
+
+    Made as the work is about to run, and kept by the call in the thread alone.
+    """
+
+    __slots__ = ("_part", "worker")
+
+    def __init__(self, worker: Worker[Any], part: ThreadPart) -> None:
+        self.worker: Worker[Any] = worker
+        """The worker itself."""
+        self._part = part
+
+    @property
+    def work(self) -> Any:
+        """What to call, or to await; dropped once the worker has ended."""
+        return self.worker._work
+
+    def label(self) -> str:
+        """Name the worker in a sentence."""
+        return self.worker._creche_label()
+
+    def is_to_await(self, value: object) -> bool:
+        """Whether a value that the work returned is to be awaited."""
+        return self.worker._is_to_await(value)
+
+    def wait_for_thread(self) -> None:
+        """Take note that the job waits for a thread."""
+        self._part.is_waiting = True
+
+    def enter(self) -> None:
+        """Become RUNNING, as the thread is certain now; raise if it has been called off."""
+        if self.worker._state is not RUNNING:  # a subclass's run() that calls super().run()
+            self._part.is_waiting = False
+            self.worker._begin()
+
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        with lock:
+            if self.worker._cancellation is None:
+                self._part.stops = (*self._part.stops, stop)
+                return
+        stop()
+
+    def notice_cancellation(self) -> None:
+        """Take note of a cancellation that came from outside."""
+        notice_cancellation(self.worker)
+
+    def is_cancellation(self, error: BaseException) -> bool:
+        """Whether an error says that the work was cancelled."""
+        return is_cancellation(self.worker, error)
+
+    def note_abandoned(self, *, abandoned: bool) -> None:
+        """Take note that the thread was left to itself, or that it has ended since."""
+        self._part.is_abandoned = abandoned
+
+    def log_fields(self) -> dict[str, str | None]:
+        """Give what a record in the log has of its own."""
+        return fields_of(self.worker, self.worker._state)
+
+
+active_worker: ContextVar[Worker[Any]] = current
+"""The worker that runs the current code."""
+
+
+def get_current_worker() -> Worker[Any]:
+    """Get the worker that runs the current code.
+
+    Raises:
+        NoActiveWorker: None does.
+
+    Threads:
+        Any; a worker's thread and the tasks that its work spawned belong to it.
+    """
+    try:
+        return active_worker.get()
+    except LookupError:
+        raise NoActiveWorker(
+            "no worker runs this code; call it from the work of a worker, or pass the worker on"
+        ) from None
