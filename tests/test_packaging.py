@@ -27,7 +27,7 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 # types may the files of one folder name each other, as a worker, its group and its node do.
 FLOORS = {
     "_ground": (
-        ("_ground.states", "_ground.message", "_ground.report"),
+        ("_ground.states", "_ground.message", "_ground.report", "_ground.interrupts"),
         ("_ground.errors", "_ground.context", "_ground.text", "_ground.backend"),
         ("_ground.bridge", "_ground.options"),
     ),

@@ -12,18 +12,17 @@ from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from creche._ground.backend import await_users
 from creche._ground.bridge import await_answer, fail
 from creche._ground.context import current
 from creche._ground.errors import WorkerCancelled, WorkerError
-from creche._ground.report import is_a, is_awaitable
+from creche._ground.interrupts import await_users
+from creche._ground.message import Message
+from creche._ground.report import is_a, is_awaitable, shown
 
 from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from creche._ground.message import Message
 
     from .node import Node
 
@@ -53,6 +52,8 @@ def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
 
 def post(node: Node, message: Message) -> bool:
     """Hand a message to those who hear a node, see ``Node.post_message()``."""
+    if not isinstance(message, Message):
+        raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
     bridge = node._creche_bridge
     caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
     if caller is not None:

@@ -80,19 +80,6 @@ class Mount:
         self._leave.set()
         return True
 
-    async def remove(self) -> None:
-        """Cancel the node and wait until it has left.
-
-        Raises:
-            WorkerError: Called outside its event loop.
-        """
-        child, where = self._child, self._child._creche_label()
-        if child._creche_nursery.bridge.is_elsewhere:
-            raise WorkerError(f"{where} is removed outside its event loop")
-        self.tell_to_leave()
-        child.cancel(f"{where} was removed")
-        await self.gone.wait()
-
     async def _live(self) -> None:
         """Be the task of the node."""
         nursery = self._above._creche_nursery
@@ -119,6 +106,18 @@ class Mount:
         self.gone.set()
         self._ready.set()
         self._child._creche_life.let_parent_go()
+
+
+async def remove(child: Node) -> None:
+    """Cancel a mounted node and wait until it has left, see ``Node.remove()``."""
+    mount, where = child._creche_mount, child._creche_label()
+    if mount is None:
+        raise WorkerError(f"{where} was not mounted; leave its block instead")
+    if child._creche_nursery.bridge.is_elsewhere:
+        raise WorkerError(f"{where} is removed outside its event loop")
+    mount.tell_to_leave()
+    child.cancel(f"{where} was removed")
+    await mount.gone.wait()
 
 
 def _check(above: Node, child: Node) -> None:

@@ -30,7 +30,7 @@ from .facts import children_of
 from .group import declare
 from .life import Life
 from .manager import WorkerManager
-from .mounting import Mount
+from .mounting import Mount, remove
 from .shutdown import shut_down
 from .snapshot import NodeSnapshot, take
 from .tree import bridge_of, walk_down, walk_up
@@ -362,8 +362,6 @@ class Node:
         Threads:
             Any thread, and a signal handler.
         """
-        if not isinstance(message, Message):
-            raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
         return post(self, message)
 
     # Spelled out, as mypy would make a common base of several classes, not their union.
@@ -599,6 +597,4 @@ class Node:
         Threads:
             The node's event loop only.
         """
-        if self._creche_mount is None:
-            raise WorkerError(f"{self._creche_label()} was not mounted; leave its block instead")
-        await self._creche_mount.remove()
+        await remove(self)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
+from creche._ground.interrupts import interruptible
 from creche._ground.report import shown
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from concurrent.futures import CancelledError as ThreadCancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from creche._ground.backend import interruptible
 from creche._ground.context import current
 from creche._ground.errors import NoActiveWorker, WorkerCancelled, WorkerError, uncancelled
+from creche._ground.interrupts import interruptible
 from creche._ground.report import is_a
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
 

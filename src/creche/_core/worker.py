@@ -15,8 +15,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
-from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerCancelled, WorkerError, WorkerFailed
+from creche._ground.interrupts import interruptible
 from creche._ground.options import check_text
 from creche._ground.report import is_a, is_awaitable, shown, text_of
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS

@@ -13,8 +13,10 @@
 ``message``
     What is posted to a node, and a queue in which a message may take the place of an older one.
 ``backend``
-    What AnyIO does not tell: whether a task has ended, whether a cancellation has come from outside
-    (the cancel probe), and how to keep a Ctrl+C out of the library's own steps on Trio.
+    What AnyIO does not tell: whether a task has ended, and whether a cancellation has come from
+    outside (the cancel probe).
+``interrupts``
+    How a Ctrl+C is kept out of the library's own steps on Trio.
 ``bridge``
     The way into an event loop, for threads and for signal handlers.
 ``context``, ``options``

@@ -2,7 +2,7 @@
 
 AnyIO's functions find out each time what runs: its ``current_time()`` and
 ``current_effective_deadline()`` together were a quarter of what a worker costs. And some of it
-AnyIO does not tell: whether a task has ended, and how to keep a Ctrl+C out of the library's steps.
+AnyIO does not tell, as whether a task has ended.
 """
 
 from __future__ import annotations
@@ -12,24 +12,20 @@ import sys
 import time
 from functools import partial
 from gc import get_referents
-from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import getweakrefcount
+
+from .interrupts import keep_interrupts_out
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Task
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable
     from contextvars import Context
 
     import anyio
     from anyio.lowlevel import EventLoopToken
     from trio.lowlevel import Abort, RaiseCancelT
     from trio.lowlevel import Task as TrioTask
-
-    FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-ArgT = TypeVar("ArgT")
-ResultT = TypeVar("ResultT")
 
 
 def _cannot_count(_: object) -> int:  # pragma: no cover (on PyPy and free-threaded builds)
@@ -371,7 +367,7 @@ class _Trio:
         self._event = Event
         self.clock = lowlevel.current_clock().current_time
         self._current_task = lowlevel.current_task
-        _keep_interrupts_out(lowlevel.enable_ki_protection, lowlevel.disable_ki_protection)
+        keep_interrupts_out(lowlevel.enable_ki_protection, lowlevel.disable_ki_protection)
 
     def get_task(self) -> object:
         try:
@@ -431,75 +427,3 @@ def get_backend(token: EventLoopToken) -> Backend:
     if hasattr(token.native_token, "create_future"):
         return _Asyncio(cast("AbstractEventLoop", token.native_token))
     return _Trio()
-
-
-# Ctrl+C under Trio, which raises KeyboardInterrupt wherever the main thread is, unless the code is
-# protected: https://trio.readthedocs.io/en/stable/reference-core.html#exceptions-and-warnings.
-# All of the core is, but for the few functions that call what the user wrote.
-
-_interruptible: list[CodeType] = []
-_protected = False
-
-
-def interruptible(function: FunctionT) -> FunctionT:
-    """Mark a function that calls the user's code: a Ctrl+C under Trio may come in it.
-
-    Whatever it does must be safe to be broken off at any line.
-    """
-    _interruptible.append(cast("FunctionType", function).__code__)
-    return function
-
-
-@interruptible
-def call_users(function: Callable[[ArgT], ResultT], argument: ArgT) -> ResultT:
-    """Call a function of the user's from a step of the library."""
-    return function(argument)
-
-
-@interruptible
-async def await_users(awaitable: Awaitable[ResultT]) -> ResultT:
-    """Await something of the user's in a step of the library."""
-    return await awaitable
-
-
-class _Code:
-    """What Trio's decorators take: something that has code."""
-
-    def __init__(self, code: CodeType) -> None:
-        self.__code__ = code
-
-
-def _keep_interrupts_out(enable: Callable[[Any], Any], disable: Callable[[Any], Any]) -> None:
-    global _protected  # noqa: PLW0603 (done once, by the first node on Trio)
-    if _protected:
-        return
-    core = "creche._"
-    for name, module in list(sys.modules.items()):
-        if name.startswith(core):
-            for code in _codes(module):
-                enable(_Code(code))
-    for code in _interruptible:
-        disable(_Code(code))
-    _protected = True
-
-
-_FOLDER = __file__.rpartition("_ground")[0]
-_PARTS = ("__func__", "fget", "fset")  # of static and class methods, and of properties
-
-
-def _codes(scope: object) -> Iterator[CodeType]:
-    """Give the code of all functions of this package that a module or a class defines."""
-    for value in list(vars(scope).values()):
-        if isinstance(value, type) and value.__module__.partition(".")[0] == "creche":
-            yield from _codes(value)
-        for function in (value, *(getattr(value, part, None) for part in _PARTS)):
-            code = getattr(function, "__code__", None)
-            if isinstance(code, CodeType) and code.co_filename.startswith(_FOLDER):
-                yield from _nested(code)
-
-
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)

@@ -10,7 +10,6 @@ import logging
 from types import CoroutineType
 from typing import TYPE_CHECKING, Protocol
 
-from creche._ground.backend import await_users, call_users
 from creche._ground.errors import (
     WorkerError,
     WorkerFailed,
@@ -19,6 +18,7 @@ from creche._ground.errors import (
     strip_traceback,
     uncancelled,
 )
+from creche._ground.interrupts import await_users, call_users
 from creche._ground.message import Backlog, Message
 from creche._ground.report import is_a, is_awaitable, tell
 from creche._ground.states import CLOSED

@@ -6,8 +6,8 @@ import inspect
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
+from creche._ground.interrupts import interruptible
 from creche._ground.report import is_a, is_awaitable
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from creche._ground.backend import interruptible
 from creche._ground.errors import WorkerError
+from creche._ground.interrupts import interruptible
 from creche._ground.report import is_awaitable, shown
 
 from .job import COROUTINE, FUNCTIONS, call, check_no_generator
