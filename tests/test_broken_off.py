@@ -17,7 +17,8 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, Worker, WorkerError
-from creche._core import admission, calls, log
+from creche._core import admission, calls, cancelling, log
+from creche._core import group as group_module
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
 from creche._core.life import Life
@@ -82,11 +83,11 @@ async def test_cancel_of_one():
     """Who cancels a worker is told of the fault, and the worker is CANCELLED all the same."""
     async with Node("app") as app:
         worker = app.run_worker(anyio.sleep_forever)
-        with broken_off(Worker, "_deliver_cancel"), pytest.raises(MemoryError):
+        with broken_off(cancelling, "deliver"), pytest.raises(MemoryError):
             worker.cancel()
         assert worker.state is CANCELLED
         worker = await app.start_worker(anyio.sleep_forever)
-        with broken_off(Worker, "_deliver_cancel"), pytest.raises(MemoryError):
+        with broken_off(cancelling, "deliver"), pytest.raises(MemoryError):
             worker.cancel()
         with anyio.fail_after(RENDEZVOUS):
             await app.workers.wait_for_complete([worker])
@@ -96,7 +97,7 @@ async def test_cancel_of_one_before_it_is_marked():
     """Nothing was done, so nothing is made up for."""
     async with Node("app") as app:
         worker = await app.start_worker(lowlevel.checkpoint)
-        with broken_off(Worker, "_request_cancel"), pytest.raises(MemoryError):
+        with broken_off(cancelling, "request"), pytest.raises(MemoryError):
             worker.cancel()
     assert worker.state is SUCCESS
 
@@ -107,7 +108,7 @@ async def test_cancel_of_a_node_at_one_of_its_workers():
         async with Node("app") as app:
             group = app.group("one", limit=1)
             workers = [group.run_worker(anyio.sleep_forever) for _ in range(3)]
-            with broken_off(Worker, "_cancel_with_nursery") as faults:
+            with broken_off(group_module, "cancel_with_nursery") as faults:
                 app.cancel("all")
             assert [worker.cancel_reason for worker in workers] == ["all"] * 3
             assert [worker.state for worker in workers] == [CANCELLED] * 3

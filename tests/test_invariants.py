@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from creche import Node, Subscription, Worker, WorkerError
-from creche._core import ending
+from creche._core import cancelling, ending
 from creche._core.audience import Audience
 from creche._core.group import WorkerGroup
 from creche._messages.mailbox import Mailbox
@@ -194,7 +194,7 @@ def test_cancelled_for_nothing(machine, place):
 
 def test_cancel_that_does_not_reach(machine, place, monkeypatch):
     """A worker that goes on though it was cancelled."""
-    monkeypatch.setattr(Worker, "_deliver_cancel", lambda self, by_nursery=False: None)
+    monkeypatch.setattr(cancelling, "deliver", lambda worker, by_nursery=False: None)
     record = machine.run(place=place, script=Script())
     machine.cancel(record=record)
     violated(machine, "what_is_cancelled_ends")

@@ -43,7 +43,8 @@ FLOORS = {
     "_messages": (("_messages.mailbox", "_messages.subscription"),),
     "_core": (
         ("_core.events", "_core.log", "_core.parts", "_core.progress", "_core.deadlock"),
-        ("_core.waiting", "_core.tree", "_core.ending", "_core.checks", "_core.run"),
+        ("_core.waiting", "_core.tree", "_core.ending"),
+        ("_core.cancelling", "_core.checks", "_core.adapting", "_core.run"),
         ("_core.worker",),
         ("_core.calls", "_core.group", "_core.admission", "_core.manager", "_core.facts"),
         ("_core.snapshot", "_core.audience", "_core.mounting", "_core.life", "_core.shutdown"),

@@ -17,6 +17,7 @@ import pytest
 from anyio import from_thread, lowlevel, to_thread
 
 from creche import Node, Worker, WorkerCancelled, format_tree, get_current_worker
+from creche._core.cancelling import request
 from creche._ground import backend
 from creche._running.runner import IDLE, MOST, OwnTask, Runner
 from helpers import (
@@ -1265,7 +1266,7 @@ async def test_cancelled_from_a_thread_while_the_loop_has_not_heard():
     async with Node("app") as app:
         ran = await app.run_worker(tell_runner)
         worker = app.run_worker(tell_runner)
-        worker._request_cancel("by a thread")  # what follows on the loop is still to come
+        request(worker, "by a thread")  # what follows on the loop is still to come
         after = app.run_worker(tell_runner)
         await settle()
         assert worker.state is CANCELLED

@@ -24,7 +24,7 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, Worker
-from creche._core import admission, ending, run
+from creche._core import admission, cancelling, ending, run
 from creche._core.audience import Audience
 from creche._core.calls import _await, _go_on, begin_call, make_call
 from creche._core.group import WorkerGroup, forget
@@ -72,9 +72,10 @@ And of those at which a lock is let go, where Python tells of the line once more
 THE_END = [
     *(ending.end, ending._take_end, ending._tell, Worker._move, Worker._announce, tell_failure),
     *(run._end_by_error, run._end_by_return, run.main, run.notice_cancellation),
-    *(Worker._deliver_cancel, Worker._request_cancel, Worker._let_go),
-    *(ending.break_off, Worker._cancel_with_nursery, Worker._cancel_here, WorkerGroup._left),
-    *(WorkerGroup._cancel_with_nursery, WorkerGroup._settle, ending.reap, ending.close_work),
+    *(cancelling.cancel, cancelling.cancel_here, cancelling.cancel_with_nursery),
+    *(cancelling.request, cancelling.deliver, cancelling.break_off, cancelling.reap),
+    *(Worker._let_go, WorkerGroup._left, WorkerGroup._settle, ending.close_work),
+    WorkerGroup._cancel_with_nursery,
     *(
         Nursery.fail,
         Nursery.cancel,
@@ -99,7 +100,7 @@ THE_WAY_IN = [
         Worker._launch,
         Worker._keep_context,
     ),
-    *(Worker._hold, Worker._begin, ending.refuse, ending.disown),
+    *(Worker._hold, Worker._begin, cancelling.refuse, cancelling.disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
     *(Audience.announce, Audience._tell, join, Life.on_cancel),
 ]

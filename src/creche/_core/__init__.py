@@ -25,9 +25,9 @@ stored, state changed, announced, waiters woken, the node failed, the slot hande
 held let go of, and last the hold on the nursery. Threads read without a lock and rely on that
 order. Each step may be taken again, and is, if it was broken off.
 
-``worker`` is the class: what may be asked, cancellation, and the writer of the state; ``admission``
-is the way in, ``run`` the task, ``ending`` the end; ``checks`` tells what makes no sense. ``parts``
-holds what few workers have; ``events`` what is told of it; ``progress`` how far it is; ``log`` what
+``worker`` is the class: what may be asked, and the writer of the state. ``admission`` is the way in,
+``run`` the task, ``cancelling`` the cancellation, ``ending`` the end; ``checks`` tells what makes no
+sense; ``adapting`` is for workers that run elsewhere. ``parts`` holds what few workers have; ``events`` what is told of it; ``progress`` how far it is; ``log`` what
 is written of it. ``group`` decides who runs;
 ``manager`` looks at a whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a
 mailbox, an ``audience`` (who listens), a ``life`` (how it is entered and how it ends, which is what

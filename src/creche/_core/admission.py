@@ -15,7 +15,7 @@ from creche._ground.report import logger, shown
 from creche._ground.states import FINAL, NEW, OPEN
 
 from .calls import ask
-from .ending import refuse, refuse_ended
+from .cancelling import cancel_with_nursery, refuse, refuse_ended
 from .group import WorkerGroup, code_of, forget
 from .tree import is_lost, join
 
@@ -87,7 +87,7 @@ def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> 
     except BaseException:
         if worker._place is not None:
             # Its caller does not know it. It may be marked already, so it is not asked for.
-            worker._cancel_with_nursery("it could not be started", by_scope=False)
+            cancel_with_nursery(worker, "it could not be started", by_scope=False)
         if group is not None and not len(group):
             forget(group)
         raise

@@ -19,6 +19,7 @@ from creche._ground.interrupts import await_users
 from creche._ground.message import Message
 from creche._ground.report import is_a, is_awaitable, shown
 
+from .cancelling import tell_of
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ async def _go_on(
 def _tell_whose(node: Node, caller: Worker[Any] | None) -> str:
     """Name who was cancelled, and the call with it."""
     if caller is not None and caller._cancellation is not None:
-        return caller._tell_cancellation()
+        return tell_of(caller)
     if node._creche_nursery.is_cancelled:
         return f"{node._creche_label()} was cancelled"
     return f"a call from a thread to {node._creche_label()} was cancelled natively"

@@ -1,23 +1,20 @@
 """The end of a worker: one, whoever or whatever brings it about.
 
 ``end()`` can be called at any moment before, and once more if it was broken off: each of its steps
-can be taken again. The others say why there is an end: a task that has died, a node that has closed
-or that never took the worker in, an adapter.
+can be taken again.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from creche._ground.errors import WorkerError, WorkerFailed, note_report
+from creche._ground.errors import WorkerFailed, note_report
 from creche._ground.report import harmless, is_a
-from creche._ground.states import CANCELLED, FINAL, PENDING, SUCCESS, TRANSITIONS
+from creche._ground.states import FINAL
 from creche._running.job import COROUTINE, is_unawaited
 
 from .log import tell_failure
-from .parts import lock
 
 if TYPE_CHECKING:
     from creche._ground.states import WorkerState
@@ -102,69 +99,3 @@ def close_work(worker: Worker[Any]) -> None:
     work, worker._work = worker._work, None
     if is_a(work, Coroutine):
         work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result
-
-
-# why there is an end
-
-
-def break_off(worker: Worker[Any]) -> None:
-    """End in place of a task that does not, or to the last step where it was broken off."""
-    worker._request_cancel("its task has died")
-    end(worker, worker._state if worker._state in FINAL else CANCELLED)
-
-
-def reap(worker: Worker[Any]) -> None:
-    """End if the task has died without doing so; see ``Nursery``."""
-    coro = None if worker._handle is None else worker._handle.coro
-    if coro is not None and inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED:
-        break_off(worker)
-
-
-def disown(worker: Worker[Any]) -> None:
-    """End a worker that its closing node never started."""
-    worker._request_cancel("its node closed")
-    end(worker, CANCELLED)
-
-
-def refuse(worker: Worker[Any]) -> None:
-    """Have it CANCELLED without having been heard of; in any thread, for no node knows of it."""
-    worker._request_cancel("refused")
-    with lock:
-        if PENDING is worker._state:
-            worker._state = CANCELLED
-    close_work(worker)
-    worker._context = None
-
-
-def refuse_ended(worker: Worker[Any]) -> NoReturn:
-    """Raise an error, as a worker that has ended is to be added to a node.
-
-    Raises:
-        WorkerError: Always.
-    """
-    raise WorkerError(f"{worker._creche_label()} has ended; add one that has not")
-
-
-def assign(worker: Worker[Any], state: WorkerState) -> None:
-    """Change the state on behalf of an adapter, see ``Worker.state``.
-
-    Raises:
-        WorkerError: The change is not allowed; nothing was changed.
-    """
-    label = worker._creche_label()
-    if worker._started:
-        if state is not CANCELLED or worker._state in FINAL:
-            raise WorkerError(
-                f"the state of {label}, which is {worker._state.name} and was started here, "
-                f"cannot be set to {state.name}; only to CANCELLED before it has ended"
-            )
-        worker.cancel()
-    elif state is SUCCESS and worker.is_cancelled and worker._state not in FINAL:
-        raise WorkerError(f"{label} was cancelled; only CANCELLED or ERROR can follow")
-    elif state not in FINAL or state not in TRANSITIONS[worker._state]:
-        if not worker._move(state):  # which refuses what the table does not allow
-            raise WorkerError(f"{label} is CANCELLED and cannot become RUNNING")
-    else:
-        if state is CANCELLED:
-            worker._request_cancel(None)
-        end(worker, state)

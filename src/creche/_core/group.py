@@ -19,6 +19,7 @@ from creche._ground.report import shown
 from creche._ground.states import ERROR, FINAL, PENDING
 
 from .calls import ask
+from .cancelling import cancel_here, cancel_with_nursery
 from .ending import end
 from .progress import percent
 from .waiting import wait_for
@@ -71,7 +72,7 @@ def code_of(work: Any) -> object:
 
 def _keep_latest(group: WorkerGroup) -> bool:
     for waiting in list(group._queue.values()):
-        waiting._cancel_here("superseded: only the latest is kept")
+        cancel_here(waiting, "superseded: only the latest is kept")
     return True
 
 
@@ -81,7 +82,7 @@ def _restart(group: WorkerGroup) -> bool:
     every = (*group._running.values(), *group._queue.values())
     alive = [worker for worker in every if worker._cancellation is None]
     if group._limit is not None and len(alive) >= group._limit:
-        alive[0]._cancel_here("superseded: the group restarts")
+        cancel_here(alive[0], "superseded: the group restarts")
     return True
 
 
@@ -347,14 +348,14 @@ class WorkerGroup:
             worker._be_started()
             nursery = self._node._creche_nursery
             if nursery.is_cancelled:
-                worker._cancel_here(nursery.cancel_reason)
+                cancel_here(worker, nursery.cancel_reason)
             elif not self._make_way(worker, self._unstarted[worker._order][1]):
-                worker._cancel_here("dropped: its group is full")
+                cancel_here(worker, "dropped: its group is full")
             elif worker._state is PENDING:  # else what it superseded took the node along, and it
                 self._take_slot(worker)
         except BaseException:
             # It may be marked already, so it is not just asked for.
-            worker._cancel_with_nursery("it could not be started", by_scope=False)
+            cancel_with_nursery(worker, "it could not be started", by_scope=False)
             raise
 
     def _take_slot(self, worker: Worker[Any]) -> None:
@@ -384,7 +385,7 @@ class WorkerGroup:
                 and (other._started or other._order < worker._order)
                 and (which is True or code_of(other._work) is which)
             ):
-                other._cancel_here("superseded by an exclusive worker")
+                cancel_here(other, "superseded by an exclusive worker")
 
     def _make_path(self) -> str:
         """Make what the names of its workers' tasks begin with, now that the node is open."""
@@ -447,10 +448,10 @@ class WorkerGroup:
     def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
         for worker in self:
             try:
-                worker._cancel_with_nursery(reason, by_scope=by_scope)
+                cancel_with_nursery(worker, reason, by_scope=by_scope)
             except BaseException as fault:  # noqa: BLE001 (raised by the block; the rest goes on)
                 try:
-                    worker._cancel_with_nursery(reason, by_scope=by_scope)
+                    cancel_with_nursery(worker, reason, by_scope=by_scope)
                 finally:
                     self._node._creche_nursery.fail(fault)
                     del fault

@@ -18,7 +18,7 @@ from creche._ground.context import current
 from creche._ground.errors import WorkerError
 from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
 
-from .ending import disown, reap
+from .cancelling import cancel_here, disown, reap
 from .tree import join, walk_down, walk_up
 from .waiting import is_acting
 
@@ -162,7 +162,7 @@ class Life:
         daemons = [worker for worker in _workers_of(self._node) if worker._started]
         for worker in daemons:
             worker._hold()  # before it is cancelled, for one that is queued ends at once
-            worker._cancel_here("only daemons were left")
+            cancel_here(worker, "only daemons were left")
         return bool(daemons)
 
     def _disown_unstarted(self) -> bool:

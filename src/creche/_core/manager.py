@@ -10,7 +10,7 @@ from creche._ground.states import FINAL, PENDING
 
 from .admission import admit
 from .calls import ask
-from .ending import refuse_ended
+from .cancelling import refuse_ended
 from .group import WorkerGroup, cancel_each, in_order
 from .tree import walk_up
 from .waiting import wait_for

@@ -15,7 +15,8 @@ from creche._ground.interrupts import interruptible
 from creche._ground.report import is_a
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
 
-from .ending import break_off, end
+from .cancelling import break_off, request
+from .ending import end
 from .log import fields_of
 from .parts import lock
 
@@ -114,7 +115,7 @@ def notice_cancellation(worker: Worker[Any], *, native: bool = True) -> None:
     if worker._nursery.is_scope_cancelled():
         worker._nursery.cancel_from_outside()  # which comes back to this worker
     elif native:
-        worker._request_cancel("its task was cancelled natively")
+        request(worker, "its task was cancelled natively")
 
 
 def is_cancellation(worker: Worker[Any], error: BaseException) -> bool:

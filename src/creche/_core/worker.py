@@ -1,8 +1,7 @@
 """A worker: what is known of it, what may be asked of it, and the one writer of its state.
 
 Its life has one path each way, and each has a module. One way in: ``admission``, then its group,
-which finds it a slot and launches its task, see ``run``. One cancellation, here: it is requested in
-the calling thread, and delivered on the loop, to whatever runs elsewhere and to the scope. One end:
+which finds it a slot and launches its task, see ``run``. One cancellation: ``cancelling``. One end:
 ``ending``. The package tells more.
 """
 
@@ -25,8 +24,10 @@ from creche._running.task import in_task
 from creche._running.thread import in_thread
 
 from . import events
+from .adapting import assign
+from .cancelling import cancel, deliver, tell_of
 from .checks import check_new
-from .ending import assign, close_work, end
+from .ending import close_work
 from .parts import CAN_GO_IN_ONE, HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
 from .run import ThreadJob, lose_task, main
@@ -492,7 +493,7 @@ class Worker(Generic[ResultType]):
         if self._state is ERROR:
             raise WorkerFailed(WorkerError("it failed elsewhere"), self)
         if self._state is CANCELLED:
-            raise WorkerCancelled(self._tell_cancellation())
+            raise WorkerCancelled(tell_of(self))
         return cast("ResultType", self._outcome)
 
     def __await__(self) -> Generator[Any, Any, ResultType]:
@@ -597,7 +598,7 @@ class Worker(Generic[ResultType]):
         finally:
             steps.busy -= 1
         if not is_entered:
-            self._deliver_cancel()
+            deliver(self)
             raise WorkerCancelled(f"{self._creche_label()} was cancelled")
 
     def _waits_for_thread(self) -> bool:
@@ -618,20 +619,7 @@ class Worker(Generic[ResultType]):
         Threads:
             Any thread.
         """
-        self._cancel_by(self._node._creche_bridge.run, reason)
-
-    def _cancel_here(self, reason: object) -> None:
-        """As ``cancel()``, within a step of the library on the loop."""
-        self._cancel_by(_at_once, reason)
-
-    def _cancel_by(self, run: Callable[[Callable[[], object]], object], reason: object) -> None:
-        try:
-            if self._request_cancel(reason):
-                run(self._deliver_cancel)
-        except BaseException:
-            if self._cancellation is not None:
-                run(self._deliver_cancel)  # once more, as no further request would
-            raise
+        cancel(self, reason, self._node._creche_bridge.run)
 
     def check_cancelled(self) -> None:
         """Raise an error if cancellation was requested.
@@ -643,49 +631,7 @@ class Worker(Generic[ResultType]):
             Any thread.
         """
         if self._cancellation is not None:
-            raise WorkerCancelled(self._tell_cancellation())
-
-    def _tell_cancellation(self) -> str:
-        why = self._cancellation[1] if self._cancellation is not None else None
-        reason = f": {text_of(why)}" if why is not None else ""
-        return f"{self._creche_label()} was cancelled{reason}"
-
-    def _request_cancel(self, reason: object) -> bool:
-        with lock:
-            rare, request = self._rare, (self._node._creche_nursery.now(), reason)
-            # From here on there is no call, see _change().
-            if self._cancellation is not None or self._state in FINAL:
-                return False
-            self._cancellation = request
-        if rare is not None and rare.cancelled is not None:
-            rare.cancelled.set()
-        return True
-
-    def _deliver_cancel(self, *, by_nursery: bool = False) -> None:
-        """Do on the loop what follows from the mark; may be called again."""
-        bridge = self._nursery.bridge
-        bridge.steps.busy += 1
-        try:
-            handle = self._handle
-            if self._rare is not None and self._rare.cancelled is not None:
-                self._rare.cancelled.set()  # in case that the one who marked it was broken off
-            if self._state is PENDING:
-                end(self, CANCELLED)
-            if self._thread is not None:
-                for stop in self._thread.stops:
-                    stop()
-            if self._rare is not None:
-                for call in self._rare.loop_calls:
-                    call.cancel()
-            if handle is not None and not by_nursery:
-                handle.cancel()
-        finally:
-            bridge.steps.busy -= 1
-
-    def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
-        """Be cancelled by the nursery, which may cancel the scope of all its tasks at once."""
-        self._request_cancel(reason)
-        self._deliver_cancel(by_nursery=by_scope)
+            raise WorkerCancelled(tell_of(self))
 
     # the one writer of the state
 
@@ -739,10 +685,6 @@ class Worker(Generic[ResultType]):
     @property
     def _nursery(self) -> Nursery:
         return self._node._creche_nursery
-
-
-def _at_once(call: Callable[[], object]) -> None:
-    call()
 
 
 _RUN = cast("type[Worker[object]]", Worker).run
