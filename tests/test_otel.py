@@ -66,12 +66,13 @@ async def test_a_span_for_each_worker(exported):
     """Each worker of the tree has one span, with what is known of it."""
     app = Node("app")
     async with traced(app, exported.tracer), app, Node("page", parent=app) as page:
-        app.run_worker(anyio.lowlevel.checkpoint, "first")
+        first = app.run_worker(anyio.lowlevel.checkpoint, "first")
         page.run_worker(lambda: None, "second", group="files", thread=True, description="reads")
         page.run_worker(anyio.sleep_forever, "third", daemon=True)
     assert {span.name: dict(span.attributes) for span in exported.spans} == {
         "first": {
             "creche.worker": "first",
+            "creche.number": first.number,
             "creche.group": "default",
             "creche.node": "app",
             "creche.daemon": False,
@@ -80,6 +81,7 @@ async def test_a_span_for_each_worker(exported):
         },
         "second": {
             "creche.worker": "second",
+            "creche.number": first.number + 1,
             "creche.group": "files",
             "creche.node": "app/page",
             "creche.daemon": False,
@@ -89,6 +91,7 @@ async def test_a_span_for_each_worker(exported):
         },
         "third": {
             "creche.worker": "third",
+            "creche.number": first.number + 2,
             "creche.group": "default",
             "creche.node": "app/page",
             "creche.daemon": True,

@@ -29,7 +29,7 @@ FLOORS = {
     "_ground": (
         ("_ground.states", "_ground.message", "_ground.report", "_ground.interrupts"),
         ("_ground.errors", "_ground.context", "_ground.text", "_ground.backend"),
-        ("_ground.bridge", "_ground.options"),
+        ("_ground.bridge", "_ground.options", "_ground.call"),
     ),
     "_nursery": (
         ("_nursery.failures", "_nursery.held", "_nursery.nesting", "_nursery.watcher"),
@@ -42,7 +42,14 @@ FLOORS = {
     ),
     "_messages": (("_messages.mailbox", "_messages.subscription"),),
     "_core": (
-        ("_core.events", "_core.log", "_core.parts", "_core.progress", "_core.deadlock"),
+        (
+            "_core.events",
+            "_core.followers",
+            "_core.log",
+            "_core.parts",
+            "_core.progress",
+            "_core.deadlock",
+        ),
         ("_core.waiting", "_core.tree", "_core.ending"),
         ("_core.cancelling", "_core.checks", "_core.adapting", "_core.run"),
         ("_core.worker",),

@@ -1049,22 +1049,26 @@ async def test_workers_that_are_launched_in_one_turn_begin_in_order(on_asyncio, 
     assert order == list(range(90))
 
 
-async def test_a_worker_does_not_overtake_one_that_was_launched_before(on_asyncio):
-    """Not even where its runner comes round to it in the step in which its group has a slot."""
-    order, gates = [], [anyio.Event(), anyio.Event()]
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_the_next_of_a_queue_begins_as_one_ends(on_asyncio, limit):
+    """It takes over the task, in the same turn of the loop; and the loop has each of its turns."""
+    order, turns, jobs = [], [0], 30
 
-    async with Node("app") as app:
-        group = app.group("one", limit=1)
-        group.run_worker(gates[0].wait)
-        for _ in range(12):
-            app.run_worker(gates[1].wait)
-        group.run_worker(functools.partial(tell_name, order), "after")
-        await settle()
-        gates[0].set()
-        app.run_worker(functools.partial(tell_name, order), "before")
-        await settle()
-        gates[1].set()
-    assert order == ["before", "after"]
+    async def job():
+        order.append(get_current_worker().number)
+        await lowlevel.checkpoint()
+
+    async def count():
+        while len(order) < jobs:
+            turns[0] += 1
+            await lowlevel.checkpoint()
+
+    async with Node("app") as app, anyio.create_task_group() as tasks:
+        group = app.group("few", limit=limit)
+        workers = [group.run_worker(job) for _ in range(jobs)]
+        tasks.start_soon(count)
+    assert order == [worker.number for worker in workers]
+    assert jobs / limit - 1 <= turns[0] <= jobs / limit + 2
 
 
 async def tell_name(order):

@@ -61,6 +61,7 @@ async def test_a_snapshot_tells_of_nodes_groups_and_workers():
     told = group.workers[0]
     assert 0 <= told.elapsed <= told.age < 60
     assert told == creche.WorkerSnapshot(
+        number=told.number,
         name="first",
         description="reads",
         state="RUNNING",
@@ -80,6 +81,7 @@ async def test_a_snapshot_tells_of_nodes_groups_and_workers():
         stack=None,
     )
     second, third = group.workers[1:]
+    assert (second.number, third.number) == (told.number + 1, told.number + 2)
     assert [each.queue_position for each in group.workers] == [None, 1, 2]
     assert (second.state, second.is_queued, second.daemon) == ("PENDING", True, True)
     assert (third.is_queued, third.daemon, third.elapsed) == (True, False, 0.0)

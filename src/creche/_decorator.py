@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from functools import partial, wraps
-from reprlib import Repr
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from ._core.node import Node
+from ._ground.call import Call
 from ._ground.errors import WorkerDeclarationError, WorkerError
 from ._ground.options import check_limit, check_overflow, check_text
 from ._ground.report import shown
@@ -82,7 +82,7 @@ def work(
     *,
     name: str = "",
     group: str | None = None,
-    exit_on_error: bool = True,
+    exit_on_error: bool | None = None,
     exclusive: bool = False,
     description: str | None = None,
     thread: bool = False,
@@ -148,7 +148,7 @@ def work(
                     raise TypeError(f"{called}() {error}") from None
             if is_limited:
                 node.group(cast("str", named_group), limit, overflow)
-            told: Any = description if description is not None else _Call(called, args[1:], kwargs)
+            told: Any = description if description is not None else Call(called, args[1:], kwargs)
             return node.run_worker(
                 partial(function, *args, **kwargs),
                 name or called,
@@ -209,51 +209,3 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(function)
     except (TypeError, ValueError):
         return None  # of a builtin: the call itself will tell
-
-
-class _Call:
-    """A call in words, put together when somebody reads it: the repr of an argument may be dear."""
-
-    __slots__ = ("_args", "_called", "_kwargs")
-
-    def __init__(self, called: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._called = called
-        self._args = args
-        self._kwargs = kwargs
-
-    def __call__(self) -> str:
-        return self._tell(_short.repr)
-
-    def condensed(self) -> str:
-        """Put the call in words once it is over, asking no object of the user's for its repr."""
-        return self._tell(_tell_plain)
-
-    def _tell(self, tell: Callable[[Any], str]) -> str:
-        told = [tell(value) for value in self._args]
-        told += [f"{key}={tell(value)}" for key, value in self._kwargs.items()]
-        return f"{self._called}({', '.join(told)})"
-
-
-class _Short(Repr):
-    """As ``reprlib`` does, but never looking at more of a value than is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxother = self.maxstring = _LONGEST
-
-    def repr1(self, x: Any, level: int) -> str:
-        if isinstance(x, str | bytes | bytearray):
-            return shown(x, _LONGEST)
-        return super().repr1(x, level)
-
-    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 (the base class's)
-        return shown(x, _LONGEST)
-
-
-_LONGEST = 100  # characters of an argument
-_short = _Short()
-_PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None))
-
-
-def _tell_plain(value: object) -> str:
-    return shown(value, _LONGEST) if type(value) in _PLAIN else f"<{type(value).__name__}>"

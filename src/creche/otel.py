@@ -129,8 +129,9 @@ class _Spans:
     def _start(self, event: Worker.StateChanged, when: int) -> trace.Span:
         worker = event.worker
         facts = facts_of(worker)
-        attributes: dict[str, str | bool] = {
+        attributes: dict[str, str | bool | int] = {
             "creche.worker": facts.name,
+            "creche.number": worker.number,
             "creche.group": facts.group,
             "creche.node": path_of(worker._node),
             "creche.daemon": facts.daemon,

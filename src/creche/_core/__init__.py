@@ -25,15 +25,16 @@ stored, state changed, announced, waiters woken, the node failed, the slot hande
 held let go of, and last the hold on the nursery. Threads read without a lock and rely on that
 order. Each step may be taken again, and is, if it was broken off.
 
-``worker`` is the class: what may be asked, and the writer of the state. ``admission`` is the way in,
-``run`` the task, ``cancelling`` the cancellation, ``ending`` the end; ``checks`` tells what makes no
-sense; ``adapting`` is for workers that run elsewhere. ``parts`` holds what few workers have; ``events`` what is told of it; ``progress`` how far it is; ``log`` what
-is written of it. ``group`` decides who runs;
-``manager`` looks at a whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a
-mailbox, an ``audience`` (who listens), a ``life`` (how it is entered and how it ends, which is what
-its nursery asks for) and, when ``mounting`` opened it, a mount. ``shutdown`` ends the work below a
-node that stays open. ``calls`` are from threads into the loop. ``waiting`` waits; ``deadlock``
-tells whether a wait can end. ``snapshot`` pictures all of it as plain data.
+``worker`` is the class: what may be asked, and the writer of the state. ``admission`` is the way
+in, ``run`` the task, ``cancelling`` the cancellation, ``ending`` the end; ``checks`` tells what
+makes no sense; ``adapting`` is for workers that run elsewhere. ``parts`` holds what few workers
+have; ``events`` what is told of it, and ``followers`` whom, beside those who hear the node;
+``progress`` how far it is; ``log`` what is written of it. ``group`` decides who runs; ``manager``
+looks at a whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a mailbox, an
+``audience`` (who listens), a ``life`` (how it is entered and how it ends, which is what its nursery
+asks for) and, when ``mounting`` opened it, a mount. ``shutdown`` ends the work below a node that
+stays open. ``calls`` are from threads into the loop. ``waiting`` waits; ``deadlock`` tells whether
+a wait can end. ``snapshot`` pictures all of it as plain data.
 
 A worker, its group, its node and its events name each other, for types only. Private names of nodes
 begin with ``_creche_``: users write subclasses of Node, and must not overwrite one by accident.

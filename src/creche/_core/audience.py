@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from creche._ground.errors import WorkerError
 from creche._ground.report import logger
-from creche._ground.states import CLOSED, FINAL, NEW
+from creche._ground.states import CLOSED, FINAL, NEW, PENDING
 
 from .events import ProgressChanged, StateChanged
+from .followers import followers_of
 from .log import LOG, is_wanted
 from .parts import lock
 from .tree import is_lost, join
@@ -39,6 +42,7 @@ class Audience:
         "_row",
         "handles_changes",
         "hearers",
+        "is_heard",
         "log_level",
         "tells_changes",
         "tells_progress",
@@ -63,6 +67,19 @@ class Audience:
             self._row = tuple(self.hearers)
         return self._row
 
+    def check(self) -> None:
+        """Raise an error if there is nothing to be heard any more.
+
+        Raises:
+            WorkerError: The node is closed: a stream without events would look like a node where
+                nothing happened.
+        """
+        if self._node._creche_nursery.state is CLOSED:
+            raise WorkerError(
+                f"cannot subscribe to {self._node._creche_label()}, which is closed; subscribe "
+                "before or while it is open"
+            )
+
     def add(self, listener: Listener) -> None:
         """Take note of who listens from now on, and did not before."""
         self.hearers[listener] = None
@@ -84,9 +101,11 @@ class Audience:
         """Look which events are wanted, by those who listen and by the node's own handlers."""
         self.handles_changes: bool = self._handles(StateChanged)
         self.tells_changes: bool = self.handles_changes or self._hear_changes > 0
-        """Whether anybody listens to changes of state; else no event is made."""
+        """Whether anybody listens to the changes of all workers; else no event is made."""
         self.tells_progress: bool = self._hear_progress > 0 or self._handles(ProgressChanged)
-        """Whether anybody listens to progress."""
+        """Whether anybody listens to progress; then the last of it is told before the end."""
+        self.is_heard: bool = self.tells_changes or self.tells_progress
+        """Whether anybody listens to any of it."""
 
     def heed_logger(self) -> None:
         """Have the log among those who listen, and the first, if its level asks for that."""
@@ -110,7 +129,17 @@ class Audience:
 
     def announce(self, worker: Worker[Any], state: WorkerState) -> None:
         """Tell of a change of state; on the loop."""
-        self._tell(StateChanged(worker, state), handled=self.handles_changes)
+        if state in FINAL and worker._order in self._advanced:
+            # Progress from another thread, or from a bare callback, that is still on its way.
+            self._advanced.discard(worker._order)
+            self._tell_progress_now(worker)
+        followers = followers_of(worker)
+        if self.tells_changes or followers:
+            context = None
+            if state is PENDING:  # a copy, as the work will set variables in its own
+                context = worker._context.copy() if worker._context is not None else copy_context()
+            event = StateChanged(worker, state, context)
+            self._tell(event, followers, handled=self.handles_changes)
 
     def announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one call a worker is on its way."""
@@ -128,7 +157,13 @@ class Audience:
     def _tell_progress(self, worker: Worker[Any]) -> None:
         self._advanced.discard(worker._order)  # first: what is done from here on is another call
         if worker._state not in FINAL:
-            self._tell(ProgressChanged(worker), handled=self._handles(ProgressChanged))
+            self._tell_progress_now(worker)
+
+    def _tell_progress_now(self, worker: Worker[Any]) -> None:
+        followers = followers_of(worker)
+        if self.tells_progress or followers:
+            handled = self._handles(ProgressChanged)
+            self._tell(ProgressChanged(worker), followers, handled=handled)
 
     def take(self, message: Message, told: Collection[Listener] = ()) -> bool:
         """Take in a message, on the loop: tell all who listen, and hand it to the handlers.
@@ -157,8 +192,12 @@ class Audience:
         if parent is not None:  # who listens to the tree has heard it
             parent._creche_audience.take(message, self.hearers)
 
-    def _tell(self, message: Message, *, handled: bool) -> None:
-        for listener in self.heard_by:
-            listener._put(message)
-        if handled:
-            self._node._creche_mailbox.post(message)
+    def _tell(self, message: Message, followers: Collection[Listener], *, handled: bool) -> None:
+        try:
+            for listener in self.heard_by:
+                listener._put(message)
+            if handled:
+                self._node._creche_mailbox.post(message)
+        finally:
+            for listener in followers:
+                listener._put(message)

@@ -14,6 +14,7 @@ from creche._ground.report import harmless, is_a
 from creche._ground.states import FINAL
 from creche._running.job import COROUTINE, is_unawaited
 
+from .followers import leave
 from .log import tell_failure
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _wake_all(worker: Worker[Any]) -> None:
     for event in (rare.begun, rare.done):
         if event is not None:
             event.set()
+    leave(worker)
 
 
 def close_work(worker: Worker[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
     Args:
         worker: The worker.
         state: The state that it is in since.
+        context: The context variables that it was made in, for the first announcement.
     """
 
     worker: Worker[Any]
@@ -39,16 +39,16 @@ class StateChanged(Message, bubble=False, namespace="worker"):
     context: Context | None = None
     """The context variables that it was made in, told by the first announcement only."""
 
-    def __init__(self, worker: Worker[Any], state: WorkerState) -> None:
+    def __init__(
+        self, worker: Worker[Any], state: WorkerState, context: Context | None = None
+    ) -> None:
         # Three of them a worker: what the worker knows for good is not copied.
         facts = vars(self)
         facts["worker"] = worker
         facts["state"] = state
         facts["number"] = next(_numbers)
-        if state is PENDING:
-            # A copy, as the work will set variables in its own.
-            context = worker._context
-            facts["context"] = context.copy() if context is not None else copy_context()
+        if context is not None:
+            facts["context"] = context
 
     @property
     def previous(self) -> WorkerState | None:

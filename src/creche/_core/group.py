@@ -326,7 +326,8 @@ class WorkerGroup:
         else:
             worker._keep_context()
             worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
-        if self._node._creche_audience.tells_changes:
+        rare = worker._rare
+        if self._node._creche_audience.tells_changes or (rare is not None and rare.followers):
             worker._announce(PENDING)
         if not start:
             return

@@ -19,7 +19,7 @@ from creche._ground.errors import WorkerError
 from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
 
 from .cancelling import cancel_here, disown, reap
-from .tree import join, walk_down, walk_up
+from .tree import exits_on_error, join, walk_down, walk_up
 from .waiting import is_acting
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Life:
         node = self._node
         for worker in _workers_of(node):
             worker._created_at = node._creche_nursery.now()  # the clock was not known before
+        node._creche_exits = exits_on_error(node)
         if node._creche_parent is not None:
             self._follow(node._creche_parent._creche_nursery)
         self._note_opener()

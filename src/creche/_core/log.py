@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from creche._ground.call import call_of
 from creche._ground.errors import WorkerFailed, add_note, drop_cancellation, strip_traceback
 from creche._ground.report import is_a, logger, shown, tell
 from creche._ground.text import name_of, path_of, text, text_of
@@ -70,11 +71,12 @@ def _write(event: StateChanged) -> None:
 
 def fields_of(
     worker: Worker[Any], state: WorkerState, previous: WorkerState | None = None
-) -> dict[str, str | None]:
+) -> dict[str, str | int | None]:
     """Give what a record in the log has of its own, under names that clash with nothing."""
     reason = None if worker._cancellation is None else worker._cancellation[1]
     return {
         "creche_worker": name_of(worker),
+        "creche_number": worker._order,
         "creche_group": text_of(worker, "group"),
         "creche_node": path_of(worker._node),
         "creche_state": state.name,
@@ -106,7 +108,7 @@ def tell_failure(
         add_note(error, f"in {worker._creche_label()} of group {group} on {where}")
         if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
             return  # told where it first failed; or no failure, but a wish to end
-        call = text_of(worker, "description")[:_LONGEST]
+        call = (text_of(worker, "description") or call_of(worker._work))[:_LONGEST]
         tell(
             logging.ERROR,
             "%s failed%s%s",

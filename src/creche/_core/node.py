@@ -33,7 +33,7 @@ from .manager import WorkerManager
 from .mounting import Mount, remove
 from .shutdown import shut_down
 from .snapshot import NodeSnapshot, take
-from .tree import bridge_of, walk_down, walk_up
+from .tree import bridge_of, exits_on_error, walk_down, walk_up
 from .waiting import wait_for
 from .worker import Worker, WorkType
 
@@ -83,15 +83,20 @@ class Node:
     Args:
         name: The name, by default that of the class.
         parent: The node above; it has to be open when this one is entered.
+        exit_on_error: Whether an error of a worker fails the node, where the call that started it
+            does not say; ``None`` for what the parent says, which at the root is yes.
     """
 
-    def __init__(self, name: str = "", *, parent: Node | None = None) -> None:
+    def __init__(
+        self, name: str = "", *, parent: Node | None = None, exit_on_error: bool | None = None
+    ) -> None:
         if parent is not None and not isinstance(parent, Node):
             raise WorkerError(f"parent must be a Node, not {shown(parent)}")
         check_text("the name of a node", name)
         self.name: str = str.__str__(name or type(self).__name__)
         """The name of the node."""
         self._creche_parent = parent
+        self._creche_exits = exit_on_error  # see exits_on_error()
         # By id(): nodes may be dataclasses, equal to others or without a hash.
         self._creche_children: dict[int, Node] = {}
         self._creche_life = Life(self)
@@ -188,7 +193,7 @@ class Node:
         name: str = "",
         group: str | None = None,
         description: str = "",
-        exit_on_error: bool = True,
+        exit_on_error: bool | None = None,
         start: bool = True,
         exclusive: bool = False,
         thread: bool = False,
@@ -209,7 +214,7 @@ class Node:
                 ``exclusive``.
             description: A longer text for people.
             exit_on_error: Whether an error of the work fails the node. If not, it is stored and
-                logged.
+                logged. ``None`` for what the node says.
             start: Whether to start the worker. If not, see ``WorkerManager.start_all()``.
             exclusive: Whether to cancel what is unfinished in the same group, at the start.
             thread: Whether to run the work in a thread; async work has an event loop there.
@@ -237,6 +242,10 @@ class Node:
             group, supersedes = group_of_exclusive(work, called, group)
         elif group is None:
             group = "default"
+        if exit_on_error is None:
+            exit_on_error = self._creche_exits
+            if exit_on_error is None:  # until it is open
+                exit_on_error = exits_on_error(self)
         # As Worker() does, but without keywords, which would cost a twentieth of a worker.
         worker = _new_worker(Worker)
         _set_up(

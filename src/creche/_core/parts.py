@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
     from creche._ground.backend import Event
+    from creche._messages.subscription import Listener
     from creche._nursery.held import HeldTask
 
     from .deadlock import Waitable
@@ -66,7 +67,7 @@ class RareParts:
     """
 
     __slots__ = (
-        *("awaited", "begun", "cancelled", "done"),
+        *("awaited", "begun", "cancelled", "done", "followers"),
         *("loop_calls", "opened", "reported_in", "waits"),
     )
 
@@ -81,5 +82,7 @@ class RareParts:
         """How many workers wait for it; others who do close no ring."""
         self.opened: dict[int, Waitable] = {}
         """The lives of the nodes in whose blocks it is, by id(): any of thousands may be left."""
+        self.followers: dict[Listener, Any] = {}
+        """Who listens to it alone, each with what it listens to."""
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""

@@ -182,7 +182,7 @@ class ThreadJob:
         """Take note that the thread was left to itself, or that it has ended since."""
         self._part.is_abandoned = abandoned
 
-    def log_fields(self) -> dict[str, str | None]:
+    def log_fields(self) -> dict[str, str | int | None]:
         """Give what a record in the log has of its own."""
         return fields_of(self.worker, self.worker._state)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class WorkerSnapshot:
     """An unfinished worker as it stood."""
 
+    number: int
+    """Its number, see ``Worker.number``."""
     name: str
     """Its name, or that of its class if it has none."""
     description: str
@@ -199,6 +201,7 @@ def _take_worker(
     # a hundred thousand, for which the loop is kept busy.
     picture = object.__new__(WorkerSnapshot)
     vars(picture).update(
+        number=worker._order,
         name=facts.name,
         description=facts.description,
         state=facts.state.name,

@@ -51,6 +51,12 @@ def bridge_of(node: Node) -> Bridge:
     return own.bridge
 
 
+def exits_on_error(node: Node) -> bool:
+    """Whether an error of a worker fails a node, where the call that started it does not say."""
+    said = (each._creche_exits for each in walk_up(node))
+    return next((exits for exits in said if exits is not None), True)
+
+
 def join(node: Node) -> None:
     """Have a node take its place below the parent, once it is open or holds something."""
     joining: list[tuple[Node, Node]] = []

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overlo
 
 from creche._ground.errors import WorkerCancelled, WorkerError, WorkerFailed
 from creche._ground.interrupts import interruptible
+from creche._ground.message import Message
 from creche._ground.options import check_text
 from creche._ground.report import is_a, is_awaitable, shown, text_of
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS
 from creche._ground.text import label, name_of
+from creche._messages.subscription import Subscription
 from creche._running.task import in_task
 from creche._running.thread import in_thread
 
@@ -28,9 +30,11 @@ from .adapting import assign
 from .cancelling import cancel, deliver, tell_of
 from .checks import check_new
 from .ending import close_work
+from .followers import WorkerSource
 from .parts import CAN_GO_IN_ONE, HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
 from .run import ThreadJob, lose_task, main
+from .tree import exits_on_error
 from .waiting import wait_for
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
+    from creche._ground.message import MessageT
     from creche._ground.options import AllOptions
     from creche._ground.states import WorkerState
     from creche._nursery.nursery import Nursery
@@ -62,10 +67,12 @@ if TYPE_CHECKING:
         from typing_extensions import Unpack
 
 T = TypeVar("T")
+M1 = TypeVar("M1", bound=Message)
+M2 = TypeVar("M2", bound=Message)
 ResultType = TypeVar("ResultType")
 """What the work of a worker returns."""
 
-_order = itertools.count()
+_order = itertools.count(1)
 WorkType: TypeAlias = (
     Callable[[], Coroutine[Any, Any, ResultType]] | Callable[[], ResultType] | Awaitable[ResultType]
 )
@@ -87,6 +94,7 @@ class Worker(Generic[ResultType]):
         group: The group, within the node, that the worker belongs to.
         description: A longer text for people.
         exit_on_error: Whether an error of the work fails the node. If not, it is stored and logged.
+            ``None`` for what the node says.
         thread: Whether to run the work in a thread; async work has an event loop of its own there.
         daemon: Whether the node may close without waiting for the worker, which it then cancels.
         abandon_on_cancel: Whether a cancelled thread is left to itself rather than waited for.
@@ -130,12 +138,14 @@ class Worker(Generic[ResultType]):
         name: str = "",
         group: str = "default",
         description: str = "",
-        exit_on_error: bool = True,
+        exit_on_error: bool | None = None,
         thread: bool = False,
         daemon: bool = False,
         abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
     ) -> None:
+        if exit_on_error is None:
+            exit_on_error = not hasattr(node, "_creche_nursery") or exits_on_error(node)
         self._set_up(
             node,
             work,
@@ -228,6 +238,11 @@ class Worker(Generic[ResultType]):
     def node(self) -> Node:
         """The node that owns the worker."""
         return self._node
+
+    @property
+    def number(self) -> int:
+        """A number that no other worker of the process has; a later one has a higher one."""
+        return self._order
 
     @property
     def description(self) -> str:
@@ -331,6 +346,10 @@ class Worker(Generic[ResultType]):
         """What the work raised, ``None`` unless the worker is ERROR."""
         return cast("BaseException", self._outcome) if self._state is ERROR else None
 
+    def result_or(self, default: T) -> ResultType | T:
+        """Get the result if the worker is SUCCESS, else a default; in any thread."""
+        return cast("ResultType", self._outcome) if self._state is SUCCESS else default
+
     @property
     def created_at(self) -> float | None:
         """When the worker was added to its open node, in seconds of the loop's clock."""
@@ -390,7 +409,8 @@ class Worker(Generic[ResultType]):
         else:
             with lock:
                 self._completed += steps
-        if self._node._creche_audience.tells_progress:
+        rare = self._rare
+        if self._node._creche_audience.tells_progress or (rare is not None and rare.followers):
             self._node._creche_audience.announce_progress(self)
 
     def update(
@@ -425,7 +445,8 @@ class Worker(Generic[ResultType]):
                 self._total = None if total_steps is None else max(0, total_steps)
             if description is not None:
                 self._description = description
-        if self._node._creche_audience.tells_progress:
+        rare = self._rare
+        if self._node._creche_audience.tells_progress or (rare is not None and rare.followers):
             self._node._creche_audience.announce_progress(self)
 
     @overload
@@ -458,7 +479,42 @@ class Worker(Generic[ResultType]):
         """
         return track(self, iterable, total)
 
-    # who waits for it, and for whom it waits
+    # who listens to it, who waits for it, and for whom it waits
+
+    @overload
+    def subscribe(self) -> Subscription[events.StateChanged | events.ProgressChanged]: ...
+
+    @overload
+    def subscribe(self, first: type[M1], /) -> Subscription[M1]: ...
+
+    @overload
+    def subscribe(self, first: type[M1], second: type[M2], /) -> Subscription[M1 | M2]: ...
+
+    @overload
+    def subscribe(self, *types: type[MessageT]) -> Subscription[MessageT]: ...
+
+    def subscribe(self, *types: type[Any]) -> Subscription[Any]:
+        """Listen to this worker alone; what others on its node do costs nothing.
+
+        ``async with worker.subscribe() as events`` opens the stream and ``async for event in
+        events`` reads it. It begins with how things stand and ends after the final change. It may
+        be opened at any time, also when the worker has ended.
+
+        Args:
+            types: What to listen to: ``Worker.StateChanged``, ``Worker.ProgressChanged``; by
+                default both.
+
+        Returns:
+            The subscription, see ``Node.subscribe()``.
+
+        Raises:
+            WorkerError: Something is no class of messages.
+
+        Threads:
+            Any thread; the subscription is for the node's event loop only.
+        """
+        wanted: tuple[type[Any], ...] = types or (self.StateChanged, self.ProgressChanged)
+        return Subscription(WorkerSource(self), wanted, tree=False)
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.
@@ -495,6 +551,27 @@ class Worker(Generic[ResultType]):
         if self._state is CANCELLED:
             raise WorkerCancelled(tell_of(self))
         return cast("ResultType", self._outcome)
+
+    async def join(self) -> Worker[ResultType]:
+        """Wait until the worker has ended, whichever way; no outcome of the work is raised.
+
+        Cancelling this call ends the wait; the worker goes on.
+
+        Returns:
+            The worker itself.
+
+        Raises:
+            DeadlockError: As for ``wait()``.
+            WorkerError: As for ``wait()``.
+
+        Checkpoint:
+            Always, also when the worker has ended.
+
+        Threads:
+            The node's event loop only.
+        """
+        await wait_for((self,))
+        return self
 
     def __await__(self) -> Generator[Any, Any, ResultType]:
         """Wait, as ``wait()`` does."""
@@ -652,10 +729,11 @@ class Worker(Generic[ResultType]):
                 f"{self._creche_label()} is {self._state.name} and cannot become {state.name}"
             )
         if is_made:
-            if self._node._creche_audience.tells_changes:
+            rare = self._rare
+            if self._node._creche_audience.is_heard or (rare is not None and rare.followers):
                 self._announce(self._state)
-            if self._rare is not None and self._rare.begun is not None:
-                self._rare.begun.set()
+            if rare is not None and rare.begun is not None:
+                rare.begun.set()
         return is_made
 
     def _change(self, state: WorkerState, now: float) -> bool | None:

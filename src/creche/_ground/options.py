@@ -19,7 +19,7 @@ OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 class WorkerOptions(TypedDict, total=False):
     """The options of a worker."""
 
-    exit_on_error: bool
+    exit_on_error: bool | None
     thread: bool
     daemon: bool
     abandon_on_cancel: bool

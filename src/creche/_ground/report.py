@@ -16,6 +16,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     if sys.version_info >= (3, 13):
@@ -85,7 +86,7 @@ def tell(
     message: str,
     *args: object,
     error: BaseException | None = None,
-    fields: dict[str, str | None] | None = None,
+    fields: Mapping[str, object] | None = None,
 ) -> None:
     """Write to the log; what the log raises is told on standard error, as logging itself does.
 

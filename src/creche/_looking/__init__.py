@@ -15,7 +15,7 @@ gives what the library itself keeps, in a form that can be shown.
 ``format``
     A snapshot as text, a line for each node, group and worker, of bounded length.
 
-A new listener is an ``async with`` that subscribes and follows; ``creche.board`` is the plainest
+A new listener is an ``async with`` that subscribes and follows; ``creche.otel`` is the plainest
 example. One that must be told in the very step of a change, as the log is, is a ``Listener``
 instead: it takes what it is given (``_put``) and must neither wait nor raise.
 """

@@ -17,7 +17,7 @@ from creche._ground.bridge import run_soon
 from creche._ground.errors import WorkerError
 from creche._ground.message import Backlog, Message, MessageT
 from creche._ground.report import shown
-from creche._ground.states import CLOSED, NEW
+from creche._ground.states import NEW
 
 if TYPE_CHECKING:
     import sys
@@ -47,9 +47,16 @@ class Listener(Protocol):
 
 
 class Hearers(Protocol):
-    """Who listens to one node."""
+    """Who listens to one node, or to one worker."""
 
-    hearers: dict[Listener, None]
+    @property
+    def hearers(self) -> dict[Listener, Any]:
+        """Who they are, in the order in which they are told."""
+        ...
+
+    def check(self) -> None:
+        """Raise an error if there is nothing to be heard any more."""
+        ...
 
     def add(self, listener: Listener) -> None:
         """Take note of who hears the node from now on."""
@@ -63,7 +70,8 @@ class Hearers(Protocol):
 class Source(Protocol):
     """What a subscription asks of a node."""
 
-    _creche_nursery: Nursery
+    @property
+    def _creche_nursery(self) -> Nursery: ...
 
     @property
     def _creche_bridge(self) -> Bridge: ...
@@ -176,11 +184,7 @@ class Subscription(Generic[MessageT]):
         """
         if self._backlog is not None:
             raise WorkerError(f"{self!r} was opened before; subscribe again")
-        if self._node._creche_nursery.state is CLOSED:
-            raise WorkerError(
-                f"cannot subscribe to {self._node._creche_label()}, which is closed; subscribe "
-                "before or while it is open"
-            )
+        self._node._creche_audience.check()
         self._check_thread()
         self._backlog = Backlog()
         if self._node._creche_nursery.state is NEW:

@@ -57,7 +57,7 @@ class Job(Protocol):
         """Take note that the thread was left to itself, or that it has ended since."""
         ...
 
-    def log_fields(self) -> dict[str, str | None]:
+    def log_fields(self) -> dict[str, str | int | None]:
         """Give what a record in the log has of its own."""
         ...
 

@@ -21,7 +21,8 @@ be cancelled from outside, but locks and limiters know it as their owner, so it 
 *Its turn.* As long as jobs end without suspending, one runner takes them in turn: those that were
 ready when its turn began, and then the loop has its turn. When a job suspends, its runner is its
 task to the end, and those that are ready get others: idle ones, or new ones. A runner whose job has
-ended takes the next, or becomes idle.
+ended takes the next, or becomes idle. If the job had suspended, that is one more in the same turn,
+most often one that its end has launched: a turn later it would cost a third more.
 
 *Its price.* A job that suspends is a little dearer in a runner than in a task of its own, and pays
 only if the runner is used again. So there are at most ten that may be, and while all have jobs that
@@ -334,7 +335,7 @@ class Runner(OwnTask):
                 else:
                     pool.suspend(self)
                     yield from self._follow(coro, step, context if own is None else None)
-                    turn = 0  # what is ready now was launched in this turn
+                    turn = 1  # its successor, if its end has launched one
                 finally:
                     if own is not None:
                         backend.enter_context(task, own)

@@ -267,7 +267,7 @@ class Trace:
 
 def number_of(worker: Worker[Any]) -> int:
     """Give the number of a worker, which grows from one that is made to the next."""
-    return worker._order + 1
+    return worker._order
 
 
 def _update(entry: Entry, worker: Worker[Any]) -> None:

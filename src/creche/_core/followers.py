@@ -1,0 +1,86 @@
+"""Who listens to one worker alone: at the price of one, whatever else runs on its node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.states import FINAL
+
+from .events import ProgressChanged, StateChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from creche._ground.bridge import Bridge
+    from creche._messages.subscription import Listener
+    from creche._nursery.nursery import Nursery
+
+    from .worker import Worker
+
+
+class WorkerSource:
+    """A worker, as a subscription sees what it listens to; see ``Source``.
+
+    A stream begins with how things stand and ends after the final change, so that nothing is missed
+    whenever it is opened.
+    """
+
+    __slots__ = ("_worker",)
+
+    def __init__(self, worker: Worker[Any]) -> None:
+        self._worker = worker
+
+    @property
+    def _creche_nursery(self) -> Nursery:
+        return self._worker._nursery
+
+    @property
+    def _creche_bridge(self) -> Bridge:
+        return self._worker._node._creche_bridge
+
+    @property
+    def _creche_audience(self) -> WorkerSource:
+        return self
+
+    def _creche_below(self) -> Iterable[WorkerSource]:
+        return (self,)
+
+    def _creche_label(self) -> str:
+        return self._worker._creche_label()
+
+    @property
+    def hearers(self) -> dict[Listener, Any]:
+        """Who listens to the worker."""
+        return self._worker._rare_parts().followers
+
+    def check(self) -> None:
+        """Do nothing: a worker can be listened to also when it has ended."""
+
+    def add(self, listener: Listener) -> None:
+        """Take note of who listens to the worker, and tell how things stand."""
+        worker = self._worker
+        self.hearers[listener] = self
+        if worker._created_at is not None:
+            listener._put(StateChanged(worker, worker._state))
+        if worker._completed or worker._total is not None:
+            listener._put(ProgressChanged(worker))
+        if worker._state in FINAL:
+            leave(worker)
+
+    def drop(self, listener: Listener) -> None:
+        """Take note of who listens no more; nothing happens if that is known."""
+        self.hearers.pop(listener, None)
+
+
+def followers_of(worker: Worker[Any]) -> tuple[Listener, ...]:
+    """Give who listens to a worker alone; those who come and go meanwhile change nothing in it."""
+    return () if worker._rare is None else tuple(worker._rare.followers)
+
+
+def leave(worker: Worker[Any]) -> None:
+    """Tell all who listen to a worker alone that it has ended; may be called again."""
+    followers = worker._rare_parts().followers
+    while followers:
+        listener, source = next(iter(followers.items()))
+        listener._has_left(source)
+        followers.pop(listener, None)
