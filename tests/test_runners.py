@@ -16,7 +16,7 @@ import anyio
 import pytest
 from anyio import from_thread, lowlevel, to_thread
 
-from creche import Node, Worker, WorkerCancelled, format_tree, get_current_worker
+from creche import Node, WorkerCancelled, format_tree, get_current_worker
 from creche._core.cancelling import request
 from creche._ground import backend
 from creche._running.runner import IDLE, MOST, OwnTask, Runner
@@ -1332,19 +1332,19 @@ async def test_no_task_for_what_a_spent_runner_leaves(on_asyncio, quiet):
 async def test_own_task_that_breaks_off_before_the_work(monkeypatch, quiet):
     """Its worker fails with what broke it off."""
     gate = anyio.Event()
-    take = Worker._take_task
+    begin = OwnTask.begin
 
-    def break_off(self, task):
-        if self.name == "w":
+    def break_off(self):
+        if self.job.name == "w":
             raise MemoryError
-        return take(self, task)
+        begin(self)
 
     async with Node("app") as app:
         for _ in range(MOST):
             app.run_worker(gate.wait)
         await settle()
         with monkeypatch.context() as patch:
-            patch.setattr(Worker, "_take_task", break_off)
+            patch.setattr(OwnTask, "begin", break_off)
             worker = app.run_worker(tell_runner, "w", exit_on_error=False)
             await settle()
         assert type(worker.error) is MemoryError

@@ -24,16 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar
 
+    from creche._running.runner import OwnTask
+
     from .parts import ThreadPart
     from .worker import Worker
 
 
 @interruptible
-async def main(worker: Worker[Any]) -> None:
+async def main(worker: Worker[Any], task: OwnTask) -> None:
     """Be the task of a worker. What breaks it off between two lines is made up for."""
     failure: BaseException | None = None
     try:
         try:
+            task.begin()
+            if worker._state is not PENDING:
+                return  # called off
+            worker._handle = task
             worker._context = None  # the task has it
             current.set(worker)
             if worker._thread is None or worker._has_own_run():
@@ -43,18 +49,19 @@ async def main(worker: Worker[Any]) -> None:
             # Cancellation ends here too: this is the top of the task. AnyIO would take a native
             # one that went further for a reason to cancel all the others.
             failure = error
-        if worker._handle is not None:
-            worker._handle.come_round()
+        task.come_round()
         # Out of the handler: Trio makes the exceptions of a cancellation as it is requested, and
         # they would have this one as their context, a cycle.
         if failure is not None:
             _end_by_error(worker, failure)
         else:
             _end_by_return(worker)
+    except BaseException as fault:  # noqa: BLE001 (as above)
+        lose_task(worker, fault)
     finally:
         if worker._handle is not None:
             break_off(worker)
-        del failure, worker  # this frame is in the traceback of the error
+        del failure, worker, task  # this frame is in the traceback of the error
 
 
 def _end_by_return(worker: Worker[Any]) -> None:

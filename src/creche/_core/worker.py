@@ -653,12 +653,8 @@ class Worker(Generic[ResultType]):
             return label(self)  # it was set since
         return (place._path or place._make_path()) + (name or type(self).__name__)
 
-    def _take_task(self, task: OwnTask) -> Coroutine[Any, Any, None] | None:
-        """Give what the task is to run, unless the worker has ended before it could begin."""
-        if self._state is not PENDING:
-            return None
-        self._handle = task
-        return main(self)
+    def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
+        return main(self, task)
 
     def _lose_task(self, fault: BaseException) -> None:
         lose_task(self, fault)

@@ -1,9 +1,8 @@
 """The ways of running work, one in each file. None knows of groups, nodes or messages.
 
-A way is one coroutine function: it takes a *job* (``job.Job``, a worker as it sees it), runs its work
-and returns what that returned, or raises what it raised. The worker awaits it in its own task and
-makes an end of the outcome. ``docs/internals.md`` tells
-how to add one.
+A way is one coroutine function: it takes a *job* (``job.Job``, which is what a way sees of its
+worker), runs its work and returns what that returned, or raises what it raised. The worker awaits
+it in its own task and makes an end of the outcome. ``docs/internals.md`` tells how to add one.
 
 ``task``
     Async work in the worker's own task. The way gives the work's own coroutine to await, as one

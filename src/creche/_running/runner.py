@@ -60,18 +60,18 @@ class Shared(Protocol):
     """What a runner asks of a job that may share its task with others."""
 
     _context: Context | None
-    """What the job is to run in."""
+    """What the job is to run in, ``None`` once it was called off."""
 
     def _task_name(self) -> str:
         """Give the name of its task."""
         ...
 
-    def _take_task(self, task: OwnTask) -> Coroutine[Any, Any, None] | None:
-        """Begin: give what is to be run, which must not raise; ``None`` if it was called off."""
+    def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
+        """Give what is to be run, which must not raise; it begins by taking the task."""
         ...
 
     def _lose_task(self, fault: BaseException) -> None:
-        """Take note that no task can be had, or that it was broken off between two steps."""
+        """Take note that no task can be had, or that a runner was broken off between two steps."""
         ...
 
 
@@ -152,6 +152,8 @@ class Runners:
     def begin(self, task: OwnTask) -> Backend:
         """Take note that a task has begun; give its loop."""
         self._spawned.discard(task)
+        if not self._spawned:
+            self._spawned.clear()  # else it keeps the room that thousands took
         return self._nursery.backend
 
     def give_next(self, runner: Runner) -> None:
@@ -248,19 +250,14 @@ class OwnTask:
         self.coro: Coroutine[Any, Any, None] | None = None
         """What its job runs, once that has begun."""
 
-    async def run(self) -> None:
-        """Run the job, in the context of the task."""
-        job = cast("Shared", self.job)
-        try:
-            self._pool.begin(self)
-            self.coro = job._take_task(self)
-            if self.coro is not None:
-                await self.coro
-        except BaseException as fault:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            job._lose_task(fault)
-        finally:
-            self.job = None  # the frames of an error lead back to this one
-            del job
+    def run(self) -> Coroutine[Any, Any, None]:
+        """Give what is to be run: that of the job itself, as one round it would take memory."""
+        return cast("Shared", self.job)._main(self)
+
+    def begin(self) -> None:
+        """Take note that the job begins."""
+        self._pool.begin(self)
+        self.job, self.coro = None, self.handle.coro
 
     def cancel(self) -> None:
         """Cancel the job."""
@@ -284,6 +281,9 @@ class Runner(OwnTask):
         """Cancel its job."""
         self._is_spent = True
         self.handle.cancel()
+
+    def begin(self) -> None:
+        """Do nothing: it began before its first job did."""
 
     def come_round(self) -> None:
         """Take note that its job ends in this step, and it can take another."""
@@ -323,12 +323,12 @@ class Runner(OwnTask):
                     return
                 turn = pool.count_ready()
                 continue
-            context = cast("Context", self.job._context)
-            coro = self.coro = self.job._take_task(self)
-            if coro is not None:
+            context, coro = self.job._context, None
+            if context is not None:
                 backend.rename(task, self.job._task_name())
                 own = backend.enter_context(task, context)
                 try:
+                    coro = self.coro = self.job._main(self)
                     step = context.run(coro.send, None)
                 except StopIteration:
                     pass
@@ -340,8 +340,8 @@ class Runner(OwnTask):
                     if own is not None:
                         backend.enter_context(task, own)
             # Nothing of the job is kept here; and did anybody keep the task?
-            self.job = self.coro = coro = step = None
-            del context
+            self.job = self.coro = step = None
+            del context, coro
             if self._is_spent or backend.traces(task) != traces:
                 return
 
