@@ -16,7 +16,7 @@ from creche._ground.states import FINAL, NEW, OPEN
 
 from .calls import ask
 from .cancelling import cancel_with_nursery, refuse, refuse_ended
-from .group import WorkerGroup, code_of, forget
+from .group import code_of, forget, get_group
 from .tree import is_lost, join
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> 
         if worker._state in FINAL:
             refuse_ended(worker)
         if group is None:
-            group = node._creche_groups[worker.group] = WorkerGroup(node, worker.group)
+            group = get_group(node, worker.group)
         group.admit(worker, supersedes, start=start)
     except BaseException:
         if worker._place is not None:

@@ -51,7 +51,9 @@ class WorkerSource:
     @property
     def hearers(self) -> dict[Listener, Any]:
         """Who listens to the worker."""
-        return self._worker._rare_parts().followers
+        rare = self._worker._rare_parts()
+        rare.followers = rare.followers or {}
+        return rare.followers
 
     def check(self) -> None:
         """Do nothing: a worker can be listened to also when it has ended."""
@@ -74,7 +76,7 @@ class WorkerSource:
 
 def followers_of(worker: Worker[Any]) -> tuple[Listener, ...]:
     """Give who listens to a worker alone; those who come and go meanwhile change nothing in it."""
-    return () if worker._rare is None else tuple(worker._rare.followers)
+    return () if worker._rare is None else tuple(worker._rare.followers or ())
 
 
 def leave(worker: Worker[Any]) -> None:

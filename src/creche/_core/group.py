@@ -101,9 +101,7 @@ def declare(node: Node, name: str, settings: tuple[int | None, Overflow]) -> Wor
     Raises:
         WorkerError: It was made with other settings.
     """
-    group = node._creche_groups.get(name)
-    if group is None:
-        group = node._creche_groups[name] = WorkerGroup(node, name)
+    group = get_group(node, name)
     declared = node._creche_declared.setdefault(name, settings)
     if declared is settings:
         group.overflow = settings[1]
@@ -122,6 +120,19 @@ def forget(group: WorkerGroup) -> None:
     node, name = group._node, group.name
     if name not in node._creche_declared and node._creche_groups.get(name) is group:
         del node._creche_groups[name]
+        if group._limit is None and group.overflow == "enqueue":
+            node._creche_spare = group
+
+
+def get_group(node: Node, name: str) -> WorkerGroup:
+    """Get a group of a node, made if need be: of work one after another, one is always spare."""
+    group = node._creche_groups.get(name)
+    if group is None:
+        group = node._creche_spare
+        if group is None or group.name != name:
+            group = WorkerGroup(node, name)
+        node._creche_groups[name] = group
+    return group
 
 
 class WorkerGroup:

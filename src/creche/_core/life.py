@@ -114,7 +114,9 @@ class Life:
         opener: Worker[Any] | None = current.get(None)
         if opener is not None and is_acting(opener):
             self.opener = opener
-            opener._rare_parts().opened[id(self)] = self
+            ties = opener._rare_parts()
+            ties.opened = ties.opened or {}
+            ties.opened[id(self)] = self
             opener._node._creche_waiting[id(opener)] = opener
 
     # what it holds
@@ -206,7 +208,8 @@ class Life:
         opener = self.opener
         if opener is not None:
             ties = opener._rare_parts()
-            ties.opened.pop(id(self), None)
+            if ties.opened is not None:
+                ties.opened.pop(id(self), None)
             if not ties.opened and not ties.waits:
                 opener._node._creche_waiting.pop(id(opener), None)
             self.opener = None

@@ -105,6 +105,7 @@ class Node:
         self._creche_mailbox = Mailbox(self, self._creche_nursery)
         self._creche_audience = Audience(self)
         self._creche_groups: dict[str, WorkerGroup] = {}
+        self._creche_spare: WorkerGroup | None = None  # one that was forgotten
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
         self._creche_manager = WorkerManager(self)
         self._creche_waiting: dict[int, Waitable] = {}  # workers of the node, by id() as well

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from weakref import WeakSet
 
     from anyio import CapacityLimiter
@@ -77,12 +77,14 @@ class RareParts:
         self.cancelled: threading.Event | None = None
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""
-        self.waits: list[Any] = []
+        self.waits: Sequence[Any] = ()
+        """For whom it waits."""
         self.awaited = 0
         """How many workers wait for it; others who do close no ring."""
-        self.opened: dict[int, Waitable] = {}
+        # These two are made when there is any: most that are waited for have none.
+        self.opened: dict[int, Waitable] | None = None
         """The lives of the nodes in whose blocks it is, by id(): any of thousands may be left."""
-        self.followers: dict[Listener, Any] = {}
+        self.followers: dict[Listener, Any] | None = None
         """Who listens to it alone, each with what it listens to."""
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""

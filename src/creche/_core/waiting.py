@@ -55,7 +55,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
             parts.awaited, counted = parts.awaited + 1, counted + 1  # in one line
         await _wait_for(waited, begun=begun)
     finally:
-        ties.waits = []
+        ties.waits = ()
         for worker in waited[:counted]:
             worker._rare_parts().awaited -= 1
         if not ties.opened:

@@ -581,7 +581,7 @@ class Worker(Generic[ResultType]):
         # Whoever is cancelled will be woken from its wait: nothing is certain then.
         if self._cancellation is not None or self._rare is None:
             return ()
-        return (*self._rare.waits, *self._rare.opened.values())
+        return (*self._rare.waits, *(self._rare.opened or {}).values())
 
     def _creche_needs_one(self) -> Collection[Waitable]:
         if self._place is None or not self.is_queued or self._waits_for_thread():
