@@ -59,7 +59,7 @@ FLOORS = {
     ),
     "_looking": (("_looking.watching", "_looking.format"),),
     "": (
-        ("_decorator", "__init__", "otel"),
+        ("_decorator", "__init__", "otel", "hosting"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
         ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
@@ -77,7 +77,7 @@ FLOORS = {
 }
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
-PUBLIC_MODULES = ["board", "otel", "testing", "trace"]
+PUBLIC_MODULES = ["board", "hosting", "otel", "testing", "trace"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
