@@ -24,10 +24,8 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs
     from exceptiongroup import BaseExceptionGroup
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
     from types import FrameType, TracebackType
-
-    from anyio.abc import TaskStatus
 
 __all__ = ["Host", "SignalReceived", "stop_on_signals"]
 
@@ -45,9 +43,14 @@ _current: ContextVar[Host[Any]] = ContextVar("_current")
 class _TaskGroup(Protocol):
     """What a task group of AnyIO and a nursery of Trio have in common."""
 
-    def start(
-        self, func: Callable[..., Awaitable[Any]], /, *, name: object = None
-    ) -> Awaitable[Any]: ...
+    @property
+    def start_soon(self) -> Callable[..., object]: ...
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled():
+        task.exception()  # asyncio complains of those that nobody asks for
 
 
 class Host(Generic[NodeT]):
@@ -77,7 +80,7 @@ class Host(Generic[NodeT]):
                 f"node {node.path!r} has a parent, and is not for a host; make it without one and "
                 "use await parent.mount(node)"
             )
-        if task_group is not None and not callable(getattr(task_group, "start", None)):
+        if task_group is not None and not callable(getattr(task_group, "start_soon", None)):
             raise WorkerError(
                 "task_group must be a task group of AnyIO or a nursery of Trio, "
                 f"not {task_group!r:.100}"
@@ -86,9 +89,12 @@ class Host(Generic[NodeT]):
         """The node."""
         self._task_group = task_group
         self._loop: object = None  # that of start()
+        self._scope: anyio.CancelScope  # of the task, from start() on
+        self._has_begun = False  # whether the task has
         self._is_open = False  # whether the node was ever open
-        self._opened = anyio.Event()  # or will never be
+        self._opened = anyio.Event()  # or it will never be
         self._leaving = anyio.Event()
+        self._grace = 0.0  # what is left of it, once that is set
         self._ended = anyio.Event()
         self._error: BaseException | None = None  # what the block has raised, until it is told
         self._callers = 0  # how many of start() and stop() are under way, and will tell it
@@ -124,58 +130,60 @@ class Host(Generic[NodeT]):
                 "under Trio every task lives in a nursery, so Host() has to be told of one: "
                 "Host(node, task_group=nursery)"
             )
-        self._loop = loop
-        name = f"host of node {self.node.path!r}"
+        self._loop, self._scope = loop, anyio.CancelScope()
+        run = self._run()
         self._callers += 1
         try:
-            if self._task_group is not None:
-                await self._task_group.start(self._run, name=name)
-            else:
-                await self._start_task(name)
+            self._spawn(run)
+            # A native Task.cancel() kills a task before its first step without a word. What has
+            # not begun two turns of the loop after it was made never will.
+            for _ in range(2):
+                await lowlevel.cancel_shielded_checkpoint()
+            if self._has_begun:
+                await self._opened.wait()
         except BaseException:
-            self._end()  # the task has ended by now, even if it died before its first step
+            self._scope.cancel()
+            with anyio.CancelScope(shield=True):
+                if self._has_begun:
+                    await self._ended.wait()
             self._tell()  # as a block does: what failed goes before a cancellation
             raise
         finally:
             self._callers -= 1
+            if not self._has_begun:
+                run.close()
+                self._end()
         if not self._is_open:
             self._tell()
-            raise WorkerError(f"the {name} was cancelled before the node was open")
+            raise WorkerError(
+                f"the host of node {self.node.path!r} was cancelled before the node was open"
+            )
 
-    async def _start_task(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(), name=name)
-        _tasks.add(task)
-        task.add_done_callback(self._forget)
-        try:
-            await self._opened.wait()
-        except BaseException:
-            task.cancel()
-            with anyio.CancelScope(shield=True):
-                await self._ended.wait()
-            raise
+    def _spawn(self, run: Coroutine[Any, Any, None]) -> None:
+        name = f"host of node {self.node.path!r}"
+        if self._task_group is not None:
+            self._task_group.start_soon(lambda: run, name=name)
+        else:
+            task = asyncio.get_running_loop().create_task(run, name=name)
+            _tasks.add(task)
+            task.add_done_callback(_forget)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        _tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # asyncio complains of those that nobody asks for
-        self._end()  # a task that is cancelled before its first step says nothing itself
-
-    async def _run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def _run(self) -> None:
+        self._has_begun = True
         _current.set(self)
         try:
-            async with self.node:
-                self._is_open = True
-                self._opened.set()
-                task_status.started()
-                await self._leaving.wait()
+            with self._scope:
+                async with self.node:
+                    self._is_open = True
+                    self._opened.set()
+                    await self._leaving.wait()
+                    await self.node.shutdown(self._grace)
         except (anyio.get_cancelled_exc_class(), GeneratorExit):
             raise
         except BaseException as error:
             if not isinstance(error, Exception) and not self._callers:
                 raise
             self._error = error
-            if not self._is_open:
-                task_status.started()
         finally:
             self._end()
 
@@ -201,8 +209,8 @@ class Host(Generic[NodeT]):
         If this call is cancelled, the grace is over: the node is cancelled, and ends in its own
         time; ``wait()`` waits for that.
 
-        A worker or a handler of the node may call this. It is cancelled when the others have ended;
-        if it does not heed that, the call returns, as the end cannot come before its own.
+        Called by a worker or a handler of the node, it returns at once, as the end cannot come
+        before theirs; they have the same time of grace.
 
         Args:
             grace: Seconds that work may go on before it is cancelled.
@@ -220,20 +228,23 @@ class Host(Generic[NodeT]):
         _check_grace(grace)
         if self._is_over("stop()"):
             await lowlevel.checkpoint()
-        elif not await self._leave(grace):
+        elif self._is_inside():
+            self._grace = grace
+            self._leaving.set()
+            await lowlevel.checkpoint()
             return
+        else:
+            await self._leave(grace)
         if self._is_open:  # else start() tells
             self._tell()
 
-    async def _leave(self, grace: float) -> bool:
+    async def _leave(self, grace: float) -> None:
         self._callers += 1
         try:
             await self._opened.wait()
             if not self._ended.is_set():
                 await self.node.shutdown(grace)
             self._leaving.set()
-            if self._is_inside():
-                return False
             await self._ended.wait()
         except BaseException:
             self.node.cancel("the stop() of its host was cancelled")
@@ -241,7 +252,6 @@ class Host(Generic[NodeT]):
         finally:
             self._leaving.set()
             self._callers -= 1
-        return True
 
     def _is_inside(self) -> bool:
         """Whether this is code of a worker or of a handler of the node, which it waits for."""
