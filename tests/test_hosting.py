@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from contextlib import suppress
 
 import anyio
@@ -27,6 +28,7 @@ from helpers import (
     ExceptionGroup,
     fail,
     leaves,
+    no_collection,
     run_python,
     set_later,
     settle,
@@ -54,7 +56,7 @@ async def where(request, anyio_backend):
 
 
 class Slow(Node):
-    """A node that takes its time to open, and may fail then."""
+    """A node that takes its time to open, and may fail of being broken off."""
 
     error = None
 
@@ -313,26 +315,24 @@ async def test_stop_while_starting(where):
 
 
 async def test_stop_while_opening_fails(where):
-    """The error of opening is start()'s, whoever waits for it."""
-    host, caught = Host(Slow(), **where), []
-    host.node.error = ValueError("of the opening")
+    """The error of opening is start()'s, whoever hears of it first."""
+
+    class Sudden(Node):
+        async def __aenter__(self):
+            raise ValueError("of the opening")
+
+    host, caught = Host(Sudden("app"), **where), []
 
     async def start():
         with pytest.raises(ValueError, match="of the opening"):
             await host.start()
         caught.append("start")
 
-    async def stop():
-        await host.stop()
-        caught.append("stop")
-
     async with anyio.create_task_group() as group:
         group.start_soon(start)
-        await until(lambda: host.node.is_opening)
-        group.start_soon(stop)
-        await settle()
-        host.node.gate.set()
-    assert sorted(caught) == ["start", "stop"]
+        await settle(2)
+        await host.stop()  # on asyncio before start() returns
+    assert caught == ["start"]
 
 
 def tasks_of(host):
@@ -577,6 +577,14 @@ async def test_error_of_the_body(where):
     assert worker.state is CANCELLED
 
 
+async def test_error_of_the_node(where):
+    """It leaves the block of the host when the body has ended."""
+    with pytest.raises(ExceptionGroup):
+        async with Host(Node("app"), **where) as app:
+            app.run_worker(fail(OSError("of the worker")))
+            await settle()
+
+
 async def test_errors_of_the_body_and_of_the_node(where):
     """The node's is raised, in the context of the body's."""
     body = ValueError("of the body")
@@ -626,7 +634,7 @@ async def set_shielded(gate):
 
 async def test_cancelled_block_of_a_failed_node(where):
     """The failure goes before the cancellation."""
-    with anyio.CancelScope() as scope, pytest.raises(ExceptionGroup):
+    with pytest.raises(ExceptionGroup), anyio.CancelScope() as scope:
         async with Host(Node("app"), **where) as app:
             app.run_worker(fail(OSError("of the worker")))
             await settle()
@@ -638,26 +646,37 @@ async def test_a_task_that_only_waits_is_kept(anyio_backend):
     """asyncio forgets tasks that nobody knows; a host is not among them."""
     if is_trio(anyio_backend):
         pytest.skip("Trio keeps its tasks")
-    app = Node("app")
-    await Host(app).start()
+
+    async def start():
+        host = Host(Node("app"))
+        await host.start()
+        return weakref.ref(host)
+
+    ref = await start()
     await settle()
     gc.collect()
+    assert ref() is not None
+    await ref().stop()
     await settle()
-    assert not app.is_finished
-    app.cancel()
-    await until(lambda: app.is_finished)
+    assert ref() is None
 
 
-async def test_nothing_holds_a_host_that_has_ended(where):
-    """A host that has ended is no cycle, nor is its error once it is told."""
-    host = Host(Node("app"), **where)
-    await host.start()
-    host.node.run_worker(fail(ValueError("of the worker")))
-    await host.wait()
-    with pytest.raises(ExceptionGroup):
-        await host.stop()
-    assert host not in gc.get_referrers(host)
-    assert host._error is None
+async def test_host_that_has_ended_is_no_cycle(where):
+    """A host goes by itself, once its error is told."""
+
+    async def use():
+        host = Host(Node("app"), **where)
+        await host.start()
+        host.node.run_worker(fail(ValueError("of the worker")))
+        await host.wait()
+        with pytest.raises(ExceptionGroup):
+            await host.stop()
+        return weakref.ref(host)
+
+    with no_collection():
+        ref = await use()
+        await settle()
+        assert ref() is None
 
 
 # threads, runs and programs

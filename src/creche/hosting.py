@@ -36,8 +36,9 @@ _logger = logging.getLogger("creche")
 # asyncio itself knows its tasks weakly: one that only waits would be collected.
 _tasks: set[asyncio.Task[None]] = set()
 
-# The host in whose task, or in handlers of whose node, the code runs.
-_current: ContextVar[Host[Any]] = ContextVar("_current")
+# Stands for the host in whose task, or in handlers of whose node, the code runs. It is not the host
+# itself, as the node holds the context of its handlers: a reference cycle.
+_current: ContextVar[object] = ContextVar("_current")
 
 
 class _TaskGroup(Protocol):
@@ -87,6 +88,7 @@ class Host(Generic[NodeT]):
             )
         self.node: NodeT = node
         """The node."""
+        self._mark = object()
         self._task_group = task_group
         self._loop: object = None  # that of start()
         self._scope: anyio.CancelScope  # of the task, from start() on
@@ -170,7 +172,7 @@ class Host(Generic[NodeT]):
 
     async def _run(self) -> None:
         self._has_begun = True
-        _current.set(self)
+        _current.set(self._mark)
         try:
             with self._scope:
                 async with self.node:
@@ -250,7 +252,6 @@ class Host(Generic[NodeT]):
             self.node.cancel("the stop() of its host was cancelled")
             raise
         finally:
-            self._leaving.set()
             self._callers -= 1
 
     def _is_inside(self) -> bool:
@@ -259,7 +260,7 @@ class Host(Generic[NodeT]):
         node = None if worker is None else worker.node
         while node is not None and node is not self.node:
             node = node.parent
-        return node is not None or _current.get(None) is self
+        return node is not None or _current.get(None) is self._mark
 
     async def wait(self) -> None:
         """Wait until the node has ended; it raises no error of the node, see ``stop()``.
