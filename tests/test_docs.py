@@ -11,7 +11,14 @@ import pytest
 import creche
 from pages import PAGES, ROOT, blocks
 
-EXTRAS = {"opentelemetry": "opentelemetry", "creche.board": "rich"}  # what needs which
+EXTRAS = {  # what needs which
+    "opentelemetry": "opentelemetry",
+    "creche.board": "rich",
+    "fastapi": "fastapi",
+    "aiohttp": "aiohttp",
+    "pytest_asyncio": "pytest_asyncio",
+    "trio": "trio",
+}
 CODE = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -23,7 +30,7 @@ CODE = [
 def test_code_runs(monkeypatch, tmp_path, backend, code):
     """Each block of Python in the pages is a program that ends without an error."""
     for module, package in EXTRAS.items():
-        if f"from {module} import" in code:
+        if re.search(rf"^(from|import) {module}\b", code, re.MULTILINE):
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # some write files
     run = anyio.run

@@ -1,0 +1,327 @@
+"""The recipes of docs/hosting.md in the programs that they are for, as their users run them.
+
+Each in a process of its own. A worker that fails is told, nothing hangs and nothing is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from pages import ROOT, blocks
+
+PAGE = ROOT / "docs" / "hosting.md"
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONDEVMODE": "1"}
+NOISE = "never awaited|never retrieved|was destroyed|unclosed|Warning"
+FAIL = """
+async def fail() -> None:
+    raise ValueError("of the worker")
+"""
+
+
+def recipe(mark):
+    """Give the code of the page that something stands in."""
+    (code,) = [code for code in blocks(PAGE) if mark in code]
+    return code
+
+
+def needs(*packages):
+    return pytest.mark.skipif(
+        not all(find_spec(package) for package in packages), reason=f"needs {', '.join(packages)}"
+    )
+
+
+def run(folder, *command):
+    """Run a module in a folder to its end, and give how it ended and what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=120,  # a hang is a failure
+    )
+
+
+# servers
+
+
+class Server:
+    """A server on a socket in its folder."""
+
+    def __init__(self, process, folder):
+        self._process = process
+        self._folder = folder
+        self.said = ""
+
+    def read_until(self, text):
+        while text not in self.said:
+            line = self._process.stdout.readline()
+            assert line, self.said
+            self.said += line
+
+    def ask(self, request):
+        """Give the answer to the first line of a request."""
+        before = Path.cwd()
+        os.chdir(self._folder)  # the name of a socket must be short
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(60)
+                connection.connect("socket")
+                connection.sendall(f"{request} HTTP/1.0\r\n\r\n".encode())
+                return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        finally:
+            os.chdir(before)
+
+    def end(self):
+        """Send it a SIGTERM, and give its exit status."""
+        self._process.send_signal(signal.SIGTERM)
+        self.said += self._process.communicate(timeout=60)[0]
+        return self._process.returncode
+
+
+@contextmanager
+def serve(folder, code, *command):
+    (folder / "app.py").write_text(code)
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield Server(process, folder)
+        finally:
+            process.kill()
+
+
+AIOHTTP = ("aiohttp.web", "-U", "socket", "app:make_server")
+UVICORN = ("uvicorn", "app:api", "--uds", "socket")
+SERVERS = [
+    pytest.param("on_startup", AIOHTTP, 0, id="aiohttp-hooks", marks=needs("aiohttp")),
+    pytest.param("cleanup_ctx", AIOHTTP, 0, id="aiohttp-context", marks=needs("aiohttp")),
+    pytest.param(
+        "FastAPI", UVICORN, -signal.SIGTERM, id="fastapi", marks=needs("fastapi", "uvicorn")
+    ),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sockets with names")
+@pytest.mark.parametrize(("mark", "command", "status"), SERVERS)
+def test_server(tmp_path, mark, command, status):
+    """A server starts with its node, and ends with it by SIGTERM."""
+    with serve(tmp_path, recipe(mark), *command) as server:
+        server.read_until("unning on")
+        assert " 200 OK" in server.ask("GET /health")
+        if mark == "FastAPI":
+            assert '{"started":"report"}' in server.ask("POST /reports")
+        assert server.end() == status, server.said
+    assert not re.search(f"Traceback|{NOISE}", server.said), server.said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sockets with names")
+@pytest.mark.parametrize(("mark", "command", "status"), SERVERS)
+def test_server_whose_worker_fails(tmp_path, mark, command, status):
+    """It is told at once, the server goes on and knows, and at the end the error is raised."""
+    code = recipe(mark)
+    broken = re.sub(r"await \w+\.sleep.* # look for news", 'raise ValueError("of us")', code)
+    assert broken != code
+    with serve(tmp_path, broken, *command) as server:
+        server.read_until("unning on")
+        server.read_until("worker 'poll' failed, and with it node 'app'")
+        server.read_until("ValueError: of us")
+        assert " 503 " in server.ask("GET /health")
+        told = len(server.said)
+        assert server.end() == (status or 1), server.said
+    assert "unhandled errors in node 'app' (1 sub-exception)" in server.said[told:]
+    assert not re.search(NOISE, server.said), server.said
+
+
+# tests
+
+
+def pytest_in(folder, code, *options):
+    (folder / "test_recipe.py").write_text(code)
+    (folder / "conftest.py").write_text(
+        "import threading\n"
+        "def pytest_unconfigure(config):\n"
+        "    print('threads left:', threading.active_count() - 1)\n"
+    )
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    done = run(folder, "pytest", "-p", "no:cacheprovider", "-rA", *options)
+    assert "threads left: 0" in done.stdout, done.stdout
+    assert not re.search("never awaited|never retrieved|was destroyed|unclosed", done.stdout)
+    return done.stdout
+
+
+FAILURE = """
+async def test_failure(app: Node) -> None:
+    app.run_worker(fail)
+    while not app.is_finished:
+        await anyio.lowlevel.checkpoint()
+"""
+TOLD = "worker 'fail' failed, and with it node 'app'"
+SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")  # unset, it warns
+
+
+@needs("pytest_asyncio")
+def test_pytest_asyncio(tmp_path):
+    """A fixture that a host holds is left in another task, and raises what failed."""
+    options = ("-p", "no:anyio", "-p", "no:trio", *SCOPE)
+    code = recipe("pytest_asyncio")
+    said = pytest_in(tmp_path, code, *options)
+    assert "1 passed" in said, said
+    assert "error" not in said.lower()
+    said = pytest_in(tmp_path, f"{code}{FAIL}\n\n@pytest.mark.asyncio{FAILURE}", *options)
+    assert "2 passed, 1 error" in said, said
+    assert "ERROR at teardown of test_failure" in said
+    assert TOLD in said
+    assert said.count("ExceptionGroup: unhandled errors in node 'app'") == 1
+
+
+@needs("pytest_trio", "trio")
+def test_pytest_trio(tmp_path):
+    """A host lives in the nursery of the test; what failed makes the test fail."""
+    options = ("-p", "no:anyio", "-p", "no:asyncio")
+    code = recipe("@pytest.mark.trio")
+    said = pytest_in(tmp_path, code, *options)
+    assert "1 passed" in said, said
+    said = pytest_in(tmp_path, f"{code}{FAIL}\n\n@pytest.mark.trio{FAILURE}", *options)
+    assert "1 failed, 1 passed" in said, said
+    assert TOLD in said
+    assert "ValueError: of the worker" in said
+
+
+def test_plugin_of_anyio(tmp_path):
+    """A host lives in a task group of the fixture, which raises what failed."""
+    options = ("-p", "no:asyncio", "-p", "no:trio")
+    backends = ["asyncio", *(["trio"] if find_spec("trio") else [])]
+    fixture = f"\n\n@pytest.fixture(params={backends})\ndef anyio_backend(request):"
+    code = recipe("@pytest.mark.anyio") + f"{fixture}\n    return request.param\n"
+    said = pytest_in(tmp_path, code, *options)
+    assert f"{len(backends)} passed" in said, said
+    said = pytest_in(tmp_path, f"{code}{FAIL}\n\n@pytest.mark.anyio{FAILURE}", *options)
+    assert f"{2 * len(backends)} passed, {len(backends)} error" in said, said
+    assert "ERROR at teardown of test_failure[asyncio]" in said
+    assert TOLD in said
+    assert said.count("ExceptionGroup: unhandled errors in node 'app'") == len(backends)
+
+
+def test_test_case_of_the_standard_library(tmp_path):
+    """A host of asyncSetUp() is stopped by a cleanup, which is an error where a worker failed."""
+    code = recipe("IsolatedAsyncioTestCase")
+    (tmp_path / "test_recipe.py").write_text(code)
+    done = run(tmp_path, "unittest")
+    assert done.returncode == 0, done.stdout
+    assert "Ran 1 test" in done.stdout
+    failure = """
+    async def test_failure(self) -> None:
+        self.host.node.run_worker(fail)
+        await self.host.wait()
+"""
+    (tmp_path / "test_recipe.py").write_text(f"{code}{failure}{FAIL}")
+    done = run(tmp_path, "unittest")
+    assert "Ran 2 tests" in done.stdout, done.stdout
+    assert "FAILED (errors=1)" in done.stdout
+    assert "ERROR: test_failure" in done.stdout
+    assert TOLD in done.stdout
+    assert not re.search(NOISE, done.stdout), done.stdout
+
+
+# notebooks
+
+
+NOTEBOOK = """
+import json, sys
+from jupyter_client.manager import start_new_kernel
+
+manager, client = start_new_kernel()
+told = []
+
+def hook(message):
+    content = message["content"]
+    told.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+    told.extend(content.get("traceback", ()))
+
+for cell in json.load(sys.stdin):
+    told.clear()
+    reply = client.execute_interactive(cell, timeout=60, output_hook=hook)
+    print(json.dumps([reply["content"]["status"], "".join(told)]))
+client.stop_channels()
+manager.shutdown_kernel()
+assert not manager.is_alive()
+"""
+
+
+def run_notebook(cells):
+    """Run cells in a kernel; give for each how it ended, and what is below it."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK],
+        input=json.dumps(cells),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs("ipykernel", "jupyter_client")
+def test_notebook():
+    """A node is opened in one cell, used in others and closed in the last."""
+    cells = re.findall(r"^```ipython\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    left = "worker.state.name, [task for task in asyncio.all_tasks() if 'lab' in task.get_name()]"
+    told = run_notebook([*cells, left])
+    assert [status for status, _ in told] == ["ok"] * 5, told
+    assert "measure: running" in told[2][1]
+    assert told[4][1] == "('CANCELLED', [])"
+
+    first, *_, last = cells
+    told = run_notebook(
+        [first, f"{FAIL}\nhost.node.run_worker(fail); await host.wait()", "1", last, last]
+    )
+    assert [status for status, _ in told] == ["ok", "ok", "ok", "error", "ok"], told
+    assert "worker 'fail' failed, and with it node 'lab'" in told[1][1]
+    assert "ValueError: of the worker" in re.sub(r"\x1b\[[\d;]*m", "", told[3][1])
+
+
+@needs("ipykernel", "jupyter_client")
+def test_notebook_that_is_closed():
+    """A kernel ends though a node is open in it."""
+    cell = "import asyncio\nfrom creche import Node\nfrom creche.hosting import Host\n"
+    cell += "host = Host(Node('lab')); await host.start()\n"
+    cell += "host.node.run_worker(asyncio.sleep(3600))"
+    told = run_notebook([cell])
+    assert [status for status, _ in told] == ["ok"], told
+
+
+# a class with start() and stop()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_class_with_start_and_stop(tmp_path, fails):
+    """The first program of the page ends by itself, and tells what failed."""
+    code = recipe("class Service:")
+    if fails:
+        code = code.replace("await asyncio.sleep(0.01)", 'raise ValueError("of us")')
+    (tmp_path / "program.py").write_text(code)
+    done = run(tmp_path, "program")
+    assert done.returncode == fails, done.stdout
+    assert "looking for news" in done.stdout
+    assert ("worker 'poll' failed in" in done.stdout) == fails, done.stdout
+    assert not re.search(NOISE, done.stdout), done.stdout
