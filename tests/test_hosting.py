@@ -764,7 +764,12 @@ in worker 'work' of group 'default' on node 'app'
         (FAILS, "", 0, LOGGED),
         ("await asyncio.sleep(3600)", "", 0, ""),
         ("sys.exit(3)", "await asyncio.sleep(3600)", 3, ""),
-        ("await asyncio.sleep(0.02); sys.exit(3)", "await host.stop(grace=60)", 3, ""),
+        (
+            "[await asyncio.sleep(0) for _ in range(50)]; sys.exit(3)",
+            "await host.stop(grace=60)",
+            3,
+            "",
+        ),
         ("await asyncio.sleep(3600)", "raise SystemExit(4)", 4, ""),
     ],
 )
@@ -772,7 +777,8 @@ def test_program_without_a_stop(work, main, status, said):
     """A program ends, with the right status, and tells the error of a worker once."""
     done = run_python(PROGRAM.format(work=work, main=main))
     assert done.returncode == status, done
-    assert done.stderr == said
+    # From Python 3.13 on the line itself is there as well.
+    assert done.stderr.replace(f"    {FAILS}\n", "") == said
     assert done.stdout == ("" if status else "the end\n")
 
 

@@ -335,7 +335,7 @@ class SignalReceived(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.signal = signal.Signals(number)
+        self.signal: signal.Signals = signal.Signals(number)
         """The signal."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,8 @@ from contextvars import Context, ContextVar
 from typing import Any
 
 import anyio
+import anyio.abc
+import trio
 from rich.console import Console
 
 from creche import (
@@ -40,6 +43,7 @@ from creche import (
     work,
 )
 from creche.board import Board, live_board
+from creche.hosting import Host, SignalReceived, stop_on_signals
 from creche.otel import traced
 from creche.trace import Trace, record
 
@@ -410,6 +414,27 @@ async def pictures(node: Node, worker: Worker[bytes]) -> None:
     assert_type(node.groups, tuple[WorkerGroup, ...])
     async with node.subscribe(Worker.StateChanged) as changes:
         assert_type(changes.take_all(), list[Worker.StateChanged])
+
+
+class Hosted(Node):
+    """A node with a class of its own."""
+
+
+async def hosts(tasks: anyio.abc.TaskGroup, nursery: trio.Nursery) -> None:
+    """Run nodes in tasks of their own, and end them by a signal."""
+    host = Host(Hosted("app"), task_group=tasks)
+    assert_type(host, Host[Hosted])
+    assert_type(host.node, Hosted)
+    await host.start()
+    await host.stop(grace=0.5)
+    async with Host(Hosted(), task_group=nursery) as app:
+        assert_type(app, Hosted)
+    async with stop_on_signals(app, grace=5) as nothing:
+        assert_type(nothing, None)
+    assert_type(SignalReceived(15).signal, signal.Signals)
+    Host("app")  # type: ignore[type-var]  # is no node
+    Host(app, task_group=3)  # type: ignore[arg-type]  # is no task group
+    stop_on_signals(host)  # type: ignore[arg-type]  # is no node
 
 
 def current() -> None:
