@@ -228,6 +228,9 @@ else:
 """
 
 
+NO_PLUGINS = ("-p", "no:asyncio", "-p", "no:trio")  # they add to what pytest prints
+
+
 @pytest.mark.parametrize("kind", ["shrunk", "as drawn"])
 def test_report_is_short(tmp_path, kind):
     """All that pytest prints of a failure is under 100 lines, be the program shrunk or not.
@@ -237,7 +240,7 @@ def test_report_is_short(tmp_path, kind):
     path = tmp_path / "test_failing.py"
     path.write_text(FAILING.replace('"shrunk"', repr(kind), 1), encoding="utf-8")
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", path.name],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *NO_PLUGINS, path.name],
         cwd=tmp_path,
         env={name: it for name, it in os.environ.items() if name not in {"CI", "BUILD_NUMBER"}},
         capture_output=True,
