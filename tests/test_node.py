@@ -13,6 +13,7 @@ import pytest
 from creche import Message, Node, Worker, WorkerCancelled, WorkerError
 from helpers import (
     CANCELLED,
+    ERROR,
     PENDING,
     RENDEZVOUS,
     RUNNING,
@@ -749,3 +750,38 @@ def test_private_names_have_a_prefix_of_their_own():
     names = [name for cls in Node.__mro__[:-1] for name in vars(cls)] + list(vars(Node("app")))
     private = [name for name in names if name.startswith("_") and not name.startswith("__")]
     assert [name for name in private if not name.startswith("_creche_")] == []
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+async def test_work_that_wants_to_start_more_as_its_node_shuts_down(daemon):
+    """It is refused, and fails; the others keep their grace, and the node does not fall."""
+    gate, asked = anyio.Event(), anyio.Event()
+
+    async def consume():
+        await asked.wait()
+        app.run_worker(gate.wait)
+
+    async def hold_out():
+        asked.set()
+        await settle()
+        return 1
+
+    async with Node("app") as app:
+        consumer = app.run_worker(consume, daemon=daemon)
+        other = app.run_worker(hold_out)
+        await app.shutdown(RENDEZVOUS)
+        assert (consumer.state, other.result) == (ERROR, 1)
+        assert "shutting down" in str(consumer.error)
+
+
+async def test_work_that_wants_to_start_more_on_another_node():
+    """That one has closed for good: a mistake, and so the node falls."""
+    async with Node("gone") as gone:
+        pass
+
+    async def consume():
+        gone.run_worker(settle)
+
+    with pytest.raises(ExceptionGroup):
+        async with Node("app") as app:
+            app.run_worker(consume)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from creche._ground.errors import WorkerFailed, note_report
+from creche._ground.errors import WorkerError, WorkerFailed, note_report
 from creche._ground.report import harmless, is_a
-from creche._ground.states import FINAL
+from creche._ground.states import CLOSING, FINAL
 from creche._running.job import COROUTINE, is_unawaited
 
 from .followers import leave
@@ -83,6 +83,8 @@ def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool
 
 
 def _is_fatal(worker: Worker[Any], error: BaseException) -> bool:
+    if is_a(error, WorkerError) and error._is_refusal and worker._nursery.state is CLOSING:
+        return False  # it wanted to start more work: that is no reason to end the others at once
     with harmless:  # it may be set to anything
         return not is_a(error, Exception) or bool(worker.exit_on_error)
     return True
