@@ -24,7 +24,7 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, Worker
-from creche._core import admission, cancelling, ending, run
+from creche._core import admission, cancelling, ending, moving, run
 from creche._core.audience import Audience
 from creche._core.calls import _await, _go_on, begin_call, make_call
 from creche._core.group import WorkerGroup, forget
@@ -70,7 +70,7 @@ And of those at which a lock is let go, where Python tells of the line once more
 """
 
 THE_END = [
-    *(ending.end, ending._take_end, ending._tell, Worker._move, Worker._announce, tell_failure),
+    *(ending.end, ending._take_end, ending._tell, moving.move, moving.announce, tell_failure),
     *(run._end_by_error, run._end_by_return, run.main, run.notice_cancellation),
     *(cancelling.cancel, cancelling.cancel_here, cancelling.cancel_with_nursery),
     *(cancelling.request, cancelling.deliver, cancelling.break_off, cancelling.reap),
@@ -100,7 +100,7 @@ THE_WAY_IN = [
         Worker._launch,
         Worker._keep_context,
     ),
-    *(Worker._hold, Worker._begin, cancelling.refuse, cancelling.disown),
+    *(Worker._hold, run.begin, cancelling.refuse, cancelling.disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
     *(Audience.announce, Audience._tell, join, Life.on_cancel),
 ]

@@ -77,6 +77,8 @@ async def test_a_snapshot_tells_of_nodes_groups_and_workers():
         progress=25.0,
         completed_steps=1,
         total_steps=4,
+        attempt=1,
+        is_ready=None,
         waits_for=(),
         stack=None,
     )

@@ -34,7 +34,7 @@ from creche import (
     WorkerError,
     WorkerFailed,
 )
-from creche._core import parts, snapshot
+from creche._core import moving, parts, snapshot
 from creche._core import worker as worker_module
 from creche._core.group import WorkerGroup
 from creche._ground import bridge as bridge_module
@@ -310,7 +310,7 @@ async def test_first_reason_wins_between_threads(monkeypatch):
 
 def test_state_is_changed_in_one_go():
     """With a GIL threads take turns at calls and at jumps back, of which the change has none."""
-    names = {each.opname for each in dis.get_instructions(Worker._change)}
+    names = {each.opname for each in dis.get_instructions(moving._change)}
     assert not {name for name in names if "CALL" in name or "BACKWARD" in name}
     assert "STORE_ATTR" in names
 
@@ -318,7 +318,7 @@ def test_state_is_changed_in_one_go():
 async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
     """Without a GIL nobody can cancel between the look whether a change is allowed and it."""
     seen = []
-    monkeypatch.setattr(worker_module, "CAN_GO_IN_ONE", False)
+    monkeypatch.setattr(moving, "CAN_GO_IN_ONE", False)
 
     class Table(Mapping):
         def __getitem__(self, state):
@@ -331,8 +331,8 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
         def __len__(self):
             return len(life_table)
 
-    life_table = worker_module.TRANSITIONS
-    monkeypatch.setattr(worker_module, "TRANSITIONS", Table())
+    life_table = moving.TRANSITIONS
+    monkeypatch.setattr(moving, "TRANSITIONS", Table())
     async with Node("app") as app:
         await app.run_worker(anyio.lowlevel.checkpoint)
     assert seen == [True, True]
@@ -457,7 +457,8 @@ async def test_wake_up_for_a_worker_is_not_lost(begun):
             (queued,) = (worker for worker in group if worker is not first)
             queued.cancel()
 
-        with anyio.fail_after(RENDEZVOUS), broken_in_upon("_wait_for", cancel, app):
+        name = "until_begun" if begun else "_wait_for"
+        with anyio.fail_after(RENDEZVOUS), broken_in_upon(name, cancel, app):
             if begun:
                 await group.start_worker(anyio.sleep_forever)
             else:

@@ -5,7 +5,7 @@ A worker goes through four stages::
     made         Worker(...)                 its node does not know it yet
     PENDING      admission.admit()           admitted: its group gives it a place, it is announced;
                                              it waits to be started, for a slot or for a thread
-    RUNNING      Worker._begin()             its work was entered, in the first step of its task
+    RUNNING      run.begin()                 its work was entered, in the first step of its task
     final        ending.end()                SUCCESS, ERROR or CANCELLED
 
 *One way in.* The node checks that it is open and admits the worker; the group applies exclusive,
@@ -25,16 +25,17 @@ stored, state changed, announced, waiters woken, the node failed, the slot hande
 held let go of, and last the hold on the nursery. Threads read without a lock and rely on that
 order. Each step may be taken again, and is, if it was broken off.
 
-``worker`` is the class: what may be asked, and the writer of the state. ``admission`` is the way
-in, ``run`` the task, ``cancelling`` the cancellation, ``ending`` the end; ``checks`` tells what
-makes no sense; ``adapting`` is for workers that run elsewhere. ``parts`` holds what few workers
-have; ``events`` what is told of it, and ``followers`` whom, beside those who hear the node;
-``progress`` how far it is; ``log`` what is written of it. ``group`` decides who runs; ``manager``
-looks at a whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a mailbox, an
-``audience`` (who listens), a ``life`` (how it is entered and how it ends, which is what its nursery
-asks for) and, when ``mounting`` opened it, a mount. ``shutdown`` ends the work below a node that
-stays open. ``calls`` are from threads into the loop. ``waiting`` waits; ``deadlock`` tells whether
-a wait can end. ``snapshot`` pictures all of it as plain data.
+``worker`` is the class: its fields, and what may be asked. ``admission`` is the way in, ``run`` the
+task, ``moving`` the writer of the state, ``cancelling`` the cancellation, ``ending`` the end;
+``checks`` tells what makes no sense; ``adapting`` is for workers that run elsewhere. ``parts``
+holds what few workers have, ``readiness`` what services need of it; ``events`` what is told of a
+worker, and ``followers`` whom, beside those who hear the node; ``progress`` how far it is; ``log``
+what is written of it. ``group`` decides who runs; ``manager`` looks at a whole tree. ``node`` is a
+place in the ``tree`` that *has* a nursery, a mailbox, an ``audience`` (who listens), a ``life``
+(how it is entered and how it ends, which is what its nursery asks for) and, when ``mounting``
+opened it, a mount. ``shutdown`` ends the work below a node that stays open. ``calls`` are from
+threads into the loop. ``waiting`` waits; ``deadlock`` tells whether a wait can end. ``snapshot``
+pictures all of it as plain data.
 
 A worker, its group, its node and its events name each other, for types only. Private names of nodes
 begin with ``_creche_``: users write subclasses of Node, and must not overwrite one by accident.

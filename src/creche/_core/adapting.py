@@ -9,6 +9,7 @@ from creche._ground.states import CANCELLED, FINAL, SUCCESS, TRANSITIONS
 
 from .cancelling import request
 from .ending import end
+from .moving import move
 
 if TYPE_CHECKING:
     from creche._ground.states import WorkerState
@@ -33,7 +34,7 @@ def assign(worker: Worker[Any], state: WorkerState) -> None:
     elif state is SUCCESS and worker.is_cancelled and worker._state not in FINAL:
         raise WorkerError(f"{label} was cancelled; only CANCELLED or ERROR can follow")
     elif state not in FINAL or state not in TRANSITIONS[worker._state]:
-        if not worker._move(state):  # which refuses what the table does not allow
+        if not move(worker, state):  # which refuses what the table does not allow
             raise WorkerError(f"{label} is CANCELLED and cannot become RUNNING")
     else:
         if state is CANCELLED:

@@ -17,11 +17,17 @@ from creche._ground.states import FINAL, NEW, OPEN
 from .calls import ask
 from .cancelling import cancel_with_nursery, refuse, refuse_ended
 from .group import code_of, forget, get_group
+from .readiness import with_status
 from .tree import is_lost, join
+from .waiting import until_begun, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from creche._ground.options import ReadyOptions
+
     from .node import Node
-    from .worker import Worker
+    from .worker import Worker, WorkType
 
 
 def admit(node: Node, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
@@ -93,6 +99,33 @@ def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> 
         raise
     finally:
         steps.busy -= 1
+
+
+async def start(
+    node: Node,
+    work: WorkType[Any],
+    name: str,
+    group: str | None,
+    description: str,
+    options: ReadyOptions,
+) -> Worker[Any]:
+    """Run work, and wait until it has begun or is ready, see ``Node.start_worker()``."""
+    ready, status = options.pop("ready", False), None
+    if ready:
+        work, status = with_status(work)
+    run_worker: Callable[..., Worker[Any]] = node.run_worker
+    worker = run_worker(work, name, group, description, **options)
+    if status is not None:
+        status.worker = worker
+    try:
+        if ready:
+            await worker.until_ready()
+        else:
+            await wait_for((worker,), until_begun)
+    except BaseException:
+        worker.cancel("withdrawn: the caller of start_worker() was cancelled")
+        raise
+    return worker
 
 
 def group_of_exclusive(work: object, called: str, group: str | None) -> tuple[str, object]:

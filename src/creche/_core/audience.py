@@ -165,6 +165,10 @@ class Audience:
             handled = self._handles(ProgressChanged)
             self._tell(ProgressChanged(worker), followers, handled=handled)
 
+    def announce_event(self, worker: Worker[Any], event: Message) -> None:
+        """Tell of something else that a worker did; on the loop."""
+        self._tell(event, followers_of(worker), handled=self._handles(type(event)))
+
     def take(self, message: Message, told: Collection[Listener] = ()) -> bool:
         """Take in a message, on the loop: tell all who listen, and hand it to the handlers.
 

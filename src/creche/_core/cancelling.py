@@ -62,7 +62,7 @@ def request(worker: Worker[Any], reason: object) -> bool:
     """Note the time and the reason, in any thread; tell whether this was the first request."""
     with lock:
         rare, asked = worker._rare, (worker._node._creche_nursery.now(), reason)
-        # From here on there is no call, see Worker._change().
+        # From here on there is no call, see move().
         if worker._cancellation is not None or worker._state in FINAL:
             return False
         worker._cancellation = asked

@@ -16,6 +16,7 @@ from creche._running.job import COROUTINE, is_unawaited
 
 from .followers import leave
 from .log import tell_failure
+from .moving import move
 
 if TYPE_CHECKING:
     from creche._ground.states import WorkerState
@@ -51,7 +52,7 @@ def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | No
         if worker._state not in FINAL:
             if error is not None:
                 worker._outcome = error
-            worker._move(state)
+            move(worker, state)
         if worker._rare is not None:
             _wake_all(worker)  # before the node is cancelled: who waits here learns why
         if fatal and error is not None:
@@ -95,6 +96,8 @@ def _wake_all(worker: Worker[Any]) -> None:
     for event in (rare.begun, rare.done):
         if event is not None:
             event.set()
+    if rare.service is not None:
+        rare.service.wake()
     leave(worker)
 
 

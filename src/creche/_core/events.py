@@ -100,5 +100,46 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
         return f"<ProgressChanged {self.worker._creche_label()}>"
 
 
-for _event in (StateChanged, ProgressChanged):
+@dataclass(repr=False, eq=False, frozen=True)
+class Restarted(Message, bubble=False, namespace="worker"):
+    """The work of a worker has failed and begins again; handled by ``on_worker_restarted``.
+
+    Args:
+        worker: The worker; ``attempt`` counts.
+        error: What the work raised.
+        delay: In how many seconds it begins again.
+    """
+
+    worker: Worker[Any]
+    """The worker."""
+    error: BaseException
+    """What the work raised."""
+    delay: float
+    """In how many seconds it begins again."""
+
+    def __repr__(self) -> str:
+        return f"<Restarted {self.worker._creche_label()} in {self.delay:.3g} s>"
+
+
+@dataclass(repr=False, eq=False, frozen=True)
+class Stalled(Message, bubble=False, namespace="worker"):
+    """A worker has not got on for a while; handled by ``on_worker_stalled``.
+
+    Told once, until it gets on again. It is not acted upon.
+
+    Args:
+        worker: The worker.
+        seconds: For how long it has neither called ``advance()`` nor ``update()``, at least.
+    """
+
+    worker: Worker[Any]
+    """The worker."""
+    seconds: float
+    """For how long it has neither called ``advance()`` nor ``update()``, at least."""
+
+    def __repr__(self) -> str:
+        return f"<Stalled {self.worker._creche_label()} for {self.seconds:.3g} s>"
+
+
+for _event in (StateChanged, ProgressChanged, Restarted, Stalled):
     _event.__qualname__ = f"Worker.{_event.__name__}"  # where users find it

@@ -21,6 +21,7 @@ from creche._ground.states import ERROR, FINAL, PENDING
 from .calls import ask
 from .cancelling import cancel_here, cancel_with_nursery
 from .ending import end
+from .moving import announce
 from .progress import percent
 from .waiting import wait_for
 from .worker import Worker
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
-    from creche._ground.options import Overflow, RunOptions, StartOptions
+    from creche._ground.options import Overflow, ReadyOptions, StartOptions
 
     from .deadlock import Waitable
     from .node import Node
@@ -284,7 +285,7 @@ class WorkerGroup:
         work: Callable[[], Awaitable[ResultType]] | Awaitable[ResultType],
         name: str = "",
         description: str = "",
-        **options: Unpack[RunOptions],
+        **options: Unpack[ReadyOptions],
     ) -> Worker[ResultType]: ...
 
     @overload
@@ -293,7 +294,7 @@ class WorkerGroup:
         work: Callable[[], ResultType],
         name: str = "",
         description: str = "",
-        **options: Unpack[RunOptions],
+        **options: Unpack[ReadyOptions],
     ) -> Worker[ResultType]: ...
 
     async def start_worker(
@@ -301,7 +302,7 @@ class WorkerGroup:
         work: WorkType[Any],
         name: str = "",
         description: str = "",
-        **options: Unpack[RunOptions],
+        **options: Unpack[ReadyOptions],
     ) -> Worker[Any]:
         """Run work in a worker of this group once there is a slot; as ``Node.start_worker()``."""
         return await self._node.start_worker(work, name, self.name, description, **options)
@@ -339,7 +340,7 @@ class WorkerGroup:
             worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
         rare = worker._rare
         if self._node._creche_audience.tells_changes or (rare is not None and rare.followers):
-            worker._announce(PENDING)
+            announce(worker, PENDING)
         if not start:
             return
         if launches:

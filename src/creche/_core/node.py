@@ -22,7 +22,7 @@ from creche._nursery.nursery import Nursery
 from creche._running.job import FUNCTIONS
 from creche._running.runner import Runners
 
-from .admission import admit, group_of_exclusive
+from .admission import admit, group_of_exclusive, start
 from .audience import Audience
 from .calls import ask, make_call, post
 from .checks import check_new
@@ -31,10 +31,10 @@ from .group import declare
 from .life import Life
 from .manager import WorkerManager
 from .mounting import Mount, remove
+from .readiness import heed_stalls, is_node_ready
 from .shutdown import shut_down
 from .snapshot import NodeSnapshot, take
 from .tree import bridge_of, exits_on_error, walk_down, walk_up
-from .waiting import wait_for
 from .worker import Worker, WorkType
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from creche._ground.bridge import Bridge
     from creche._ground.message import MessageT
-    from creche._ground.options import Overflow, RunOptions, StartOptions
+    from creche._ground.options import Overflow, ReadyOptions, StartOptions
 
     from .deadlock import Waitable
     from .group import WorkerGroup
@@ -202,6 +202,7 @@ class Node:
         daemon: bool = False,
         abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
+        stall_after: float | None = None,
     ) -> Worker[Any]:
         """Run work in a worker of this node; returns at once.
 
@@ -222,6 +223,8 @@ class Node:
             daemon: Whether the node may close without waiting for the worker.
             abandon_on_cancel: Whether a cancelled thread is left to itself, not waited for.
             limiter: What bounds the threads; by default AnyIO's default thread limiter.
+            stall_after: Seconds without ``advance()`` or ``update()`` while it runs, after which
+                ``Worker.Stalled`` is announced; ``None`` for never.
 
         Returns:
             The worker. On a cancelled node it is CANCELLED already.
@@ -266,6 +269,8 @@ class Node:
         # Of what most give there is nothing to be found wrong.
         if is_for_thread or type(work) not in FUNCTIONS or not type(name) is type(group) is str:
             check_new(worker, is_for_thread=is_for_thread)
+        if stall_after is not None:
+            heed_stalls(worker, stall_after)
         admit(self, worker, supersedes, start=start)
         return worker
 
@@ -276,7 +281,7 @@ class Node:
         name: str = "",
         group: str | None = None,
         description: str = "",
-        **options: Unpack[RunOptions],
+        **options: Unpack[ReadyOptions],
     ) -> Worker[ResultType]: ...
 
     @overload
@@ -286,7 +291,7 @@ class Node:
         name: str = "",
         group: str | None = None,
         description: str = "",
-        **options: Unpack[RunOptions],
+        **options: Unpack[ReadyOptions],
     ) -> Worker[ResultType]: ...
 
     async def start_worker(
@@ -295,23 +300,26 @@ class Node:
         name: str = "",
         group: str | None = None,
         description: str = "",
-        **options: Unpack[RunOptions],
+        **options: Unpack[ReadyOptions],
     ) -> Worker[Any]:
         """Run work in a worker, and return once it is RUNNING: back-pressure.
 
-        If this call is cancelled while it waits, the worker is withdrawn.
+        With ``ready=True`` it returns once the work has said that it is ready: by ``ready()`` of
+        its worker, or by the ``task_status`` that it is given if it takes one. If this call is
+        cancelled while it waits, the worker is withdrawn.
 
         Args:
             work: As for ``run_worker()``, and so are the others.
             name: A short name for messages and logs.
             group: The group within the node.
             description: A longer text for people.
-            options: The other arguments of ``run_worker()``, but for ``start``.
+            options: The other arguments of ``run_worker()``, but for ``start``; and ``ready``.
 
         Returns:
             The worker, RUNNING or ended: one that its group dropped is CANCELLED.
 
         Raises:
+            WorkerFailed: With ``ready``, and the others that ``Worker.until_ready()`` names.
             DeadlockError: Called by a worker that holds the slot that this one needs.
             WorkerError: As for ``run_worker()``.
 
@@ -321,13 +329,7 @@ class Node:
         Threads:
             The node's event loop only.
         """
-        worker = self.run_worker(work, name, group, description, **options)
-        try:
-            await wait_for((worker,), begun=True)
-        except BaseException:
-            worker.cancel("withdrawn: the caller of start_worker() was cancelled")
-            raise
-        return worker
+        return await start(self, work, name, group, description, options)
 
     def group(
         self, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
@@ -523,6 +525,11 @@ class Node:
             return await self._creche_nursery.end.close(exc)
         finally:
             del exc, traceback
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all workers below that were asked to be ready are, and the node takes work."""
+        return is_node_ready(self)
 
     @property
     def is_finished(self) -> bool:

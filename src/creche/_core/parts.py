@@ -60,6 +60,26 @@ class ThreadPart:
         """What to call on cancellation, to stop what runs in the thread."""
 
 
+class ServicePart:
+    """What only a worker has that was asked to be ready, or that was started again."""
+
+    __slots__ = ("attempt", "is_asked", "is_ready", "ready", "stall_after", "value")
+
+    def __init__(self) -> None:
+        self.attempt = 1
+        self.is_asked = False  # to be ready: its node waits for that too
+        self.is_ready = False
+        self.ready: Event | None = None  # made as somebody waits for it
+        self.value: object = None
+        """What it was ready with."""
+        self.stall_after: float | None = None
+
+    def wake(self) -> None:
+        """Wake who waits for it to be ready."""
+        if self.ready is not None:
+            self.ready.set()
+
+
 class RareParts:
     """What ties a worker to others; made when there first is any of it.
 
@@ -68,7 +88,7 @@ class RareParts:
 
     __slots__ = (
         *("awaited", "begun", "cancelled", "done", "followers"),
-        *("loop_calls", "opened", "reported_in", "waits"),
+        *("loop_calls", "opened", "reported_in", "service", "waits"),
     )
 
     def __init__(self) -> None:
@@ -88,3 +108,10 @@ class RareParts:
         """Who listens to it alone, each with what it listens to."""
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""
+        self.service: ServicePart | None = None
+
+    def service_part(self) -> ServicePart:
+        """Give what a service has, made if need be; in any thread."""
+        with lock:
+            self.service = self.service or ServicePart()
+            return self.service

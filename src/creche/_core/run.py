@@ -15,10 +15,12 @@ from creche._ground.interrupts import interruptible
 from creche._ground.report import is_a
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
 
-from .cancelling import break_off, request
+from .cancelling import break_off, deliver, request
 from .ending import end
 from .log import fields_of
+from .moving import move
 from .parts import lock
+from .readiness import watch_stalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +45,7 @@ async def main(worker: Worker[Any], task: OwnTask) -> None:
             worker._context = None  # the task has it
             current.set(worker)
             if worker._thread is None or worker._has_own_run():
-                worker._begin()
+                begin(worker)
             worker._outcome = await worker.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
             # Cancellation ends here too: this is the top of the task. AnyIO would take a native
@@ -62,6 +64,27 @@ async def main(worker: Worker[Any], task: OwnTask) -> None:
         if worker._handle is not None:
             break_off(worker)
         del failure, worker, task  # this frame is in the traceback of the error
+
+
+def begin(worker: Worker[Any]) -> None:
+    """Become RUNNING.
+
+    Raises:
+        WorkerCancelled: The worker has been called off.
+    """
+    steps = worker._node._creche_nursery.bridge.steps
+    steps.busy += 1
+    try:
+        is_entered = move(worker, RUNNING)
+    finally:
+        steps.busy -= 1
+    if not is_entered:
+        deliver(worker)
+        raise WorkerCancelled(f"{worker._creche_label()} was cancelled")
+    if worker._rare is not None and worker._rare.service is not None:
+        stall_after = worker._rare.service.stall_after
+        if stall_after is not None:
+            watch_stalls(worker, stall_after)
 
 
 def _end_by_return(worker: Worker[Any]) -> None:
@@ -167,7 +190,7 @@ class ThreadJob:
         """Become RUNNING, as the thread is certain now; raise if it has been called off."""
         if self.worker._state is not RUNNING:  # a subclass's run() that calls super().run()
             self._part.is_waiting = False
-            self.worker._begin()
+            begin(self.worker)
 
     def on_cancel(self, stop: Callable[[], object]) -> None:
         """Have ``stop`` called when the worker is cancelled; at once if it is already."""

@@ -14,14 +14,20 @@ from creche._ground.states import FINAL, PENDING
 from .deadlock import find_deadlock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from types import CoroutineType
 
     from .worker import Worker
 
 
-async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> None:
-    """Wait until workers have ended, or have begun, whichever way; raises none of their errors.
+async def wait_for(
+    workers: Iterable[Worker[Any]], until: Callable[[Worker[Any]], Awaitable[None]] | None = None
+) -> None:
+    """Wait until workers have ended, whichever way; raises none of their errors.
+
+    Args:
+        workers: The workers.
+        until: What to wait for of each of them, in place of its end.
 
     Raises:
         DeadlockError: The caller is a worker, and what it waits for needs it to end first.
@@ -40,7 +46,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
             )
     me: Worker[Any] | None = current.get(None)
     if not waited or me is None or me._state in FINAL or not is_acting(me):
-        await _wait_for(waited, begun=begun)
+        await _wait_for(waited, until)
         return
     ties = me._rare_parts()
     ties.waits = waited
@@ -53,7 +59,7 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
         for worker in waited:
             parts = worker._rare_parts()
             parts.awaited, counted = parts.awaited + 1, counted + 1  # in one line
-        await _wait_for(waited, begun=begun)
+        await _wait_for(waited, until)
     finally:
         ties.waits = ()
         for worker in waited[:counted]:
@@ -62,23 +68,31 @@ async def wait_for(workers: Iterable[Worker[Any]], *, begun: bool = False) -> No
             me._node._creche_waiting.pop(id(me), None)
 
 
-async def _wait_for(waited: list[Worker[Any]], *, begun: bool) -> None:
+async def _wait_for(
+    waited: list[Worker[Any]], until: Callable[[Worker[Any]], Awaitable[None]] | None
+) -> None:
     if not waited:
         await lowlevel.checkpoint()
     # The events are made before it is looked whether to wait: a signal handler may come in between.
     for worker in waited:
-        ties = worker._rare_parts()
-        if begun:
-            while worker._state is PENDING:
-                begin = ties.begun
-                ties.begun = begin if begin is not None else worker._nursery.new_event()
-                if worker._state is PENDING:
-                    await ties.begun.wait()
+        if until is not None:
+            await until(worker)
         elif worker._state not in FINAL:
+            ties = worker._rare_parts()
             if ties.done is None:
                 ties.done = worker._nursery.new_event()
             if worker._state not in FINAL:
                 await ties.done.wait()
+
+
+async def until_begun(worker: Worker[Any]) -> None:
+    """Wait until a worker is not PENDING any more; for ``wait_for()``."""
+    ties = worker._rare_parts()
+    while worker._state is PENDING:
+        begin = ties.begun
+        ties.begun = begin if begin is not None else worker._nursery.new_event()
+        if worker._state is PENDING:
+            await ties.begun.wait()
 
 
 def _judge(me: Worker[Any], waited: list[Worker[Any]]) -> str | None:

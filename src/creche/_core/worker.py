@@ -1,4 +1,4 @@
-"""A worker: what is known of it, what may be asked of it, and the one writer of its state.
+"""A worker: what is known of it, and what may be asked of it.
 
 Its life has one path each way, and each has a module. One way in: ``admission``, then its group,
 which finds it a slot and launches its task, see ``run``. One cancellation: ``cancelling``. One end:
@@ -19,7 +19,7 @@ from creche._ground.interrupts import interruptible
 from creche._ground.message import Message
 from creche._ground.options import check_text
 from creche._ground.report import is_a, is_awaitable, shown, text_of
-from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS, TRANSITIONS
+from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
 from creche._ground.text import label, name_of
 from creche._messages.subscription import Subscription
 from creche._running.task import in_task
@@ -27,12 +27,13 @@ from creche._running.thread import in_thread
 
 from . import events
 from .adapting import assign
-from .cancelling import cancel, deliver, tell_of
+from .cancelling import cancel, tell_of
 from .checks import check_new
 from .ending import close_work
 from .followers import WorkerSource
-from .parts import CAN_GO_IN_ONE, HAS_GIL, Description, RareParts, ThreadPart, lock
+from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, track
+from .readiness import is_ready, restart, say_ready, until_ready
 from .run import ThreadJob, lose_task, main
 from .tree import exits_on_error
 from .waiting import wait_for
@@ -106,6 +107,8 @@ class Worker(Generic[ResultType]):
 
     StateChanged: TypeAlias = events.StateChanged
     ProgressChanged: TypeAlias = events.ProgressChanged
+    Restarted: TypeAlias = events.Restarted
+    Stalled: TypeAlias = events.Stalled
 
     __slots__ = (
         *("__weakref__", "_cancellation", "_completed", "_context", "_created_at", "_description"),
@@ -178,7 +181,7 @@ class Worker(Generic[ResultType]):
         limiter: CapacityLimiter | None,
     ) -> None:
         # What these say together, at any moment that a thread may see:
-        # - _state is written by _move() alone, with the time of it, under the lock.
+        # - _state is written by move() alone, with the time of it, under the lock.
         # - _outcome is set before the final state; the state says whether it is result or error.
         # - _cancellation is set once, under the lock, and never after the final state.
         # - _place is the group that knows it; _started is whether it was started there. _handle is
@@ -372,6 +375,72 @@ class Worker(Generic[ResultType]):
             return 0.0
         end = self._finished_at if self._finished_at is not None else self._nursery.now()
         return end - self._started_at
+
+    # whether it serves
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the work runs and has said that it is ready."""
+        return is_ready(self)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt: 1, and one more each time that the work begins again."""
+        service = None if self._rare is None else self._rare.service
+        return 1 if service is None else service.attempt
+
+    def ready(self, value: object = None) -> None:
+        """Say that the work is ready to be used. The first call counts, until it begins again.
+
+        Once the worker was cancelled or has ended, this changes nothing.
+
+        Args:
+            value: What ``until_ready()`` gives to who waits for it: an address, for instance.
+
+        Threads:
+            Any thread.
+        """
+        say_ready(self, value)
+
+    async def until_ready(self) -> Any:
+        """Wait until the work has said that it is ready.
+
+        Cancelling this call ends the wait; the worker goes on.
+
+        Returns:
+            What it was ready with.
+
+        Raises:
+            WorkerFailed: The work raised before it was ready.
+            WorkerCancelled: The worker was cancelled before it was ready.
+            DeadlockError: As for ``wait()``.
+            WorkerError: It returned without being ready; or as for ``wait()``.
+
+        Checkpoint:
+            If it is not ready yet.
+
+        Threads:
+            The node's event loop only.
+        """
+        return await until_ready(self)
+
+    def restarted(self, error: BaseException, delay: float = 0.0) -> None:
+        """Note that the work has failed and begins again; for what runs work, as a service does.
+
+        The attempt counts up, the steps begin anew, and the work has to be ready anew. It is
+        announced as ``Worker.Restarted`` and told in the log.
+
+        Args:
+            error: What the work raised.
+            delay: In how many seconds it begins again.
+
+        Raises:
+            WorkerError: The worker is not RUNNING.
+
+        Threads:
+            Any thread.
+        """
+        self._node._creche_bridge.call(partial(restart, self, error, delay))
 
     # how far it is
 
@@ -662,18 +731,6 @@ class Worker(Generic[ResultType]):
     def _is_to_await(self, value: object) -> bool:
         return is_awaitable(value) and not is_a(value, cast("type[object]", Worker))
 
-    def _begin(self) -> None:
-        """Become RUNNING; raise if it has been called off."""
-        steps = self._node._creche_nursery.bridge.steps
-        steps.busy += 1
-        try:
-            is_entered = self._move(RUNNING)
-        finally:
-            steps.busy -= 1
-        if not is_entered:
-            deliver(self)
-            raise WorkerCancelled(f"{self._creche_label()} was cancelled")
-
     def _waits_for_thread(self) -> bool:
         return self._thread is not None and self._thread.is_waiting
 
@@ -705,56 +762,6 @@ class Worker(Generic[ResultType]):
         """
         if self._cancellation is not None:
             raise WorkerCancelled(tell_of(self))
-
-    # the one writer of the state
-
-    def _move(self, state: WorkerState) -> bool:
-        """Change the state; the one place that does.
-
-        Returns:
-            Whether it did: work that was called off is not entered.
-        """
-        now = self._node._creche_nursery.clock()
-        if CAN_GO_IN_ONE:
-            is_made = self._change(state, now)
-        else:
-            with lock:
-                is_made = self._change(state, now)
-        if is_made is None:
-            raise WorkerError(
-                f"{self._creche_label()} is {self._state.name} and cannot become {state.name}"
-            )
-        if is_made:
-            rare = self._rare
-            if self._node._creche_audience.is_heard or (rare is not None and rare.followers):
-                self._announce(self._state)
-            if rare is not None and rare.begun is not None:
-                rare.begun.set()
-        return is_made
-
-    def _change(self, state: WorkerState, now: float) -> bool | None:
-        """Change the state unless it is called off, or not allowed, which is ``None``.
-
-        There is no call in this, so that no thread can cancel between the look and the change.
-        """
-        if state is RUNNING and self._cancellation is not None:
-            return False
-        if state not in TRANSITIONS[self._state]:
-            return None
-        if state is SUCCESS and self._cancellation is not None:
-            state = CANCELLED  # cancel is final
-        self._state = state
-        if state is RUNNING:
-            self._started_at = now
-        else:
-            self._finished_at = now
-        return True
-
-    def _announce(self, state: WorkerState) -> None:
-        try:
-            self._node._creche_audience.announce(self, state)
-        except BaseException as fault:  # noqa: BLE001 (raised by the block; the change goes on)
-            self._nursery.fail(fault)
 
     @property
     def _nursery(self) -> Nursery:

@@ -38,6 +38,13 @@ class RunOptions(WorkerOptions, total=False):
     """The options of work that is started."""
 
     exclusive: bool
+    stall_after: float | None
+
+
+class ReadyOptions(RunOptions, total=False):
+    """The options of work that is started and waited for."""
+
+    ready: bool
 
 
 class StartOptions(RunOptions, total=False):
@@ -67,6 +74,17 @@ def check_overflow(overflow: object) -> Overflow:
         if overflow == each:
             return each
     raise WorkerError(f"overflow must be one of {', '.join(OVERFLOWS)}, not {shown(overflow)}")
+
+
+def check_seconds(what: str, seconds: object) -> float:
+    """Make sure that something is a time, in seconds.
+
+    Raises:
+        WorkerError: It is not.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+        raise WorkerError(f"{what} must be seconds, more than 0, not {shown(seconds)}")
+    return seconds
 
 
 def check_text(what: str, text: object) -> None:

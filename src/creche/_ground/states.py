@@ -39,7 +39,7 @@ TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = MappingProxyType(
         SUCCESS: frozenset(),
     }
 )
-"""From each state, the states that may follow; ``Worker._move`` alone looks it up."""
+"""From each state, the states that may follow; ``move()`` alone looks it up."""
 
 FINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 """The states that nothing follows."""

@@ -151,6 +151,10 @@ def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
     elif worker.completed_steps:
         facts.append(f"{worker.completed_steps} steps")
     facts += ["thread"] * worker.thread + ["daemon"] * worker.daemon
+    if worker.is_ready is not None:
+        facts.append("ready" if worker.is_ready else "not ready yet")
+    if worker.attempt > 1:
+        facts.append(f"attempt {worker.attempt}")
     if worker.waits_for:
         facts.append(_waits(worker.waits_for))
     if worker.description:

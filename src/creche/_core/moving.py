@@ -1,0 +1,71 @@
+"""The one writer of the state of a worker, and the announcement of each change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.errors import WorkerError
+from creche._ground.states import CANCELLED, RUNNING, SUCCESS, TRANSITIONS
+
+from .parts import CAN_GO_IN_ONE, lock
+
+if TYPE_CHECKING:
+    from creche._ground.states import WorkerState
+
+    from .worker import Worker
+
+
+def move(worker: Worker[Any], state: WorkerState) -> bool:
+    """Change the state of a worker; the one place that does.
+
+    Returns:
+        Whether it did: work that was called off is not entered.
+
+    Raises:
+        WorkerError: The table of states does not allow it.
+    """
+    node = worker._node
+    now = node._creche_nursery.clock()
+    if CAN_GO_IN_ONE:
+        is_made = _change(worker, state, now)
+    else:
+        with lock:
+            is_made = _change(worker, state, now)
+    if is_made is None:
+        raise WorkerError(
+            f"{worker._creche_label()} is {worker._state.name} and cannot become {state.name}"
+        )
+    if is_made:
+        rare = worker._rare
+        if node._creche_audience.is_heard or (rare is not None and rare.followers):
+            announce(worker, worker._state)
+        if rare is not None and rare.begun is not None:
+            rare.begun.set()
+    return is_made
+
+
+def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
+    """Change the state unless it is called off, or not allowed, which is ``None``.
+
+    There is no call in this, so that no thread can cancel between the look and the change.
+    """
+    if state is RUNNING and worker._cancellation is not None:
+        return False
+    if state not in TRANSITIONS[worker._state]:
+        return None
+    if state is SUCCESS and worker._cancellation is not None:
+        state = CANCELLED  # cancel is final
+    worker._state = state
+    if state is RUNNING:
+        worker._started_at = now
+    else:
+        worker._finished_at = now
+    return True
+
+
+def announce(worker: Worker[Any], state: WorkerState) -> None:
+    """Tell all who listen of a change; what raises there is raised by the node's block."""
+    try:
+        worker._node._creche_audience.announce(worker, state)
+    except BaseException as fault:  # noqa: BLE001 (the change goes on)
+        worker._nursery.fail(fault)

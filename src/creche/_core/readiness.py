@@ -1,0 +1,186 @@
+"""Workers that serve: whether they are ready, and how often they were started again.
+
+Few workers do. What they have is kept apart, and made as somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from creche._ground.errors import WorkerError
+from creche._ground.options import check_seconds
+from creche._ground.report import shown, tell
+from creche._ground.states import FINAL, OPEN, RUNNING
+
+from .ending import close_work
+from .events import Restarted, Stalled
+from .log import fields_of
+from .parts import lock
+from .tree import walk_down
+from .waiting import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .node import Node
+    from .parts import ServicePart
+    from .worker import Worker
+
+
+def is_ready(worker: Worker[Any]) -> bool:
+    """Whether a worker runs and has said that it is ready."""
+    rare = worker._rare
+    service = None if rare is None else rare.service
+    return service is not None and service.is_ready and worker._state is RUNNING
+
+
+def is_node_ready(node: Node) -> bool:
+    """Whether a node is open, and every worker below it that was asked to be ready is."""
+    nursery = node._creche_nursery
+    if nursery.state is not OPEN or nursery.is_cancelled:
+        return False
+    return all(
+        is_ready(worker)
+        for each in walk_down(node)
+        for group in list(each._creche_groups.values())
+        for worker in group
+        if worker._rare is not None
+        and worker._rare.service is not None
+        and worker._rare.service.is_asked
+    )
+
+
+def say_ready(worker: Worker[Any], value: object) -> None:
+    """Note that a worker is ready, and wake who waits for that; in any thread."""
+    service = ask(worker)
+    with lock:
+        if service.is_ready or worker._cancellation is not None or worker._state in FINAL:
+            return
+        service.value, service.is_ready = value, True
+    worker._node._creche_bridge.run(service.wake)
+
+
+def ask(worker: Worker[Any]) -> ServicePart:
+    """Ask a worker to be ready: it counts among those that its node waits for."""
+    service = worker._rare_parts().service_part()
+    service.is_asked = True
+    return service
+
+
+async def until_ready(worker: Worker[Any]) -> Any:
+    """Wait until a worker is ready, see ``Worker.until_ready()``."""
+    service = ask(worker)
+    if not service.is_ready:
+        await wait_for((worker,), _until_ready)
+    if service.is_ready:
+        return service.value
+    await worker.wait()  # which raises, unless it has returned
+    raise WorkerError(f"{worker._creche_label()} has returned without being ready")
+
+
+async def _until_ready(worker: Worker[Any]) -> None:
+    service = ask(worker)
+    while not service.is_ready and worker._state not in FINAL:
+        # Made before it is looked whether to wait: a signal handler may come in between.
+        ready = service.ready
+        service.ready = ready if ready is not None else worker._nursery.new_event()
+        if not service.is_ready and worker._state not in FINAL:
+            await service.ready.wait()
+
+
+class TaskStatus:
+    """What work is given that takes ``task_status``, as with ``anyio.TaskGroup.start()``."""
+
+    def __init__(self) -> None:
+        self.worker: Worker[Any] | None = None
+
+    def started(self, value: object = None) -> None:
+        """Say that the worker is ready, see ``Worker.ready()``."""
+        if self.worker is not None:
+            self.worker.ready(value)
+
+
+def with_status(work: Any) -> tuple[Any, TaskStatus]:
+    """Give work its ``task_status``, if it takes one."""
+    status = TaskStatus()
+    if _takes_status(work):
+        return partial(work, task_status=status), status
+    return work, status
+
+
+def _takes_status(work: Callable[..., Any]) -> bool:
+    try:
+        return "task_status" in inspect.signature(work).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
+    """Note that work has failed and begins again, see ``Worker.restarted()``; on the loop."""
+    if worker._state is not RUNNING:
+        raise WorkerError(f"{worker._creche_label()} is {worker._state.name}, not RUNNING")
+    service = worker._rare_parts().service_part()
+    with lock:
+        service.attempt += 1
+        service.is_ready, service.value, service.ready = False, None, None
+        worker._completed, worker._total = 0, None
+    tell(
+        logging.WARNING,
+        "%s failed and is started again in %.3g s (attempt %d): %s",
+        worker._creche_label(),
+        delay,
+        service.attempt,
+        shown(error, 200),
+        fields=fields_of(worker, worker._state),
+    )
+    worker._node._creche_audience.announce_event(worker, Restarted(worker, error, delay))
+
+
+def heed_stalls(worker: Worker[Any], seconds: float) -> None:
+    """Have it announced where a worker does not get on, once it runs.
+
+    Raises:
+        WorkerError: That is no time; the work is closed then.
+    """
+    try:
+        service = worker._rare_parts().service_part()
+        service.stall_after = check_seconds("stall_after", seconds)
+    except BaseException:
+        close_work(worker)
+        raise
+
+
+def watch_stalls(worker: Worker[Any], seconds: float) -> None:
+    """Announce each time that a worker which runs has not got on for a while, until it has ended.
+
+    Args:
+        worker: The worker.
+        seconds: For how long it has neither called ``advance()`` nor ``update()``.
+    """
+    name = f"stalls of {worker._task_name()}"
+    # Whoever waits for the end of the worker waits for this as well.
+    worker._nursery.spawn_held(
+        partial(_watch_stalls, worker, seconds), int, name=name
+    ).hold_no_more()
+
+
+async def _watch_stalls(worker: Worker[Any], seconds: float) -> None:
+    is_told = False
+    try:
+        async with worker.subscribe() as events:
+            while worker._state not in FINAL:
+                event = None
+                with anyio.move_on_after(seconds):
+                    event = await anext(events, None)
+                if event is not None:
+                    is_told = False
+                elif worker._state is RUNNING and not is_told:
+                    is_told = True
+                    worker._node._creche_audience.announce_event(worker, Stalled(worker, seconds))
+    except worker._nursery.cancelled_class:
+        pass  # with the node: nobody is told any more
