@@ -258,9 +258,9 @@ async def test_no_message_is_made_where_nobody_listens(monkeypatch):
     made = []
 
     class StateChanged(Worker.StateChanged, namespace="worker"):
-        def __init__(self, worker, state):
+        def __init__(self, worker, state, context):
             made.append(state)
-            super().__init__(worker, state)
+            super().__init__(worker, state, context)
 
     monkeypatch.setattr("creche._core.audience.StateChanged", StateChanged)
     async with Node() as quiet:

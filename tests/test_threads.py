@@ -945,6 +945,7 @@ async def test_failed_call_makes_no_cycle(kind):
 
 async def until_back(before):
     """Wait until threads have gone back to their pool, with nothing in their hands."""
+    await settle()  # the loop itself holds for a turn what it was to do next
     with anyio.fail_after(RENDEZVOUS):
         while busy_threads().keys() - before:
             await settle()

@@ -12,6 +12,7 @@ from ._decorator import work
 from ._ground.errors import (
     DeadlockError,
     NoActiveWorker,
+    ShutdownTimeout,
     WorkerCancelled,
     WorkerDeclarationError,
     WorkerError,
@@ -34,6 +35,7 @@ __all__ = [
     "NodeSnapshot",
     "Overflow",
     "ResultType",
+    "ShutdownTimeout",
     "Subscription",
     "WorkType",
     "Worker",

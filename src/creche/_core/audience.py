@@ -117,6 +117,11 @@ class Audience:
             self._count(LOG, 1)
         self.heed_handlers()
 
+    def close(self) -> None:
+        """Tell all who listen that the node takes no more work; may be called again."""
+        for listener in self.heard_by:
+            listener._is_closing(self._node)
+
     def leave(self) -> None:
         """Tell all who listen that the node has closed."""
         for listener in self.heard_by:

@@ -19,6 +19,7 @@ from creche._ground.errors import WorkerError
 from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
 
 from .cancelling import cancel_here, disown, reap
+from .late import tell_late
 from .tree import exits_on_error, join, walk_down, walk_up
 from .waiting import is_acting
 
@@ -146,6 +147,7 @@ class Life:
     def on_cancel(self, reason: object, *, by_scope: bool) -> None:
         """Mark all workers as cancelled; nothing will be launched any more."""
         self._node._creche_runners.close()
+        self._node._creche_audience.close()
         for group in list(self._node._creche_groups.values()):
             group._cancel_with_nursery(reason, by_scope=by_scope)
         if not by_scope:  # what runs in the nursery beside the workers
@@ -179,6 +181,10 @@ class Life:
         """End the workers whose tasks have died without saying so."""
         for worker in _workers_of(self._node):
             reap(worker)
+
+    def on_late(self) -> None:
+        """Say what has not ended, though it was cancelled."""
+        tell_late(self._node)
 
     def on_empty(self) -> None:
         """Have the runners end; may be called again."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from creche._ground.bridge import Bridge
     from creche._ground.message import MessageT
-    from creche._ground.options import Overflow, ReadyOptions, StartOptions
+    from creche._ground.options import Overflow, ReadyOptions, StartOptions, StreamOptions
 
     from .deadlock import Waitable
     from .group import WorkerGroup
@@ -379,22 +379,26 @@ class Node:
     # Spelled out, as mypy would make a common base of several classes, not their union.
 
     @overload
-    def subscribe(self, first: type[M1], /, *, tree: bool = False) -> Subscription[M1]: ...
+    def subscribe(
+        self, first: type[M1], /, **options: Unpack[StreamOptions]
+    ) -> Subscription[M1]: ...
 
     @overload
     def subscribe(
-        self, first: type[M1], second: type[M2], /, *, tree: bool = False
+        self, first: type[M1], second: type[M2], /, **options: Unpack[StreamOptions]
     ) -> Subscription[M1 | M2]: ...
 
     @overload
     def subscribe(
-        self, first: type[M1], second: type[M2], third: type[M3], /, *, tree: bool = False
+        self, one: type[M1], two: type[M2], three: type[M3], /, **options: Unpack[StreamOptions]
     ) -> Subscription[M1 | M2 | M3]: ...
 
     @overload
-    def subscribe(self, *types: type[MessageT], tree: bool = False) -> Subscription[MessageT]: ...
+    def subscribe(
+        self, *types: type[MessageT], **options: Unpack[StreamOptions]
+    ) -> Subscription[MessageT]: ...
 
-    def subscribe(self, *types: type[Any], tree: bool = False) -> Subscription[Any]:
+    def subscribe(self, *types: type[Any], **options: Unpack[StreamOptions]) -> Subscription[Any]:
         """Listen to what happens on this node.
 
         ``async with node.subscribe(Worker.StateChanged, tree=True) as events`` opens the stream and
@@ -411,8 +415,9 @@ class Node:
             types: The classes of the messages that are wanted, subclasses included:
                 ``Worker.StateChanged``, ``Worker.ProgressChanged``, any ``Message`` that is posted
                 to the node or comes up to it from a node below.
-            tree: Whether to listen to all nodes below as well, those that open later included. A
-                message that goes up from there is told once.
+            options: ``tree``: whether to listen to all nodes below as well, those that open later
+                included; a message that goes up from there is told once. ``until``: ``"closed"``,
+                or ``"closing"`` for a stream that ends as the node is shut down or cancelled.
 
         Returns:
             The subscription, to be opened before the node or while it is open.
@@ -423,7 +428,7 @@ class Node:
         Threads:
             Any thread; the subscription is for the node's event loop only.
         """
-        return Subscription(self, types, tree=tree)
+        return Subscription(self, types, **options)
 
     def _creche_pass_on(self, message: Message) -> None:
         self._creche_audience.pass_on(message)
@@ -550,7 +555,7 @@ class Node:
         told = reason if reason is not None else f"{self._creche_label()} was cancelled"
         self._creche_bridge.run(lambda: self._creche_nursery.cancel(told))
 
-    async def shutdown(self, grace: float = 0) -> None:
+    async def shutdown(self, grace: float = 0, deadline: float | None = None) -> None:
         """End all work below the node, while its block stays open.
 
         No more work is admitted. What there is may go on for the time of grace and is cancelled
@@ -561,9 +566,12 @@ class Node:
 
         Args:
             grace: Seconds.
+            deadline: Seconds after those of grace, in which what was cancelled has to end; ``None``
+                for as long as it takes. Cancelled work that takes long is named in the log.
 
         Raises:
-            WorkerError: The node is not open; or grace is negative.
+            ShutdownTimeout: It has not; this names what is left, which goes on.
+            WorkerError: The node is not open; or grace or deadline make no sense.
 
         Checkpoint:
             If there is anything to wait for.
@@ -571,7 +579,7 @@ class Node:
         Threads:
             The node's event loop only.
         """
-        await shut_down(self, grace)
+        await shut_down(self, grace, deadline)
 
     # mounted nodes
 

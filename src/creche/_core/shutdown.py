@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
 from creche._ground.context import current
-from creche._ground.errors import WorkerError
+from creche._ground.errors import ShutdownTimeout, WorkerError
+from creche._ground.options import check_seconds
 from creche._ground.states import CLOSED, NEW
 
+from .late import late_workers, report_on
 from .tree import walk_down
 from .waiting import is_acting
 
@@ -18,12 +21,15 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 
-async def shut_down(top: Node, grace: float) -> None:
+async def shut_down(top: Node, grace: float, deadline: float | None) -> None:
     """End all work below a node, see ``Node.shutdown()``."""
+    if deadline is not None:
+        check_seconds("deadline", deadline)
     _check(top, grace)
     nodes = list(walk_down(top))
     for node in nodes:
         node._creche_nursery.refuse()
+        node._creche_audience.close()
     _excuse_caller(nodes)
     with anyio.move_on_after(grace):
         await _settle(top)
@@ -33,7 +39,16 @@ async def shut_down(top: Node, grace: float) -> None:
             node._creche_nursery.cancel("shut down")
         for group in list(node._creche_groups.values()):
             group.cancel("shut down")
-    await _settle(top)
+        node._creche_nursery.lose_patience()
+    with anyio.move_on_after(math.inf if deadline is None else deadline) as scope:
+        await _settle(top)
+    if scope.cancelled_caught:
+        left = late_workers(walk_down(top))
+        raise ShutdownTimeout(
+            f"{top._creche_label()} has not ended {deadline} s after its grace; what is left goes "
+            f"on:\n{report_on(left)}",
+            tuple(left),
+        )
 
 
 def _check(node: Node, grace: float) -> None:

@@ -583,7 +583,7 @@ class Worker(Generic[ResultType]):
             Any thread; the subscription is for the node's event loop only.
         """
         wanted: tuple[type[Any], ...] = types or (self.StateChanged, self.ProgressChanged)
-        return Subscription(WorkerSource(self), wanted, tree=False)
+        return Subscription(WorkerSource(self), wanted)
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.

@@ -23,6 +23,20 @@ class WorkerError(Exception):
     _is_refusal = False  # whether a node says that it takes no more work
 
 
+class ShutdownTimeout(WorkerError):  # noqa: N818 (as TimeoutError is for others)
+    """Work below a node has not ended by the deadline of its ``shutdown()``.
+
+    Args:
+        message: What to say.
+        workers: The workers that have not ended.
+    """
+
+    def __init__(self, message: str, workers: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.workers = workers
+        """The workers that have not ended; they go on, as no task or thread can be killed."""
+
+
 class WorkerCancelled(WorkerError):
     """The worker was cancelled, so there is no result to wait for."""
 

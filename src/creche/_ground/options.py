@@ -53,6 +53,13 @@ class StartOptions(RunOptions, total=False):
     start: bool
 
 
+class StreamOptions(TypedDict, total=False):
+    """The options of a subscription."""
+
+    tree: bool
+    until: Literal["closed", "closing"]
+
+
 def check_limit(limit: object) -> int | None:
     """Make sure that something is a limit.
 

@@ -145,11 +145,7 @@ def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
         facts.append(f"{seconds:.1f} s")
     if worker.is_cancelled:
         facts.append(_cancelled(worker.cancel_reason))
-    if worker.total_steps:
-        steps = f"{worker.completed_steps}/{worker.total_steps}"
-        facts.append(f"{worker.progress:.0f} % ({steps})")
-    elif worker.completed_steps:
-        facts.append(f"{worker.completed_steps} steps")
+    facts += _steps(worker)
     facts += ["thread"] * worker.thread + ["daemon"] * worker.daemon
     if worker.is_ready is not None:
         facts.append("ready" if worker.is_ready else "not ready yet")
@@ -162,6 +158,13 @@ def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
     yield from _line(level, f"{_plain(worker.name)}: {', '.join(facts)}")
     if worker.stack is not None:
         yield from _stack(worker.stack, level + 1)
+
+
+def _steps(worker: WorkerSnapshot) -> Iterator[str]:
+    if worker.total_steps:
+        yield f"{worker.progress:.0f} % ({worker.completed_steps}/{worker.total_steps})"
+    elif worker.completed_steps:
+        yield f"{worker.completed_steps} steps"
 
 
 def _cancelled(reason: str | None, *, is_over: bool = False) -> str:

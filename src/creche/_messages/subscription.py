@@ -17,7 +17,7 @@ from creche._ground.bridge import run_soon
 from creche._ground.errors import WorkerError
 from creche._ground.message import Backlog, Message, MessageT
 from creche._ground.report import shown
-from creche._ground.states import NEW
+from creche._ground.states import CLOSING, NEW
 
 if TYPE_CHECKING:
     import sys
@@ -42,6 +42,8 @@ class Listener(Protocol):
     def _wants(self, kind: type[Message]) -> bool: ...
 
     def _put(self, message: Message) -> None: ...
+
+    def _is_closing(self, node: Source) -> None: ...
 
     def _has_left(self, node: Source) -> None: ...
 
@@ -112,9 +114,19 @@ class Subscription(Generic[MessageT]):
         "_token",
         "_tree",
         "_types",
+        "_until_closing",
     )
 
-    def __init__(self, node: Source, types: tuple[type[MessageT], ...], *, tree: bool) -> None:
+    def __init__(
+        self,
+        node: Source,
+        types: tuple[type[MessageT], ...],
+        *,
+        tree: bool = False,
+        until: str = "closed",
+    ) -> None:
+        if until not in ("closed", "closing"):
+            raise WorkerError(f'until must be "closed" or "closing", not {shown(until)}')
         given: tuple[Any, ...] = types or (None,)
         for each in given:
             if not _is_message_class(each):
@@ -128,6 +140,7 @@ class Subscription(Generic[MessageT]):
         self._node = node
         self._types = types
         self._tree = tree
+        self._until_closing = until == "closing"
         self._backlog: Backlog[MessageT] | None = None  # there once it was opened
         self._news: anyio.Event | None = None
         self._is_read = False
@@ -150,6 +163,11 @@ class Subscription(Generic[MessageT]):
         if self._backlog is not None and isinstance(message, self._types):
             self._backlog.put(message)
             self._wake()
+
+    def _is_closing(self, node: Source) -> None:
+        """Take note that a node takes no more work."""
+        if self._until_closing:
+            self._has_left(node)
 
     def _has_left(self, node: Source) -> None:
         """Take note that a node has closed."""
@@ -191,6 +209,9 @@ class Subscription(Generic[MessageT]):
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
         for node in self._reach():
             node._creche_audience.add(self)
+        nursery = self._node._creche_nursery
+        if self._until_closing and (nursery.is_cancelled or nursery.state is CLOSING):
+            self._is_over = True
         return self
 
     async def __aexit__(

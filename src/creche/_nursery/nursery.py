@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from creche._ground.states import NurseryState
 
 
+PATIENCE = 10.0
+"""Seconds that a block waits for cancelled work until it says so; then twice as long each time."""
+
+
 def _time_of_any_loop() -> float:
     try:
         return anyio.current_time()
@@ -75,6 +79,10 @@ class Owner(Protocol):
 
     def on_idle(self) -> bool:
         """Set in motion what still has to end; tell whether there was anything."""
+        ...
+
+    def on_late(self) -> None:
+        """Say what has not ended, though it was cancelled."""
         ...
 
     def on_empty(self) -> None:
@@ -105,6 +113,7 @@ class Nursery:
         "__weakref__",
         "_clock_offset",
         "_idle",
+        "_patience",
         "backend",
         "blocks",
         "bridge",
@@ -153,6 +162,7 @@ class Nursery:
         self.blocks = 0
         """How many of the holds are blocks of child nodes, which only their own tasks can end."""
         self._idle: anyio.Event | None = None
+        self._patience: float | None = None  # in seconds, once what runs was cancelled
         self.failures = Failures()
         self.is_killed = False
         """Whether AnyIO cancelled the group, for a task that a native cancellation killed."""
@@ -371,9 +381,26 @@ class Nursery:
                     await self._close_deserted_blocks()
                 if self.holds <= (self.blocks if blocks else 0) and not self.bridge.in_flight:
                     break
-                await idle.wait()
+                if self._patience is None:
+                    await idle.wait()
+                else:
+                    await self._wait_impatiently(idle)
             if not self.owner.on_idle():
                 return
+
+    async def _wait_impatiently(self, idle: anyio.Event) -> None:
+        """Wait for work that was cancelled, and have it said if that takes long."""
+        with anyio.move_on_after(self._patience or 0) as scope:
+            await idle.wait()
+        if scope.cancelled_caught:
+            self._patience = 2 * (self._patience or 0)
+            self.owner.on_late()
+
+    def lose_patience(self) -> None:
+        """Take note that what runs was cancelled, and should end soon."""
+        if self._patience is None:
+            self._patience = PATIENCE
+            self.wake()
 
     async def _close_deserted_blocks(self) -> None:
         for nursery in self.owner.nurseries(blocks=True):
@@ -433,6 +460,7 @@ class Nursery:
             nursery.cancel_reason = reason
             by_scope = not (spare_host and nursery is self)
             nursery.owner.on_cancel(reason, by_scope=by_scope)
+            nursery.lose_patience()
         for nursery in reversed(list(below)):
             if nursery.task_group is not None and not (spare_host and nursery is self):
                 nursery.task_group.cancel_scope.cancel()  # else it is done on entering

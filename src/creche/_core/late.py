@@ -1,0 +1,79 @@
+"""What is said where an end does not come: who holds it up, since when, and where it stands."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from creche._ground.report import tell
+from creche._ground.states import FINAL
+from creche._ground.text import label, text
+from creche._running.stacks import find_calls, find_stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .node import Node
+    from .worker import Worker
+
+_MOST = 20  # of one kind are named
+
+
+def late_workers(nodes: Iterable[Node]) -> list[Worker[Any]]:
+    """Give the workers of nodes that were started and have not ended."""
+    return [
+        worker
+        for node in nodes
+        for group in list(node._creche_groups.values())
+        for worker in group
+        if worker._started and worker._state not in FINAL
+    ]
+
+
+def report_on(workers: list[Worker[Any]], others: Iterable[str] = ()) -> str:
+    """Say of each worker since when it runs, who cancelled it and where it stands.
+
+    Args:
+        workers: The workers.
+        others: What else holds up the end, a line each.
+    """
+    lines = [*_lines(workers), *others]
+    more = len(lines) - _MOST
+    return "\n".join([*lines[:_MOST], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
+    try:
+        calls = find_calls()
+    except ImportError:  # an extra
+        calls = None
+    for number, worker in enumerate(workers):
+        now = worker._nursery.now()
+        facts = [worker._state.name]
+        if worker._started_at is not None:
+            facts[0] += f" for {now - worker._started_at:.1f} s"
+        if worker._cancellation is not None:
+            when, reason = worker._cancellation
+            why = "" if reason is None else f" ({text(reason)})"
+            facts.append(f"cancelled {now - when:.1f} s ago{why}")
+        if worker._thread is not None:
+            facts.append("in a thread, which cannot be stopped")
+        stack = () if calls is None or number >= _MOST else find_stack(worker, calls)
+        if stack:  # the last is often a library's: the one before tells who called that
+            places = [f"{each.function}() at {each.file}:{each.line}" for each in stack[-2:]]
+            facts.append(f"in {', in '.join(places)}")
+        yield f"  worker {label(worker)}: {', '.join(facts)}"
+
+
+def tell_late(node: Node) -> None:
+    """Say in the log that the block of a node waits for work that was cancelled."""
+    nursery = node._creche_nursery
+    workers = late_workers([node])
+    others = [f"  task {task.handle.name!r}" for task in list(nursery.held)]
+    if workers or others:
+        tell(
+            logging.WARNING,
+            "%s waits for work that was cancelled and has not ended:\n%s",
+            node._creche_label(),
+            report_on(workers, others),
+        )
