@@ -34,7 +34,7 @@ from creche import (
     WorkerError,
     WorkerFailed,
 )
-from creche._core import moving, parts, snapshot
+from creche._core import cancelling, moving, parts, snapshot
 from creche._core import worker as worker_module
 from creche._core.group import WorkerGroup
 from creche._ground import bridge as bridge_module
@@ -1377,7 +1377,7 @@ def test_ctrl_c_in_the_midst_of_a_property_waits_for_its_end(monkeypatch):
         async with Node("app") as app:
             worker = app.run_worker(anyio.lowlevel.checkpoint)
             with monkeypatch.context() as patch:
-                patch.setattr(worker_module.threading, "Event", make)
+                patch.setattr(cancelling.threading, "Event", make)
                 assert worker.cancelled_event
             await settle()
 

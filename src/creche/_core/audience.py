@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from creche._ground.errors import WorkerError
-from creche._ground.report import logger
+from creche._ground.report import is_a, logger
 from creche._ground.states import CLOSED, FINAL, NEW, PENDING
 
 from .events import ProgressChanged, StateChanged
@@ -15,6 +15,7 @@ from .followers import followers_of
 from .log import LOG, is_wanted
 from .parts import lock
 from .tree import is_lost, join
+from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from creche._messages.subscription import Listener
 
     from .node import Node
-    from .worker import Worker
 
 
 class Audience:
@@ -200,6 +200,10 @@ class Audience:
         parent = self._node._creche_parent
         if parent is not None:  # who listens to the tree has heard it
             parent._creche_audience.take(message, self.hearers)
+
+    def is_started(self, outcome: object) -> bool:
+        """Whether what a handler returned is a worker, which goes on by itself."""
+        return is_a(outcome, cast("type[object]", Worker))
 
     def _tell(self, message: Message, followers: Collection[Listener], *, handled: bool) -> None:
         try:

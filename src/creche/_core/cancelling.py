@@ -8,6 +8,7 @@ and the cancel scope of the task is cancelled. The first request counts.
 from __future__ import annotations
 
 import inspect
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -96,6 +97,17 @@ def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
             handle.cancel()
     finally:
         bridge.steps.busy -= 1
+
+
+def event_of(worker: Worker[Any]) -> threading.Event:
+    """Give an event that is set when cancellation is requested, made if need be."""
+    with lock:
+        rare = worker._rare_parts()
+        if rare.cancelled is None:
+            rare.cancelled = threading.Event()
+            if worker._cancellation is not None:
+                rare.cancelled.set()
+        return rare.cancelled
 
 
 def tell_of(worker: Worker[Any]) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from creche._ground.errors import WorkerError
 from creche._ground.message import Message
 from creche._ground.options import check_limit, check_overflow, check_text
-from creche._ground.report import is_a, shown, text_of
+from creche._ground.report import shown
 from creche._ground.states import CLOSED
-from creche._ground.text import path_of
+from creche._ground.text import name_of_work, path_of
 from creche._messages.mailbox import Mailbox
 from creche._messages.subscription import Subscription
 from creche._nursery.nursery import Nursery
@@ -34,13 +34,12 @@ from .mounting import Mount, remove
 from .readiness import heed_stalls, is_node_ready
 from .shutdown import shut_down
 from .snapshot import NodeSnapshot, take
-from .tree import bridge_of, exits_on_error, walk_down, walk_up
-from .worker import Worker, WorkType
+from .tree import bridge_of, exits_on_error, join_names, walk_down, walk_up
+from .worker import M1, M2, T, Worker, WorkType
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Iterator
-    from types import TracebackType
 
     from anyio import CapacityLimiter
 
@@ -59,10 +58,7 @@ if TYPE_CHECKING:
 
     PosArgs = TypeVarTuple("PosArgs")
 
-T = TypeVar("T")
 NodeT = TypeVar("NodeT", bound="Node")
-M1 = TypeVar("M1", bound=Message)
-M2 = TypeVar("M2", bound=Message)
 M3 = TypeVar("M3", bound=Message)
 
 _new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
@@ -102,8 +98,8 @@ class Node:
         self._creche_life = Life(self)
         self._creche_nursery = Nursery(self._creche_life)
         self._creche_runners = Runners(self._creche_nursery)
-        self._creche_mailbox = Mailbox(self, self._creche_nursery)
         self._creche_audience = Audience(self)
+        self._creche_mailbox = Mailbox(self, self._creche_nursery, self._creche_audience)
         self._creche_groups: dict[str, WorkerGroup] = {}
         self._creche_spare: WorkerGroup | None = None  # one that was forgotten
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
@@ -142,9 +138,7 @@ class Node:
     @property
     def path(self) -> str:
         """The names of the nodes from the root to this one, joined by slashes."""
-        names: list[object] = [node.name for node in walk_up(self)]
-        # Somebody may have set one to what is no text; the end must not fail of it.
-        return "/".join(name if type(name) is str else text_of(name) for name in reversed(names))
+        return join_names(self)
 
     def _creche_below(self) -> Iterator[Node]:
         return walk_down(self)
@@ -236,20 +230,14 @@ class Node:
         Threads:
             Any thread.
         """
-        called: Any = getattr(work, "__name__", None)
-        if called is None:  # a partial, perhaps
-            called = getattr(getattr(work, "func", work), "__name__", "")
-        if type(called) is not str:
-            called = ""
+        called = name_of_work(work)
         supersedes: object = None
         if exclusive:
             group, supersedes = group_of_exclusive(work, called, group)
         elif group is None:
             group = "default"
         if exit_on_error is None:
-            exit_on_error = self._creche_exits
-            if exit_on_error is None:  # until it is open
-                exit_on_error = exits_on_error(self)
+            exit_on_error = exits_on_error(self)
         # As Worker() does, but without keywords, which would cost a twentieth of a worker.
         worker = _new_worker(Worker)
         _set_up(
@@ -379,13 +367,11 @@ class Node:
     # Spelled out, as mypy would make a common base of several classes, not their union.
 
     @overload
-    def subscribe(
-        self, first: type[M1], /, **options: Unpack[StreamOptions]
-    ) -> Subscription[M1]: ...
+    def subscribe(self, one: type[M1], /, **options: Unpack[StreamOptions]) -> Subscription[M1]: ...
 
     @overload
     def subscribe(
-        self, first: type[M1], second: type[M2], /, **options: Unpack[StreamOptions]
+        self, one: type[M1], two: type[M2], /, **options: Unpack[StreamOptions]
     ) -> Subscription[M1 | M2]: ...
 
     @overload
@@ -429,12 +415,6 @@ class Node:
             Any thread; the subscription is for the node's event loop only.
         """
         return Subscription(self, types, **options)
-
-    def _creche_pass_on(self, message: Message) -> None:
-        self._creche_audience.pass_on(message)
-
-    def _creche_is_started(self, outcome: object) -> bool:
-        return is_a(outcome, cast("type[object]", Worker))
 
     # from elsewhere
 
@@ -511,12 +491,7 @@ class Node:
         await self._creche_life.enter()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> bool:
         """Leave the node, see the class.
 
         Raises:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from creche._ground.errors import WorkerError
 from creche._ground.interrupts import interruptible
+from creche._ground.options import check_text
 from creche._ground.report import shown
+
+from .parts import lock
 
 if TYPE_CHECKING:
     import sys
@@ -43,6 +46,27 @@ def _track(worker: Worker[Any], iterable: Iterable[T]) -> Iterator[T]:
     for item in iterable:
         yield item
         worker.advance()
+
+
+def set_steps(
+    worker: Worker[Any], completed: int | None, total: int | None, description: str | None
+) -> None:
+    """Set the steps of a worker and its description, see ``Worker.update()``."""
+    for steps in (completed, total):
+        if steps is not None and type(steps) is not int:
+            check_steps(steps)
+    if description is not None:
+        check_text("description", description)
+    with lock:
+        if completed is not None:
+            worker._completed = completed
+        if total != -1:
+            worker._total = None if total is None else max(0, total)
+        if description is not None:
+            worker._description = description
+    rare, audience = worker._rare, worker._node._creche_audience
+    if audience.tells_progress or (rare is not None and rare.followers):
+        audience.announce_progress(worker)
 
 
 class _AsyncTrack(AsyncIterator[T], Generic[T]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from creche._ground.report import text_of
 from creche._ground.states import CLOSED, NEW
 from creche._messages.subscription import inherit
 
@@ -51,10 +52,19 @@ def bridge_of(node: Node) -> Bridge:
     return own.bridge
 
 
+def join_names(node: Node) -> str:
+    """Join the names from the root to a node."""
+    names: list[object] = [each.name for each in walk_up(node)]
+    # Somebody may have set one to what is no text; the end must not fail of it.
+    return "/".join(name if type(name) is str else text_of(name) for name in reversed(names))
+
+
 def exits_on_error(node: Node) -> bool:
     """Whether an error of a worker fails a node, where the call that started it does not say."""
-    said = (each._creche_exits for each in walk_up(node))
-    return next((exits for exits in said if exits is not None), True)
+    exits, above = node._creche_exits, node._creche_parent
+    while exits is None and above is not None:
+        exits, above = above._creche_exits, above._creche_parent
+    return exits is not False
 
 
 def join(node: Node) -> None:

@@ -8,9 +8,10 @@ import anyio
 from anyio import lowlevel
 
 from creche._ground.context import current
-from creche._ground.errors import DeadlockError, WorkerError
-from creche._ground.states import FINAL, PENDING
+from creche._ground.errors import DeadlockError, WorkerCancelled, WorkerError, WorkerFailed
+from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING
 
+from .cancelling import tell_of
 from .deadlock import find_deadlock
 
 if TYPE_CHECKING:
@@ -83,6 +84,26 @@ async def _wait_for(
                 ties.done = worker._nursery.new_event()
             if worker._state not in FINAL:
                 await ties.done.wait()
+
+
+def raise_outcome(worker: Worker[Any]) -> None:
+    """Raise what a worker that has ended tells of its end, unless it is SUCCESS.
+
+    Raises:
+        WorkerFailed: The work raised.
+        WorkerCancelled: The worker was cancelled.
+    """
+    error = worker.error
+    if error is not None:
+        failed = WorkerFailed(error, worker)  # a fresh one: a traceback grows at each raise
+        try:
+            raise failed from error
+        finally:
+            del error, failed
+    if worker._state is ERROR:
+        raise WorkerFailed(WorkerError("it failed elsewhere"), worker)
+    if worker._state is CANCELLED:
+        raise WorkerCancelled(tell_of(worker))
 
 
 async def until_begun(worker: Worker[Any]) -> None:

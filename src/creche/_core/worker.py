@@ -8,16 +8,14 @@ which finds it a slot and launches its task, see ``run``. One cancellation: ``ca
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
-from creche._ground.errors import WorkerCancelled, WorkerError, WorkerFailed
+from creche._ground.errors import WorkerCancelled, WorkerError
 from creche._ground.interrupts import interruptible
 from creche._ground.message import Message
-from creche._ground.options import check_text
 from creche._ground.report import is_a, is_awaitable, shown, text_of
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
 from creche._ground.text import label, name_of
@@ -27,19 +25,20 @@ from creche._running.thread import in_thread
 
 from . import events
 from .adapting import assign
-from .cancelling import cancel, tell_of
+from .cancelling import cancel, event_of, tell_of
 from .checks import check_new
 from .ending import close_work
 from .followers import WorkerSource
 from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
-from .progress import check_steps, percent, track
+from .progress import check_steps, percent, set_steps, track
 from .readiness import is_ready, restart, say_ready, until_ready
 from .run import ThreadJob, lose_task, main
 from .tree import exits_on_error
-from .waiting import wait_for
+from .waiting import raise_outcome, wait_for
 
 if TYPE_CHECKING:
     import sys
+    import threading
     from collections.abc import (
         AsyncIterable,
         AsyncIterator,
@@ -324,13 +323,7 @@ class Worker(Generic[ResultType]):
     @property
     def cancelled_event(self) -> threading.Event:
         """An event that is set when cancellation is requested, from whatever side."""
-        with lock:
-            ties = self._rare_parts()
-            if ties.cancelled is None:
-                ties.cancelled = threading.Event()
-                if self._cancellation is not None:
-                    ties.cancelled.set()
-            return ties.cancelled
+        return event_of(self)
 
     @property
     def is_abandoned(self) -> bool:
@@ -502,21 +495,7 @@ class Worker(Generic[ResultType]):
         Threads:
             Any thread.
         """
-        for steps in (completed_steps, total_steps):
-            if steps is not None and type(steps) is not int:
-                check_steps(steps)
-        if description is not None:
-            check_text("description", description)
-        with lock:
-            if completed_steps is not None:
-                self._completed = completed_steps
-            if total_steps != -1:
-                self._total = None if total_steps is None else max(0, total_steps)
-            if description is not None:
-                self._description = description
-        rare = self._rare
-        if self._node._creche_audience.tells_progress or (rare is not None and rare.followers):
-            self._node._creche_audience.announce_progress(self)
+        set_steps(self, completed_steps, total_steps, description)
 
     @overload
     def track(self, iterable: Iterable[T], total: int | None = None) -> Iterator[T]: ...
@@ -608,17 +587,7 @@ class Worker(Generic[ResultType]):
             The node's event loop only; from a thread, ``node.call_from_thread(worker.wait)``.
         """
         await wait_for((self,))
-        error = self.error
-        if error is not None:
-            failed = WorkerFailed(error, self)  # a fresh one: a traceback grows at each raise
-            try:
-                raise failed from error
-            finally:
-                del error, failed
-        if self._state is ERROR:
-            raise WorkerFailed(WorkerError("it failed elsewhere"), self)
-        if self._state is CANCELLED:
-            raise WorkerCancelled(tell_of(self))
+        raise_outcome(self)
         return cast("ResultType", self._outcome)
 
     async def join(self) -> Worker[ResultType]:

@@ -95,3 +95,11 @@ def path_of(node: Any) -> str:
         names.append(text_of(above, "name"))
         above = above._creche_parent
     return "/".join(reversed(names))
+
+
+def name_of_work(work: Any) -> str:
+    """Give the name of the function that work calls, as far as it has one."""
+    called: object = getattr(work, "__name__", None)
+    if called is None:  # a partial, perhaps
+        called = getattr(getattr(work, "func", work), "__name__", "")
+    return called if type(called) is str else ""

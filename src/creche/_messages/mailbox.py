@@ -32,28 +32,33 @@ if TYPE_CHECKING:
 
 
 class Addressee(Protocol):
-    """What a mailbox asks of its node."""
-
-    def _creche_pass_on(self, message: Message) -> None:
-        """Hand a handled message to the parent."""
-        ...
-
-    def _creche_is_started(self, outcome: object) -> bool:
-        """Tell whether what a handler returned is a worker, which goes on by itself."""
-        ...
+    """The node that a mailbox is of."""
 
     def _creche_label(self) -> str:
         """Name the node in a sentence."""
         ...
 
 
+class Beyond(Protocol):
+    """What a mailbox asks of those who tell messages: what becomes of a message it handled."""
+
+    def pass_on(self, message: Message) -> None:
+        """Hand a handled message to the parent."""
+        ...
+
+    def is_started(self, outcome: object) -> bool:
+        """Tell whether what a handler returned is a worker, which goes on by itself."""
+        ...
+
+
 class Mailbox:
     """Messages on their way to the handlers of one node."""
 
-    __slots__ = ("_addressee", "_context", "_hurried", "_nursery", "_pump", "_waiting")
+    __slots__ = ("_addressee", "_beyond", "_context", "_hurried", "_nursery", "_pump", "_waiting")
 
-    def __init__(self, addressee: Addressee, nursery: Nursery) -> None:
+    def __init__(self, addressee: Addressee, nursery: Nursery, beyond: Beyond) -> None:
         self._addressee = addressee
+        self._beyond = beyond
         self._nursery = nursery
         self._waiting = Backlog[Message]()
         self._pump: HeldTask | None = None
@@ -117,12 +122,12 @@ class Mailbox:
                     # A handler under @work has started a worker, and that is all.
                     if (
                         outcome is not None
-                        and not self._addressee._creche_is_started(outcome)
+                        and not self._beyond.is_started(outcome)
                         and is_awaitable(outcome)
                     ):
                         await await_users(outcome)
                 if message.bubble and not message._stopped:
-                    self._addressee._creche_pass_on(message)
+                    self._beyond.pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 failure = error
                 if is_a(outcome, CoroutineType):
