@@ -169,6 +169,67 @@ async def test_a_stream_costs_others_nothing():
             await each.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("followers", [1, 20])
+async def test_progress_that_waits_is_not_told_again(followers):
+    """However often a worker advances, whoever has not read yet learns of it once."""
+    steps = [0, 1_000, 1]
+
+    async def job():
+        for number in steps:
+            with counted() as calls:
+                for _ in range(number):
+                    get_current_worker().advance()
+            costs.append(calls[0])
+            await go.wait()
+
+    costs, go = [], anyio.Event()
+    async with Node("app") as app:
+        worker = app.run_worker(job)
+        streams = [worker.subscribe(Worker.ProgressChanged) for _ in range(followers)]
+        for stream in streams:
+            await stream.__aenter__()
+        go.set()
+        await worker.join()
+        assert costs[1] <= 2 * 1_000 + 20 * followers + 40  # get_current_worker() and advance()
+        for stream in streams:
+            assert [event.worker.completed_steps async for event in stream] == [1_001]
+            await stream.__aexit__(None, None, None)
+
+
+async def test_progress_is_news_again_once_it_was_read():
+    """To each of those who follow, also to one who came later, and after one has left."""
+    gates = [anyio.Event() for _ in range(4)]
+
+    async def job():
+        for gate in gates:
+            await gate.wait()
+            get_current_worker().advance()
+        await anyio.sleep_forever()
+
+    async def steps_of(stream):
+        return [event.worker.completed_steps for event in stream.take_all()]
+
+    async with Node("app") as app:
+        worker = app.run_worker(job, daemon=True)
+        async with worker.subscribe(Worker.ProgressChanged) as first:
+            gates[0].set()
+            await settle()
+            async with worker.subscribe(Worker.ProgressChanged) as second:
+                assert await steps_of(second) == [1]
+                gates[1].set()
+                await settle()
+                assert await steps_of(second) == [2]
+            assert await steps_of(first) == [2]
+            gates[2].set()
+            await settle()
+            assert await steps_of(first) == [3]
+        async with worker.subscribe(Worker.ProgressChanged) as third:
+            assert await steps_of(third) == [3]
+            gates[3].set()
+            await settle()
+            assert await steps_of(third) == [4]
+
+
 async def test_a_stream_that_is_left_hears_no_more():
     """And who follows keeps nothing alive."""
     gate = anyio.Event()

@@ -169,6 +169,8 @@ class Audience:
         if self.tells_progress or followers:
             handled = self._handles(ProgressChanged)
             self._tell(ProgressChanged(worker), followers, handled=handled)
+            if worker._rare is not None:
+                worker._rare.is_hungry = False  # until it is taken
 
     def announce_event(self, worker: Worker[Any], event: Message) -> None:
         """Tell of something else that a worker did; on the loop."""

@@ -96,6 +96,12 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
     def __init__(self, worker: Worker[Any]) -> None:
         vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
 
+    def _be_taken(self) -> None:
+        """From now on more progress is news to whoever has taken this."""
+        rare = self.worker._rare
+        if rare is not None:
+            rare.is_hungry = bool(rare.followers)
+
     def __repr__(self) -> str:
         return f"<ProgressChanged {self.worker._creche_label()}>"
 

@@ -62,6 +62,7 @@ class WorkerSource:
         """Take note of who listens to the worker, and tell how things stand."""
         worker = self._worker
         self.hearers[listener] = self
+        worker._rare_parts().is_hungry = True
         if worker._created_at is not None:
             listener._put(StateChanged(worker, worker._state))
         if worker._completed or worker._total is not None:
@@ -72,6 +73,7 @@ class WorkerSource:
     def drop(self, listener: Listener) -> None:
         """Take note of who listens no more; nothing happens if that is known."""
         self.hearers.pop(listener, None)
+        self._worker._rare_parts().is_hungry = bool(self.hearers)
 
 
 def followers_of(worker: Worker[Any]) -> tuple[Listener, ...]:

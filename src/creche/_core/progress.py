@@ -65,7 +65,7 @@ def set_steps(
         if description is not None:
             worker._description = description
     rare, audience = worker._rare, worker._node._creche_audience
-    if audience.tells_progress or (rare is not None and rare.followers):
+    if audience.tells_progress or (rare is not None and rare.is_hungry):
         audience.announce_progress(worker)
 
 

@@ -472,7 +472,7 @@ class Worker(Generic[ResultType]):
             with lock:
                 self._completed += steps
         rare = self._rare
-        if self._node._creche_audience.tells_progress or (rare is not None and rare.followers):
+        if self._node._creche_audience.tells_progress or (rare is not None and rare.is_hungry):
             self._node._creche_audience.announce_progress(self)
 
     def update(

@@ -62,6 +62,9 @@ class Message:
         """Whether ``stop()`` was called."""
         return self._stopped
 
+    def _be_taken(self) -> None:
+        """Take note that one of those who were told has read it; of those with a key only."""
+
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -93,13 +96,12 @@ class Backlog(deque[MessageT]):
         message = self.popleft()
         if message._key is not None:
             self._keys.discard(message._key)
+            message._be_taken()
         return message
 
     def take_all(self) -> list[MessageT]:
         """Take out all messages."""
-        taken = list(self)
-        self.clear()
-        return taken
+        return [self.take() for _ in range(len(self))]
 
     def clear(self) -> None:
         """Drop all messages."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from creche._ground.backend import Event
     from creche._ground.bridge import Bridge
     from creche._nursery.nursery import Nursery
 
@@ -142,7 +143,7 @@ class Subscription(Generic[MessageT]):
         self._tree = tree
         self._until_closing = until == "closing"
         self._backlog: Backlog[MessageT] | None = None  # there once it was opened
-        self._news: anyio.Event | None = None
+        self._news: Event | None = None
         self._is_read = False
         self._is_over = False
         # Of the reader's loop, where the node is not open yet and so knows of none.
@@ -278,13 +279,17 @@ class Subscription(Generic[MessageT]):
                 if self._is_over:
                     raise StopAsyncIteration
                 # Made before it is looked once more: a signal handler may come in between.
-                news = self._news = anyio.Event()
+                news = self._news = self._new_event()
                 if not backlog and not self._is_over:
                     self._check_thread(waits=True)
                     await news.wait()
             return backlog.take()
         finally:
             self._is_read = False
+
+    def _new_event(self) -> Event:
+        nursery = self._node._creche_nursery
+        return anyio.Event() if nursery.state is NEW else nursery.new_event()
 
     def take_all(self) -> list[MessageT]:
         """Take out all events that wait now.
