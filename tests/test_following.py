@@ -255,6 +255,13 @@ async def test_who_followed_keeps_no_worker_alive():
             assert reference() is None
 
 
+async def test_a_stream_names_its_worker():
+    """In its text, and in errors."""
+    async with Node("app") as app:
+        stream = app.run_worker(one).subscribe(Worker.StateChanged)
+        assert repr(stream) == "<Subscription to Worker.StateChanged of worker 'one'>"
+
+
 async def test_what_is_no_message():
     """As for a node."""
     async with Node("app") as app:

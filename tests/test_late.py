@@ -178,6 +178,21 @@ def test_each_block_tells_of_its_own(run, caplog):
     assert told.startswith("node 'app/page' waits")
 
 
+def test_a_block_that_waits_for_a_mounted_node_says_nothing(run, caplog):
+    """That one says it."""
+
+    async def main():
+        async with Node("app") as app:
+            panel = await app.mount(Node("panel"))
+            panel.run_worker(partial(be_deaf, 15), name="deaf")
+            await settle()
+            app.cancel()
+
+    run(main)
+    (told,) = warnings_of(caplog)
+    assert told.startswith("node 'app/panel' waits")
+
+
 def test_a_handler_is_named_too(run, caplog):
     """It is no worker, but holds up the end as well."""
 

@@ -158,6 +158,37 @@ def test_thread_that_does_not_come(monkeypatch):
     assert kind._patience < 0.3
 
 
+@pytest.mark.parametrize("on_cancel", OnCancel)
+def test_a_task_that_is_cancelled_natively(on_cancel):
+    """What its work makes of that is its own business, and the machine goes on."""
+    machine = machine_of(Worker)()
+    place = machine.open_tree(seed=0, limit=1, overflow="restart")
+    record = machine.run(
+        place=place,
+        script=Script(on_cancel=on_cancel),
+        group="free",
+        kind="function",
+        exclusive=False,
+        fatal=False,
+        daemon=False,
+    )
+    machine.until(lambda: record.play.is_inside)
+    machine.cancel_task(record=record)
+    machine.teardown()
+
+
+def test_progress_of_a_worker_that_reports_its_own():
+    """The machine adds nothing to it."""
+    machine = machine_of(Back, progress_may_go_back=True)()
+    place = machine.open_tree(seed=0, limit=1, overflow="restart")
+    record = machine.create(
+        place=place, script=Script(), group="free", kind="function", exclusive=False
+    )
+    machine.report_progress(record=record, steps=1, more=1, known=True, anew=False)
+    assert record.worker.completed_steps == 0
+    machine.teardown()
+
+
 def test_worker_that_begins_anew_on_purpose():
     """Its machine is told so, and finds nothing."""
     run_state_machine_as_test(machine_of(Back, progress_may_go_back=True), settings=SMALL)

@@ -166,6 +166,13 @@ async def test_a_server_that_cannot_be_started():
     assert [type(error) for error in leaves(caught.value)] == [OSError]
 
 
+async def test_a_server_that_tells_of_no_arguments():
+    """Of some builtins nobody knows what they take: they are called without."""
+    async with Node("app") as app:
+        with pytest.raises(WorkerError, match="without being ready"):
+            await app.start_worker(int, ready=True, thread=True)
+
+
 async def test_a_start_that_is_cancelled_takes_the_worker_with_it():
     """As without ``ready``."""
     async with Node("app") as app:

@@ -446,8 +446,8 @@ async def test_wake_up_for_idle_is_not_lost():
     assert queued.state is CANCELLED
 
 
-@pytest.mark.parametrize("begun", [False, True])
-async def test_wake_up_for_a_worker_is_not_lost(begun):
+@pytest.mark.parametrize("what", ["ended", "begun", "ready"])
+async def test_wake_up_for_a_worker_is_not_lost(what):
     """A worker that ends as the wait for its end, or its beginning, begins is noticed."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
@@ -457,9 +457,12 @@ async def test_wake_up_for_a_worker_is_not_lost(begun):
             (queued,) = (worker for worker in group if worker is not first)
             queued.cancel()
 
-        name = "until_begun" if begun else "_wait_for"
+        name = {"begun": "until_begun", "ready": "_until_ready"}.get(what, "_wait_for")
         with anyio.fail_after(RENDEZVOUS), broken_in_upon(name, cancel, app):
-            if begun:
+            if what == "ready":
+                with pytest.raises(WorkerCancelled):
+                    await group.start_worker(anyio.sleep_forever, ready=True)
+            elif what == "begun":
                 await group.start_worker(anyio.sleep_forever)
             else:
                 await app.workers.wait_for_complete([group.run_worker(anyio.sleep_forever)])
@@ -472,7 +475,7 @@ async def test_wake_up_for_a_reader_is_not_lost():
         note = Note()
         with (
             anyio.fail_after(RENDEZVOUS),
-            broken_in_upon("__anext__", lambda: app.post_message(note)),
+            broken_in_upon("_new_event", lambda: app.post_message(note), app),
         ):
             assert await anext(notes) is note
 

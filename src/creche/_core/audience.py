@@ -169,8 +169,7 @@ class Audience:
         if self.tells_progress or followers:
             handled = self._handles(ProgressChanged)
             self._tell(ProgressChanged(worker), followers, handled=handled)
-            if worker._rare is not None:
-                worker._rare.is_hungry = False  # until it is taken
+            worker._rare_parts().is_hungry = False  # until it is taken
 
     def announce_event(self, worker: Worker[Any], event: Message) -> None:
         """Tell of something else that a worker did; on the loop."""

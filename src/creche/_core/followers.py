@@ -42,7 +42,7 @@ class WorkerSource:
     def _creche_audience(self) -> WorkerSource:
         return self
 
-    def _creche_below(self) -> Iterable[WorkerSource]:
+    def _creche_below(self) -> Iterable[WorkerSource]:  # pragma: no cover (asked of nodes only)
         return (self,)
 
     def _creche_label(self) -> str:

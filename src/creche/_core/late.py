@@ -10,6 +10,8 @@ from creche._ground.states import FINAL
 from creche._ground.text import label, text
 from creche._running.stacks import find_calls, find_stack
 
+from .facts import facts_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -49,13 +51,10 @@ def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
         calls = None
     for number, worker in enumerate(workers):
         now = worker._nursery.now()
-        facts = [worker._state.name]
-        if worker._started_at is not None:
-            facts[0] += f" for {now - worker._started_at:.1f} s"
-        if worker._cancellation is not None:
-            when, reason = worker._cancellation
-            why = "" if reason is None else f" ({text(reason)})"
-            facts.append(f"cancelled {now - when:.1f} s ago{why}")
+        when, reason = worker._cancellation or (now, None)
+        why = "" if reason is None else f" ({text(reason)})"
+        facts = [f"{worker._state.name} for {facts_of(worker, now).elapsed:.1f} s"]
+        facts.append(f"cancelled {now - when:.1f} s ago{why}")
         if worker._thread is not None:
             facts.append("in a thread, which cannot be stopped")
         stack = () if calls is None or number >= _MOST else find_stack(worker, calls)
@@ -69,7 +68,7 @@ def tell_late(node: Node) -> None:
     """Say in the log that the block of a node waits for work that was cancelled."""
     nursery = node._creche_nursery
     workers = late_workers([node])
-    others = [f"  task {task.handle.name!r}" for task in list(nursery.held)]
+    others = [f"  task {task.handle.name!r}" for task in list(nursery.held) if task.is_holding]
     if workers or others:
         tell(
             logging.WARNING,

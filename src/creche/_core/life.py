@@ -214,8 +214,7 @@ class Life:
         opener = self.opener
         if opener is not None:
             ties = opener._rare_parts()
-            if ties.opened is not None:
-                ties.opened.pop(id(self), None)
+            (ties.opened or {}).pop(id(self), None)
             if not ties.opened and not ties.waits:
                 opener._node._creche_waiting.pop(id(opener), None)
             self.opener = None

@@ -96,13 +96,12 @@ async def _until_ready(worker: Worker[Any]) -> None:
 class TaskStatus:
     """What work is given that takes ``task_status``, as with ``anyio.TaskGroup.start()``."""
 
-    def __init__(self) -> None:
-        self.worker: Worker[Any] | None = None
+    worker: Worker[Any]
+    """The worker, known before its work begins."""
 
     def started(self, value: object = None) -> None:
         """Say that the worker is ready, see ``Worker.ready()``."""
-        if self.worker is not None:
-            self.worker.ready(value)
+        self.worker.ready(value)
 
 
 def with_status(work: Any) -> tuple[Any, TaskStatus]:

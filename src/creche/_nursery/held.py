@@ -56,6 +56,11 @@ class HeldTask:
         nursery.held.add(self)
         self._holds, nursery.holds = True, nursery.holds + 1
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether the nursery stays open for it."""
+        return self._holds
+
     def is_acting(self) -> bool:
         """Whether the running code is this task."""
         return cast("CoroutineType[Any, Any, Any]", self.coro).cr_running

@@ -361,9 +361,11 @@ class Nursery:
 
     def wake(self) -> None:
         """Have whoever waits for the last hold look again."""
-        if self._idle is not None:
-            self._idle.set()
-            self._idle = None
+        idle = self._idle  # a signal handler may call this in the midst of it
+        if idle is not None:
+            idle.set()
+            if self._idle is idle:
+                self._idle = None
 
     async def until_idle(self, *, blocks: bool = False) -> None:
         """Wait until nothing holds the nursery and the owner sets nothing more in motion.
