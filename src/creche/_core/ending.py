@@ -39,38 +39,33 @@ def end(worker: Worker[Any], state: WorkerState, error: BaseException | None = N
                 _take_end(worker, state, error)
             finally:
                 worker._nursery.fail(fault)
-                del fault
     finally:
         steps.busy -= 1
-        del error, worker
 
 
 def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | None) -> None:
     """End, in the order on which threads that read without a lock rely."""
-    try:
-        fatal = error is not None and _tell(worker, error, state)
-        if worker._state not in FINAL:
-            if error is not None:
-                worker._outcome = error
-            move(worker, state)
-        if worker._rare is not None:
-            _wake_all(worker)  # before the node is cancelled: who waits here learns why
-        if fatal and error is not None:
-            worker._nursery.fail(error)
-        if worker._place is not None:
-            worker._place._left(worker)
-        # Work that was entered closes itself; in an abandoned thread it may still be running.
-        work = worker._work
-        if worker._started_at is None or (type(work) is COROUTINE and is_unawaited(work)):
-            close_work(worker)
-        worker._work = worker._handle = worker._context = None
-        if not isinstance(worker._description, str):
-            worker._description = worker._description.condensed()
-        if worker._thread is not None:
-            worker._thread.limiter, worker._thread.stops = None, ()
-        worker._let_go()
-    finally:
-        del error, worker
+    fatal = error is not None and _tell(worker, error, state)
+    if worker._state not in FINAL:
+        if error is not None:
+            worker._outcome = error
+        move(worker, state)
+    if worker._rare is not None:
+        _wake_all(worker)  # before the node is cancelled: who waits here learns why
+    if fatal and error is not None:
+        worker._nursery.fail(error)
+    if worker._place is not None:
+        worker._place._left(worker)
+    # Work that was entered closes itself; in an abandoned thread it may still be running.
+    work = worker._work
+    if worker._started_at is None or (type(work) is COROUTINE and is_unawaited(work)):
+        close_work(worker)
+    worker._work = worker._handle = worker._context = None
+    if not isinstance(worker._description, str):
+        worker._description = worker._description.condensed()
+    if worker._thread is not None:
+        worker._thread.limiter, worker._thread.stops = None, ()
+    worker._let_go()
 
 
 def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool:

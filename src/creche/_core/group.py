@@ -467,7 +467,6 @@ class WorkerGroup:
                     cancel_with_nursery(worker, reason, by_scope=by_scope)
                 finally:
                     self._node._creche_nursery.fail(fault)
-                    del fault
 
     def cancel(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the group.

@@ -125,5 +125,3 @@ def tell_failure(
         raise
     except BaseException as fault:  # noqa: BLE001 (see above)
         tell(logging.ERROR, "could not say all about a failed worker", error=fault)
-    finally:
-        del error, worker

@@ -40,7 +40,7 @@ class Mount:
         self._child = child
         self._leave = anyio.Event()  # set to tell it to leave
         self._ready = anyio.Event()  # set once it is open, or will not be
-        self._trouble: BaseException | None = None  # why it is not open
+        self._trouble: list[BaseException] = []  # why it is not open
         self.gone = anyio.Event()
         """Set once it has left."""
         parent, child._creche_parent, child._creche_mount = child._creche_parent, above, self
@@ -63,12 +63,8 @@ class Mount:
         """
         with anyio.CancelScope(shield=True):
             await self._ready.wait()
-        trouble, self._trouble = self._trouble, None
-        if trouble is not None:
-            try:
-                raise trouble
-            finally:
-                del trouble
+        if self._trouble:
+            raise self._trouble.pop()
         if self._child._creche_nursery.state is NEW:
             raise WorkerCancelled(f"mounting {self._child._creche_label()} was cancelled natively")
 
@@ -82,7 +78,6 @@ class Mount:
 
     async def _live(self) -> None:
         """Be the task of the node."""
-        nursery = self._above._creche_nursery
         try:
             async with self._child:
                 # It keeps nothing open until it is told to leave.
@@ -90,17 +85,22 @@ class Mount:
                 self._ready.set()
                 await self._leave.wait()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            failure = uncancelled(error, lambda leaf: is_a(leaf, nursery.cancelled_class))
-            if failure is not None and not self._ready.is_set():
-                strip_traceback(failure)
-                self._trouble = failure  # it could not be opened: for who mounts it
-            elif failure is not None:
-                errors = list(parts_of(failure))
-                while errors:
-                    nursery.fail(errors.pop(0))
-            del failure  # this frame is in its traceback: a cycle, with all the errors in it
+            self._fail(error)
         finally:
             self._end()
+
+    def _fail(self, error: BaseException) -> None:
+        """Hand on what left the block of the node."""
+        nursery = self._above._creche_nursery
+        failure = uncancelled(error, lambda leaf: is_a(leaf, nursery.cancelled_class))
+        if failure is None:
+            return
+        if not self._ready.is_set():
+            strip_traceback(failure)
+            self._trouble.append(failure)  # it could not be opened: for who mounts it
+            return
+        for each in parts_of(failure):
+            nursery.fail(each)
 
     def _end(self) -> None:
         self.gone.set()

@@ -107,18 +107,15 @@ def _end_by_return(worker: Worker[Any]) -> None:
 
 def _end_by_error(worker: Worker[Any], error: BaseException) -> None:
     """End because the work raised something."""
-    try:
-        notice_cancellation(worker, native=False)
-        if worker._state in FINAL:
-            return  # cancelled while it waited for a thread
-        failure = uncancelled(error, partial(is_cancellation, worker))
-        if failure is None:
-            notice_cancellation(worker)
-            end(worker, CANCELLED)
-        else:
-            end(worker, ERROR, failure)
-    finally:
-        del error, worker
+    notice_cancellation(worker, native=False)
+    if worker._state in FINAL:
+        return  # cancelled while it waited for a thread
+    failure = uncancelled(error, partial(is_cancellation, worker))
+    if failure is None:
+        notice_cancellation(worker)
+        end(worker, CANCELLED)
+    else:
+        end(worker, ERROR, failure)
 
 
 def lose_task(worker: Worker[Any], fault: BaseException) -> None:

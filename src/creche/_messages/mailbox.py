@@ -145,23 +145,20 @@ class Mailbox:
         cancelled = self._nursery.cancelled_class
         # A cancellation ends this handler, at its first await. The others have their turn.
         failure = uncancelled(error, lambda leaf: is_a(leaf, cancelled))
+        if failure is None:
+            if not self._hurried and self._nursery.is_scope_cancelled():
+                self._nursery.cancel_from_outside()
+            return
+        where = f"{text_of(message, 'handler_name')} of {self._addressee._creche_label()}"
+        if is_a(failure, WorkerError) and failure._is_refusal:
+            # It wanted to start work as the node, or another, was shutting down: too late.
+            tell(logging.WARNING, "%s: %s", where, failure)
+            return
         try:
-            if failure is None:
-                if not self._hurried and self._nursery.is_scope_cancelled():
-                    self._nursery.cancel_from_outside()
-                return
-            where = f"{text_of(message, 'handler_name')} of {self._addressee._creche_label()}"
-            if is_a(failure, WorkerError) and failure._is_refusal:
-                # It wanted to start work as the node, or another, was shutting down: too late.
-                tell(logging.WARNING, "%s: %s", where, failure)
-                return
-            try:
-                strip_traceback(failure)
-                drop_cancellation(failure, cancelled)
-                add_note(failure, f"in {where}")
-                if is_a(failure, Exception) and not is_a(failure, WorkerFailed):
-                    tell(logging.ERROR, "%s failed, and with it the node", where, error=failure)
-            finally:
-                self._nursery.fail(failure)
+            strip_traceback(failure)
+            drop_cancellation(failure, cancelled)
+            add_note(failure, f"in {where}")
+            if is_a(failure, Exception) and not is_a(failure, WorkerFailed):
+                tell(logging.ERROR, "%s failed, and with it the node", where, error=failure)
         finally:
-            del error, failure
+            self._nursery.fail(failure)

@@ -121,22 +121,15 @@ class End:
             return self._take_in(error)
         except BaseException as fault:  # noqa: BLE001 (raised in the end)
             self._nursery.fail(fault)
-            del fault
             return self._take_in(error)
-        finally:
-            del error  # as in close()
 
     def _take_in(self, error: BaseException) -> BaseException | None:
         """Gather what left the body; or give it back, if it is a cancellation and nothing else."""
-        failure: BaseException | None = None
-        try:
-            failure = uncancelled(error, lambda leaf: is_a(leaf, self._nursery.cancelled_class))
-            if failure is None:
-                return error
-            self._try(partial(self._fail_in_body, failure))
-            return None
-        finally:
-            del error, failure  # as in close()
+        failure = uncancelled(error, lambda leaf: is_a(leaf, self._nursery.cancelled_class))
+        if failure is None:
+            return error
+        self._try(partial(self._fail_in_body, failure))
+        return None
 
     def _fail_in_body(self, failure: BaseException) -> None:
         nursery = self._nursery
@@ -146,7 +139,6 @@ class End:
             host = nursery.watcher.host
             spare_host = not (host.is_current() or host.is_done())
             nursery.cancel(f"{nursery.owner.label()} failed", spare_host=spare_host)
-            del failure  # as in Nursery.fail()
 
     # in the host, and elsewhere
 
@@ -313,15 +305,12 @@ class End:
         worker has failed for it by then.
         """
         nursery = self._nursery
-        try:
-            nursery.is_killed = False  # this is why
-            for leaf in leaves(error):
-                if is_a(leaf, RuntimeError) and nursery.nesting.is_broken:
-                    continue  # what AnyIO or Trio says to the same
-                if not is_a(leaf, nursery.cancelled_class):
-                    nursery.failures.add(leaf, nursery.tree)
-        finally:
-            del error
+        nursery.is_killed = False  # this is why
+        for leaf in leaves(error):
+            if is_a(leaf, RuntimeError) and nursery.nesting.is_broken:
+                continue  # what AnyIO or Trio says to the same
+            if not is_a(leaf, nursery.cancelled_class):
+                nursery.failures.add(leaf, nursery.tree)
 
     # a step that is broken off
 
@@ -331,7 +320,6 @@ class End:
             step()
         except BaseException as fault:  # noqa: BLE001 (see above)
             self._nursery.fail(fault)
-            del fault
 
     def _twice(self, step: Callable[[], object]) -> None:
         """Take a step of the end once more if it is broken off, which is raised in the end."""
@@ -339,5 +327,4 @@ class End:
             step()
         except BaseException as fault:  # noqa: BLE001 (see above)
             self._nursery.failures.add(fault, self._nursery.tree)
-            del fault
             step()

@@ -39,15 +39,12 @@ class Failures:
         fresh: BaseException | None = error
         with harmless:  # what it tells of its worker may be the user's own
             fresh = unreported(error, tree)
-        try:
-            if fresh is None or fresh is self._bare or id(fresh) in map(id, self._errors):
-                pass
-            elif is_a(fresh, Exception) or self._bare is not None:
-                self._errors.append(fresh)
-            else:
-                self._bare = fresh
-        finally:
-            del error, fresh
+        if fresh is None or fresh is self._bare or id(fresh) in map(id, self._errors):
+            return
+        if is_a(fresh, Exception) or self._bare is not None:
+            self._errors.append(fresh)
+        else:
+            self._bare = fresh
 
     def conclude(
         self,

@@ -247,15 +247,17 @@ class Nursery:
                 "off from that of its event loop; open a node of its own here"
             )
         if self.state is not OPEN:
-            error = WorkerError(
-                f"cannot start work on {self.owner.label()}, which is "
-                f"{self.state.value}; "
-                + ("enter its block first" if self.state is NEW else "use a node that is open")
-            )
-            error._is_refusal = self.state is not NEW
-            raise error
+            raise self._refusal()
         if self.get_task() is None:
             self.check_loop()
+
+    def _refusal(self) -> WorkerError:
+        error = WorkerError(
+            f"cannot start work on {self.owner.label()}, which is {self.state.value}; "
+            + ("enter its block first" if self.state is NEW else "use a node that is open")
+        )
+        error._is_refusal = self.state is not NEW
+        return error
 
     def check_loop(self) -> None:
         """Raise an error if another event loop than the nursery's runs the calling code.
@@ -426,7 +428,6 @@ class Nursery:
             self.failures.add(error, self.tree)
         finally:
             self.cancel(f"{self.owner.label()} failed")
-            del error  # Trio's cancellations hold the frames that led to them
 
     def cancel(self, reason: object, *, spare_host: bool = False) -> None:
         """Cancel everything below, the host's body included; on the loop only.

@@ -27,8 +27,9 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
     their contexts too. The worker holds the error, so none of them may know it in the end.
     """
     has_begun = False
+    raised: list[BaseException] = []
 
-    async def main() -> tuple[object, BaseException | None]:
+    async def main() -> object:
         nonlocal job, awaitable, has_begun
         has_begun = True
         token = lowlevel.current_token()
@@ -36,16 +37,19 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
             with anyio.CancelScope() as scope:
                 job.on_cancel(lambda: run_soon(token, scope.cancel))
                 try:
-                    return await awaitable, None
+                    return await awaitable
                 except anyio.get_cancelled_exc_class():
                     if scope.cancel_called:
                         raise
                     # It must not cross over: the host would take it for a cancellation of its own.
-                    return None, leaked(job)
+                    raised.append(leaked(job))
+                    return None
                 except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
                     strip_traceback(error)
-                    return None, error
-            return None, WorkerCancelled(f"{job.label()} was cancelled")
+                    raised.append(error)
+                    return None
+            raised.append(WorkerCancelled(f"{job.label()} was cancelled"))
+            return None
         finally:
             current.set(None)
             del job, awaitable
@@ -53,14 +57,11 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
     module = host.backend_class.__module__
     backend = next(name for name in anyio.get_all_backends() if name in module)
     try:
-        value, error = anyio.run(main, backend=backend)
+        value = anyio.run(main, backend=backend)
     finally:
         current.set(None)
         if not has_begun and inspect.iscoroutine(awaitable):
             awaitable.close()  # there was no loop to be had
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error
+    if raised:
+        raise raised.pop()
     return value

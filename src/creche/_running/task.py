@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from creche._ground.errors import WorkerError
-from creche._ground.interrupts import interruptible
+from creche._ground.interrupts import await_users, interruptible
 from creche._ground.report import is_awaitable, shown
 
 from .job import COROUTINE, FUNCTIONS, call, check_no_generator
@@ -43,25 +43,18 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
         if type(value) is COROUTINE:
             own: Coroutine[Any, Any, Any] = value
             return own
-        return _take(job, value)
-    finally:
-        # The frames of an error's traceback hold the frames below them, this one too, with all
-        # that these know: a worker must not be among it, as it holds the error.
-        del job, work
-
-
-@interruptible
-async def _take(job: TaskJob, value: Any) -> Any:
-    """Await what the work returned, if it is not a coroutine."""
-    try:
         if job._is_to_await(value):
-            return await value
+            return await_users(value)
         if is_awaitable(value):
-            return value  # a worker: whoever wants its result awaits it
+            return _give(value)  # a worker: whoever wants its result awaits it
         check_no_generator(value, job._creche_label)
         raise WorkerError(
             f"the work of {job._creche_label()} is a plain function that returned no awaitable "
             f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
         )
     finally:
-        del job
+        del job, work  # see errors.frames
+
+
+async def _give(value: Any) -> Any:
+    return value
