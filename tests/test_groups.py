@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from creche import Node, WorkerCancelled, WorkerError, WorkerGroup, WorkerState
+from creche._running.runner import Runners
 from helpers import (
     CANCELLED,
     ERROR,
@@ -46,6 +47,8 @@ async def test_group_is_a_name_within_a_node():
         assert repr(group) == (
             "<WorkerGroup 'downloads' of 'app': 0 running, 0 queued, limit=4, overflow='drop'>"
         )
+        group.limit = 2
+        assert app.group("downloads", 4, "drop").limit == 2
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "4"])
@@ -164,6 +167,31 @@ async def test_limit_at_run_time():
         await settle()
         assert (group.running, group.queued) == (3, 0)
         group.cancel()
+
+
+@pytest.mark.parametrize("way", ["group", "all", "of the node", "by name"])
+async def test_cancelling_many_launches_nobody(monkeypatch, way):
+    """Who waits is cancelled before who has the slot, and would hand it on."""
+    launched, launch = [], Runners.launch
+
+    def note(runners, job):
+        launched.append(job)
+        launch(runners, job)
+
+    monkeypatch.setattr(Runners, "launch", note)
+    async with Node("app") as app:
+        group = app.group("one", limit=1)
+        workers = [group.run_worker(settle) for _ in range(3)]
+        if way == "group":
+            group.cancel()
+        elif way == "all":
+            app.workers.cancel_all()
+        elif way == "of the node":
+            app.workers.cancel_node(app)
+        else:
+            app.workers.cancel_group(app, "one")
+        assert [worker.state for worker in workers] == [CANCELLED] * 3
+    assert launched == workers[:1]
 
 
 async def test_limit_from_a_thread():

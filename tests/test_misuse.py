@@ -124,6 +124,8 @@ async def test_names_and_groups_are_texts():
                 app.run_worker(anyio.lowlevel.checkpoint(), **options)
             with pytest.raises(WorkerError, match="must both be a text"):
                 Worker(app, anyio.lowlevel.checkpoint(), **options)
+            with pytest.raises(WorkerError, match="must both be a text"):
+                app.run_worker(settle, **options)
         with pytest.raises(WorkerError, match="name of a group must be a text"):
             app.group(5)
         assert app.groups == ()
