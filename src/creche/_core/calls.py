@@ -43,7 +43,7 @@ def ask(node: Node, call: Callable[[], T]) -> T:
     try:
         return bridge.call(partial(_call_checked, caller, call))
     finally:
-        del caller  # the error holds this frame
+        del caller  # see errors: frames
 
 
 def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
@@ -93,7 +93,7 @@ def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             )
         return await_answer(future, bridge.token)
     finally:
-        del caller, future  # the error holds this frame, and they hold the error
+        del caller, future  # see errors: frames
 
 
 def begin_call(
@@ -114,10 +114,9 @@ def begin_call(
             future.set_result(value)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         _close(value)
-        # The frames of these calls hold the future, and with it the error: a cycle.
         fail(future, error)
     finally:
-        del caller, future, value  # Python 3.11's frames hold those that called them
+        del caller, future, value  # see errors: frames
 
 
 def _await(
@@ -142,7 +141,7 @@ def _await(
             lost(error)  # it was broken off: what awaits in it leaves nothing out
             raise
         finally:
-            caller = future = awaitable = None  # as above
+            caller = future = awaitable = None  # see errors: frames
 
     task = node._creche_nursery.spawn_held(
         go_on,
@@ -181,7 +180,7 @@ async def _go_on(
             future.set_result(value)
     finally:
         _close(awaitable)  # it may have been broken off before it was awaited
-        del caller, future  # as above
+        del caller, future  # see errors: frames
 
 
 def _tell_whose(node: Node, caller: Worker[Any] | None) -> str:

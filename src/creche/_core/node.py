@@ -504,7 +504,7 @@ class Node:
         try:
             return await self._creche_nursery.end.close(exc)
         finally:
-            del exc, traceback
+            del exc, traceback  # see errors: frames
 
     @property
     def is_ready(self) -> bool:

@@ -63,7 +63,7 @@ async def main(worker: Worker[Any], task: OwnTask) -> None:
     finally:
         if worker._handle is not None:
             break_off(worker)
-        del failure, worker, task  # this frame is in the traceback of the error
+        del failure, worker, task  # see errors: frames
 
 
 def begin(worker: Worker[Any]) -> None:

@@ -95,7 +95,7 @@ def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
             raise answer.error
         return cast("T", answer)
     finally:
-        del answer, future  # what it raises holds this frame
+        del answer, future  # see errors: frames
 
 
 class Steps:
@@ -229,7 +229,7 @@ class Bridge:
                     lost(error)
                 raise
             finally:
-                lost = None  # what the call has raised holds this frame
+                lost = None  # see errors: frames
                 for way in ways:
                     way._lose_one()
                 for way in ways:
@@ -295,7 +295,7 @@ class Bridge:
                 return call()
             return await_answer(future, self.token)
         finally:
-            del future  # what it raises holds this frame
+            del future  # see errors: frames
 
 
 def _answer(call: Callable[[], T], future: Future[T]) -> None:
@@ -303,10 +303,9 @@ def _answer(call: Callable[[], T], future: Future[T]) -> None:
     try:
         future.set_result(call())
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
-        # The frames of this call hold the future, and with it the error: a cycle.
         fail(future, error)
     finally:
-        del call, future  # as above
+        del call, future  # see errors: frames
 
 
 def fail(future: Future[Any], error: BaseException) -> None:

@@ -100,4 +100,4 @@ async def beside(
         try:
             raise failure
         finally:
-            del failure  # this frame is in its traceback: a cycle
+            del failure  # see errors: frames

@@ -135,7 +135,7 @@ class Mailbox:
             # Out of the handler: the cancellation that follows would have it as its context.
             if failure is not None:
                 self._fail(failure, message)
-            del failure, message
+            del failure, message  # see errors: frames
             handler = outcome = None
         self._pump = None
         self._deliver()  # for what a signal handler has posted since it was looked

@@ -87,7 +87,7 @@ class End:
                 )
             return failures.conclude(where, error, leaving)
         finally:
-            del error, cancellation, misuse, leaving  # they hold this frame
+            del error, cancellation, misuse, leaving  # see errors: frames
 
     async def abandon(self) -> None:
         """Undo what ``Nursery.open()`` has done, and what was started since."""
@@ -170,7 +170,7 @@ class End:
                 leaving = cancellation
             return misuse, leaving
         finally:
-            del cancellation, late, leaving  # as in close()
+            del cancellation, late, leaving  # see errors: frames
 
     async def _leave_elsewhere(self) -> WorkerError:
         """End it in another task than the host, and say what is wrong with that."""
@@ -249,7 +249,7 @@ class End:
             return await self._leave_group(cancellation)
         finally:
             self._twice(self._take_leave)
-            del cancellation
+            del cancellation  # see errors: frames
 
     def _end_outside(self) -> None:
         """End where the host cannot leave the task group, nor anybody else."""
@@ -296,7 +296,7 @@ class End:
             return None if swallowed else cancellation
         finally:
             nursery.task_group = None
-            del cancellation, traceback
+            del cancellation, traceback  # see errors: frames
 
     def _take_stray(self, error: BaseException) -> None:
         """Gather what left a task of the nursery all the same.

@@ -90,4 +90,4 @@ class Failures:
                 # It was raised while the cancellation of the body was handled, which on Trio holds
                 # the frames of the cancel, the tasks and so the worker: a cycle.
                 set_context(bare, context)
-            del errors, bare, error, leaving, context
+            del errors, bare, error, leaving, context  # see errors: frames

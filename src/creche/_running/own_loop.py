@@ -52,7 +52,7 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
             return None
         finally:
             current.set(None)
-            del job, awaitable
+            del job, awaitable  # see errors: frames
 
     module = host.backend_class.__module__
     backend = next(name for name in anyio.get_all_backends() if name in module)

@@ -341,7 +341,7 @@ class Runner(OwnTask):
                         backend.enter_context(task, own)
             # Nothing of the job is kept here; and did anybody keep the task?
             self.job = self.coro = step = None
-            del context, coro
+            del context, coro  # see errors: frames
             if self._is_spent or backend.traces(task) != traces:
                 return
 
@@ -373,8 +373,8 @@ class Runner(OwnTask):
         except StopIteration:
             return
         finally:
-            # The frames of an error lead back to this one, and the context to who has the error.
-            del coro, step, context, send, throw, value, error
+            # The context too leads to who has the error.
+            del coro, step, context, send, throw, value, error  # see errors: frames
 
     def _wait(self, backend: Backend, task: object) -> Generator[Any, Any, bool]:
         """Wait for the next turn, or for a job; tell whether to go on."""

@@ -53,7 +53,7 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
             f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
         )
     finally:
-        del job, work  # see errors.frames
+        del job, work  # see errors: frames
 
 
 async def _give(value: Any) -> Any:

@@ -170,7 +170,7 @@ class ThreadCall:
                 error = leaked(self._job)
             raise error
         finally:
-            del error, self
+            del error, self  # see errors: frames
 
     # the thread
 
@@ -186,7 +186,7 @@ class ThreadCall:
                 self._keep(fault)
                 self._leave()  # or the host would wait for ever
             finally:
-                del self  # see in_task()
+                del self  # see errors: frames
 
     def _run_in_thread(self) -> None:
         work: object = None
@@ -202,7 +202,7 @@ class ThreadCall:
         except BaseException as error:  # noqa: BLE001 (as above)
             self._error = error
         finally:
-            del self, work  # as above
+            del self, work  # see errors: frames
 
     def _keep(self, fault: BaseException) -> None:
         """Keep for the host what broke off a step of our own, unless the work has raised."""
@@ -240,7 +240,7 @@ class ThreadCall:
         finally:
             if is_unawaited(value):
                 cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
-            del self, work  # see in_task()
+            del self, work  # see errors: frames
 
     def _report_late(self, left: Callable[[], object]) -> None:
         if self._abandon:
