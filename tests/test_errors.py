@@ -482,15 +482,11 @@ async def test_plain_function_without_thread():
     )
 
 
-@pytest.mark.parametrize("kind", ["task", "thread", "own loop"])
-async def test_no_reference_cycle(kind):
+async def test_no_reference_cycle():
     """A failed worker and its error go as soon as nobody holds them, without the collector."""
 
     class Traceable(Exception):
         pass
-
-    def fail_plainly():
-        raise Traceable
 
     with no_collection():
         try:

@@ -36,19 +36,21 @@ def ask(node: Node, call: Callable[[], T]) -> T:
     Nothing that a superseded thread does takes effect; the check and the call are one step.
     """
     bridge = node._creche_bridge
-    caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
-    if caller is None:
+    if not bridge.is_foreign:
         return bridge.call(call)
-
-    try:
-        return bridge.call(partial(_call_checked, caller, call))
-    finally:
-        del caller  # see errors: frames
+    callers: list[Worker[Any] | None] = [current.get(None)]
+    return bridge.call(partial(_call_checked, callers, call))
 
 
-def _call_checked(caller: Worker[Any], call: Callable[[], T]) -> T:
-    caller.check_cancelled()
+def _call_checked(callers: list[Worker[Any] | None], call: Callable[[], T]) -> T:
+    # Popped, as all frames from here to the thread know the list: see errors: frames.
+    _check_caller(callers.pop())
     return call()
+
+
+def _check_caller(caller: Worker[Any] | None) -> None:
+    if caller is not None:
+        caller.check_cancelled()
 
 
 def post(node: Node, message: Message) -> bool:
@@ -57,8 +59,7 @@ def post(node: Node, message: Message) -> bool:
         raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
     bridge = node._creche_bridge
     caller: Worker[Any] | None = current.get(None) if bridge.is_foreign else None
-    if caller is not None:
-        caller.check_cancelled()
+    _check_caller(caller)
 
     def arrive() -> None:
         # Once more, as it may have been superseded while the message was on its way.
@@ -93,7 +94,7 @@ def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             )
         return await_answer(future, bridge.token)
     finally:
-        del caller, future  # see errors: frames
+        del caller  # see errors: frames
 
 
 def begin_call(
@@ -116,7 +117,7 @@ def begin_call(
         _close(value)
         fail(future, error)
     finally:
-        del caller, future, value  # see errors: frames
+        del caller  # see errors: frames
 
 
 def _await(
@@ -159,8 +160,7 @@ def _close(awaitable: object) -> None:
 
 
 def _check_call(node: Node, caller: Worker[Any] | None) -> None:
-    if caller is not None:
-        caller.check_cancelled()
+    _check_caller(caller)
     if node._creche_nursery.is_cancelled:
         raise WorkerCancelled(f"{node._creche_label()} was cancelled")
 
@@ -180,7 +180,7 @@ async def _go_on(
             future.set_result(value)
     finally:
         _close(awaitable)  # it may have been broken off before it was awaited
-        del caller, future  # see errors: frames
+        del caller  # see errors: frames
 
 
 def _tell_whose(node: Node, caller: Worker[Any] | None) -> str:

@@ -644,7 +644,10 @@ class Worker(Generic[ResultType]):
         ``await super().run()``. It runs in a task on the node's loop.
         """
         if self._thread is None:
-            return in_task(self)
+            try:
+                return in_task(self)
+            finally:
+                del self  # see errors: frames
         thread, token = self._thread, self._node._creche_nursery.bridge.token
         job = ThreadJob(self, thread)
         return in_thread(job, thread.limiter, token, abandon=thread.abandon_on_cancel)

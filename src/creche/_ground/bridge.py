@@ -62,15 +62,15 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
 
 
 class _Raised:
-    """An answer: the call has raised.
+    """An answer: the call has raised. It is empty once that was raised in the thread.
 
     A future that has an exception asks for its truth, which an error of the user's may deny.
     """
 
-    __slots__ = ("error",)
+    __slots__ = ("kept",)
 
     def __init__(self, error: BaseException) -> None:
-        self.error = error
+        self.kept = [error]
 
 
 def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
@@ -81,21 +81,19 @@ def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
         BaseException: What the call raised.
     """
     answer: Any = None
-    try:
-        while True:
-            try:
-                answer = future.result(_PATIENCE)
-                break
-            except NoAnswerYet:
-                if not future.done() and not run_soon(token, int):
-                    raise WorkerError(
-                        "the event loop has ended and did not make the call of this thread"
-                    ) from None
-        if type(answer) is _Raised:
-            raise answer.error
-        return cast("T", answer)
-    finally:
-        del answer, future  # see errors: frames
+    while True:
+        try:
+            answer = future.result(_PATIENCE)
+            break
+        except NoAnswerYet:
+            if not future.done() and not run_soon(token, int):
+                raise WorkerError(
+                    "the event loop has ended and did not make the call of this thread"
+                ) from None
+    if type(answer) is _Raised:
+        # Who made the call, in frames that the error holds, knows the future: see errors: frames.
+        raise answer.kept.pop()
+    return cast("T", answer)
 
 
 class Steps:
@@ -290,12 +288,9 @@ class Bridge:
         if not self.is_foreign:
             return call()
         future: Future[T] = Future()
-        try:
-            if not self.post(partial(_answer, call, future), partial(fail, future)):
-                return call()
-            return await_answer(future, self.token)
-        finally:
-            del future  # see errors: frames
+        if not self.post(partial(_answer, call, future), partial(fail, future)):
+            return call()
+        return await_answer(future, self.token)
 
 
 def _answer(call: Callable[[], T], future: Future[T]) -> None:
@@ -304,8 +299,6 @@ def _answer(call: Callable[[], T], future: Future[T]) -> None:
         future.set_result(call())
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         fail(future, error)
-    finally:
-        del call, future  # see errors: frames
 
 
 def fail(future: Future[Any], error: BaseException) -> None:

@@ -18,13 +18,13 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs
 
 # Frames. The traceback of an error holds the frames that it went through, and such a frame may hold
 # those that called it, down to the first of its task, or thread (which of them, differs from one
-# Python to the next); each holds what its names stand for. A worker holds its error. So a frame that
-# knows the worker, or the error itself, is a reference cycle: all that the work knew is there until
-# the collector runs. Most need nothing of their own for that. The library's frames are dropped from
-# the head of what workers raise (strip_traceback()). What is kept to be raised has no name where it
-# is raised: ``raise kept.pop()``. The name of an ``except`` goes by itself. Who only gathers an
-# error is in no traceback of it. Where a frame has to know, its names are deleted as it is left,
-# with a word that leads here, and a test fails for each of these that is not.
+# Python to the next); each holds what its names stand for. A worker holds its error. So a frame
+# that knows the worker, or the error itself, is a reference cycle: all that the work knew is there
+# until the collector runs. Most need nothing of their own for that. The library's frames are
+# dropped from the head of what workers raise (strip_traceback()). What is kept to be raised has no
+# name where it is raised: ``raise kept.pop()``. The name of an ``except`` goes by itself. Who only
+# gathers an error is in no traceback of it. Where a frame has to know, its names are deleted as it
+# is left, with a word that leads here, and a test fails for each of these that is not.
 
 
 class WorkerError(Exception):
