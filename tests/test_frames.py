@@ -133,6 +133,19 @@ async def test_worker_that_fails_in_a_thread_is_no_cycle(kept, way):
 
 
 @pytest.mark.usefixtures("on_asyncio")
+async def test_thread_that_lets_its_cancellation_out_is_no_cycle(kept):
+    """The error by which it said so goes, as nobody keeps it."""
+
+    def work(app):
+        anyio.from_thread.run_sync(app.workers.cancel_all)
+        raise kept.make(WorkerCancelled)
+
+    async with Node("app") as app:
+        app.run_worker(partial(work, app), thread=True)
+    await kept.check(1)
+
+
+@pytest.mark.usefixtures("on_asyncio")
 @pytest.mark.parametrize("way", ["work", "a group", "a message", "a call"])
 async def test_worker_that_fails_with_a_refusal_is_no_cycle(kept, way):
     """What asked in the thread of a worker knew that worker."""

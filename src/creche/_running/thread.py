@@ -161,16 +161,19 @@ class ThreadCall:
         return True
 
     async def _outcome(self) -> object:
+        if self._error is None:
+            return self._value
+        if is_a(self._error, anyio.get_cancelled_exc_class()):
+            self._error = None
+            await lowlevel.checkpoint_if_cancelled()
+            raise leaked(self._job)
+        raise self._take_error()
+
+    def _take_error(self) -> BaseException:
+        """Give what is to be raised, and keep it no more: see errors: frames."""
         error, self._error = self._error, None
-        try:
-            if error is None:
-                return self._value
-            if is_a(error, anyio.get_cancelled_exc_class()):
-                await lowlevel.checkpoint_if_cancelled()
-                error = leaked(self._job)
-            raise error
-        finally:
-            del error, self  # see errors: frames
+        assert error is not None
+        return error
 
     # the thread
 
