@@ -15,6 +15,7 @@ import pytest
 from anyio import from_thread
 
 from creche import Node, Worker, WorkerCancelled, WorkerError, WorkerFailed, get_current_worker
+from creche._running.runner import MOST
 from creche._running.thread import ThreadCall
 from creche.testing._leaks import busy_threads
 from helpers import (
@@ -107,6 +108,25 @@ async def test_waiting_for_a_token_is_pending():
         assert app.told_of(second) == [PENDING, CANCELLED]
     assert called == [3]
     assert limiter.borrowed_tokens == 0
+
+
+async def test_called_off_before_its_first_step_it_wants_no_thread():
+    """Its task ends at once, though there is no thread to be had, whoever else has the tasks."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    tokens, limiter.total_tokens = limiter.total_tokens, 1
+    try:
+        async with limiter:
+            with anyio.move_on_after(RENDEZVOUS) as scope:
+                async with Node() as app:
+                    for _ in range(MOST + 1):  # the next has a task of its own
+                        app.run_worker(anyio.sleep_forever, daemon=True)
+                    await settle()
+                    worker = app.run_worker(list, thread=True)
+                    worker.cancel()
+        assert not scope.cancel_called
+        assert worker.state is CANCELLED
+    finally:
+        limiter.total_tokens = tokens
 
 
 async def test_cancelled_in_the_moment_it_gets_a_token():
