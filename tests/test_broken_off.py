@@ -42,6 +42,7 @@ from helpers import (
     Meeting,
     leaves,
     settle,
+    told,
     until,
 )
 
@@ -299,6 +300,21 @@ async def test_long_queue_of_which_no_task_can_be_made():
 
 
 # the log
+
+
+async def test_failure_whose_end_is_broken_off_is_told_once(caplog):
+    """The end is taken once more, and the log has the failure already."""
+
+    async def work():
+        raise ValueError
+
+    with pytest.raises(ExceptionGroup) as caught, broken_off(WorkerGroup, "_left") as faults:
+        async with Node("app") as app:
+            worker = app.run_worker(work)
+    assert raised_by(caught) == [worker.error, *faults]
+    assert [each.getMessage() for each in told(caplog) if "failed" in each.getMessage()] == [
+        "worker 'work' failed, and with it node 'app'"
+    ]
 
 
 async def test_failure_of_which_not_all_can_be_told(caplog):
