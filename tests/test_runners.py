@@ -876,6 +876,19 @@ async def test_native_cancel_of_a_worker(place, on_asyncio):
             other.cancel()
 
 
+async def test_a_task_that_was_cancelled_natively_ends_with_its_worker(on_asyncio):
+    """It counts its cancellations, and its next worker would find that there was one."""
+    async with Node("app") as app:
+        await app.run_worker(suspend_and_tell)
+        assert count_idle() == 1
+        worker = app.run_worker(anyio.sleep_forever, "w")
+        await settle()
+        native_task("app/default/w").cancel()
+        await settle()
+        assert worker.state is CANCELLED
+        assert count_idle() == 0
+
+
 @pytest.mark.parametrize("when", ["asleep", "just woken", "just woken, and more wait"])
 async def test_native_cancel_of_an_idle_runner(on_asyncio, when):
     """It ends nobody, and what was given to the runner runs elsewhere."""

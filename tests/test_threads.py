@@ -927,6 +927,8 @@ async def test_options_for_threads_only():
             app.run_worker(add(1, 2), abandon_on_cancel=True)
         with pytest.raises(WorkerError, match="are for threads; add thread=True"):
             app.run_worker(add(1, 2), limiter=anyio.CapacityLimiter(1))
+        with pytest.raises(WorkerError, match="are for threads; add thread=True"):
+            app.run_worker(settle, abandon_on_cancel=True)
 
 
 @pytest.mark.parametrize("kind", ["refused", "raised", "raised in a task"])
