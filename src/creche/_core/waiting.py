@@ -95,11 +95,8 @@ def raise_outcome(worker: Worker[Any]) -> None:
     """
     error = worker.error
     if error is not None:
-        failed = WorkerFailed(error, worker)  # a fresh one: a traceback grows at each raise
-        try:
-            raise failed from error
-        finally:
-            del error, failed
+        # A fresh one, as a traceback grows at each raise; nameless, see errors: frames.
+        raise WorkerFailed(error, worker) from error
     if worker._state is ERROR:
         raise WorkerFailed(WorkerError("it failed elsewhere"), worker)
     if worker._state is CANCELLED:
