@@ -63,6 +63,8 @@ FLOORS = {
         ("_decorator", "__init__", "otel", "hosting"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
+        ("services._restart", "services._watchdog"),
+        ("services._service", "services.__init__"),
         ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
         ("testing._scripts", "testing._virtual"),
         ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
@@ -78,7 +80,7 @@ FLOORS = {
 }
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
-PUBLIC_MODULES = ["board", "hosting", "otel", "testing", "trace"]
+PUBLIC_MODULES = ["board", "hosting", "otel", "services", "testing", "trace"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that
@@ -88,10 +90,12 @@ FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "stackscope", "opentelemetry"}
 OF_PACKAGES = {
     "board": {"rich"},
+    "services": set[str](),
     "testing": {"hypothesis", "pytest", "trio"},
     "trace": set[str](),
 }
-OF_FILES = {"_ground.backend": {"trio"}}  # within functions that are called where it runs
+# Within functions that are called where it runs.
+OF_FILES = {"_ground.backend": {"trio"}, "services._watchdog": {"trio"}}
 
 
 def modules():
