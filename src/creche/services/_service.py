@@ -326,6 +326,6 @@ def _is_async(fn: object) -> bool:
 
 
 def _name_of(fn: object) -> str:
-    names = (getattr(each, "__name__", None) for each in _layers(fn))
-    name = next(filter(None, names), None)
-    return name if isinstance(name, str) and name != "__call__" else type(fn).__name__
+    called = next(each for each in _layers(fn) if not isinstance(each, functools.partial))
+    name = getattr(called, "__name__", None)
+    return name if isinstance(name, str) else type(called).__name__

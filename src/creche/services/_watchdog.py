@@ -146,17 +146,25 @@ class _Watch:
             )
 
     def _wait(self, event: threading.Event, seconds: float) -> bool:
-        """Wait until an event is set, for as long as the process has run; tell whether it is."""
+        """Wait until an event is set, or for some time in which the process has run."""
+        left = seconds
         while True:
-            before, cpu, collected = _now(), _cpu(), self._collected
-            is_set = event.wait(seconds)
-            late = _now() - before - seconds
+            before, cpu, collected = _now(), _cpu(), self._get_collected()
+            is_set = event.wait(left)
+            late = _now() - before - left
             if late >= self._blocked:
-                self._tell_late(late, _cpu() - cpu, self._collected - collected)
-            elif is_set or late >= 0:
+                self._tell_late(late, _cpu() - cpu, self._get_collected() - collected)
+                left = seconds
+            elif late < 0:
+                left = -late  # some clocks are early
+            else:
                 return is_set
             if is_set:
                 return True
+
+    def _get_collected(self) -> float:
+        now = self._collecting  # it may end meanwhile
+        return self._collected + (0 if now is None else _now() - now[0])
 
     def _tell_late(self, late: float, cpu: float, collected: float) -> None:
         if cpu < late / 2:
