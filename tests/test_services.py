@@ -601,7 +601,9 @@ async def test_async_function_that_returns_no_awaitable():
 
     async with Node("app") as app:
         worker = await run(app, service(work))
-    assert str(worker.error).endswith("was to be an async function, and returned no awaitable but 3")
+    assert str(worker.error).endswith(
+        "was to be an async function, and returned no awaitable but 3"
+    )
 
 
 # the function
@@ -786,36 +788,39 @@ def test_parts_of_what_was_exhausted():
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+class Dropped(Exception):
+    """An error that nothing else keeps."""
+
+
 @pytest.mark.parametrize("in_thread", [False, True])
-@pytest.mark.parametrize("number", [0, 1, 9])
-async def test_no_cycles(number, in_thread):
+@pytest.mark.parametrize(
+    ("kinds", "state"),
+    [
+        ([], SUCCESS),
+        ([Dropped], SUCCESS),
+        ([Dropped, NotRestartable], ERROR),
+        ([Dropped] * 4, ERROR),
+    ],
+    ids=["no error", "one", "another", "many"],
+)
+async def test_no_cycles(anyio_backend, kinds, state, in_thread):
     """Once a worker has ended, nothing keeps it or its errors alive, without a collection."""
+    if in_thread and state is ERROR and anyio_backend[0] == "trio":
+        pytest.skip("AnyIO's frame in the thread keeps any work that has failed in Trio's threads")
+    left = list(kinds)
 
-    class Error(Exception):
-        pass
+    async def work(task_status):
+        work_in_thread(task_status)
 
-    class Fail:
-        left = number
-
-        def fail(self):
-            if self.left:
-                self.left -= 1
-                raise Error
-            if number == 1:
-                raise NotRestartable
-
-        async def work(self, task_status):
-            self.fail()
-
-        def work_in_thread(self, task_status):
-            self.fail()
+    def work_in_thread(task_status):
+        if left:
+            raise left.pop(0)
 
     with no_collection():
-        failing = Fail()
-        work = failing.work_in_thread if in_thread else failing.work
         async with Node("app") as app:
-            worker = await run(app, service(work, restart=AT_ONCE), thread=in_thread)
-        assert worker.state is (SUCCESS if number == 0 else ERROR)
+            again = service(work_in_thread if in_thread else work, restart=AT_ONCE)
+            worker = await run(app, again, thread=in_thread)
+        assert worker.state is state
         kept = weakref.ref(worker)
         del worker, app
         await until(lambda: kept() is None)  # the thread needs a moment
@@ -846,9 +851,7 @@ def quarters(least, most):
 PROGRAMS = st.builds(
     Program,
     attempts=st.lists(
-        st.tuples(
-            quarters(0, 12), st.sampled_from(["crash", "crash", "crash", "return", "final"])
-        ),
+        st.tuples(quarters(0, 12), st.sampled_from(["crash", "crash", "crash", "return", "final"])),
         min_size=1,
         max_size=12,
     ),
@@ -858,7 +861,8 @@ PROGRAMS = st.builds(
     longest=quarters(4, 12),
     reset_after=quarters(4, 12),
     always=st.booleans(),
-    cancel_at=st.none() | quarters(0, 80).map(lambda each: each + 0.125),  # never with anything else
+    cancel_at=st.none()
+    | quarters(0, 80).map(lambda each: each + 0.125),  # never with anything else
 )
 
 
@@ -1004,7 +1008,8 @@ async def test_worker_that_blocks(lines):
     fields = [getattr(record, f"creche_{each}") for each in ("worker", "number", "group", "node")]
     assert fields == ["sums", worker.number, "heavy", "app"]
     assert re.fullmatch(
-        r"the event loop of node 'app' goes on after \d+\.\d\d s", lines.find("goes on").getMessage()
+        r"the event loop of node 'app' goes on after \d+\.\d\d s",
+        lines.find("goes on").getMessage(),
     )
 
 
@@ -1098,9 +1103,21 @@ def clocks(monkeypatch):
 @pytest.mark.parametrize(
     ("cpu", "collects", "text"),
     [
-        (0, False, "the process of node 'app' did not run for (99|100).* s: it was stopped, or the"),
-        (90, False, "stood still for (99|100).* s and let no other thread run, in a step of worker 's'"),
-        (90, True, "stood still for (99|100).* s for a garbage collection, in a step of worker 's'"),
+        (
+            0,
+            False,
+            "the process of node 'app' did not run for (99|100).* s: it was stopped, or the",
+        ),
+        (
+            90,
+            False,
+            "stood still for (99|100).* s and let no other thread run, in a step of worker 's'",
+        ),
+        (
+            90,
+            True,
+            "stood still for (99|100).* s for a garbage collection, in a step of worker 's'",
+        ),
     ],
 )
 async def test_thread_that_comes_late(lines, clocks, cpu, collects, text):

@@ -183,7 +183,7 @@ class _Service:
                 failure = None
                 await anyio.sleep(delay)
         finally:
-            del worker, failure
+            del worker, failure, budget  # it holds errors, which hold this frame
 
     def run_in_thread(self) -> Any:
         worker, failure = get_current_worker(), None
@@ -212,7 +212,7 @@ class _Service:
                 worker.cancelled_event.wait(min(delay, threading.TIMEOUT_MAX))
                 worker.check_cancelled()
         finally:
-            del worker, failure
+            del worker, failure, budget  # it holds errors, which hold this frame
 
     def _awaitable(self, value: object) -> Awaitable[Any]:
         if inspect.isawaitable(value):
