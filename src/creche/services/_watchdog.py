@@ -50,10 +50,10 @@ async def watchdog(node: Node, blocked: float = 0.25) -> AsyncGenerator[None]:
     """Say in the log when the event loop stands still, and which worker's step it stands in.
 
     ``async with watchdog(app), app: ...``. A WARNING of the logger ``creche`` names the worker, and
-    shows the stack of the loop's thread; another one says when the loop goes on. What takes less
-    than ``blocked`` is never told, what takes one and a half times as long always. A garbage
-    collection is told apart, and so is a process that did not run, as it was stopped or the machine
-    slept: that is nobody's fault.
+    shows the stack of the loop's thread; it comes again after twice as long, and so on, and another
+    one says when the loop goes on. What takes less than ``blocked`` is never told, what takes one
+    and a half times as long always. A garbage collection is told apart, and so is a process that
+    did not run, as it was stopped or the machine slept: that is nobody's fault.
 
     It costs a thread that wakes up eight times a second, less often the larger ``blocked`` is, and
     two calls for each garbage collection.
@@ -135,12 +135,12 @@ class _Watch:
             self._loop.call_soon(self._ended.set)
 
     def _await_sign(self) -> None:
-        asked, is_told = _now(), False
-        while not self._wait(self._sign, self._blocked):
-            if not is_told:
-                is_told = True
-                self._warn(self._blocked, self._tell_collection())
-        if is_told and not self._leaving.is_set():
+        asked, stood, pause = _now(), 0.0, self._blocked
+        while not self._wait(self._sign, pause):
+            stood += pause
+            self._warn(stood, self._tell_collection())
+            pause = stood  # told again after twice as long
+        if stood and not self._leaving.is_set():
             _logger.warning(
                 "the event loop of node %r goes on after %.2f s", self._node.path, _now() - asked
             )
