@@ -654,13 +654,14 @@ class PlainConsumer:
         (PlainConsumer(), "PlainConsumer", "plain object"),
         (threading.active_count, "active_count", None),
         (dict.fromkeys, "fromkeys", None),
+        (max, "max", None),
     ],
-    ids=map(str, range(14)),
+    ids=map(str, range(15)),
 )
 async def test_name(fn, name, result):
     """A service has the name of its function, so that its worker has it."""
-    if name == "fromkeys":
-        fn = functools.partial(fn, [])
+    if name in ("fromkeys", "max"):
+        fn = functools.partial(fn, "ab")
     again = service(fn)
     in_thread = not asyncio.iscoroutinefunction(again)
     async with Node("app") as app:
@@ -1018,8 +1019,10 @@ async def test_worker_that_blocks(lines):
 async def test_worker_that_blocks_for_long(lines):
     """It is told again after twice as long, and after four times as long."""
 
+    last = "has stood still for 0.20 s"  # elsewhere than in the lines that are shown
+
     async def compute():
-        lines.wait_for("has stood still for 0.20 s")
+        lines.wait_for(last)
 
     async with Node("app") as app, watchdog(app, BRIEF):
         await app.run_worker(compute)

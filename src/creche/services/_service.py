@@ -18,6 +18,7 @@ from ._restart import Budget, Restart, is_final, matcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from types import TracebackType
 
     from anyio.abc import TaskStatus
 
@@ -240,8 +241,7 @@ def _is_cancelled(worker: Worker[Any]) -> bool:
 
 def _without_head(error: Exception) -> Exception:
     """Take off the traceback the frame that has caught an error, as that is going to keep it."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
+    error.__traceback__ = cast("TracebackType", error.__traceback__).tb_next
     return error
 
 

@@ -30,8 +30,7 @@ from anyio import lowlevel
 from creche import Node, Worker, WorkerError, active_worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
-    from contextvars import Context
+    from collections.abc import AsyncGenerator, Callable
     from types import FrameType
 
     import trio
@@ -117,10 +116,8 @@ class _Watch:
     def _on_collection(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._collecting = (_now(), info["generation"])
-        elif self._collecting is not None:
-            since, _ = self._collecting
-            self._collecting = None
-            self._collected += _now() - since
+        else:
+            self._collected, self._collecting = self._get_collected(), None
 
     # the thread
 
@@ -246,32 +243,25 @@ class _Loop:
     def _worker_of(self, task: Any, name: str) -> Worker[Any] | None:
         # Of asyncio's tasks those that workers share have no context of their own to be seen from
         # here, and in Python 3.10 and 3.11 none has. The task of a worker has its name.
-        context: Context | None = getattr(task, "context", None)
-        if context is None and hasattr(task, "get_context"):
-            context = task.get_context()
-        worker = None if context is None else context.get(active_worker)
-        if worker is None:
-            for each in self._node.workers:
-                if each.is_running and f"{each.node.path}/{each.group}/{each.name}" == name:
-                    return each
-        return worker
+        context: Any = getattr(task, "context", None) or getattr(task, "get_context", dict)()
+        worker: Worker[Any] | None = context.get(active_worker)
+        if worker is not None:
+            return worker
+        running = (each for each in self._node.workers if each.is_running)
+        path = "{0.node.path}/{0.group}/{0.name}".format
+        return next((each for each in running if path(each) == name), None)
 
     def _step_of(self, frame: FrameType | None) -> object:
         """Give the task that is in a step; of Trio's, the one whose coroutine is on the stack."""
         if self._root is None:
             return asyncio.current_task(self._token)
         on_stack = {id(each) for each, _ in traceback.walk_stack(frame)}
-        steps = (each for each in self._tasks() if id(_frame_of(each)) in on_stack)
-        return next(steps, None)
-
-    def _tasks(self) -> Iterator[trio.lowlevel.Task]:
-        tasks = [] if self._root is None else [self._root]
-        while tasks:
-            task = tasks.pop()
-            yield task
+        tasks = [self._root]
+        for task in tasks:  # which grows
             # In one step each, so that the loop's thread cannot change them in between.
             for nursery in list(task.child_nurseries):
                 tasks.extend(list(nursery.child_tasks))
+        return next((each for each in tasks if id(_frame_of(each)) in on_stack), None)
 
 
 def _frame_of(task: trio.lowlevel.Task) -> object:
