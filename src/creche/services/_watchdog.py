@@ -243,7 +243,8 @@ class _Loop:
     def _worker_of(self, task: Any, name: str) -> Worker[Any] | None:
         # Of asyncio's tasks those that workers share have no context of their own to be seen from
         # here, and in Python 3.10 and 3.11 none has. The task of a worker has its name.
-        context: Any = getattr(task, "context", None) or getattr(task, "get_context", dict)()
+        get_context: Any = getattr(task, "get_context", dict)
+        context: Any = getattr(task, "context", None) or get_context()
         worker: Worker[Any] | None = context.get(active_worker)
         if worker is not None:
             return worker
