@@ -465,6 +465,23 @@ async def test_ready(how):
         worker.cancel()
 
 
+async def test_ready_after_a_failure():
+    """Who waits for a service to be ready learns of it, in whichever attempt it is."""
+    failing = Failing(*errors(2))
+
+    async def serve(task_status):
+        await settle()
+        failing.next()
+        task_status.started(failing.runs)
+        await anyio.sleep_forever()
+
+    async with Node("app") as app:
+        with anyio.fail_after(RENDEZVOUS):
+            worker = await app.start_worker(service(serve, restart=AT_ONCE), ready=True)
+            assert await worker.until_ready() == worker.attempt == 3
+        worker.cancel()
+
+
 async def test_ready_in_a_thread():
     """So it is in a thread."""
 

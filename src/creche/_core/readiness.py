@@ -124,6 +124,7 @@ def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
     if worker._state is not RUNNING:
         raise WorkerError(f"{worker._creche_label()} is {worker._state.name}, not RUNNING")
     service = worker._rare_parts().service_part()
+    service.wake()  # who waits, waits on for the next attempt
     with lock:
         service.attempt += 1
         service.is_ready, service.value, service.ready = False, None, None
