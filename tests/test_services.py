@@ -1140,17 +1140,17 @@ def clocks(monkeypatch):
         (
             0,
             False,
-            "the process of node 'app' did not run for (99|100).* s: it was stopped, or the",
+            "the process of node 'app' did not run for [0-9]{2,}[.].* s: it was stopped, or the",
         ),
         (
             90,
             False,
-            "stood still for (99|100).* s and let no other thread run, in a step of worker 's'",
+            "stood still for [0-9]{2,}[.].* s and let no other thread run, in a step of worker 's'",
         ),
         (
             90,
             True,
-            "stood still for (99|100).* s for a garbage collection, in a step of worker 's'",
+            "stood still for [0-9]{2,}[.].* s for a garbage collection, in a step of worker 's'",
         ),
     ],
 )
@@ -1165,17 +1165,15 @@ async def test_thread_that_comes_late(lines, clocks, cpu, collects, text):
         return any(re.search(text, each.getMessage()) for each in lines.records)
 
     async def work():
-        if collects:
-            # The last in the row of callbacks is within what the first of them sees.
-            gc.callbacks.append(jump)
-            try:
-                gc.collect()
-            finally:
-                gc.callbacks.remove(jump)
-        else:
-            jump()
-        with lines.changed:
-            assert lines.changed.wait_for(is_told, RENDEZVOUS), lines.records
+        with anyio.fail_after(RENDEZVOUS), lines.changed:
+            while not lines.changed.wait_for(is_told, 2 * BRIEF):
+                # The watchdog may have looked at the clock right after it, so it has to be again.
+                if collects:
+                    gc.callbacks.append(jump)  # within what the callback before it sees
+                    gc.collect(0)
+                    gc.callbacks.remove(jump)
+                else:
+                    jump()
 
     async with Node("app") as app, watchdog(app, 2 * BRIEF):
         await app.run_worker(work, name="s")
