@@ -45,6 +45,7 @@ from creche import (
 from creche.board import Board, live_board
 from creche.hosting import Host, SignalReceived, stop_on_signals
 from creche.otel import traced
+from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.trace import Trace, record
 
 if sys.version_info >= (3, 11):
@@ -453,3 +454,45 @@ def work_types() -> None:
     """Have a name for whatever a worker can run."""
     each: list[WorkType[bytes]] = [fetch, fetch(), Fetcher(), functools.partial(fetch), bytes]
     assert_type(len(each), int)
+
+
+async def listen(*, task_status: anyio.abc.TaskStatus[int]) -> bytes:
+    """Say that one is ready."""
+    task_status.started(3)
+    return b""
+
+
+async def listen_positional(
+    task_status: anyio.abc.TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+) -> bytes:
+    """Say so as well, where somebody asks."""
+    task_status.started(3)
+    return b""
+
+
+async def needs_one(argument: int) -> None:
+    """Need an argument."""
+
+
+async def check_services(app: Node) -> None:
+    """Services keep the types of their functions; a group of errors tells what is in it."""
+    restart = Restart(max=None, within=60, backoff=Backoff(0.1, 30), reset_after=1.5)
+    assert_type(app.run_worker(service(fetch, restart=restart)), Worker[bytes])
+    assert_type(app.run_worker(service(listen, on=OSError, always=True)), Worker[bytes])
+    assert_type(app.run_worker(service(listen_positional)), Worker[bytes])
+    assert_type(
+        app.run_worker(service(lambda: 3, on=(OSError, KeyError)), thread=True), Worker[int]
+    )
+    again = service(functools.partial(needs_one, 3), on=lambda error: "no" in str(error))
+    assert_type(await again(), None)
+    worker = await app.start_worker(service(listen), ready=True, stall_after=30)
+    assert_type(worker.attempt, int)
+    error = worker.error
+    if isinstance(error, RestartsExhausted):
+        assert_type(error.message, str)
+    async with watchdog(app, blocked=0.25) as nothing:
+        assert_type(nothing, None)
+    service(needs_one)  # type: ignore[arg-type, call-overload, unused-ignore]  # needs an argument
+    service(fetch, on=3)  # type: ignore[call-overload]  # is nothing that tells
+    service(fetch, restart=3)  # type: ignore[call-overload]  # is no Restart
+    raise NotRestartable("no")

@@ -17,7 +17,7 @@ from creche import Worker, WorkerError, get_current_worker
 from ._restart import Budget, Restart, is_final, matcher
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from anyio.abc import TaskStatus
@@ -49,21 +49,25 @@ class _Status:
 
 @overload
 def service(
-    fn: Callable[[], Awaitable[T]] | _WithStatus[Awaitable[T]],
-    *,
-    restart: Restart = ...,
-    always: bool = ...,
-    on: Which = ...,
-) -> Callable[[], Coroutine[Any, Any, T]]: ...
+    fn: Callable[[], Awaitable[T]], *, restart: Restart = ..., always: bool = ..., on: Which = ...
+) -> Callable[[], Awaitable[T]]: ...
 
 
 @overload
 def service(
-    fn: Callable[[], T] | _WithStatus[T],
-    *,
-    restart: Restart = ...,
-    always: bool = ...,
-    on: Which = ...,
+    fn: _WithStatus[Awaitable[T]], *, restart: Restart = ..., always: bool = ..., on: Which = ...
+) -> Callable[[], Awaitable[T]]: ...
+
+
+@overload
+def service(
+    fn: Callable[[], T], *, restart: Restart = ..., always: bool = ..., on: Which = ...
+) -> Callable[[], T]: ...
+
+
+@overload
+def service(
+    fn: _WithStatus[T], *, restart: Restart = ..., always: bool = ..., on: Which = ...
 ) -> Callable[[], T]: ...
 
 
