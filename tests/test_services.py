@@ -701,7 +701,7 @@ async def async_generator():
 
 
 class Odd:
-    __call__ = functools.partial(print)
+    __call__ = PlainConsumer()
 
 
 async def bare(argument):
