@@ -147,6 +147,8 @@ async def test_budget(maximum):
     )
     assert failing.runs == worker.attempt == maximum + 1
     assert worker.error.__context__ is None
+    for each in worker.error.exceptions:
+        assert each.__traceback__.tb_frame.f_code.co_name == "work"  # the service is not shown
 
 
 async def test_no_limit():
@@ -223,7 +225,7 @@ def test_what_is_left_to_chance(fly):
     async def main():
         failing = Failing(*errors(100))
         async with Node("app") as app, app.subscribe(Worker.Restarted) as events:
-            restart = Restart(100, backoff=Backoff(4, 4, jitter=0.5), within=1e6)
+            restart = Restart(100, backoff=Backoff(4, factor=1, jitter=0.5), within=1e6)
             await run(app, service(failing.work, restart=restart))
             waits = [each.delay for each in events.take_all()]
         assert 2 <= min(waits) < 2.5
@@ -334,23 +336,27 @@ async def test_always(in_thread):
     ] * 4
 
 
-async def test_always_but_once_it_is_cancelled():
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_always_but_once_it_is_cancelled(in_thread):
     """Work that swallows its cancellation and returns has ended."""
     runs = []
 
     async def work():
         runs.append(1)
-        try:
-            await anyio.sleep_forever()
-        except anyio.get_cancelled_exc_class():
-            return
+        with anyio.CancelScope(shield=True):
+            await until(lambda: worker.is_cancelled)
+
+    def work_in_thread():
+        runs.append(1)
+        assert worker.cancelled_event.wait(RENDEZVOUS)
 
     async with Node("app") as app:
-        worker = app.run_worker(service(work, always=True, restart=AT_ONCE))
-        await settle()
+        again = service(work_in_thread if in_thread else work, always=True, restart=AT_ONCE)
+        worker = app.run_worker(again, thread=in_thread)
+        await until(lambda: runs)
         worker.cancel()
     assert worker.state is CANCELLED
-    assert len(runs) == 1
+    assert len(runs) == worker.attempt == 1
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
@@ -1018,8 +1024,10 @@ async def test_worker_that_blocks(lines):
         lines.wait_for("lines.wait_for(")
 
     async with assert_nothing_left(), Node("app") as app, watchdog(app, BRIEF):
+        other = app.run_worker(anyio.sleep_forever, name="sums", group="heavy", start=False)
         worker = app.run_worker(compute, name="sums", group="heavy")
         await worker
+        other.cancel()
         await until(lambda: lines.find("goes on"))
     record = lines.find("lines.wait_for(")
     assert record.levelno == lines.find("goes on").levelno == logging.WARNING
@@ -1182,6 +1190,30 @@ async def test_thread_that_comes_late(lines, clocks, cpu, collects, text):
 
     async with Node("app") as app, watchdog(app, 2 * BRIEF):
         await app.run_worker(work, name="s")
+
+
+@pytest.mark.parametrize(
+    ("jumps", "pauses", "is_late"),
+    [((100, 0), [5, 5], True), ((3, 5), [5, 2], False), ((5, 0), [5], False)],
+    ids=["late", "early", "in time"],
+)
+async def test_time_in_which_nothing_ran(lines, monkeypatch, jumps, pauses, is_late):
+    """After it the loop has all of the time again to give a sign; clocks may be early."""
+    now, left = [0], iter(jumps)
+    monkeypatch.setattr(_watchdog, "_now", lambda: now[0])
+
+    class Sign:
+        pauses = ()
+
+        def wait(self, seconds):
+            self.pauses = [*self.pauses, seconds]
+            now[0] += next(left)
+            return len(self.pauses) > 1
+
+    sign = Sign()
+    assert _watchdog._Watch(Node("app"), 1)._wait(sign, 5) == (len(pauses) > 1)
+    assert sign.pauses == pauses
+    assert bool(lines.find("did not run for 95.00 s")) == is_late
 
 
 async def test_loop_that_answers(lines, monkeypatch):

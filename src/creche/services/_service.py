@@ -244,7 +244,7 @@ def _is_cancelled(worker: Worker[Any]) -> bool:
 
 
 def _without_head(error: Exception) -> Exception:
-    """Take off the traceback the frame that has caught an error, as that is going to keep it."""
+    """Have the traceback of an error begin in the function, not in the frame that keeps it."""
     error.__traceback__ = cast("TracebackType", error.__traceback__).tb_next
     return error
 

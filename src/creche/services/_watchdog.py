@@ -109,7 +109,6 @@ class _Watch:
             return
         gc.callbacks.remove(self._on_collection)
         self._leaving.set()
-        self._sign.set()
         await self._ended.wait()  # it may be writing to a log that needs the loop
         self._thread.join()
 
@@ -132,25 +131,24 @@ class _Watch:
         while True:
             self._sign.clear()
             asked = _now()
-            if not self._loop.call_soon(self._sign.set):
-                return  # the block was never left
-            if self._wait(self._leaving, self._blocked):
+            self._loop.call_soon(self._sign.set)
+            if self._wait(self._leaving, self._blocked) or not self._has_answered(asked):
                 return
-            if not self._sign.is_set():
-                self._await_sign(asked)
 
-    def _await_sign(self, asked: float) -> None:
+    def _has_answered(self, asked: float) -> bool:
+        """Wait for the sign, and tell of that; tell whether it has come, as the loop may be gone."""
         stood = self._blocked
         while not self._sign.is_set():
             if not self._loop.call_soon(self._sign.set):
-                return  # as above, in the meantime
+                return False  # the block was never left
             self._warn(stood, self._tell_collection())
             self._wait(self._sign, stood)
             stood *= 2
-        if not self._leaving.is_set():
+        if stood > self._blocked:
             _logger.warning(
                 "the event loop of node %r goes on after %.2f s", self._node.path, _now() - asked
             )
+        return True
 
     def _wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait until an event is set, or for some time in which the process has run."""
