@@ -136,7 +136,7 @@ class _Watch:
                 return
 
     def _has_answered(self, asked: float) -> bool:
-        """Wait for the sign, and tell of that; tell whether it has come, as the loop may be gone."""
+        """Wait for the sign, and say so in the log; tell whether there is a loop to give it."""
         stood = self._blocked
         while not self._sign.is_set():
             if not self._loop.call_soon(self._sign.set):
