@@ -37,10 +37,11 @@ from ways import ALL
 
 HERE = Path(__file__).parent
 COUNTED = (
-    *("return", "sleep", "handler", "watched", "limit", "cancel-node", "cancel-each", "progress"),
-    *("import", "parts", "threads-in-turn"),
+    *("return", "sleep", "waves", "in-turn", "in-turn-sleep", "handler", "watched"),
+    *("limit", "limit-sleep", "cancel-node", "cancel-each", "progress"),
+    *("import", "parts", "threads-in-turn", "threads-limit"),
 )
-"""The scenarios that are counted in instructions; memory cannot be, nor threads at once."""
+"""The scenarios that are counted in instructions; memory cannot be, nor 40 threads at once."""
 ROUNDS = 7
 RUNS_OF_MEMORY = 5
 AT_ONCE = 2

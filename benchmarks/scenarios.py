@@ -25,7 +25,7 @@ import anyio
 import trio
 from instructions import environment
 from report import SMALLEST
-from ways import ALL, WAYS
+from ways import ALL, WAVE, WAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FLOOR = ("raw", "AnyIO")
 ABREAST = 40
 """How many threads at once: what AnyIO's default limiter admits."""
+LIMIT, THREADS = 10, 4
+"""How many jobs, and how many threads, a limit lets run at once."""
 TIMES = 30
 """How often work is replaced, or a group cancelled, while others are alive."""
 STATUS = Path("/proc/self/status")
@@ -232,6 +234,14 @@ async def threads_abreast(way, _jobs, size):
         return (perf_counter() - begun) / size / ABREAST
 
 
+async def threads_limited(way, _jobs, size):
+    """Run a function in many threads, few of them at once, and wait for the end of all."""
+    begun = perf_counter()
+    async with way:
+        await way.start_threads_limited(nothing, size)
+    return (perf_counter() - begun) / size
+
+
 async def advance(way, _jobs, size):
     """Tell of steps of progress, a hundred for each of the size."""
     async with way:
@@ -286,6 +296,7 @@ def spent_on(program):
 def scenarios(*, full):
     """Give all scenarios, in quick or in full size."""
     jobs = [5_000 if full else 300]
+    limited = [100_000 if full else 1_000]
     cancelled = [10_000 if full else 500]
     others = [10, 1_000, 10_000] if full else [10, 1_000]
     grown = [1_000, 10_000, 100_000] if full else [500, 5_000]
@@ -317,13 +328,41 @@ def scenarios(*, full):
         ),
         Scenario(
             "limit",
-            "a job that returns, 10 at once",
+            f"a job that returns, {LIMIT} at once",
             (*FLOOR, "aiojobs"),
             each(
-                *(spawn, [100_000 if full else 1_000], "start_limited", "returns"),
+                *(spawn, limited, "start_limited", "returns"),
                 needs=["start_limited"],
-                limit=10,
+                limit=LIMIT,
             ),
+        ),
+        Scenario(
+            "limit-sleep",
+            f"a job that sleeps 0, {LIMIT} at once",
+            (*FLOOR, "aiojobs"),
+            each(
+                *(spawn, limited, "start_limited", "sleeps"),
+                needs=["start_limited"],
+                limit=LIMIT,
+            ),
+        ),
+        Scenario(
+            "waves",
+            f"a job that sleeps 0, {WAVE} at a time: all are waited for before the next",
+            FLOOR,
+            each(spawn, jobs, "run_waves", "sleeps", needs=["run_waves"]),
+        ),
+        Scenario(
+            "in-turn",
+            "a job that returns, waited for before the next",
+            FLOOR,
+            each(spawn, jobs, "run_in_turn", "returns", needs=["run_in_turn"]),
+        ),
+        Scenario(
+            "in-turn-sleep",
+            "a job that sleeps 0, waited for before the next",
+            FLOOR,
+            each(spawn, jobs, "run_in_turn", "sleeps", needs=["run_in_turn"]),
         ),
         Scenario(
             "cancel-node",
@@ -357,6 +396,12 @@ def scenarios(*, full):
             f"{ABREAST} threads at once",
             ("AnyIO",),
             each(threads_abreast, [threads // 10], needs=["run_threads"]),
+        ),
+        Scenario(
+            "threads-limit",
+            f"threads, {THREADS} at once",
+            ("AnyIO",),
+            each(threads_limited, [threads * 4], needs=["start_threads_limited"], limit=THREADS),
         ),
         Scenario(
             "progress",

@@ -8,10 +8,13 @@ has no idiom for, its way does not have, and is left out of the scenarios that a
     start_handled(job, count)   the same, and have a function called at each end
     start_watched(job, count)   the same, and somebody watches
     start_limited(job, count)   at most ``limit`` run at once, the others wait
+    run_waves(job, count)       ten are started and all waited for, time after time
+    run_in_turn(job, count)     one is started and waited for, time after time
     cancel_all(), cancel_group(), cancel_each(handles)
     start_others(job, count)    each in a group of its own
     replace(job)                start exclusively, which cancels the one before
     run_thread(call), run_threads(call, count)
+    start_threads_limited(call, count)  at most ``limit`` threads at once, the others wait
     advance(count)              progress updates of one job
 """
 
@@ -22,6 +25,7 @@ import importlib.util
 import io
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -39,6 +43,8 @@ from creche.trace import record
 UVLOOP = ("uvloop",) if importlib.util.find_spec("uvloop") else ()
 ASYNCIO = ("asyncio", *UVLOOP)
 ALL = (*ASYNCIO, "trio")
+WAVE = 10
+"""How many are started before any of them is waited for."""
 
 
 class Way:
@@ -76,7 +82,16 @@ class Way:
             handle.cancel()
 
 
-class Raw(Way):
+class Awaited(Way):
+    """A way whose ``start()`` gives what can be awaited."""
+
+    async def run_in_turn(self, job, count):
+        for _ in range(count):
+            (handle,) = await self.start(job, 1)
+            await handle
+
+
+class Raw(Awaited):
     """asyncio: a task group, a semaphore, an executor for threads, a method of one's own."""
 
     name = "raw"
@@ -107,12 +122,23 @@ class Raw(Way):
     async def start_limited(self, job, count):
         await self.start(held(job, asyncio.Semaphore(self.limit)), count)
 
+    async def run_waves(self, job, count):
+        for _ in range(count // WAVE):
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(WAVE):
+                    tasks.create_task(job())
+
     async def run_thread(self, call):
         await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def run_threads(self, call, count):
         run = asyncio.get_running_loop().run_in_executor
         await asyncio.gather(*[run(self._pool, call) for _ in range(count)])
+
+    async def start_threads_limited(self, call, count):
+        run = asyncio.get_running_loop().run_in_executor
+        with ThreadPoolExecutor(self.limit) as pool:
+            await asyncio.gather(*[run(pool, call) for _ in range(count)])
 
     async def advance(self, count):
         advance = self._advance
@@ -150,6 +176,17 @@ class RawTrio(Way):
     async def start_limited(self, job, count):
         await self.start(held(job, trio.CapacityLimiter(self.limit)), count)
 
+    async def run_waves(self, job, count):
+        for _ in range(count // WAVE):
+            async with trio.open_nursery() as nursery:
+                for _ in range(WAVE):
+                    nursery.start_soon(job)
+
+    async def run_in_turn(self, job, count):
+        for _ in range(count):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(job)
+
     async def cancel_all(self):
         self._opened.cancel_scope.cancel()
 
@@ -160,6 +197,11 @@ class RawTrio(Way):
         async with trio.open_nursery() as nursery:
             for _ in range(count):
                 nursery.start_soon(trio.to_thread.run_sync, call)
+
+    async def start_threads_limited(self, call, count):
+        limiter = trio.CapacityLimiter(self.limit)
+        run = partial(trio.to_thread.run_sync, call, limiter=limiter)
+        await self.start(run, count)
 
 
 def held(job, limiter):
@@ -172,7 +214,7 @@ def held(job, limiter):
     return run
 
 
-class AnyIO(Way):
+class AnyIO(Awaited):
     """AnyIO: tasks of a group, a limiter, threads."""
 
     name = "AnyIO"
@@ -198,6 +240,12 @@ class AnyIO(Way):
     async def start_limited(self, job, count):
         await self.start(held(job, anyio.CapacityLimiter(self.limit)), count)
 
+    async def run_waves(self, job, count):
+        for _ in range(count // WAVE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(WAVE):
+                    tasks.create_task(job())
+
     async def cancel_all(self):
         self._opened.cancel_scope.cancel()
 
@@ -208,6 +256,10 @@ class AnyIO(Way):
         async with anyio.create_task_group() as group:
             for _ in range(count):
                 group.start_soon(anyio.to_thread.run_sync, call)
+
+    async def start_threads_limited(self, call, count):
+        limiter = anyio.CapacityLimiter(self.limit)
+        await self.start(partial(anyio.to_thread.run_sync, call, limiter=limiter), count)
 
 
 class ThreadInTask(Way):
@@ -226,7 +278,7 @@ class HandlingNode(Node):
         pass
 
 
-class Creche(Way):
+class Creche(Awaited):
     """Workers of a node."""
 
     name = "Creche"
@@ -249,6 +301,10 @@ class Creche(Way):
         for _ in range(count):
             group.run_worker(job)
 
+    async def run_waves(self, job, count):
+        for _ in range(count // WAVE):
+            await self._opened.workers.wait_for_complete(await self.start(job, WAVE))
+
     async def start_others(self, job, count):
         for number in range(count):
             self._opened.run_worker(job, group=f"other {number}")
@@ -268,6 +324,11 @@ class Creche(Way):
     async def run_threads(self, call, count):
         workers = [self._opened.run_worker(call, thread=True) for _ in range(count)]
         await self._opened.workers.wait_for_complete(workers)
+
+    async def start_threads_limited(self, call, count):
+        group = self._opened.group("limited", self.limit)
+        for _ in range(count):
+            group.run_worker(call, thread=True)
 
     async def advance(self, count):
         async def job():
