@@ -260,7 +260,9 @@ def resident():
 async def live(way, jobs, size):
     """Bytes a job of jobs that all sleep; the caller keeps what stands for each."""
     async with way:
-        await way.start(jobs.returns, 1_000)
+        # Few, and they suspend: the memory of tasks that have ended is used again, and of jobs that
+        # return at once some ways make a task each, and others one for all.
+        await way.start(jobs.sleeps, 20)
         await jobs.settle()
         before = resident()
         handles = await way.start(jobs.forever, size)
