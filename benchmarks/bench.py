@@ -6,6 +6,7 @@
                                                  against; under 4 minutes
     python benchmarks/bench.py --instructions --compare benchmarks/baseline.json
     python benchmarks/bench.py --only limit --loop trio
+    python3.13 benchmarks/bench.py --instructions --targets
 
 Each scenario has a process of its own, in which the contenders take turns, round by round, so that
 whatever else the machine does meets them all; garbage is collected before each turn. Each
@@ -13,7 +14,8 @@ measurement of memory has a process of its own. Times depend on the machine, so 
 ratios are given, taken within each round: the median and the quartiles. Instruction counts
 (``--instructions``, by valgrind) are the steadier figure.
 
-``--baseline`` puts what was measured into ``baseline.json`` and the tables of ``BASELINE.md``;
+``--baseline`` puts what was measured into ``baseline.json`` and the tables of ``BASELINE.md``, and
+what another Python than that of the baseline has run beside the rest;
 ``--compare`` says what differs from such a file, and exits with 1 if Creche has become dearer.
 """
 
@@ -66,9 +68,12 @@ def find(options):
             or case.way.startswith("Creche")
             or case.way in scenario.against
         ]
-    if not {*(options.only or ())} <= {*found}:
+    names = options.only or found
+    if options.targets:
+        names = [name for name in names if name in targets.COUNTED]
+    if not {*names} <= {*found}:
         raise SystemExit(f"known scenarios: {', '.join(found)}")
-    return [found[name] for name in options.only or found]
+    return [found[name] for name in names]
 
 
 def measure_in_turn(scenario):
@@ -141,13 +146,14 @@ def be_child(scenario, options):
 def keep(told):
     """Put what was measured in the place of what the baseline has of it."""
     kept, page = HERE / "baseline.json", HERE / "BASELINE.md"
-    told = report.merge(json.loads(kept.read_text()), told)
+    told = report.put(json.loads(kept.read_text()), told)
     kept.write_text(json.dumps(told, indent=1) + "\n")
     page.write_text(targets.renew(page.read_text(), told))
 
 
-def tell_moves(before, after):
+def tell_moves(baseline, after):
     """Print what has moved; gives 1 if Creche has become dearer, else 0."""
+    before = report.of_python(baseline, after)
     moves = report.moves(before, after)
     print(f"\n{report.moves_table(before, after, moves)}")
     return int(any(move["way"] == "Creche" and move["after"] > move["before"] for move in moves))
@@ -159,6 +165,7 @@ def main():
     )
     parser.add_argument("--full", action="store_true", help="the sizes that count")
     parser.add_argument("--only", action="append", metavar="NAME", help="one scenario, or several")
+    parser.add_argument("--targets", action="store_true", help="what has a target in instructions")
     parser.add_argument("--loop", action="append", choices=ALL, help="one loop, or several")
     parser.add_argument("--instructions", action="store_true", help="count, do not time")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="say what has moved since")

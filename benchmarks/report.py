@@ -8,6 +8,10 @@ from statistics import median, quantiles
 
 SMALLEST = "itself at the smallest size"
 """To be held against: the same way on the same loop, at the first of the sizes."""
+CLOCKS = ("processor", "wall")
+"""What a time is told on, in this order."""
+CLOCKED = "AnyIO"
+"""Of the ratios to this one both clocks are told."""
 PACKAGES = ("anyio", "trio", "uvloop", "textual", "aiojobs")
 
 
@@ -30,15 +34,31 @@ def spread(values):
     return {"median": median(values), "low": low, "high": high}
 
 
+def python_of(told):
+    """Give the version of Python that ran, as ``3.11``."""
+    return ".".join(told["versions"]["python"].split()[-1].split(".")[:2])
+
+
+def _ratios(values, base):
+    return spread([a / b for a, b in zip(values, base, strict=True)])
+
+
 def summarise(scenario, measured, *, counted=False):
     """Turn what was measured into ratios, round by round.
 
     Args:
         scenario: The scenario.
-        measured: For each case a value a round.
+        measured: For each case a value a round; of times, one for each clock.
         counted: Whether the values are counts of instructions.
     """
     rows = []
+    clocks = {}
+    if not scenario.unit:
+        for number, clock in enumerate(CLOCKS):
+            clocks[clock] = {
+                case: [each[number] for each in values] for case, values in measured.items()
+            }
+        measured = clocks[scenario.clock]
     for case in scenario.cases:
         row = {"way": case.way, "loop": case.loop, "size": case.size, "ratios": {}}
         values = measured[case]
@@ -47,9 +67,13 @@ def summarise(scenario, measured, *, counted=False):
             row["unit"] = scenario.unit
         for name in scenario.against:
             base = scenario.base_of(case, name)
-            if base is not None:
-                ratios = [a / b for a, b in zip(values, measured[base], strict=True)]
-                row["ratios"][name] = spread(ratios)
+            if base is None:
+                continue
+            row["ratios"][name] = _ratios(values, measured[base])
+            if clocks and name == CLOCKED:
+                row["clocks"] = {
+                    clock: _ratios(each[case], each[base]) for clock, each in clocks.items()
+                }
         rows.append(row)
     return {
         "scenario": scenario.name,
@@ -90,10 +114,14 @@ def table(summary):
     return "\n".join(lines)
 
 
+def ran(told):
+    """Write what ran, and in which versions."""
+    return ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+
+
 def page(told):
-    """Write everything in Markdown."""
-    ran = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    parts = [ran]
+    """Write the tables of all scenarios in Markdown."""
+    parts = []
     for counted, title in ((True, "Instructions"), (False, "Times and memory")):
         tables = [table(each) for each in told["scenarios"] if each["counted"] is counted]
         parts += [f"## {title}", *tables] if tables else []
@@ -114,7 +142,22 @@ def merge(before, after):
         raise SystemExit(f"the baseline was made by other versions: {before['versions']}")
     new = {_key(each): each for each in after["scenarios"]}
     kept = [new.pop(_key(each), each) for each in before["scenarios"]]
-    return {**after, "scenarios": [*kept, *new.values()]}
+    return {**before, **after, "scenarios": [*kept, *new.values()]}
+
+
+def of_python(baseline, told):
+    """Find what a baseline has of the Python that ran; without that, what it has of its own."""
+    return baseline.get("beside", {}).get(python_of(told), baseline)
+
+
+def put(baseline, told):
+    """Put what was measured into a baseline: what another Python ran stands beside the rest."""
+    python = python_of(told)
+    if python == python_of(baseline):
+        return merge(baseline, told)
+    beside = {python: {**told, "scenarios": []}, **baseline.get("beside", {})}
+    beside[python] = merge(beside[python], told)
+    return {**baseline, "beside": dict(sorted(beside.items()))}
 
 
 MOVED = 0.01

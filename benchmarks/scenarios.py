@@ -1,10 +1,10 @@
 """What is measured: the scenarios, and the cases of each, one way on one loop in one size.
 
 Each ``async def`` measures one way once; setting up is not timed. Those that time give seconds, a
-job where the size is a number of jobs. They are seconds of the processor, which other programs
-disturb less than a clock on the wall, but for those of threads, which wait for each other. Those
-of memory give bytes a job, as the system sees them (``/proc``, so on Linux only), after a
-collection: before the jobs are started, and once they all sleep or wait for their turn.
+job where the size is a number of jobs, on two clocks: those of the processor, which other programs
+disturb less, and those on the wall. Those of memory give bytes a job, as the system sees them
+(``/proc``, so on Linux only), after a collection: before the jobs are started, and once they all
+sleep or wait for their turn.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ class Case:
     way: str
     loop: str
     size: int
-    run: Callable[..., float] = field(compare=False)
-    """Measure once. Takes an amount in place of the size, to count more instructions or fewer."""
+    run: Callable[..., float | tuple[float, ...]] = field(compare=False)
+    """Measure once; gives the time on each clock, or another value.
+
+    Takes an amount in place of the size, to count more instructions or fewer.
+    """
 
     @property
     def key(self):
@@ -71,6 +74,8 @@ class Scenario:
     cases: list[Case]
     unit: str = ""
     """The unit of what is shown as it is; of times only the ratios are shown."""
+    clock: str = "processor"
+    """The clock that counts, of ``CLOCKS``; threads wait for each other, so theirs is the wall."""
 
     def base_of(self, case: Case, name: str) -> Case | None:
         """Find what a case is held against."""
@@ -149,12 +154,22 @@ def each(scenario, sizes, *args, needs, loops=ALL, ways=None, limit=None):
     ]
 
 
+def clocks():
+    """Read the clocks, as ``CLOCKS`` names them."""
+    return process_time(), perf_counter()
+
+
+def since(begun, times):
+    """Give the seconds that have passed on both clocks, divided by how often something was done."""
+    return tuple((now - then) / times for now, then in zip(clocks(), begun, strict=True))
+
+
 async def spawn(way, jobs, size, start, job):
     """Start jobs and wait for the end of all."""
-    begun = process_time()
+    begun = clocks()
     async with way:
         await getattr(way, start)(getattr(jobs, job), size)
-    return (process_time() - begun) / size
+    return since(begun, size)
 
 
 async def cancel_all(way, jobs, size):
@@ -162,9 +177,9 @@ async def cancel_all(way, jobs, size):
     async with way:
         await way.start(jobs.forever, size)
         await jobs.settle()
-        begun = process_time()
+        begun = clocks()
         await way.cancel_all()
-    return (process_time() - begun) / size
+    return since(begun, size)
 
 
 async def cancel_each(way, jobs, size):
@@ -172,9 +187,9 @@ async def cancel_each(way, jobs, size):
     async with way:
         handles = await way.start_each(jobs.forever, size)
         await jobs.settle()
-        begun = process_time()
+        begun = clocks()
         await way.cancel_each(handles)
-    return (process_time() - begun) / size
+    return since(begun, size)
 
 
 async def exclusive(way, jobs, others):
@@ -183,31 +198,31 @@ async def exclusive(way, jobs, others):
         await way.start_others(jobs.forever, others)
         await way.replace(jobs.forever)
         await jobs.settle()
-        begun = process_time()
+        begun = clocks()
         for _ in range(TIMES):
             await way.replace(jobs.forever)
             await jobs.sleeps()
             await jobs.sleeps()
-        passed = process_time() - begun
+        passed = since(begun, TIMES)
         await way.cancel_all()
-    return passed / TIMES
+    return passed
 
 
 async def cancel_group(way, jobs, others):
     """Cancel a group of ten, while others live in groups of their own."""
-    passed = 0.0
+    passed = 0.0, 0.0
     async with way:
         await way.start_others(jobs.forever, others)
         for _ in range(TIMES):
             await way.start(jobs.forever, 10)
             await jobs.settle()
-            begun = process_time()
+            begun = clocks()
             await way.cancel_group()
             await jobs.sleeps()
             await jobs.sleeps()
-            passed += process_time() - begun
+            passed = tuple(map(sum, zip(passed, since(begun, TIMES), strict=True)))
         await way.cancel_all()
-    return passed / TIMES
+    return passed
 
 
 def nothing():
@@ -218,36 +233,36 @@ async def threads_in_turn(way, _jobs, size):
     """Run a function in a thread and wait for it, time after time."""
     async with way:
         await way.run_thread(nothing)
-        begun = perf_counter()
+        begun = clocks()
         for _ in range(size):
             await way.run_thread(nothing)
-        return (perf_counter() - begun) / size
+        return since(begun, size)
 
 
 async def threads_abreast(way, _jobs, size):
     """Run a function in many threads at once and wait for all, time after time."""
     async with way:
         await way.run_threads(nothing, ABREAST)
-        begun = perf_counter()
+        begun = clocks()
         for _ in range(size):
             await way.run_threads(nothing, ABREAST)
-        return (perf_counter() - begun) / size / ABREAST
+        return since(begun, size * ABREAST)
 
 
 async def threads_limited(way, _jobs, size):
     """Run a function in many threads, few of them at once, and wait for the end of all."""
-    begun = perf_counter()
+    begun = clocks()
     async with way:
         await way.start_threads_limited(nothing, size)
-    return (perf_counter() - begun) / size
+    return since(begun, size)
 
 
 async def advance(way, _jobs, size):
     """Tell of steps of progress, a hundred for each of the size."""
     async with way:
-        begun = process_time()
+        begun = clocks()
         await way.advance(size * 100)
-        return (process_time() - begun) / size
+        return since(begun, size)
 
 
 def resident():
@@ -288,11 +303,12 @@ def tell_and_end(value):
 
 
 def spent_on(program):
-    """Run a program in a process of its own; give the seconds that it took."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Run a program in a process of its own; give the seconds that it took, on both clocks."""
+    begun, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent, perf_counter() - begun
 
 
 def scenarios(*, full):
@@ -392,18 +408,21 @@ def scenarios(*, full):
             "threads one after another",
             ("AnyIO", "AnyIO, in a task"),
             each(threads_in_turn, [threads], needs=["run_thread"]),
+            clock="wall",
         ),
         Scenario(
             "threads-abreast",
             f"{ABREAST} threads at once",
             ("AnyIO",),
             each(threads_abreast, [threads // 10], needs=["run_threads"]),
+            clock="wall",
         ),
         Scenario(
             "threads-limit",
             f"threads, {THREADS} at once",
             ("AnyIO",),
             each(threads_limited, [threads * 4], needs=["start_threads_limited"], limit=THREADS),
+            clock="wall",
         ),
         Scenario(
             "progress",
