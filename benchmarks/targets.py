@@ -163,25 +163,24 @@ def table(told):
 
 
 def clocks_table(told):
-    """Write in Markdown what both clocks say, beside the instructions; "" if there are no times."""
-    heads = ["", "loop", "Python", "instructions", "size", *report.CLOCKS]
-    lines = []
+    """Write in Markdown what both clocks say, beside the instructions."""
+    heads = ["", "loop", "Python", "size", "instructions", *report.CLOCKS]
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for target in TARGETS:
         if not target.counted or target.against != report.CLOCKED:
             continue
-        for python, each in _pythons(told).items():
-            counts, times = (_rows(each, target.scenario, counted) for counted in (True, False))
-            for loop in counts:
-                if "clocks" not in times.get(loop, {}):
-                    continue
-                row = times[loop]
-                cells = [f"`{target.scenario}`", loop, python]
-                cells.append(report.told(counts[loop]["ratios"][target.against], 2))
-                cells.append(f"{row['size']:,}")
-                cells += [report.told(row["clocks"][clock], 2) for clock in report.CLOCKS]
-                lines.append(f"| {' | '.join(cells)} |")
-    lines.sort(key=lambda line: line.split(" | ")[:2])
-    return "\n".join([f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads), *lines])
+        found = [
+            (loop, python, times[loop], counts[loop])
+            for python, each in _pythons(told).items()
+            for counts, times in [[_rows(each, target.scenario, kind) for kind in (True, False)]]
+            for loop in counts
+            if "clocks" in times.get(loop, {})
+        ]
+        for loop, python, times, counts in sorted(found, key=lambda each: each[0]):
+            shown = [counts["ratios"][target.against], *times["clocks"].values()]
+            cells = [f"`{target.scenario}`", loop, python, f"{times['size']:,}"]
+            lines.append(f"| {' | '.join(cells + [report.told(each, 2) for each in shown])} |")
+    return "\n".join(lines)
 
 
 def _rows(told, scenario, counted):

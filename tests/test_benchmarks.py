@@ -188,7 +188,7 @@ def test_both_clocks_stand_beside_the_instructions(targets, monkeypatch):
     measured = told(row(5.0, AnyIO=1.1), row(5.0, loop="trio", AnyIO=1.0), counted=True)
     measured["scenarios"] += told(clocked)["scenarios"]
     lines = targets.clocks_table(measured).splitlines()
-    assert lines[2:] == ["| `return` | asyncio | 3.11 | 1.10 | 1 | 1.20 (1.10 to 1.30) | 1.50 |"]
+    assert lines[2:] == ["| `return` | asyncio | 3.11 | 1 | 1.10 | 1.20 (1.10 to 1.30) | 1.50 |"]
 
 
 def test_the_page_of_the_baseline_shows_what_was_measured(targets):
