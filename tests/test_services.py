@@ -1226,7 +1226,7 @@ async def test_loop_that_answers(lines, monkeypatch):
         return call_soon(self, call)
 
     monkeypatch.setattr(_watchdog._Loop, "call_soon", counted)
-    async with Node("app") as app, watchdog(app, 10 * BRIEF):
+    async with Node("app") as app, watchdog(app, 4 * BRIEF):
         await until(lambda: len(asked) >= 3)
     assert not lines.find("in a step of")
 

@@ -50,11 +50,11 @@ async def watchdog(node: Node, blocked: float = 0.25) -> AsyncGenerator[None]:
 
     ``async with watchdog(app), app: ...``. A WARNING of the logger ``creche`` names the worker, and
     shows the stack of the loop's thread; it comes again after twice as long, and so on, and another
-    one says when the loop goes on. What takes less than ``blocked`` is never told, what takes twice
-    as long always. A garbage collection is told apart, and so is a process that did not run, as it
-    was stopped or the machine slept: that is nobody's fault.
+    one says when the loop goes on. What takes less than ``blocked`` is never told, what takes three
+    times as long always. A garbage collection is told apart, and so is a process that did not run,
+    as it was stopped or the machine slept: that is nobody's fault.
 
-    It costs a thread that wakes up four times a second, less often the larger ``blocked`` is, and
+    It costs a thread that wakes up twice a second, less often the larger ``blocked`` is, and
     two calls for each garbage collection.
 
     Args:
@@ -127,24 +127,24 @@ class _Watch:
             self._loop.call_soon(self._ended.set)
 
     def _ask_again_and_again(self) -> None:
-        # To be woken by the answer as well would cost half as much again.
-        while True:
+        # To wake up a loop that sleeps is most of what a watchdog costs, so it is done seldom.
+        while not self._wait(self._leaving, 2 * self._blocked):
             self._sign.clear()
             asked = _now()
             self._loop.call_soon(self._sign.set)
-            if self._wait(self._leaving, self._blocked) or not self._has_answered(asked):
+            if not self._has_answered(asked):
                 return
 
     def _has_answered(self, asked: float) -> bool:
         """Wait for the sign, and say so in the log; tell whether there is a loop to give it."""
-        stood = self._blocked
-        while not self._sign.is_set():
+        stood, pause = 0.0, self._blocked
+        while not self._wait(self._sign, pause):
             if not self._loop.call_soon(self._sign.set):
                 return False  # the block was never left
+            stood += pause
             self._warn(stood, self._tell_collection())
-            self._wait(self._sign, stood)
-            stood *= 2
-        if stood > self._blocked:
+            pause = stood  # told again after twice as long
+        if stood:
             _logger.warning(
                 "the event loop of node %r goes on after %.2f s", self._node.path, _now() - asked
             )
