@@ -1228,7 +1228,8 @@ async def test_loop_that_answers(lines, monkeypatch):
     monkeypatch.setattr(_watchdog._Loop, "call_soon", counted)
     async with Node("app") as app, watchdog(app, 4 * BRIEF):
         await until(lambda: len(asked) >= 3)
-    assert not lines.find("in a step of")
+        assert not lines.find("in a step of")
+        lines.wait_for("has stood still")  # each answer is for one question
 
 
 @pytest.mark.parametrize("how", ["a return", "an error", "a cancellation"])
