@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
 from creche._ground.errors import WorkerCancelled, WorkerError
-from creche._ground.interrupts import interruptible
 from creche._ground.message import Message
 from creche._ground.report import is_a, is_awaitable, shown, text_of
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
@@ -636,7 +635,6 @@ class Worker(Generic[ResultType]):
 
     # the way in: its task
 
-    @interruptible
     def run(self) -> Coroutine[Any, Any, ResultType]:
         """Run the work and return its result; called once, by the node, and awaited.
 
