@@ -470,9 +470,9 @@ class Worker(Generic[ResultType]):
         else:
             with lock:
                 self._completed += steps
-        rare = self._rare
-        if self._node._creche_audience.tells_progress or (rare is not None and rare.is_hungry):
-            self._node._creche_audience.announce_progress(self)
+        audience = self._node._creche_audience
+        if audience.tells_progress or (self._rare is not None and self._rare.is_hungry):
+            audience.announce_progress(self)
 
     def update(
         self,
