@@ -134,17 +134,21 @@ class Audience:
 
     def announce(self, worker: Worker[Any], state: WorkerState) -> None:
         """Tell of a change of state; on the loop."""
-        if state in FINAL and worker._order in self._advanced:
+        if self._advanced and state in FINAL and worker._order in self._advanced:
             # Progress from another thread, or from a bare callback, that is still on its way.
             self._advanced.discard(worker._order)
             self._tell_progress_now(worker)
-        followers = followers_of(worker)
-        if self.tells_changes or followers:
-            context = None
-            if state is PENDING:  # a copy, as the work will set variables in its own
-                context = worker._context.copy() if worker._context is not None else copy_context()
-            event = StateChanged(worker, state, context)
+        followers = followers_of(worker) if worker._rare is not None else ()
+        if not self.tells_changes and not followers:
+            return
+        context = None
+        if state is PENDING:  # a copy, as the work will set variables in its own
+            context = worker._context.copy() if worker._context is not None else copy_context()
+        event = StateChanged(worker, state, context)
+        if self.hearers or followers:
             self._tell(event, followers, handled=self.handles_changes)
+        else:  # as most often: there is nothing but the handler
+            self._node._creche_mailbox.post(event)
 
     def announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one call a worker is on its way."""

@@ -338,8 +338,7 @@ class WorkerGroup:
         else:
             worker._keep_context()
             worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
-        rare = worker._rare
-        if self._node._creche_audience.tells_changes or (rare is not None and rare.followers):
+        if self._node._creche_audience.tells_changes or worker._rare is not None:
             announce(worker, PENDING)
         if not start:
             return

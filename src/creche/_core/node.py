@@ -236,8 +236,8 @@ class Node:
             group, supersedes = group_of_exclusive(work, called, group)
         elif group is None:
             group = "default"
-        if exit_on_error is None:
-            exit_on_error = exits_on_error(self)
+        if exit_on_error is None and (exit_on_error := self._creche_exits) is None:
+            exit_on_error = exits_on_error(self)  # it is not open yet
         # As Worker() does, but without keywords, which would cost a twentieth of a worker.
         worker = _new_worker(Worker)
         _set_up(
