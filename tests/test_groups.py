@@ -790,3 +790,18 @@ async def test_a_node_tells_its_groups():
         await app.workers.wait_for_complete([passing])
         assert [group.name for group in app.groups] == ["declared", "other"]
         app.cancel()
+
+
+async def test_a_group_that_was_forgotten_leaves_nothing_of_its_limit():
+    """Work of the same name makes it anew, as the name was never declared."""
+    async with Node("app") as app:
+        worker = app.run_worker(settle, group="some")
+        (group,) = app.groups
+        group.limit = 1
+        await worker.join()
+        assert app.groups == ()
+        workers = [app.run_worker(settle, group="some") for _ in range(2)]
+        (group,) = app.groups
+        assert (group.limit, group.running) == (None, 2)
+        for each in workers:
+            await each.join()

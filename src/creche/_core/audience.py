@@ -170,9 +170,8 @@ class Audience:
 
     def _tell_progress_now(self, worker: Worker[Any]) -> None:
         followers = followers_of(worker)
-        if self.tells_progress or followers:
-            handled = self._handles(ProgressChanged)
-            self._tell(ProgressChanged(worker), followers, handled=handled)
+        self._tell(ProgressChanged(worker), followers, handled=self._handles(ProgressChanged))
+        if followers:
             worker._rare_parts().is_hungry = False  # until it is taken
 
     def announce_event(self, worker: Worker[Any], event: Message) -> None:

@@ -366,8 +366,7 @@ class Nursery:
         idle = self._idle  # a signal handler may call this in the midst of it
         if idle is not None:
             idle.set()
-            if self._idle is idle:
-                self._idle = None
+            self._idle = None if self._idle is idle else self._idle
 
     async def until_idle(self, *, blocks: bool = False) -> None:
         """Wait until nothing holds the nursery and the owner sets nothing more in motion.
