@@ -112,9 +112,9 @@ async def test_a_stream_begins_with_how_things_stand():
             assert await read(pending) == [PENDING, RUNNING, 2, SUCCESS]
         assert other.state is SUCCESS
         async with worker.subscribe() as late:
-            assert await read(late) == [SUCCESS, 2]
+            assert await read(late) == [2, SUCCESS]
     async with worker.subscribe() as closed:
-        assert await read(closed) == [SUCCESS, 2]
+        assert await read(closed) == [2, SUCCESS]
 
 
 async def test_a_stream_that_is_opened_before_the_worker_is_added():

@@ -111,13 +111,15 @@ async def test_what_is_no_deadline(deadline):
         await app.run_worker(settle).wait()
 
 
-def test_without_the_library_that_reads_stacks(run, monkeypatch):
-    """All but the place is told."""
+@pytest.mark.parametrize("what", ["find_calls", "find_stack"])
+@pytest.mark.parametrize("fault", [ImportError, RecursionError])
+def test_where_no_stack_can_be_read(run, monkeypatch, what, fault):
+    """All but the place is told, and the end does not fail of it."""
 
-    def absent():
-        raise ImportError
+    def absent(*_):
+        raise fault
 
-    monkeypatch.setattr("creche._core.late.find_calls", absent)
+    monkeypatch.setattr(f"creche._core.late.{what}", absent)
 
     async def main():
         async with Node("app") as app:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from creche._ground.bridge import Bridge
+    from creche._ground.message import Message
     from creche._messages.subscription import Listener
     from creche._nursery.nursery import Nursery
 
@@ -63,10 +64,15 @@ class WorkerSource:
         worker = self._worker
         self.hearers[listener] = self
         worker._rare_parts().is_hungry = True
+        events: list[Message] = []
         if worker._created_at is not None:
-            listener._put(StateChanged(worker, worker._state))
+            events.append(StateChanged(worker, worker._state))
         if worker._completed or worker._total is not None:
-            listener._put(ProgressChanged(worker))
+            events.append(ProgressChanged(worker))
+        if worker._state in FINAL:
+            events.reverse()  # nothing comes after the final change
+        for event in events:
+            listener._put(event)
         if worker._state in FINAL:
             leave(worker)
 

@@ -126,7 +126,10 @@ def forget(group: WorkerGroup) -> None:
 
 
 def get_group(node: Node, name: str) -> WorkerGroup:
-    """Get a group of a node, made if need be: of work one after another, one is always spare."""
+    """Get a group of a node, made if need be.
+
+    The one that was forgotten last is used again: work one after another would make one each time.
+    """
     group = node._creche_groups.get(name)
     if group is None:
         group = node._creche_spare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from creche._ground.report import tell
+from creche._ground.report import harmless, tell
 from creche._ground.states import FINAL
 from creche._ground.text import label, text
 from creche._running.stacks import find_calls, find_stack
@@ -14,6 +14,8 @@ from .facts import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from creche._running.stacks import FrameSnapshot
 
     from .node import Node
     from .worker import Worker
@@ -45,10 +47,9 @@ def report_on(workers: list[Worker[Any]], others: Iterable[str] = ()) -> str:
 
 
 def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
-    try:
+    calls: dict[int, Any] | None = None
+    with harmless:  # the library that reads stacks is an extra, and an end must not fail of it
         calls = find_calls()
-    except ImportError:  # an extra
-        calls = None
     for number, worker in enumerate(workers):
         now = worker._nursery.now()
         when, reason = worker._cancellation or (now, None)
@@ -57,11 +58,16 @@ def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
         facts.append(f"cancelled {now - when:.1f} s ago{why}")
         if worker._thread is not None:
             facts.append("in a thread, which cannot be stopped")
-        stack = () if calls is None or number >= _MOST else find_stack(worker, calls)
-        if stack:  # the last is often a library's: the one before tells who called that
-            places = [f"{each.function}() at {each.file}:{each.line}" for each in stack[-2:]]
-            facts.append(f"in {', in '.join(places)}")
+        if calls is not None and number < _MOST:
+            with harmless:
+                facts += _places(find_stack(worker, calls))
         yield f"  worker {label(worker)}: {', '.join(facts)}"
+
+
+def _places(stack: tuple[FrameSnapshot, ...]) -> Iterator[str]:
+    """Tell the last two places: the last is often a library's, and the one before called that."""
+    for frame in stack[-2:]:
+        yield f"in {frame.function}() at {frame.file}:{frame.line}"
 
 
 def tell_late(node: Node) -> None:

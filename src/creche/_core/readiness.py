@@ -88,9 +88,9 @@ async def _until_ready(worker: Worker[Any]) -> None:
     while not service.is_ready and worker._state not in FINAL:
         # Made before it is looked whether to wait: a signal handler may come in between.
         ready = service.ready
-        service.ready = ready if ready is not None else worker._nursery.new_event()
+        service.ready = ready = ready if ready is not None else worker._nursery.new_event()
         if not service.is_ready and worker._state not in FINAL:
-            await service.ready.wait()
+            await ready.wait()
 
 
 class TaskStatus:
@@ -163,7 +163,7 @@ def watch_stalls(worker: Worker[Any], seconds: float) -> None:
         seconds: For how long it has neither called ``advance()`` nor ``update()``.
     """
     name = f"stalls of {worker._task_name()}"
-    # Whoever waits for the end of the worker waits for this as well.
+    # It ends with the worker, which holds the nursery unless it is a daemon.
     worker._nursery.spawn_held(
         partial(_watch_stalls, worker, seconds), int, name=name
     ).hold_no_more()
