@@ -316,6 +316,25 @@ async def test_stop_while_starting(where):
 
 async def test_stop_while_opening_fails(where):
     """The error of opening is start()'s, whoever hears of it first."""
+    host, caught = Host(Slow(), **where), []
+    host.node.error = ValueError("of the opening")
+
+    async def start():
+        with pytest.raises(ValueError, match="of the opening"):
+            await host.start()
+        caught.append("start")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        await until(lambda: host.node.is_opening)
+        group.start_soon(host.stop)
+        await settle()  # so that stop() waits for the opening
+        host.node.gate.set()
+    assert caught == ["start"]
+
+
+async def test_stop_after_a_sudden_failure_of_opening(where):
+    """A node that fails at once has ended, whether start() has told so yet or not."""
 
     class Sudden(Node):
         async def __aenter__(self):
