@@ -60,7 +60,8 @@ FLOORS = {
     ),
     "_looking": (("_looking.watching", "_looking.format"),),
     "": (
-        ("_decorator", "__init__", "otel", "hosting"),
+        ("_decorator", "__init__", "hosting"),
+        ("otel._spans", "otel.__init__"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
         ("services._restart", "services._watchdog"),

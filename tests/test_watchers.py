@@ -771,7 +771,7 @@ async def test_an_error_of_their_own_stays_with_them(reader, caplog, monkeypatch
     if reader is record:
         owner, name = creche.trace.Trace, "_take"
     elif reader is traced:
-        owner, name = pytest.importorskip("creche.otel")._Spans, "_note"
+        owner, name = pytest.importorskip("creche.otel._spans")._Spans, "_note"
     else:
         pytest.importorskip("rich")
         owner, name = importlib.import_module("creche.board._tally").Tally, "take"

@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each worker of a tree; ``pip install 'creche[otel]'``.
+"""A span for each worker of a tree.
 
 It watches from outside, by a subscription, and so delays no worker. For the same reason a worker's
 span is not the current one inside its work: spans that the work starts are children of the span
@@ -29,8 +29,6 @@ except ImportError:
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
-
-__all__ = ["traced"]
 
 
 @asynccontextmanager
