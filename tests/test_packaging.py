@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 FLOORS = {
     "_ground": (
         ("_ground.states", "_ground.message", "_ground.report", "_ground.interrupts"),
+        ("_ground.public",),
         ("_ground.errors", "_ground.context", "_ground.text", "_ground.backend"),
         ("_ground.bridge", "_ground.options", "_ground.call"),
     ),
@@ -174,9 +176,10 @@ def test_all_is_the_public_names():
     """``__all__`` names everything public at the root that is no module, sorted, and once."""
     public = [
         name
-        for name, value in vars(creche).items()
-        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+        for name in dir(creche)
+        if not name.startswith("_") and not inspect.ismodule(getattr(creche, name))
     ]
+    public = [name for name in public if name not in {"annotations", "publish", "TYPE_CHECKING"}]
     assert creche.__all__ == sorted(public)
 
 
@@ -243,6 +246,43 @@ def test_import_brings_no_extras():
     assert "creche" in brought
     unwanted = {"trio", "rich", "asyncio", "anyio._backends._asyncio", "anyio._backends._trio"}
     assert brought & unwanted == set()
+
+
+def test_what_looks_at_trees_is_imported_when_it_is_used():
+    """A program that looks at no tree does not pay for it; one that does finds every name."""
+    program = """
+        import pickle, sys, typing
+        import creche
+        looking = {"creche._core.snapshot", "creche._running.stacks", "creche._looking.format"}
+        print(looking & set(sys.modules))
+        picture = creche.Node("app").snapshot()
+        print(pickle.loads(pickle.dumps(picture)) == picture, type(picture))
+        print(typing.get_type_hints(type(picture))["groups"])
+    """
+    assert run_python(textwrap.dedent(program)).stdout.splitlines() == [
+        "set()",
+        "True <class 'creche.NodeSnapshot'>",
+        "tuple[creche.GroupSnapshot, ...]",
+    ]
+
+
+def test_names_that_are_imported_later_are_there():
+    """``dir()``, a star and a plain access give them before anything has asked for one."""
+    program = """
+        import creche
+        print({*creche.__all__} <= {*dir(creche)}, "format_tree" in vars(creche))
+        print(creche.FrameSnapshot)
+        from creche import *
+        print(format_tree(Node("app")))
+        creche.format_trees
+    """
+    run = run_python(textwrap.dedent(program))
+    assert run.stdout.splitlines() == [
+        "True False",
+        "<class 'creche.FrameSnapshot'>",
+        "node app: not open yet",
+    ]
+    assert "AttributeError: module 'creche' has no attribute 'format_trees'" in run.stderr
 
 
 def test_metadata_is_that_of_the_project():

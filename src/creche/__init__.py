@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._core.group import WorkerGroup
 from ._core.manager import WorkerManager
 from ._core.node import Node
 from ._core.run import active_worker, get_current_worker
-from ._core.snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
 from ._core.worker import ResultType, Worker, WorkType
 from ._decorator import work
 from ._ground.errors import (
@@ -20,10 +21,14 @@ from ._ground.errors import (
 )
 from ._ground.message import Message
 from ._ground.options import Overflow
+from ._ground.public import publish
 from ._ground.states import WorkerState
-from ._looking.format import format_tree
 from ._messages.subscription import Subscription
-from ._running.stacks import FrameSnapshot
+
+if TYPE_CHECKING:
+    from ._core.snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
+    from ._looking.format import format_tree
+    from ._running.stacks import FrameSnapshot
 
 __all__ = [
     "DeadlockError",
@@ -53,14 +58,20 @@ __all__ = [
     "work",
 ]
 
+# Most programs never look at a tree: what that takes is imported when it is first asked for.
+_LATER = ("FrameSnapshot", "GroupSnapshot", "NodeSnapshot", "WorkerSnapshot", "format_tree")
 
-def _adopt(public: object) -> None:
-    """Give an object, and what is within it, this module: tracebacks, docs and pickles show it."""
-    if str(getattr(public, "__module__", "")).startswith(f"{__name__}._"):
-        public.__module__ = __name__
-        for inner in vars(public).values() if isinstance(public, type) else ():
-            _adopt(inner)
+publish(*(globals()[_name] for _name in __all__ if _name not in _LATER))
+
+if not TYPE_CHECKING:  # else any name would do
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._looking import format as _  # noqa: F401, PLC0415 (it publishes all of them)
+
+        return globals()[name]
 
 
-for _name in __all__:
-    _adopt(globals()[_name])
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from creche._ground.report import harmless, tell
 from creche._ground.states import FINAL
 from creche._ground.text import label, text
-from creche._running.stacks import find_calls, find_stack
 
 from .facts import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from creche._running.stacks import FrameSnapshot
 
@@ -47,9 +46,7 @@ def report_on(workers: list[Worker[Any]], others: Iterable[str] = ()) -> str:
 
 
 def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
-    calls: dict[int, Any] | None = None
-    with harmless:  # the library that reads stacks is an extra, and an end must not fail of it
-        calls = find_calls()
+    find = _stack_finder()
     for number, worker in enumerate(workers):
         now = worker._nursery.now()
         when, reason = worker._cancellation or (now, None)
@@ -58,10 +55,19 @@ def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
         facts.append(f"cancelled {now - when:.1f} s ago{why}")
         if worker._thread is not None:
             facts.append("in a thread, which cannot be stopped")
-        if calls is not None and number < _MOST:
+        if number < _MOST:
             with harmless:
-                facts += _places(find_stack(worker, calls))
+                facts += _places(find(worker))
         yield f"  worker {label(worker)}: {', '.join(facts)}"
+
+
+def _stack_finder() -> Callable[[Worker[Any]], tuple[FrameSnapshot, ...]]:
+    with harmless:  # the library that reads stacks is an extra, and an end must not fail of it
+        from creche._running.stacks import find_calls, find_stack  # noqa: PLC0415 (seldom needed)
+
+        calls = find_calls()
+        return lambda worker: find_stack(worker, calls)
+    return lambda _: ()
 
 
 def _places(stack: tuple[FrameSnapshot, ...]) -> Iterator[str]:

@@ -5,9 +5,11 @@ All the cost is borne by whoever takes one: nothing is kept for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from creche._ground.public import publish
 from creche._ground.states import FINAL, NEW
 from creche._ground.text import label, path_of, text, text_of
 from creche._running.stacks import FrameSnapshot, find_calls, find_stack
@@ -116,17 +118,18 @@ class NodeSnapshot:
     """The nodes right below."""
 
 
-def take(node: Node, *, stacks: float) -> NodeSnapshot:
+def take(node: Node, *, stacks: bool, most: float = math.inf) -> NodeSnapshot:
     """Picture a node and all below it, from any thread, as they stand on its event loop.
 
     Args:
         node: The node.
-        stacks: Of how many workers that have a task to tell the stack, in each group.
+        stacks: Whether to tell the stacks of workers that have a task.
+        most: Of how many of them, in each group.
 
     Raises:
         ImportError: Stacks are asked for, and the library that reads them is not installed.
     """
-    return node._creche_bridge.call(lambda: _take_tree(node, stacks))
+    return node._creche_bridge.call(lambda: _take_tree(node, most if stacks else 0))
 
 
 def _take_tree(node: Node, stacks: float) -> NodeSnapshot:
@@ -242,3 +245,6 @@ def _readiness_of(worker: Worker[Any]) -> bool | None:
 
 def _told(reason: object) -> str | None:
     return None if reason is None else text(reason)
+
+
+publish(WorkerSnapshot, GroupSnapshot, NodeSnapshot)

@@ -19,6 +19,8 @@
     How a Ctrl+C is kept out of the library's own steps on Trio.
 ``bridge``
     The way into an event loop, for threads and for signal handlers.
+``public``
+    Which module the public names say they belong to.
 ``context``, ``options``
     The context variable of the current worker; the options of a worker, and the checks of them.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from creche._core.node import Node
 from creche._core.snapshot import take
 from creche._ground.errors import WorkerError
+from creche._ground.public import publish
 from creche._ground.states import CLOSED
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def format_tree(node: Node, *, stacks: bool = False) -> str:
     """
     if not isinstance(node, Node):
         raise WorkerError(f"format_tree() takes a Node, not {node!r:.100}")
-    return "\n".join(_tree(take(node, stacks=SHOWN if stacks else 0)))
+    return "\n".join(_tree(take(node, stacks=stacks, most=SHOWN)))
+
+
+publish(format_tree)
 
 
 def _line(level: int, text: str) -> Iterator[str]:

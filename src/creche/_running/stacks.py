@@ -14,6 +14,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from creche._ground.public import publish
+
 from .own_loop import on_own_loop
 from .thread import ThreadCall
 
@@ -40,6 +42,9 @@ class FrameSnapshot:
     """The name of the function."""
     code: str
     """The text of the line, empty if it cannot be read."""
+
+
+publish(FrameSnapshot)
 
 
 class Standing(Protocol):

@@ -1,0 +1,29 @@
+"""What belongs to the root of the package, wherever it is written."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_ROOT = __name__.partition(".")[0]
+
+
+def publish(*public: Any) -> None:
+    """Have classes and functions belong to the root: tracebacks, docs and pickles show it.
+
+    Args:
+        *public: What users import from there; anything else stays as it is.
+    """
+    root = sys.modules[_ROOT]
+    for each in public:
+        if _adopt(each):
+            setattr(root, each.__name__, each)
+
+
+def _adopt(public: Any) -> bool:
+    if not str(getattr(public, "__module__", "")).startswith(f"{_ROOT}._"):
+        return False
+    public.__module__ = _ROOT
+    for inner in vars(public).values() if isinstance(public, type) else ():
+        _adopt(inner)
+    return True
