@@ -78,6 +78,7 @@ FLOORS = {
         ("testing._machine.nodes", "testing._machine.running", "testing._machine.cancels"),
         ("testing._machine.calls", "testing._machine.progress", "testing._machine.races"),
         ("testing._machine.__init__",),
+        ("testing.plugin", "testing._of_asyncio"),
         ("testing.__init__", "__main__"),
     ),
 }
@@ -98,7 +99,11 @@ OF_PACKAGES = {
     "trace": set[str](),
 }
 # Within functions that are called where it runs.
-OF_FILES = {"_ground.backend": {"trio"}, "services._watchdog": {"trio"}}
+OF_FILES = {
+    "_ground.backend": {"trio"},
+    "services._watchdog": {"trio"},
+    "testing._of_asyncio": {"pytest_asyncio"},
+}
 
 
 def modules():

@@ -1,0 +1,178 @@
+"""The fixture ``node`` of ``creche.testing.plugin``, with each plugin that runs async tests.
+
+Each in a pytest of its own, as its users run it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+CONFTEST = """
+import threading
+
+pytest_plugins = ["creche.testing.plugin"]
+
+
+def pytest_unconfigure(config):
+    print("threads left:", threading.active_count() - 1)
+"""
+CODE = """
+import anyio
+import pytest
+
+from creche import Node, WorkerState
+
+
+class App(Node):
+    pass
+
+
+async def fail():
+    raise ValueError("of the worker")
+
+
+async def test_work(node):
+    forever = node.run_worker(anyio.sleep_forever)  # cancelled as the test ends
+    worker = node.run_worker(anyio.lowlevel.checkpoint)
+    await worker
+    assert worker.state is WorkerState.SUCCESS and type(node) is Node
+
+
+async def test_failure(node):
+    node.run_worker(fail)
+    while not node.is_finished:
+        await anyio.lowlevel.checkpoint()
+
+
+class TestOwnNode:
+    @pytest.fixture
+    def new_node(self):
+        return App("app")
+
+    async def test_own_node(self, node):
+        assert type(node) is App and not node.is_finished
+"""
+MARKED = "\n\npytestmark = pytest.mark.{}\n"
+TOLD = "worker 'fail' failed, and with it node 'node'"
+PLUGINS = {"anyio": "anyio", "asyncio": "pytest_asyncio", "trio": "pytest_trio"}
+needs_trio = pytest.mark.skipif(not find_spec("pytest_trio"), reason="needs pytest-trio")
+needs_asyncio = pytest.mark.skipif(not find_spec("pytest_asyncio"), reason="needs pytest-asyncio")
+
+
+def pytest_in(folder, code, plugin, *settings):
+    """Run tests by one plugin, with no other; give what pytest said."""
+    (folder / "test_it.py").write_text(code)
+    (folder / "conftest.py").write_text(CONFTEST)
+    ini = ["[pytest]", "filterwarnings = error", *settings]
+    if plugin == "asyncio":
+        ini.append("asyncio_default_fixture_loop_scope = function")  # unset, it warns
+    (folder / "pytest.ini").write_text("\n".join(ini))
+    others = [each for name in PLUGINS if name != plugin for each in ("-p", f"no:{name}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *others],
+        cwd=folder,
+        env={**os.environ, "PYTHONDEVMODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=120,  # a hang is a failure
+    )
+    assert "threads left: 0" in done.stdout, done.stdout
+    assert not re.search("never awaited|never retrieved|was destroyed|unclosed", done.stdout)
+    return done.stdout
+
+
+@pytest.mark.parametrize("is_auto", [False, True])
+def test_plugin_of_anyio(tmp_path, is_auto):
+    """With AnyIO's plugin what failed is an error at teardown, on each backend."""
+    backends = 1 + bool(find_spec("trio"))
+    code, settings = CODE + MARKED.format("anyio"), ()
+    if is_auto:
+        code, settings = CODE, ("anyio_mode = auto",)
+    said = pytest_in(tmp_path, code, "anyio", *settings)
+    assert f"{3 * backends} passed, {backends} error" in said, said
+    assert "ERROR at teardown of test_failure[asyncio" in said
+    assert said.count("ExceptionGroup: unhandled errors in node 'node'") == backends
+    assert TOLD in said
+
+
+@needs_asyncio
+@pytest.mark.parametrize("is_auto", [False, True])
+def test_plugin_of_asyncio(tmp_path, is_auto):
+    """With pytest-asyncio what failed is an error at teardown, in its strict mode and in auto."""
+    code, settings = CODE + MARKED.format("asyncio"), ()
+    if is_auto:
+        code, settings = CODE, ("asyncio_mode = auto",)
+    said = pytest_in(tmp_path, code, "asyncio", *settings)
+    assert "3 passed, 1 error" in said, said
+    assert "ERROR at teardown of test_failure" in said
+    assert said.count("ExceptionGroup: unhandled errors in node 'node'") == 1
+    assert TOLD in said
+
+
+@needs_asyncio
+@pytest.mark.parametrize("is_default", [False, True])
+def test_loop_of_a_module(tmp_path, is_default):
+    """Where tests share the loop of a module, the node is opened in that loop."""
+    code, settings = CODE + MARKED.format("asyncio(loop_scope='module')"), ()
+    if is_default:
+        code = CODE + MARKED.format("asyncio")
+        settings = ("asyncio_default_test_loop_scope = module",)
+    said = pytest_in(tmp_path, code, "asyncio", *settings)
+    assert "3 passed, 1 error" in said, said
+
+
+@needs_trio
+@pytest.mark.parametrize("is_auto", [False, True])
+def test_plugin_of_trio(tmp_path, is_auto):
+    """With pytest-trio what failed is a failure of the test, marked or in the Trio mode."""
+    code, settings = CODE + MARKED.format("trio"), ()
+    if is_auto:
+        code, settings = CODE, ("trio_mode = true",)
+    said = pytest_in(tmp_path, code, "trio", *settings)
+    assert "1 failed, 2 passed" in said, said
+    assert "ValueError: of the worker" in said
+    assert TOLD in said
+
+
+def test_virtual_clock(tmp_path):
+    """The fixture of the virtual clock is there, and may stand behind AnyIO's own."""
+    code = """
+import anyio
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(virtual_backend):
+    return virtual_backend
+
+
+async def test_an_hour(node):
+    start = anyio.current_time()
+    await node.run_worker(anyio.sleep(3600))
+    assert anyio.current_time() - start == pytest.approx(3600)
+"""
+    said = pytest_in(tmp_path, code, "anyio")
+    assert f"{1 + bool(find_spec('trio'))} passed" in said, said
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_no_plugin(tmp_path, kind):
+    """A test that no plugin runs is told which marks there are."""
+    prefix = "" if kind == "sync" else "async "
+    code = f"{prefix}def test_it(node): pass\n"
+    said = pytest_in(tmp_path, code, "anyio")
+    assert "1 error" in said, said
+    assert (
+        "the fixture 'node' is for async tests that a plugin runs, and no plugin runs the "
+        f"{kind} test 'test_it.py::test_it'; mark it with pytest.mark.anyio, asyncio or trio"
+    ) in said
