@@ -119,7 +119,7 @@ def test_where_no_stack_can_be_read(run, monkeypatch, what, fault):
     def absent(*_):
         raise fault
 
-    monkeypatch.setattr(f"creche._core.late.{what}", absent)
+    monkeypatch.setattr(f"creche._running.stacks.{what}", absent)
 
     async def main():
         async with Node("app") as app:

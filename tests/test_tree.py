@@ -14,6 +14,7 @@ import pytest
 import creche
 from creche import Node, Worker, WorkerError, WorkerState, format_tree
 from creche._core.snapshot import take
+from creche._looking.format import SHOWN
 from helpers import Meeting, run_python, settle, until
 
 WIDTH = 80
@@ -489,7 +490,7 @@ async def test_stacks_are_read_of_those_that_are_shown():
         for number in range(25):
             app.run_worker(anyio.sleep_forever, name=f"worker {number}")
         await settle()
-        shown = take(app, stacks=creche._looking.format.SHOWN).groups[0].workers
+        shown = take(app, stacks=True, most=SHOWN).groups[0].workers
         everyone = app.snapshot(stacks=True).groups[0].workers
         app.cancel()
     assert [each.stack is not None for each in shown] == [True] * 20 + [False] * 5
