@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import anyio
 import pytest
 
-from creche import Message, Node, Worker, WorkerCancelled, WorkerError
+from creche import Message, Node, ShutdownTimeout, Worker, WorkerCancelled, WorkerError
 from helpers import (
     CANCELLED,
     ERROR,
@@ -629,6 +630,95 @@ async def test_shutdown_by_a_worker():
         assert (worker.state, caller.state) == (RUNNING, RUNNING)
         gate.set()
     assert (worker.state, caller.state) == (SUCCESS, CANCELLED)
+
+
+class Stop(Message, bubble=False):
+    pass
+
+
+class Stopping(Node):
+    """Shuts the root down, shielded, and notes what was left by then."""
+
+    left = None
+
+    async def stop(self):
+        with anyio.fail_after(RENDEZVOUS, shield=True):
+            await self.root.shutdown(grace=RENDEZVOUS)
+        self.root.left = {each.name for each in self.root.workers} - {"caller"}
+
+    async def on_stop(self, message):
+        await self.stop()
+
+    def from_thread(self):
+        with suppress(WorkerCancelled):  # as a daemon is
+            self.call_from_thread(self.stop)
+
+
+@pytest.mark.parametrize("where", ["root", "block", "mounted"])
+@pytest.mark.parametrize("by", ["worker", "daemon", "two workers", "handler", "thread"])
+async def test_shutdown_by_a_caller_that_is_shielded(by, where):
+    """Nobody waits for itself, nor for what cannot end before it does; for all else it does."""
+    async with AsyncExitStack() as stack:
+        app = node = await stack.enter_async_context(Stopping("app"))
+        if where == "block":
+            node = await stack.enter_async_context(Stopping("page", parent=app))
+        elif where == "mounted":
+            node = await app.mount(Stopping("page"))
+        app.run_worker(settle, name="other")
+        node.run_worker(settle, name="neighbour")
+        if by == "handler":
+            node.post_message(Stop())
+        elif by == "thread":
+            node.run_worker(node.from_thread, thread=True, name="caller")
+        else:
+            for _ in range(2 if by == "two workers" else 1):
+                node.run_worker(node.stop, daemon=by == "daemon", name="caller")
+        if by == "daemon":  # else the blocks end it before it begins
+            await until(lambda: app.left is not None)
+    assert app.left == set()
+
+
+async def test_a_daemon_that_has_given_up_a_shutdown():
+    """A worker whose call was cancelled counts as a daemon all the same."""
+    gate = anyio.Event()
+
+    async def stop():
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await app.shutdown(grace=math.inf)
+        gate.set()
+        await anyio.sleep_forever()
+
+    async with Node("app") as app:
+        page = await app.mount(Node("page"))
+        callers = [node.run_worker(stop) for node in (app, page)]
+        other = app.run_worker(gate.wait)
+    assert [caller.cancel_reason for caller in callers] == ["only daemons were left"] * 2
+    assert other.state is SUCCESS
+
+
+async def test_a_shutdown_by_a_worker_names_others_only():
+    """What holds up a shutdown is not its caller, who waits for it."""
+
+    async def stop():
+        with anyio.CancelScope(shield=True):
+            try:
+                await app.shutdown(deadline=1e-3)
+            finally:
+                gate.set()
+
+    async def be_deaf():
+        with anyio.CancelScope(shield=True):
+            await gate.wait()
+
+    gate = anyio.Event()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Node("app") as app:
+            deaf = await app.start_worker(be_deaf)
+            app.run_worker(stop)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, ShutdownTimeout)
+    assert error.workers == (deaf,)
 
 
 async def test_shutdown_while_a_handler_hangs():

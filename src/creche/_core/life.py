@@ -164,9 +164,15 @@ class Life:
         return any(told)
 
     def _cancel_daemons(self) -> bool:
-        daemons = [worker for worker in _workers_of(self._node) if worker._started]
+        # Who holds it all the same has called shutdown().
+        daemons = [
+            worker
+            for worker in _workers_of(self._node)
+            if worker._started and not (worker._holds and worker._cancellation)
+        ]
         for worker in daemons:
-            worker._hold()  # before it is cancelled, for one that is queued ends at once
+            if not worker._holds:
+                worker._hold()  # before it is cancelled, for one that is queued ends at once
             cancel_here(worker, "only daemons were left")
         return bool(daemons)
 

@@ -32,12 +32,13 @@ class Mount:
         WorkerError: The node cannot be mounted there; nothing was changed.
     """
 
-    __slots__ = ("_above", "_child", "_leave", "_ready", "_trouble", "gone")
+    __slots__ = ("_above", "_callers", "_child", "_leave", "_ready", "_trouble", "gone")
 
     def __init__(self, above: Node, child: Node) -> None:
         _check(above, child)
         self._above = above
         self._child = child
+        self._callers = 0  # how many calls of shutdown(), of a node above, are made in the node
         self._leave = anyio.Event()  # set to tell it to leave
         self._ready = anyio.Event()  # set once it is open, or will not be
         self._trouble: list[BaseException] = []  # why it is not open
@@ -75,6 +76,21 @@ class Mount:
         self._child._creche_life.hold_parent()
         self._leave.set()
         return True
+
+    def leave_aside(self) -> None:
+        """Have nobody wait for it who leaves blocks aside: it cannot end before its caller does."""
+        self._callers += 1
+        if self._callers == 1:
+            self._child._creche_life.hold_parent()
+            self._above._creche_nursery.blocks += 1
+
+    def take_back(self) -> None:
+        """Leave it aside no more, unless others do."""
+        self._callers -= 1
+        if not self._callers:
+            self._above._creche_nursery.blocks -= 1
+            if not self._leave.is_set():
+                self._child._creche_life.let_parent_go()
 
     async def _live(self) -> None:
         """Be the task of the node."""

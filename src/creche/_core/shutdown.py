@@ -13,10 +13,13 @@ from creche._ground.options import check_seconds
 from creche._ground.states import CLOSED, NEW
 
 from .late import late_workers, report_on
-from .tree import walk_down
+from .tree import walk_down, walk_up
 from .waiting import is_acting
 
 if TYPE_CHECKING:
+    from creche._nursery.nursery import Nursery
+
+    from .mounting import Mount
     from .node import Node
     from .worker import Worker
 
@@ -26,11 +29,19 @@ async def shut_down(top: Node, grace: float, deadline: float | None) -> None:
     if deadline is not None:
         check_seconds("deadline", deadline)
     _check(top, grace)
-    nodes = list(walk_down(top))
-    for node in nodes:
-        node._creche_nursery.refuse()
-        node._creche_audience.close()
-    _excuse_caller(nodes)
+    nodes, caller = list(walk_down(top)), _Caller(top)
+    try:
+        for node in nodes:
+            node._creche_nursery.refuse()
+            node._creche_audience.close()
+        caller.leave_aside(nodes)
+        await _end_all(top, grace, deadline, caller)
+    finally:
+        caller.take_back()
+        del caller  # see errors: frames
+
+
+async def _end_all(top: Node, grace: float, deadline: float | None, caller: _Caller) -> None:
     with anyio.move_on_after(grace):
         await _settle(top)
     for node in list(walk_down(top)):
@@ -43,7 +54,7 @@ async def shut_down(top: Node, grace: float, deadline: float | None) -> None:
     with anyio.move_on_after(math.inf if deadline is None else deadline) as scope:
         await _settle(top)
     if scope.cancelled_caught:
-        left = late_workers(walk_down(top))
+        left = [each for each in late_workers(walk_down(top)) if each is not caller.worker]
         raise ShutdownTimeout(
             f"{top._creche_label()} has not ended {deadline} s after its grace; what is left goes "
             f"on:\n{report_on(left)}",
@@ -62,19 +73,59 @@ def _check(node: Node, grace: float) -> None:
         )
 
 
-def _excuse_caller(nodes: list[Node]) -> None:
-    """Have those who wait for all the nodes hold nothing themselves: nobody waits for itself."""
-    caller: Worker[Any] | None = current.get(None)
-    if (
-        caller is not None
-        and is_acting(caller)
-        and any(cast("object", node) is caller._node for node in nodes)
-    ):
-        caller._let_go()
-    for node in nodes:  # a handler, or a call of a thread
-        for task in list(node._creche_nursery.held):
-            if task.is_acting():
-                task.hold_no_more()
+class _Caller:
+    """Who has called shutdown(), if that is code of the nodes: nobody waits for itself.
+
+    What cannot end before the call does is held, so that blocks wait for it, and left aside by all
+    who wait as ``until_idle(blocks=True)`` does.
+    """
+
+    def __init__(self, top: Node) -> None:
+        self.worker: Worker[Any] | None = None
+        self._top = top
+        self._nursery: Nursery | None = None  # in which that is left aside
+        self._mounts: list[Mount] = []
+
+    def leave_aside(self, nodes: list[Node]) -> None:
+        """Find it, and leave it aside."""
+        worker: Worker[Any] | None = current.get(None)
+        if (
+            worker is not None
+            and is_acting(worker)
+            and any(cast("object", node) is worker._node for node in nodes)
+        ):
+            self.worker = worker
+            self._leave_aside(worker)
+        for node in nodes:  # a handler, or a call of a thread
+            for task in list(node._creche_nursery.held):
+                if task.is_acting():
+                    task.hold_no_more()
+                    self._leave_mounts_aside(node)
+
+    def _leave_aside(self, worker: Worker[Any]) -> None:
+        if not worker._holds:  # a daemon
+            worker._hold()
+        self._nursery = worker._nursery
+        self._nursery.blocks += 1
+        self._leave_mounts_aside(worker._node)
+
+    def _leave_mounts_aside(self, node: Node) -> None:
+        """Leave aside the mounted nodes that it is in: they cannot end before it does."""
+        for each in walk_up(node):
+            if cast("object", each) is self._top:
+                return
+            if each._creche_mount is not None:
+                self._mounts.append(each._creche_mount)
+                each._creche_mount.leave_aside()
+
+    def take_back(self) -> None:
+        """Leave it aside no more. It counts as a daemon from here on."""
+        while self._mounts:
+            self._mounts.pop().take_back()
+        if self._nursery is not None:
+            self._nursery.blocks -= 1
+        if self.worker is not None and self.worker._cancellation is None:
+            self.worker._let_go()
 
 
 async def _settle(top: Node) -> None:

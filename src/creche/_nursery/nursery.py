@@ -160,7 +160,10 @@ class Nursery:
         which it notes that it did, and then calls ``check_idle()``, which may be repeated.
         """
         self.blocks = 0
-        """How many of the holds are blocks of child nodes, which only their own tasks can end."""
+        """How many of the holds ``shutdown()`` leaves aside.
+
+        They are blocks of child nodes, which only their own tasks can end, and its callers.
+        """
         self._idle: anyio.Event | None = None
         self._patience: float | None = None  # in seconds, once what runs was cancelled
         self.failures = Failures()
@@ -372,7 +375,7 @@ class Nursery:
         """Wait until nothing holds the nursery and the owner sets nothing more in motion.
 
         Args:
-            blocks: Whether to leave aside the blocks of child nodes.
+            blocks: Whether to leave aside the blocks of child nodes, and who has called.
         """
         while True:
             while True:
