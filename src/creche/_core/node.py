@@ -154,7 +154,7 @@ class Node:
         Threads:
             Any thread.
         """
-        return tuple(self._creche_groups.values())
+        return (*self._creche_groups.values(),)  # no tuple(): see HAS_GIL
 
     @property
     def workers(self) -> WorkerManager:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # With a GIL, threads take turns and signal handlers come at calls and at jumps only; since CPython
 # 3.11 at calls and at jumps back only. So a line with none of these needs no lock, nor, from 3.11
 # on, does a function, for which a lock would be a tenth of a short worker.
+# Without a GIL, the values of a dict are copied in one go by list() and by *values, not by tuple().
 HAS_GIL = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 CAN_GO_IN_ONE = HAS_GIL and sys.version_info >= (3, 11)
 
