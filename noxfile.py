@@ -113,6 +113,13 @@ def typed_docs(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site; a warning is an error, a link or a name that leads nowhere is a warning."""
+    session.install("-e", ".", *group("docs"))
+    session.run(*("sphinx-build", "-n", "-W", "--keep-going", "-E"), *("docs", "build/docs"))
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Run ruff, the linter and the formatter."""
     session.install(*group("lint"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -19,6 +20,13 @@ EXTRAS = {  # what needs which
     "pytest_asyncio": "pytest_asyncio",
     "trio": "trio",
 }
+REFERENCE = ROOT / "docs" / "reference"
+PACKAGE = Path(creche.__file__).parent
+MODULES = [
+    path.relative_to(PACKAGE)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not str(path.relative_to(PACKAGE).with_suffix("")).replace("__init__", "").count("_")
+]
 CODE = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -57,3 +65,36 @@ def test_names_of_the_internals_are_in_the_code():
     assert sorted(name for name in functions if f"def {name}(" not in code) == []
     files = re.findall(r"`(_\w+/\w+\.py)`", page)
     assert [name for name in files if not (package / name).exists()] == []
+
+
+def public_names(path):
+    """The names in ``__all__``, read from the source, as what a module needs may not be there."""
+    for node in ast.parse((PACKAGE / path).read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_the_reference_has_every_public_name(path):
+    """Each name in ``__all__`` stands in a page of docs/reference, for Sphinx to document."""
+    entry = re.compile(r"^\.\. (currentmodule|automodule|auto\w+):: (\S+)$", re.MULTILINE)
+    documented = set()
+    for page in REFERENCE.glob("*.rst"):
+        current = ""
+        for directive, name in entry.findall(page.read_text()):
+            if directive in {"currentmodule", "automodule"}:
+                current = name
+            else:
+                documented.add(name if name.startswith("creche.") else f"{current}.{name}")
+    module = ".".join(["creche", *path.with_suffix("").parts]).removesuffix(".__init__")
+    assert {f"{module}.{name}" for name in public_names(path)} <= documented
+
+
+def test_the_site_has_every_page():
+    """Each page stands in a table of contents, and what stands there is a page."""
+    for index in (ROOT / "docs" / "index.md", REFERENCE / "index.md"):
+        trees = re.findall(r"^```{toctree}\n(.*?)^```", index.read_text(), re.MULTILINE | re.DOTALL)
+        listed = [line for line in "".join(trees).splitlines() if line and line[0] != ":"]
+        pages = {each.stem for each in index.parent.iterdir() if each.suffix in {".md", ".rst"}}
+        assert sorted(name for name in listed if "/" not in name) == sorted(pages - {"index"})

@@ -115,6 +115,15 @@ class Worker(Generic[ResultType]):
         *("daemon", "exit_on_error", "group", "name"),
     )
 
+    name: str
+    """A short name for messages and logs."""
+    group: str
+    """The group, within the node, that the worker belongs to."""
+    exit_on_error: bool
+    """Whether an error of the work fails the node."""
+    daemon: bool
+    """Whether the node may close without waiting for the worker."""
+
     @overload
     def __init__(
         self,
@@ -188,18 +197,14 @@ class Worker(Generic[ResultType]):
         # - after the end, _work, _handle and _context are None: nothing of the work is kept.
         self._node = node
         self._work = work
-        self.name: str = name
-        """A short name for messages and logs."""
-        self.group: str = group
-        """The group, within the node, that the worker belongs to."""
+        self.name = name
+        self.group = group
         # Or what makes it, once somebody reads it.
         if type(description) is not str and not hasattr(type(description), "condensed"):
             description = text_of(description)
         self._description = description
-        self.exit_on_error: bool = exit_on_error
-        """Whether an error of the work fails the node."""
-        self.daemon: bool = daemon
-        """Whether the node may close without waiting for the worker."""
+        self.exit_on_error = exit_on_error
+        self.daemon = daemon
         self._thread: ThreadPart | None = None
         if thread:
             self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel)
