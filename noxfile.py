@@ -120,11 +120,22 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """Build what is published into ``dist``, and check what is in it and how PyPI shows it."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install(*group("package"))
+    session.run("python", "-m", "build", silent=True)
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.run("python", "tests/packed.py", "dist")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff, the linter and the formatter."""
+    """Run ruff, the linter and the formatter, and zizmor on the workflows."""
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("zizmor", "--offline", "--pedantic", "--quiet", ".github")
 
 
 @nox.session(python=FOUND[-1])

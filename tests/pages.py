@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = [*PAGES, *sorted(path for path in ROOT.glob("*.md") if path not in PAGES)]
 # A block may really swallow its own cancellation, so that what it binds may be unbound after it.
 PYRIGHT = '{"typeCheckingMode": "strict", "reportPossiblyUnboundVariable": "none"}\n'
 

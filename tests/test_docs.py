@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import creche
-from pages import PAGES, ROOT, blocks
+from pages import PAGES, PROSE, ROOT, blocks
 
 EXTRAS = {  # what needs which
     "opentelemetry": "opentelemetry",
@@ -46,13 +46,22 @@ def test_code_runs(monkeypatch, tmp_path, backend, code):
     exec(compile(code, "<docs>", "exec"), {"__name__": "__main__"})  # noqa: S102 (our own pages)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def headings(page):
+    """What links to the headings of a page are called on GitHub and on the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    """Each link to a file of the repository leads to one."""
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
-    if not (ROOT / "src").exists():  # the wheel is tested without it
-        links = [link for link in links if not link.startswith("src/")]
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    """Each link to a file of the repository leads to one, and to a heading that it has."""
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / file if file else page
+        if not (ROOT / "src").exists() and file.startswith(("src/", "../src/")):
+            continue  # the wheel is tested without it
+        assert target.exists(), file
+        assert not anchor or anchor in headings(target), f"{file}#{anchor}"
 
 
 def test_names_of_the_internals_are_in_the_code():
