@@ -63,7 +63,7 @@ FLOORS = {
     "_looking": (("_looking.watching", "_looking.format"),),
     "": (
         ("_decorator", "__init__", "hosting"),
-        ("otel._spans", "otel.__init__"),
+        ("otel._spans", "otel._metrics", "otel.__init__"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
         ("services._restart", "services._watchdog"),
@@ -91,9 +91,10 @@ PUBLIC_MODULES = ["board", "hosting", "otel", "services", "testing", "trace"]
 # catches ImportError. Packages that are no part of the core may have needs of their own.
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
-OPTIONAL = {"sniffio", "stackscope", "opentelemetry"}
+OPTIONAL = {"sniffio", "stackscope"}
 OF_PACKAGES = {
     "board": {"rich"},
+    "otel": {"opentelemetry"},
     "services": set[str](),
     "testing": {"hypothesis", "pytest", "trio"},
     "trace": set[str](),

@@ -44,7 +44,7 @@ from creche import (
 )
 from creche.board import Board, live_board
 from creche.hosting import Host, SignalReceived, stop_on_signals
-from creche.otel import traced
+from creche.otel import metered, traced
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.trace import Trace, record
 
@@ -408,6 +408,9 @@ async def pictures(node: Node, worker: Worker[bytes]) -> None:
     taken.name = "other"  # type: ignore[misc]  # it is a fact
     format_tree(worker)  # type: ignore[arg-type]  # is no node
     traced("app")  # type: ignore[arg-type]  # is no node
+    async with metered(node, lag_every=0.5) as nothing:
+        assert_type(nothing, None)
+    metered("app")  # type: ignore[arg-type]  # is no node
     async with live_board(node, console=Console()) as board:
         assert_type(board, Board)
         assert_type(board.node, Node)

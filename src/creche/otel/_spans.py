@@ -13,19 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from opentelemetry import trace
+from opentelemetry.context import Context
 
 from creche import Node, Subscription, Worker, WorkerError, WorkerState
 from creche._core.facts import facts_of
 from creche._ground.text import path_of, text
 from creche._looking.watching import Faults, beside
-
-try:
-    from opentelemetry import trace
-    from opentelemetry.context import Context
-except ImportError:
-    raise ImportError(
-        "creche.otel needs the package opentelemetry-api; pip install 'creche[otel]'"
-    ) from None
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
