@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import anyio
 from anyio import lowlevel
 
-from creche import Node, Worker, WorkerState
+from creche import Node, Worker, WorkerState, get_current_worker
 
 PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 
@@ -145,6 +145,15 @@ async def slow_to_leave(gate):
     finally:
         with anyio.CancelScope(shield=True):
             await gate.wait()
+
+
+async def limp():
+    """Serve badly: ready, failed after 5 s and begun again 1 s later; run with stall_after=10."""
+    me = get_current_worker()
+    me.ready()
+    await anyio.sleep(5)
+    me.restarted(OSError("lost"), 1)
+    await anyio.sleep(25)
 
 
 def run_python(program, *arguments, warnings="error"):

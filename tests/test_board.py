@@ -15,7 +15,17 @@ import pytest
 
 from creche import Node, WorkerError, get_current_worker
 from creche.testing import virtual_time
-from helpers import CANCELLED, ERROR, RUNNING, SUCCESS, ExceptionGroup, Meeting, leaves, settle
+from helpers import (
+    CANCELLED,
+    ERROR,
+    RUNNING,
+    SUCCESS,
+    ExceptionGroup,
+    Meeting,
+    leaves,
+    limp,
+    settle,
+)
 
 pytest.importorskip("rich")
 
@@ -510,6 +520,35 @@ def test_pictures_that_take_long_are_drawn_less_often(virtually, drawn, monkeypa
 
     virtually(main)
     assert 9 <= len(drawn) <= 13
+
+
+def test_services(virtually):
+    """Attempts, and what is not ready or does not get on, stand beside the name."""
+    seen, pipe = [], io.StringIO()
+
+    async def main():
+        app = Node("app")
+        async with live_board(app, console=Console(file=pipe)), board_of(app) as board, app:
+            worker = app.run_worker(limp, description="it", stall_after=10)
+            await worker.until_ready()
+            for seconds in (1, 5, 11):
+                await anyio.sleep(seconds)
+                seen.append(picture(board)[2].strip().rpartition(" ")[0].strip())
+
+    virtually(main)
+    assert seen == [
+        "● limp it",
+        "● limp attempt 2, not ready it",
+        "● limp attempt 2, not ready, stalled it",
+    ]
+    assert pipe.getvalue().splitlines() == [
+        "app/default/limp: running",
+        "app/default/limp: ready",
+        "app/default/limp: failed, begins again in 1 s (attempt 2): OSError: lost",
+        "app/default/limp: stalled for 10 s",
+        "app/default/limp: done after 30s",
+        "app: 1 done",
+    ]
 
 
 # in a pipe

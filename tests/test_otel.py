@@ -8,8 +8,9 @@ import time
 import anyio
 import pytest
 
-from creche import Node, Worker, WorkerError, WorkerState
-from helpers import ExceptionGroup, Meeting, run_python, settle, until
+from creche import Node, Worker, WorkerError, WorkerState, get_current_worker
+from creche.testing import virtual_time
+from helpers import ExceptionGroup, Meeting, limp, run_python, settle, until
 
 pytest.importorskip("opentelemetry.sdk", reason="it is an extra")
 
@@ -199,6 +200,44 @@ async def test_events_and_times(exported):
     assert exported["blocker"].attributes["creche.cancel_reason"] == "enough"
     requested = exported["blocker"].events[1].timestamp - exported["blocker"].start_time
     assert requested == between(blocker.created_at, blocker.cancelled_at)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_services(exported, backend):
+    """When a worker was ready, began again and did not get on are events of its span."""
+
+    async def main():
+        app = Node("app")
+        async with traced(app, exported.tracer), app:
+            app.run_worker(limp, stall_after=10)
+
+    with virtual_time(backend) as (name, options):
+        anyio.run(main, backend=name, backend_options=options)
+    span = exported["limp"]
+    assert span.attributes["creche.attempt"] == 2
+    _, ready, restarted, stalled = span.events
+    assert [each.name for each in span.events] == ["running", "ready", "restarted", "stalled"]
+    assert restarted.attributes == {
+        "creche.attempt": 2,
+        "creche.delay": 1,
+        "exception.type": "OSError",
+        "exception.message": "lost",
+    }
+    assert stalled.attributes == {"creche.seconds": 10}
+    assert restarted.timestamp - ready.timestamp == pytest.approx(5e9, rel=0.001)
+    assert stalled.timestamp - ready.timestamp == pytest.approx(16e9, rel=0.001)
+
+
+async def test_tracing_a_service_from_the_middle(exported):
+    """What is told of a worker that has no span is left out."""
+
+    async def job():
+        async with traced(app, exported.tracer):
+            get_current_worker().ready()
+
+    async with Node("app") as app:
+        app.run_worker(job)
+    assert exported.spans == ()
 
 
 async def test_a_cancellation_without_a_reason(exported):

@@ -270,6 +270,37 @@ async def test_an_attempt_that_begins_again(caplog):
         "worker 'job' failed and is started again in 0.5 s (attempt 2): OSError('lost')"
     )
     assert record.creche_number == worker.number
+    assert record.exc_info[1].args == ("lost",)
+
+
+async def test_a_worker_that_is_ready_is_told_of(caplog):
+    """Each attempt once, in its moment, to who listens and in the log; not after the end."""
+    caplog.set_level(logging.DEBUG, "creche")
+
+    async def job():
+        me = get_current_worker()
+        me.ready("here")
+        me.ready("there")
+        me.restarted(OSError("lost"))
+        me.ready()
+
+    class App(Node):
+        def on_worker_ready(self, event: Worker.Ready):
+            ready.append(event)
+
+    ready = []
+    async with App("app") as app, app.subscribe(Worker.StateChanged, Worker.Ready) as events:
+        worker = app.run_worker(job, name="job")
+        early = app.run_worker(settle, name="early")
+        early.ready()  # before it runs: nothing is told
+        await early.join()
+        *_, told, told_again, last = (each for each in events.take_all() if each.worker is worker)
+    assert [told, told_again] == ready
+    assert repr(told) == "<Ready worker 'job'>"
+    assert told.number < told_again.number < last.number
+    assert worker.started_at <= told.time <= told_again.time <= worker.finished_at
+    said = [each for each in caplog.records if each.getMessage() == "worker 'job' is ready"]
+    assert [each.creche_number for each in said] == [worker.number] * 2
 
 
 async def test_a_thread_begins_again():
@@ -324,6 +355,37 @@ def test_a_worker_that_does_not_get_on(backend):
         anyio.run(main, backend=name, backend_options=options)
     start, *stalls = times
     assert stalls == [(pytest.approx(start + 10), 10), (pytest.approx(start + 40), 10)]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_does_not_get_on_is_shown(backend, caplog):
+    """In the log and in the tree, until it gets on; a wait for the next attempt is no stall."""
+    trees = []
+
+    async def job():
+        me = get_current_worker()
+        me.restarted(OSError("lost"), 20)
+        await anyio.sleep(20 + 11)
+        trees.append(format_tree(app))
+        me.advance()
+        await anyio.sleep(1)
+        trees.append(format_tree(app))
+
+    async def main():
+        nonlocal app
+        async with Node("app") as app:
+            worker = app.run_worker(job, stall_after=10)
+            await anyio.sleep(25)
+            assert not app.snapshot().groups[0].workers[0].is_stalled
+            await worker.join()
+
+    app = None
+    with virtual_time(backend) as (name, options):
+        anyio.run(main, backend=name, backend_options=options)
+    assert [", stalled" in each for each in trees] == [True, False]
+    _, said = (each for each in caplog.records if each.levelno == logging.WARNING)
+    assert said.getMessage() == "worker 'job' has not got on for 10 s"
+    assert said.creche_worker == "job"
 
 
 @pytest.mark.parametrize("how", ["thread", "daemon", "queued", "with the node"])

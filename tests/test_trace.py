@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 import creche._nursery.nursery
 from creche import Node, WorkerError, get_current_worker
+from creche.testing import virtual_time
 from creche.trace import Trace, record
 from creche.trace._layout import Entry, lay_out
-from helpers import RENDEZVOUS, ExceptionGroup, Meeting, leaves, settle
+from helpers import RENDEZVOUS, ExceptionGroup, Meeting, leaves, limp, settle
 
 NASTY = "</script><!-- \" ' \\ \n\r\t \x00 \u2028 \udc80 \ud800 <b>Ж😀"
 HARMLESS = NASTY.encode("utf-8", "backslashreplace").decode()
@@ -272,6 +273,51 @@ async def test_requests_and_errors_are_instants(ticking):
         "first": "CANCELLED",
         "fails": "ERROR",
     }
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_services_leave_marks(backend):
+    """When a worker was ready, began again and did not get on is told on its bar."""
+    saved = []
+
+    async def main():
+        async with record(app := Node("app")) as trace, app:
+            app.run_worker(limp, stall_after=10)
+        saved.extend([trace, Saved(trace)])
+
+    with virtual_time(backend) as (name, options):
+        anyio.run(main, backend=name, backend_options=options)
+    trace, saved = saved
+    begin = saved.slice("limp")["ts"]
+    assert saved.slice("limp")["args"]["attempt"] == 2
+    told = saved.of("i")
+    assert [(event["name"], event["args"].get("told")) for event in told] == [
+        ("ready", None),
+        ("attempt 2", "OSError: lost"),
+        ("stalled", "for 10 s"),
+    ]
+    times = [event["ts"] - begin for event in told]
+    assert times == [pytest.approx(at, abs=2) for at in (0, 5e6, 16e6)]
+    assert {saved.slice_at(event)["name"] for event in told} == {"limp"}
+    trace.save("run.html")
+    ((*_, attempt, marks),) = page_data("run.html")["workers"]
+    assert (attempt, [mark[1:] for mark in marks]) == (
+        2,
+        [["ready", ""], ["attempt 2", "OSError: lost"], ["stalled", "for 10 s"]],
+    )
+
+
+async def test_the_newest_marks_are_kept():
+    """A service that fails for ever does not make a timeline that grows for ever."""
+
+    async def job():
+        for number in range(150):
+            get_current_worker().restarted(OSError(number))
+
+    async with record(app := Node("app")) as trace, app:
+        app.run_worker(job)
+    names = [event["name"] for event in Saved(trace).of("i")]
+    assert names == [f"attempt {number}" for number in range(52, 152)]
 
 
 async def test_arrows_from_who_started_it(ticking):
@@ -718,7 +764,7 @@ async def test_nasty_texts_are_harmless():
     assert data["node"] == HARMLESS
     assert data["lanes"][0][:2] == [HARMLESS, HARMLESS]
     (row,) = [each for each in data["workers"] if each[0] == HARMLESS]
-    assert row[-3:] == [HARMLESS, "", f"ValueError: {HARMLESS}"]
+    assert row[-5:-2] == [HARMLESS, "", f"ValueError: {HARMLESS}"]
 
 
 async def test_page_needs_nothing_else():
@@ -732,7 +778,13 @@ async def test_page_needs_nothing_else():
     assert re.findall(r"https?://|\bsrc\s*=|\bhref\s*=|url\(|@import|innerHTML", page) == []
     data = page_data("run.html")
     ((name, lane, state, created, started, end, row, queue_row, *rest),) = data["workers"]
-    assert (name, lane, state, row, rest) == ("work", 0, "SUCCESS", 0, [None, None, "", "", ""])
+    assert (name, lane, state, row, rest) == (
+        "work",
+        0,
+        "SUCCESS",
+        0,
+        [None, None, "", "", "", 1, []],
+    )
     assert created <= started <= end <= data["length"]
     assert data["lanes"] == [["app", "default", 1, 0 if queue_row is None else 1]]
 

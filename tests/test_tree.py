@@ -80,6 +80,7 @@ async def test_a_snapshot_tells_of_nodes_groups_and_workers():
         total_steps=4,
         attempt=1,
         is_ready=None,
+        is_stalled=False,
         waits_for=(),
         stack=None,
     )

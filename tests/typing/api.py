@@ -490,6 +490,15 @@ async def check_services(app: Node) -> None:
     assert_type(await again(), None)
     worker = await app.start_worker(service(listen), ready=True, stall_after=30)
     assert_type(worker.attempt, int)
+    async with app.subscribe(Worker.Ready, Worker.Restarted, Worker.Stalled) as served:
+        async for event in served:
+            assert_type(event, Worker.Ready | Worker.Restarted | Worker.Stalled)
+            assert_type(event.time, float)
+            if isinstance(event, Worker.Restarted):
+                assert_type(event.attempt, int)
+            elif isinstance(event, Worker.Stalled):
+                assert_type(event.seconds, float)
+    assert_type(app.snapshot().groups[0].workers[0].is_stalled, bool)
     error = worker.error
     if isinstance(error, RestartsExhausted):
         assert_type(error.message, str)

@@ -1,9 +1,9 @@
-"""What a worker tells those who listen: its state changed, or how far it is."""
+"""What a worker tells those who listen: its state changed, how far it is, how it serves."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from creche._ground.context import current
@@ -106,29 +106,60 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
         return f"<ProgressChanged {self.worker._creche_label()}>"
 
 
+@dataclass(init=False, repr=False, eq=False, frozen=True)
+class _Timed(Message, bubble=False):
+    """What few workers tell of; made on the loop as it happens."""
+
+    worker: Worker[Any]
+    """The worker."""
+    number: int = field(init=False)
+    """A number that grows with each event of any worker: later events have higher ones."""
+    time: float = field(init=False)
+    """When that was, in seconds of the loop's clock."""
+
+    def __post_init__(self) -> None:
+        vars(self).update(number=next(_numbers), time=self.worker._nursery.now())
+
+
 @dataclass(repr=False, eq=False, frozen=True)
-class Restarted(Message, bubble=False, namespace="worker"):
+class Ready(_Timed, namespace="worker"):
+    """The work of a worker has said that it is ready; handled by ``on_worker_ready``.
+
+    Args:
+        worker: The worker.
+    """
+
+    def __repr__(self) -> str:
+        return f"<Ready {self.worker._creche_label()}>"
+
+
+@dataclass(repr=False, eq=False, frozen=True)
+class Restarted(_Timed, namespace="worker"):
     """The work of a worker has failed and begins again; handled by ``on_worker_restarted``.
 
     Args:
-        worker: The worker; ``attempt`` counts.
+        worker: The worker.
         error: What the work raised.
         delay: In how many seconds it begins again.
     """
 
-    worker: Worker[Any]
-    """The worker."""
     error: BaseException
     """What the work raised."""
     delay: float
     """In how many seconds it begins again."""
+    attempt: int = field(init=False)
+    """The number of the attempt that begins then."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self).update(attempt=self.worker.attempt)
 
     def __repr__(self) -> str:
         return f"<Restarted {self.worker._creche_label()} in {self.delay:.3g} s>"
 
 
 @dataclass(repr=False, eq=False, frozen=True)
-class Stalled(Message, bubble=False, namespace="worker"):
+class Stalled(_Timed, namespace="worker"):
     """A worker has not got on for a while; handled by ``on_worker_stalled``.
 
     Told once, until it gets on again. It is not acted upon.
@@ -138,8 +169,6 @@ class Stalled(Message, bubble=False, namespace="worker"):
         seconds: For how long it has neither called ``advance()`` nor ``update()``, at least.
     """
 
-    worker: Worker[Any]
-    """The worker."""
     seconds: float
     """For how long it has neither called ``advance()`` nor ``update()``, at least."""
 
@@ -147,5 +176,5 @@ class Stalled(Message, bubble=False, namespace="worker"):
         return f"<Stalled {self.worker._creche_label()} for {self.seconds:.3g} s>"
 
 
-for _event in (StateChanged, ProgressChanged, Restarted, Stalled):
+for _event in (StateChanged, ProgressChanged, Ready, Restarted, Stalled):
     _event.__qualname__ = f"Worker.{_event.__name__}"  # where users find it

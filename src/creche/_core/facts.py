@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from creche._ground.states import ERROR, NEW
+from creche._ground.states import ERROR, NEW, RUNNING
 from creche._ground.text import name_of, number, text, text_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ class Facts(NamedTuple):
     progress: float
     """In percent."""
     error: BaseException | None
+    attempt: int
+    """Which attempt it is in: 1, and one more each time that its work began again."""
+    is_ready: bool | None
+    """Whether it has said that it is ready; ``None`` if nobody asked it to be."""
+    is_stalled: bool
+    """Whether it has not got on for as long as was to be announced."""
 
 
 def facts_of(worker: Worker[Any], now: float | None = None) -> Facts:
@@ -77,7 +83,17 @@ def facts_of(worker: Worker[Any], now: float | None = None) -> Facts:
         total,
         max(0.0, min(100.0, completed / total * 100.0)) if total else 0.0,
         outcome if isinstance(outcome, BaseException) else None,
+        *_service_of(worker),
     )
+
+
+def _service_of(worker: Worker[Any]) -> tuple[int, bool | None, bool]:
+    service = None if worker._rare is None else worker._rare.service
+    if service is None:
+        return 1, None, False
+    runs = worker._state is RUNNING
+    ready = service.is_ready and runs if service.is_asked else None
+    return service.attempt, ready, service.is_stalled and runs
 
 
 def children_of(node: Any) -> list[Any]:

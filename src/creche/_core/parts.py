@@ -64,16 +64,21 @@ class ThreadPart:
 class ServicePart:
     """What only a worker has that was asked to be ready, or that was started again."""
 
-    __slots__ = ("attempt", "is_asked", "is_ready", "ready", "stall_after", "value")
+    __slots__ = (
+        *("attempt", "due", "is_asked", "is_ready", "is_stalled"),
+        *("ready", "stall_after", "value"),
+    )
 
     def __init__(self) -> None:
         self.attempt = 1
+        self.due = 0.0  # when the attempt begins, if it is not the first
         self.is_asked = False  # to be ready: its node waits for that too
         self.is_ready = False
         self.ready: Event | None = None  # made as somebody waits for it
         self.value: object = None
         """What it was ready with."""
         self.stall_after: float | None = None
+        self.is_stalled = False  # it has not got on for that long
 
     def wake(self) -> None:
         """Wake who waits for it to be ready."""

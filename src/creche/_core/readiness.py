@@ -18,7 +18,7 @@ from creche._ground.report import shown, tell
 from creche._ground.states import FINAL, OPEN, RUNNING
 
 from .ending import close_work
-from .events import Restarted, Stalled
+from .events import ProgressChanged, Ready, Restarted, Stalled, StateChanged
 from .log import fields_of
 from .parts import lock
 from .tree import walk_down
@@ -62,7 +62,15 @@ def say_ready(worker: Worker[Any], value: object) -> None:
         if service.is_ready or worker._cancellation is not None or worker._state in FINAL:
             return
         service.value, service.is_ready = value, True
-    worker._node._creche_bridge.run(service.wake)
+    worker._node._creche_bridge.run(partial(_tell_ready, worker, service))
+
+
+def _tell_ready(worker: Worker[Any], service: ServicePart) -> None:
+    service.wake()
+    if worker._state is RUNNING:
+        label, fields = worker._creche_label(), fields_of(worker, worker._state)
+        tell(logging.DEBUG, "%s is ready", label, fields=fields)
+        worker._node._creche_audience.announce_event(worker, Ready(worker))
 
 
 def ask(worker: Worker[Any]) -> ServicePart:
@@ -128,6 +136,7 @@ def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
     with lock:
         service.attempt += 1
         service.is_ready, service.value, service.ready = False, None, None
+        service.due = worker._nursery.now() + delay
         worker._completed, worker._total = 0, None
     tell(
         logging.WARNING,
@@ -136,6 +145,7 @@ def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
         delay,
         service.attempt,
         shown(error, 200),
+        error=error,
         fields=fields_of(worker, worker._state),
     )
     worker._node._creche_audience.announce_event(worker, Restarted(worker, error, delay))
@@ -170,17 +180,25 @@ def watch_stalls(worker: Worker[Any], seconds: float) -> None:
 
 
 async def _watch_stalls(worker: Worker[Any], seconds: float) -> None:
-    is_told = False
+    service = worker._rare_parts().service_part()
     try:
-        async with worker.subscribe() as events:
+        async with worker.subscribe(StateChanged, ProgressChanged, Restarted) as events:
             while worker._state not in FINAL:
                 event = None
-                with anyio.move_on_after(seconds):
+                # Until the next attempt begins there is nothing to get on with.
+                pause = max(0.0, service.due - worker._nursery.clock())
+                with anyio.move_on_after(pause + seconds):
                     event = await anext(events, None)
                 if event is not None:
-                    is_told = False
-                elif worker._state is RUNNING and not is_told:
-                    is_told = True
-                    worker._node._creche_audience.announce_event(worker, Stalled(worker, seconds))
+                    service.is_stalled = False
+                elif worker._state is RUNNING and not service.is_stalled:
+                    service.is_stalled = True
+                    _tell_stalled(worker, seconds)
     except worker._nursery.cancelled_class:
         pass  # with the node: nobody is told any more
+
+
+def _tell_stalled(worker: Worker[Any], seconds: float) -> None:
+    label, fields = worker._creche_label(), fields_of(worker, worker._state)
+    tell(logging.WARNING, "%s has not got on for %.3g s", label, seconds, fields=fields)
+    worker._node._creche_audience.announce_event(worker, Stalled(worker, seconds))

@@ -15,7 +15,6 @@ from creche._ground.text import label, path_of, text, text_of
 from creche._running.stacks import FrameSnapshot, find_calls, find_stack
 
 from .facts import facts_of
-from .readiness import is_ready
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -66,6 +65,8 @@ class WorkerSnapshot:
     """Which attempt it was in: 1, and one more each time that its work began again."""
     is_ready: bool | None
     """Whether it had said that it is ready; ``None`` if nobody asked it to be."""
+    is_stalled: bool
+    """Whether it had not got on for as long as ``stall_after`` says."""
     waits_for: tuple[str, ...]
     """The unfinished workers for whose end it waited, as ``path/group/name``."""
     stack: tuple[FrameSnapshot, ...] | None
@@ -225,8 +226,9 @@ def _take_worker(
         progress=facts.progress,
         completed_steps=int(facts.completed),
         total_steps=None if facts.total is None else int(facts.total),
-        attempt=worker.attempt,
-        is_ready=_readiness_of(worker),
+        attempt=facts.attempt,
+        is_ready=facts.is_ready,
+        is_stalled=facts.is_stalled,
         waits_for=() if worker._rare is None else _waits_of(worker._rare),
         stack=stack,
     )
@@ -236,11 +238,6 @@ def _take_worker(
 def _waits_of(ties: RareParts) -> tuple[str, ...]:
     waits = cast("Collection[Worker[Any]]", ties.waits)
     return tuple(label(other) for other in waits if other._state not in FINAL)
-
-
-def _readiness_of(worker: Worker[Any]) -> bool | None:
-    service = None if worker._rare is None else worker._rare.service
-    return None if service is None or not service.is_asked else is_ready(worker)
 
 
 def _told(reason: object) -> str | None:

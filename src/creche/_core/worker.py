@@ -105,6 +105,7 @@ class Worker(Generic[ResultType]):
 
     StateChanged: TypeAlias = events.StateChanged
     ProgressChanged: TypeAlias = events.ProgressChanged
+    Ready: TypeAlias = events.Ready
     Restarted: TypeAlias = events.Restarted
     Stalled: TypeAlias = events.Stalled
 

@@ -155,6 +155,8 @@ def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
         facts.append("ready" if worker.is_ready else "not ready yet")
     if worker.attempt > 1:
         facts.append(f"attempt {worker.attempt}")
+    if worker.is_stalled:
+        facts.append("stalled")
     if worker.waits_for:
         facts.append(_waits(worker.waits_for))
     if worker.description:

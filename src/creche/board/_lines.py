@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ._picture import Board
+    from ._tally import Change
 
 _MOST = 20
 """How many lines are written at once."""
 _WORDS = {WorkerState.RUNNING: "running", **ENDS}
+_EVENTS: dict[type[object], str] = {
+    Worker.Ready: "ready",
+    Worker.Restarted: "failed, begins again",
+    Worker.Stalled: "stalled",
+}
+_FAILURES = (ENDS[WorkerState.ERROR], _EVENTS[Worker.Restarted], _EVENTS[Worker.Stalled])
 
 
 class Lines:
@@ -46,15 +53,11 @@ class Lines:
 
     def show(self) -> None:
         """Write about what happened."""
-        news = [
-            event
-            for event in self._board._news()
-            if isinstance(event, Worker.StateChanged) and event.state in _WORDS
-        ]
-        news.sort(key=lambda event: event.state is not WorkerState.ERROR)
+        news = [event for event in self._board._news() if _words(event)]
+        news.sort(key=lambda event: _words(event) not in _FAILURES)
         for event in sorted(news[:_MOST], key=lambda event: event.number):
             self._write(_told(event))
-        if rest := Counter(_WORDS[event.state] for event in news[_MOST:]):
+        if rest := Counter(map(_words, news[_MOST:])):
             self._write(f"... {counted({f'more {what}': rest[what] for what in rest})}")
 
     def end(self) -> None:
@@ -66,8 +69,21 @@ class Lines:
         print(plain(line, self._console.encoding), file=self._console.file, flush=True)
 
 
-def _told(event: Worker.StateChanged) -> str:
-    facts, words = facts_of(event.worker), _WORDS[event.state]
+def _words(event: Change) -> str:
+    """Tell what happened in a word or two; nothing of what is not worth a line."""
+    if isinstance(event, Worker.StateChanged):
+        return _WORDS.get(event.state, "")
+    return _EVENTS.get(type(event), "")
+
+
+def _told(event: Change) -> str:
+    facts, words = facts_of(event.worker), _words(event)
+    if isinstance(event, Worker.Restarted):
+        words += f" in {event.delay:.3g} s (attempt {event.attempt}): {in_short(event.error)}"
+    if isinstance(event, Worker.Stalled):
+        words += f" for {event.seconds:.3g} s"
+    if not isinstance(event, Worker.StateChanged):
+        return f"{label(event.worker)}: {words}"
     if event.state is not WorkerState.RUNNING and facts.started_at is not None:
         words += f" after {duration(facts.elapsed)}"
     reason = in_short(facts.error) or facts.reason

@@ -238,6 +238,14 @@ def _tree(pen: _Pen, survey: _Survey, room: int) -> list[Text]:
     return lines
 
 
+def _service(facts: Facts) -> str:
+    """Tell how a worker serves, where that is not as it should be."""
+    told = [f"attempt {facts.attempt}"] * (facts.attempt > 1)
+    told += ["not ready"] * (facts.is_ready is False)
+    told += ["stalled"] * facts.is_stalled
+    return ", ".join(told)
+
+
 class _Pen:
     """Writes the lines for one terminal."""
 
@@ -284,6 +292,8 @@ class _Pen:
         words = self._text(f"{place.indent} ")
         words.append_text(self._text("○" if is_cancelled else "●", color))
         words.append_text(self._text(f" {facts.name}"))
+        if served := _service(facts):
+            words.append_text(self._text(f" {served}", "yellow"))
         told = "is being cancelled" if is_cancelled else facts.description
         words.append_text(self._text(f" {told}" if told else "", "dim"))
         return self._row(words, self._cells(facts))

@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 
     from creche import Node, WorkerGroup
 
-Change: TypeAlias = Worker.StateChanged | Worker.ProgressChanged
-CHANGES: tuple[type[Change], ...] = (Worker.StateChanged, Worker.ProgressChanged)
+Change: TypeAlias = (
+    Worker.StateChanged | Worker.ProgressChanged | Worker.Ready | Worker.Restarted | Worker.Stalled
+)
+CHANGES: tuple[type[Change], ...] = (
+    *(Worker.StateChanged, Worker.ProgressChanged),
+    *(Worker.Ready, Worker.Restarted, Worker.Stalled),
+)
 """What a board listens to."""
 _KEPT = 100
 """How many failures are kept, the newest; no terminal is higher."""

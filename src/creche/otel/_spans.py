@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 from opentelemetry import trace
@@ -24,6 +24,12 @@ from creche._looking.watching import Faults, beside
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 
+_Event: TypeAlias = Worker.StateChanged | Worker.Ready | Worker.Restarted | Worker.Stalled
+_EVENTS: tuple[type[_Event], ...] = (
+    *(Worker.StateChanged, Worker.Ready),
+    *(Worker.Restarted, Worker.Stalled),
+)
+
 
 @asynccontextmanager
 async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerator[None, None]:
@@ -34,11 +40,12 @@ async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerat
     a trace of its own, as a worker may outlast whoever made it, and is linked to the span that was
     current where the worker was made and to that of the worker it was made in.
 
-    Its events are ``running``, when the work was entered, and ``cancel requested``. The attributes
-    are ``creche.worker``, ``creche.group``, ``creche.node``, ``creche.daemon``, ``creche.thread``
-    and, as far as there are any, ``creche.description`` and ``creche.cancel_reason``; at its end
-    ``creche.state``. Of an ERROR the exception is recorded, and the status of the span is ERROR.
-    SUCCESS and CANCELLED leave the status unset.
+    Its events are ``running``, when the work was entered, ``cancel requested``, and of services
+    ``ready``, ``restarted`` and ``stalled``. The attributes are ``creche.worker``,
+    ``creche.group``, ``creche.node``, ``creche.daemon``, ``creche.thread`` and, as far as there are
+    any, ``creche.description`` and ``creche.cancel_reason``; at its end ``creche.state``, and
+    ``creche.attempt`` if there was more than one attempt. Of an ERROR the exception is recorded,
+    and the status of the span is ERROR. SUCCESS and CANCELLED leave the status unset.
 
     The span of a worker that has not ended when the block is left ends there. Errors of the tracer
     disturb nobody: what it could not make is missing, the rest goes on, and the first of them is
@@ -63,7 +70,7 @@ async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerat
     name = f"tracer of node {path_of(node)!r}"
     maker = tracer if tracer is not None else trace.get_tracer("creche")
     spans = _Spans(maker, Faults(f"the {name}"))
-    async with Subscription(node, (Worker.StateChanged,), tree=True) as events:
+    async with Subscription(node, _EVENTS, tree=True) as events:
         try:
             async with beside(partial(spans.follow, events), spans.faults, name):
                 yield
@@ -81,17 +88,21 @@ class _Spans:
         # By the id of the worker, which is in it as well, so that no other has that id meanwhile.
         self._open: dict[int, tuple[Worker[Any], trace.Span, int]] = {}
 
-    async def follow(self, events: AsyncIterable[Worker.StateChanged]) -> None:
+    async def follow(self, events: AsyncIterable[_Event]) -> None:
         """Take note of events as they come."""
         async for event in events:
             self.take(event)
 
-    def take(self, event: Worker.StateChanged) -> None:
+    def take(self, event: _Event) -> None:
         """Take note of what happened."""
         with self.faults:
-            self._note(event)
+            if isinstance(event, Worker.StateChanged):
+                self._note(event)
+            elif id(event.worker) in self._open:
+                _, span, offset = self._open[id(event.worker)]
+                _tell_service(span, event, _nanoseconds(event.time) + offset)
 
-    def finish(self, events: Iterable[Worker.StateChanged]) -> None:
+    def finish(self, events: Iterable[_Event]) -> None:
         """Take note of the last events, and end the spans of the workers that have not ended."""
         for event in events:
             self.take(event)
@@ -149,9 +160,23 @@ class _Spans:
             yield trace.Link(origin.get_span_context(), {"creche.link": "worker"})
 
 
+def _tell_service(
+    span: trace.Span, event: Worker.Ready | Worker.Restarted | Worker.Stalled, when: int
+) -> None:
+    if isinstance(event, Worker.Restarted):
+        told = {"creche.attempt": event.attempt, "creche.delay": event.delay}
+        span.add_event("restarted", {**told, **_told_of(event.error)}, when)
+    elif isinstance(event, Worker.Stalled):
+        span.add_event("stalled", {"creche.seconds": event.seconds}, when)
+    else:
+        span.add_event("ready", timestamp=when)
+
+
 def _tell_end(span: trace.Span, event: Worker.StateChanged, when: int, offset: int) -> None:
     facts = facts_of(event.worker)
     span.set_attribute("creche.state", event.state.name)
+    if facts.attempt > 1:
+        span.set_attribute("creche.attempt", facts.attempt)
     if facts.cancelled_at is not None:
         requested = _nanoseconds(facts.cancelled_at) + offset
         span.add_event("cancel requested", timestamp=requested)
@@ -168,8 +193,11 @@ def _record(span: trace.Span, error: BaseException, when: int) -> None:
     try:
         span.record_exception(error, timestamp=when)
     except Exception:  # noqa: BLE001 (it asks for the text of the error, which may raise)
-        told = {"exception.type": type(error).__qualname__, "exception.message": text(error)}
-        span.add_event("exception", told, timestamp=when)
+        span.add_event("exception", _told_of(error), timestamp=when)
+
+
+def _told_of(error: BaseException) -> dict[str, str]:
+    return {"exception.type": type(error).__qualname__, "exception.message": text(error)}
 
 
 def _nanoseconds(seconds: float) -> int:

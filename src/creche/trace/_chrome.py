@@ -94,6 +94,7 @@ def _slices(bar: Bar, lane: Lane) -> Iterator[_Event]:
         "group": entry.group,
         "node": entry.path,
         **{key: text for key, text in told.items() if text},
+        **({"attempt": entry.attempt} if entry.attempt > 1 else {}),
     }
     if bar.queue_row is not None:
         place, length = _place(bar, lane, queued=True), bar.waited - bar.created
@@ -113,6 +114,9 @@ def _instants(bar: Bar, lane: Lane) -> Iterator[_Event]:
         place, name = _place(bar, lane, queued=queued), "cancellation requested"
         args_of = {**args, "reason": entry.reason}
         yield _event("i", name, bar.cancelled, place, s="t", cat="cancel", args=args_of)
+    for when, kind, text in bar.marks:
+        args_of = {**args, "told": text} if text else args
+        yield _event("i", kind, when, _place(bar, lane), s="t", cat="service", args=args_of)
     if entry.state.name == "ERROR":
         args_of = {**args, "error": entry.error}
         yield _event("i", "error", bar.end, _place(bar, lane), s="t", cat="error", args=args_of)

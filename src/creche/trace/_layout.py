@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from creche import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+class Mark(NamedTuple):
+    """Something that a worker did while it ran."""
+
+    time: float
+    """When, in seconds of the loop's clock."""
+    kind: str
+    """``"ready"``, ``"attempt 2"`` and so on, or ``"stalled"``."""
+    text: str = ""
+    """What else there is to know."""
 
 
 @dataclass(slots=True)
@@ -38,6 +49,9 @@ class Entry:
     """When its cancellation was requested."""
     reason: str = ""
     error: str = ""
+    attempt: int = 1
+    marks: tuple[Mark, ...] = ()
+    """The newest, in order."""
 
 
 @dataclass(slots=True)
@@ -49,6 +63,8 @@ class Bar:
     started: int | None
     end: int
     cancelled: int | None
+    marks: list[tuple[int, str, str]]
+    """When, of what kind, and what else there is to know."""
     lane: int = 0
     row: int | None = None
     """The row in which it ran, if it did."""
@@ -116,6 +132,7 @@ def lay_out(
             cancelled=None
             if entry.cancelled is None
             else at(min(max(entry.cancelled, entry.created), until)),
+            marks=[(at(min(mark.time, until)), mark.kind, mark.text) for mark in entry.marks],
         )
         bars.append(bar)
         lane.bars.append(bar)

@@ -52,4 +52,6 @@ def _row(bar: Bar, index: Mapping[int, int]) -> list[object]:
         entry.description,
         entry.reason,
         entry.error,
+        entry.attempt,
+        bar.marks,
     ]

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 from weakref import WeakValueDictionary
 
 import anyio
@@ -21,7 +21,7 @@ from creche._ground.text import error_text, name_of, path_of, text_of
 from creche._looking.watching import Faults, beside
 
 from ._chrome import as_json
-from ._layout import Entry, lay_out
+from ._layout import Entry, Mark, lay_out
 from ._page import as_page
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Self
 
+_Event: TypeAlias = Worker.StateChanged | Worker.Ready | Worker.Restarted | Worker.Stalled
+_EVENTS: tuple[type[_Event], ...] = (
+    *(Worker.StateChanged, Worker.Ready),
+    *(Worker.Restarted, Worker.Stalled),
+)
 _LONGEST = 1_000  # characters of a text
+_MARKS = 100  # of a worker are kept, the newest
 _UNFINISHED = {WorkerState.PENDING, WorkerState.RUNNING}
 _FORMATS = {".html": as_page, ".json": as_json}
 
@@ -75,7 +81,7 @@ class Trace:
     def __init__(self, node: Node, keep: int) -> None:
         self._node = node
         self._keep = keep
-        self._events = Subscription(node, (Worker.StateChanged,), tree=True)
+        self._events = Subscription(node, _EVENTS, tree=True)
         # Those that have not ended, by number. They are held by their nodes.
         self._entries: dict[int, Entry] = {}
         self._workers: WeakValueDictionary[int, Worker[Any]] = WeakValueDictionary()
@@ -164,15 +170,18 @@ class Trace:
         for event in self._events.take_all():
             self._note(event)
 
-    def _note(self, event: Worker.StateChanged) -> None:
+    def _note(self, event: _Event) -> None:
         with self._faults:
             self._take(event)
 
-    def _take(self, event: Worker.StateChanged) -> None:
+    def _take(self, event: _Event) -> None:
         worker = event.worker
         entry = self._entries.get(number_of(worker))
         if entry is None:
             entry = self._meet(worker)
+        if not isinstance(event, Worker.StateChanged):
+            entry.marks = (*entry.marks[1 - _MARKS :], _mark(event))
+            return
         if isinstance(event.origin, Worker):  # anything can be put into a context variable
             entry.origin = number_of(event.origin)
         if event.state in _UNFINISHED:
@@ -265,6 +274,14 @@ class Trace:
         _write(Path(path), form(picture, about))
 
 
+def _mark(event: Worker.Ready | Worker.Restarted | Worker.Stalled) -> Mark:
+    if isinstance(event, Worker.Restarted):
+        return Mark(event.time, f"attempt {event.attempt}", _short(error_text(event.error)))
+    if isinstance(event, Worker.Stalled):
+        return Mark(event.time, "stalled", f"for {event.seconds:.3g} s")
+    return Mark(event.time, "ready")
+
+
 def number_of(worker: Worker[Any]) -> int:
     """Give the number of a worker, which grows from one that is made to the next."""
     return worker._order
@@ -282,6 +299,7 @@ def _update(entry: Entry, worker: Worker[Any]) -> None:
     entry.cancelled = facts.cancelled_at
     entry.description = _short(facts.description)
     entry.reason = _short(facts.reason or "")
+    entry.attempt = facts.attempt
     entry.error = _short(error_text(facts.error)) if facts.error is not None else ""
 
 
