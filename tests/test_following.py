@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import weakref
 from functools import partial
 
@@ -399,3 +400,63 @@ async def test_a_failure_of_what_is_called_names_no_more_than_it_can():
     async with Node("app", exit_on_error=False) as app:
         worker = await app.run_worker(partial(Nameless(), 1), "some").join()
     assert worker.state is ERROR
+
+
+# What is called as it ends.
+
+
+@pytest.mark.parametrize(
+    ("job", "state"), [(one, SUCCESS), (fail, ERROR), (anyio.sleep_forever, CANCELLED)]
+)
+async def test_done_callbacks(job, state):
+    """Each is called once, in the step of the end, before anybody who waits goes on."""
+    told = []
+    async with Node("app") as app:
+        worker = app.run_worker(job, exit_on_error=False)
+        for number in (1, 2):
+            worker.add_done_callback(lambda ended, number=number: told.append((number, ended)))
+        if state is CANCELLED:
+            worker.cancel()
+        await worker.join()
+        assert told == [(1, worker), (2, worker)]
+        assert worker.state is state
+        worker.add_done_callback(told.append)
+        assert told.pop() is worker
+    assert len(told) == 2
+
+
+async def test_done_callback_that_fails(caplog):
+    """It is logged, and neither the worker nor the next callback notices."""
+    told = []
+
+    def bad(worker):
+        raise ValueError("no luck")
+
+    async with Node("app") as app:
+        worker = app.run_worker(one)
+        worker.add_done_callback(bad)
+        worker.add_done_callback(told.append)
+        assert await worker == 1
+    assert told == [worker]
+    (record,) = (each for each in caplog.records if "callback" in each.getMessage())
+    assert record.levelno == logging.ERROR
+    assert "test_done_callback_that_fails" in record.getMessage()
+    assert "worker 'one'" in record.getMessage()
+
+
+async def test_done_callback_from_a_thread():
+    """It is called on the loop; in the thread itself, once the node has closed."""
+    told = []
+    threads = []
+
+    def call(worker):
+        threads.append(threading.get_ident())
+        told.append(worker)
+
+    async with Node("app") as app:
+        worker = app.run_worker(anyio.sleep_forever)
+        await anyio.to_thread.run_sync(worker.add_done_callback, call)
+        worker.cancel()
+    await anyio.to_thread.run_sync(worker.add_done_callback, call)
+    assert told == [worker, worker]
+    assert threads[0] == threading.get_ident() != threads[1]

@@ -240,6 +240,7 @@ async def workers(node: Node) -> None:
     assert_type(await worker.wait(), bytes)
     assert_type(await worker.join(), Worker[bytes])
     assert_type(worker.result_or(None), bytes | None)
+    worker.add_done_callback(lambda ended: assert_type(ended, Worker[bytes]))
     assert_type(sum(len(each.result_or(b"")) for each in [worker]), int)
     assert_type(worker.subscribe(Worker.StateChanged), Subscription[Worker.StateChanged])
     either = worker.subscribe()

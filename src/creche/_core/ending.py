@@ -14,7 +14,7 @@ from creche._ground.report import harmless, is_a
 from creche._ground.states import CLOSING, FINAL
 from creche._running.job import COROUTINE, is_unawaited
 
-from .followers import leave
+from .followers import call_back, leave
 from .log import tell_failure
 from .moving import move
 
@@ -94,6 +94,8 @@ def _wake_all(worker: Worker[Any]) -> None:
     if rare.service is not None:
         rare.service.wake()
     leave(worker)
+    if rare.callbacks:
+        call_back(worker)
 
 
 def close_work(worker: Worker[Any]) -> None:

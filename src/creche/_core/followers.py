@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from creche._ground.report import shown, tell
 from creche._ground.states import FINAL
 
 from .events import ProgressChanged, StateChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from creche._ground.bridge import Bridge
     from creche._ground.message import Message
@@ -94,3 +96,23 @@ def leave(worker: Worker[Any]) -> None:
         listener, source = next(iter(followers.items()))
         listener._has_left(source)
         followers.pop(listener, None)
+
+
+def add_callback(worker: Worker[Any], callback: Callable[[Any], object]) -> None:
+    """Have a function called as a worker ends, see ``Worker.add_done_callback()``; on the loop."""
+    rare = worker._rare_parts()
+    rare.callbacks = (*rare.callbacks, callback)
+    if worker._state in FINAL:
+        call_back(worker)
+
+
+def call_back(worker: Worker[Any]) -> None:
+    """Call what is to be called as a worker ends, each once; may be called again."""
+    rare = worker._rare_parts()
+    while rare.callbacks:
+        callback, rare.callbacks = rare.callbacks[0], rare.callbacks[1:]
+        try:
+            callback(worker)
+        except Exception as error:  # noqa: BLE001 (the end goes on)
+            about = (shown(callback), worker._creche_label())
+            tell(logging.ERROR, "the callback %s of %s failed", *about, error=error)

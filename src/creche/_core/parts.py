@@ -93,7 +93,7 @@ class RareParts:
     """
 
     __slots__ = (
-        *("awaited", "begun", "cancelled", "done", "followers", "is_hungry"),
+        *("awaited", "begun", "callbacks", "cancelled", "done", "followers", "is_hungry"),
         *("loop_calls", "opened", "reported_in", "service", "waits"),
     )
 
@@ -112,6 +112,8 @@ class RareParts:
         """The lives of the nodes in whose blocks it is, by id(): any of thousands may be left."""
         self.followers: dict[Listener, Any] | None = None
         """Who listens to it alone, each with what it listens to."""
+        self.callbacks: tuple[Callable[[Any], object], ...] = ()
+        """What to call as it ends."""
         self.is_hungry = False
         """Whether there are any, and progress is news to one of them: none of it waits there."""
         self.loop_calls: tuple[HeldTask, ...] = ()

@@ -27,7 +27,7 @@ from .adapting import assign
 from .cancelling import cancel, event_of, tell_of
 from .checks import check_new
 from .ending import close_work
-from .followers import WorkerSource
+from .followers import WorkerSource, add_callback
 from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import check_steps, percent, set_steps, track
 from .readiness import is_ready, restart, say_ready, until_ready
@@ -572,8 +572,7 @@ class Worker(Generic[ResultType]):
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.
 
-        Cancelling this call ends the wait; the worker goes on. Many may wait. ``await worker`` is
-        the same.
+        Cancelling this call ends the wait; the worker goes on. ``await worker`` is the same.
 
         Returns:
             What the work returned.
@@ -615,6 +614,16 @@ class Worker(Generic[ResultType]):
         """
         await wait_for((self,))
         return self
+
+    def add_done_callback(self, callback: Callable[[Worker[ResultType]], object]) -> None:
+        """Have a function called with the worker in the step of its end; at once if it has ended.
+
+        It must not wait. An exception of its own is logged.
+
+        Threads:
+            Any thread; the function is called on the event loop.
+        """
+        self._node._creche_bridge.call(partial(add_callback, self, callback))
 
     def __await__(self) -> Generator[Any, Any, ResultType]:
         """Wait, as ``wait()`` does."""
@@ -660,9 +669,8 @@ class Worker(Generic[ResultType]):
         return type(self).run is not _RUN
 
     def _keep_context(self) -> None:
-        """Keep the context variables of the caller, for a task that is started later."""
         if self._context is None:
-            self._context = copy_context()
+            self._context = copy_context()  # of the caller, for a task that is started later
 
     def _be_started(self) -> None:
         """Count as started; the node waits for it from now on, unless it is a daemon."""
