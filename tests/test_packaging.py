@@ -68,6 +68,8 @@ FLOORS = {
         ("board._terminal", "board._lines", "board.__init__"),
         ("services._restart", "services._watchdog"),
         ("services._service", "services.__init__"),
+        ("jobs._status", "jobs._errors", "jobs._store", "jobs._ask"),
+        ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),
         ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
         ("testing._scripts", "testing._virtual"),
         ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
@@ -84,7 +86,7 @@ FLOORS = {
 }
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
-PUBLIC_MODULES = ["board", "hosting", "otel", "services", "testing", "trace"]
+PUBLIC_MODULES = ["board", "hosting", "jobs", "otel", "services", "testing", "trace"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that

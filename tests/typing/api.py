@@ -44,6 +44,7 @@ from creche import (
 )
 from creche.board import Board, live_board
 from creche.hosting import Host, SignalReceived, stop_on_signals
+from creche.jobs import Job, Jobs, JobStatus, SQLiteStore, Store, ask, ask_from_thread
 from creche.otel import metered, traced
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.trace import Trace, record
@@ -509,3 +510,31 @@ async def check_services(app: Node) -> None:
     service(fetch, on=3)  # type: ignore[call-overload]  # is nothing that tells
     service(fetch, restart=3)  # type: ignore[call-overload]  # is no Restart
     raise NotRestartable("no")
+
+
+async def check_jobs(app: Node) -> None:
+    """Have jobs, and what is asked of them."""
+    jobs = Jobs(app, keep=10, ttl=60.0, store=SQLiteStore("jobs.db"))
+    job = jobs.submit(fetch, name="fetch", owner="me", group="few", exclusive=True)
+    assert_type(job, Job[bytes])
+    assert_type(jobs.submit(crunch, thread=True), Job[int])
+    assert_type(jobs.submit(fetch(), "fetch"), Job[bytes])
+    assert_type(await job.result(), bytes)
+    assert_type(await job.join(), Job[bytes])
+    assert_type(job.worker, Worker[bytes] | None)
+    assert_type(job.status, JobStatus)
+    assert_type(job.status.progress.total, int | None)
+    assert_type(job.cancel("why"), None)
+    assert_type(job.answer("key", 5), None)
+    async for status in job.watch():
+        assert_type(status, JobStatus)
+    assert_type(jobs.get(job.id), Job[Any] | None)
+    assert_type(jobs.list(), tuple[Job[Any], ...])
+    assert_type(jobs.list(owner="me"), tuple[Job[Any], ...])
+    assert_type(jobs.remove(job.id), bool)
+    assert_type(await ask("key", "a question", schema={"type": "string"}), Any)
+    assert_type(ask_from_thread("key", "a question"), Any)
+    store: Store = SQLiteStore(pathlib.Path("jobs.db"))
+    assert_type(store.get(job.id), JobStatus | None)
+    jobs.submit(fetch, start=False)  # type: ignore[call-overload]  # a job is started
+    jobs.submit(fetch, owner=5)  # type: ignore[call-overload]  # is no text

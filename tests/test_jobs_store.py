@@ -1,0 +1,274 @@
+"""The history of jobs in a file."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from anyio import lowlevel
+
+from creche import Node
+from creche.jobs import Jobs, SQLiteStore, StoreError, _jobs, _sqlite
+from helpers import run_python, told
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """Have what has failed tried again at once."""
+    monkeypatch.setattr(_sqlite, "_PAUSE", 0.0)
+
+
+def make(number):
+    """Make the status of a job."""
+    return replace(_jobs._new_status("me"), id=f"{number:032x}", kind=f"kind {number}")
+
+
+def let_write(store):
+    """Wait until what there is has been written, or has failed."""
+    writer = store._writer
+    if writer is not None:
+        writer.join()
+
+
+def forbid(store, *, writes):
+    """Have SQLite refuse to write, as of a file that is read-only."""
+    store._connection.execute(f"PRAGMA query_only = {writes}")
+
+
+PROGRAM = """
+import sys, anyio
+from anyio import lowlevel
+from creche import Node
+from creche.jobs import Jobs, SQLiteStore
+
+async def work():
+    await lowlevel.checkpoint()
+    return 1
+
+async def main():
+    with SQLiteStore(sys.argv[1]) as store:
+        async with Node("app") as app:
+            jobs = Jobs(app, store=store)
+            for job in jobs.list():
+                print(job.status.kind, job.status.status)
+            await jobs.submit(work, name=sys.argv[2]).join()
+
+anyio.run(main)
+"""
+
+
+async def one():
+    await lowlevel.checkpoint()
+    return 1
+
+
+def test_programs_in_turn(path):
+    """Each finds what those before it have left; nothing has to be closed for that."""
+    program = PROGRAM.replace("with SQLiteStore(sys.argv[1]) as store:", "for _ in [1]:").replace(
+        "store=store", "store=SQLiteStore(sys.argv[1])"
+    )
+    for number, code in enumerate((PROGRAM, program, PROGRAM)):
+        done = run_python(code, str(path), f"run-{number}", warnings="error::DeprecationWarning")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.split("\n")[:-1] == [f"run-{each} succeeded" for each in range(number)]
+
+
+def test_one_program_at_a_time(path):
+    """Another one that opens the file is refused; it may, once the first has closed it."""
+    with SQLiteStore(path) as store:
+        store.put(make(1))
+        done = run_python(PROGRAM, str(path), "x")
+        assert done.returncode == 1
+        assert done.stderr.endswith(
+            "cannot be opened: another program uses it; a history has one program at a time\n"
+        )
+    assert run_python(PROGRAM, str(path), "x").returncode == 0
+
+
+KILLED = """
+import sys
+from creche.jobs import SQLiteStore, _jobs
+from dataclasses import replace
+
+store = SQLiteStore(sys.argv[1])
+number = 0
+while True:
+    status = replace(_jobs._new_status(None), kind=str(number))
+    store.put(status)
+    store.put(replace(status, status="running"))
+    number += 1
+    if store._writer is None or number % 50 == 0:
+        print(number, flush=True)
+"""
+
+
+def run_killed(path, lines):
+    """Have a program write, and kill it once it has told of some lines."""
+    command = [sys.executable, "-c", KILLED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
+        for _ in range(lines):
+            program.stdout.readline()
+        program.kill()
+
+
+@pytest.mark.parametrize("lines", [1, 3, 20])
+async def test_program_that_is_killed(path, lines):
+    """The file opens again; what was unfinished in it was interrupted."""
+    run_killed(path, lines)
+    with SQLiteStore(path) as store:
+        async with Node("app") as app:
+            jobs = Jobs(app, keep=10**6, store=store)
+            found = jobs.list()
+            assert {job.status.status for job in found} <= {"interrupted"}
+            kinds = sorted(int(job.status.kind) for job in found)
+            assert kinds == list(range(len(kinds)))  # each one that was put before another
+    with SQLiteStore(path) as store:
+        assert {each.status for each in store.list()} <= {"interrupted"}
+
+
+def test_put_and_delete(path):
+    """The order is that of the first put; what is deleted is gone, in the file as well."""
+    a, b, c = (make(number) for number in range(3))
+    with SQLiteStore(str(path)) as store:
+        for each in (a, b, c):
+            store.put(each)
+        a = replace(a, message="on its way")
+        store.put(a)
+        store.delete(b.id)
+        store.delete("unknown")
+        assert store.list() == (a, c)
+        assert store.get(a.id) == a
+        assert store.get(b.id) is None
+        let_write(store)
+        b = replace(b, kind="again")
+        store.put(b)
+    with SQLiteStore(path) as store:
+        assert store.list() == (a, c, b)
+        store.delete(c.id)
+    with SQLiteStore(path) as store:
+        assert store.list() == (a, b)
+
+
+def test_closed(path):
+    """It may be closed again, and can still be read; what is put is refused."""
+    store = SQLiteStore(path)
+    store.put(make(1))
+    store.close()
+    store.close()
+    assert store.list() == (make_as(store, 1),)
+    for call in (lambda: store.put(make(2)), lambda: store.delete("x")):
+        with pytest.raises(StoreError, match=r"jobs\.db' was closed; open it again$"):
+            call()
+
+
+def make_as(store, number):
+    return store.get(f"{number:032x}")
+
+
+def test_cannot_be_written(path, caplog):
+    """That is logged once; all of it is written as soon as that works again, or at the end."""
+    with SQLiteStore(path) as store:
+        store.put(make(1))
+        let_write(store)
+        forbid(store, writes=True)
+        for number in range(2, 5):
+            store.put(make(number))
+            let_write(store)
+        store.delete(make(1).id)
+        let_write(store)
+        assert len(store.list()) == 3
+        (record,) = told(caplog)
+        assert record.levelno == logging.ERROR
+        assert "cannot be written: attempt to write a readonly database" in record.getMessage()
+        forbid(store, writes=False)
+        store.put(make(5))
+        let_write(store)
+        assert told(caplog)[-1].getMessage().endswith("jobs.db' is written again")
+        kept = store.list()
+        forbid(store, writes=True)
+        store.delete(kept[0].id)
+        let_write(store)
+        forbid(store, writes=False)
+    with SQLiteStore(path) as store:
+        assert store.list() == kept[1:]
+
+
+def test_attempts_are_made_now_and_then(path, monkeypatch, caplog):
+    """What fails is not tried for each job that ends."""
+    monkeypatch.setattr(_sqlite, "_PAUSE", 1e9)
+    with SQLiteStore(path) as store:
+        forbid(store, writes=True)
+        store.put(make(1))
+        let_write(store)
+        forbid(store, writes=False)
+        store.put(make(2))
+        assert store._writer is None
+    assert len(told(caplog)) == 2
+    with SQLiteStore(path) as store:
+        assert len(store.list()) == 2
+
+
+def test_full(path, caplog):
+    """A disk that is full is told likewise, and leaves the file as it was."""
+    with SQLiteStore(path) as store:
+        store.put(make(1))
+        let_write(store)
+        store._connection.execute("PRAGMA max_page_count = 4")
+        store.put(replace(make(2), message="x" * 100_000))
+        let_write(store)
+        assert "database or disk is full" in told(caplog)[0].getMessage()
+        assert store.get(make(2).id) is not None
+        store.delete(make(2).id)
+    with SQLiteStore(path) as store:
+        assert [each.kind for each in store.list()] == ["kind 1"]
+
+
+async def test_jobs_go_on(path):
+    """What cannot be written keeps no job from its end."""
+    with SQLiteStore(path) as store:
+        forbid(store, writes=True)
+        async with Node("app") as app:
+            jobs = Jobs(app, store=store)
+            job = jobs.submit(one)
+            assert await job.result() == 1
+            assert jobs.get(job.id).status.done
+
+
+def test_cannot_be_opened(path, tmp_path):
+    """It is said at once what is wrong with a file, and the file is left as it is."""
+    with pytest.raises(StoreError, match=r"cannot be opened: unable to open database file$"):
+        SQLiteStore(tmp_path / "absent" / "jobs.db")
+    path.write_text("Dear diary, " * 1_000)
+    with pytest.raises(StoreError, match=r"cannot be opened: file is not a database$"):
+        SQLiteStore(path)
+    assert path.read_text().startswith("Dear diary")
+
+
+@pytest.mark.parametrize("row", ["{}", "no JSON", '{"id": 5}'])
+def test_rows_of_others(path, row):
+    """What is no status is not taken for one."""
+    SQLiteStore(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO jobs (id, status) VALUES ('x', ?)", (row,))
+    connection.close()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SQLiteStore(path)
+
+
+def test_another_version(path):
+    """A table of another version is left alone."""
+    SQLiteStore(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(StoreError, match=r"of version 2, not 1.; use another file$"):
+        SQLiteStore(path)
