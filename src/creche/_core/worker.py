@@ -206,9 +206,7 @@ class Worker(Generic[ResultType]):
         self._description = description
         self.exit_on_error = exit_on_error
         self.daemon = daemon
-        self._thread: ThreadPart | None = None
-        if thread:
-            self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel)
+        self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel) if thread else None
         self._state = PENDING
         self._outcome: object = None  # the result or the error: the state says which
         self._cancellation: tuple[float, object] | None = None  # when, and the reason
@@ -521,9 +519,6 @@ class Worker(Generic[ResultType]):
             total: The number of items; by default what ``len()`` or the iterable's length hint
                 says. Where there is neither, the total stays as it is.
 
-        Returns:
-            An iterator over the items.
-
         Raises:
             WorkerError: It is not iterable.
 
@@ -550,8 +545,8 @@ class Worker(Generic[ResultType]):
         """Listen to this worker alone; what others on its node do costs nothing.
 
         ``async with worker.subscribe() as events`` opens the stream and ``async for event in
-        events`` reads it. It begins with how things stand and ends after the final change. It may
-        be opened at any time, also when the worker has ended.
+        events`` reads it, whenever: it begins with how things stand and ends after the final
+        change, also when the worker has ended.
 
         Args:
             types: What to listen to: ``Worker.StateChanged``, ``Worker.ProgressChanged``; by
@@ -618,10 +613,9 @@ class Worker(Generic[ResultType]):
     def add_done_callback(self, callback: Callable[[Worker[ResultType]], object]) -> None:
         """Have a function called with the worker in the step of its end; at once if it has ended.
 
-        It must not wait. An exception of its own is logged.
-
         Threads:
-            Any thread; the function is called on the event loop.
+            Any thread. The function is called on the event loop, where it must not wait; what it
+            raises is logged.
         """
         self._node._creche_bridge.call(partial(add_callback, self, callback))
 
