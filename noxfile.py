@@ -49,7 +49,7 @@ def lowest() -> list[str]:
 def tests(session: nox.Session) -> None:
     """Run the tests, and demand that they reach every branch."""
     session.install("-e", ".", *group("tests"))
-    session.run("python", "-m", "pytest", "--cov=creche", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "auto", "--cov=creche", *session.posargs)
 
 
 @nox.session(python=FOUND[0])

@@ -35,6 +35,16 @@ if importlib.util.find_spec("trio"):
     BACKENDS["trio"] = ("trio", {})
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Have what a test has logged in characters that a process can send to another: UTF-8."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
+
+
 @pytest.fixture(params=list(BACKENDS))
 def anyio_backend(request):
     """Run an async test on each of the backends."""
