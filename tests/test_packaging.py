@@ -29,9 +29,9 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 FLOORS = {
     "_ground": (
         ("_ground.states", "_ground.message", "_ground.report", "_ground.interrupts"),
-        ("_ground.public",),
+        ("_ground.public", "_ground.way"),
         ("_ground.errors", "_ground.context", "_ground.text", "_ground.backend"),
-        ("_ground.bridge", "_ground.options", "_ground.call"),
+        ("_ground.bridge", "_ground.options", "_ground.call", "_ground.steps"),
     ),
     "_nursery": (
         ("_nursery.failures", "_nursery.held", "_nursery.nesting", "_nursery.watcher"),
@@ -41,6 +41,8 @@ FLOORS = {
     "_running": (
         ("_running.job", "_running.runner"),
         ("_running.task", "_running.own_loop", "_running.thread", "_running.stacks"),
+        ("_running.wire", "_running.far", "_running.line", "_running.hub"),
+        ("_running.executor", "_running.child", "_running.processes"),
     ),
     "_messages": (("_messages.mailbox", "_messages.subscription"),),
     "_core": (
@@ -53,7 +55,8 @@ FLOORS = {
             "_core.deadlock",
         ),
         ("_core.tree", "_core.moving", "_core.ending", "_core.cancelling", "_core.waiting"),
-        ("_core.checks", "_core.adapting", "_core.readiness", "_core.run"),
+        ("_core.adapting", "_core.readiness", "_core.run"),
+        ("_core.resources", "_core.elsewhere", "_core.checks"),
         ("_core.worker",),
         ("_core.calls", "_core.group", "_core.admission", "_core.manager", "_core.facts"),
         ("_core.snapshot", "_core.audience", "_core.mounting", "_core.late", "_core.life"),
@@ -62,7 +65,7 @@ FLOORS = {
     ),
     "_looking": (("_looking.watching", "_looking.format"),),
     "": (
-        ("_decorator", "__init__", "hosting"),
+        ("_decorator", "__init__", "ways", "hosting"),
         ("otel._spans", "otel._metrics", "otel.__init__"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
@@ -86,7 +89,7 @@ FLOORS = {
 }
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
-PUBLIC_MODULES = ["board", "hosting", "jobs", "otel", "services", "testing", "trace"]
+PUBLIC_MODULES = ["board", "hosting", "jobs", "otel", "services", "testing", "trace", "ways"]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that

@@ -72,6 +72,7 @@ async def test_a_snapshot_tells_of_nodes_groups_and_workers():
         is_queued=False,
         queue_position=None,
         thread=False,
+        where="",
         daemon=False,
         age=told.age,
         elapsed=told.elapsed,

@@ -14,13 +14,15 @@ from ._ground.report import shown
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Awaitable, Callable
-    from typing import Protocol
+    from collections.abc import Awaitable, Callable, Coroutine
+    from concurrent.futures import Executor
+    from typing import Concatenate, Protocol
 
     from anyio import CapacityLimiter
 
     from ._core.worker import Worker
     from ._ground.options import Overflow
+    from ._ground.way import Way
 
     if sys.version_info >= (3, 11):
         from typing import TypedDict, Unpack
@@ -44,6 +46,24 @@ if TYPE_CHECKING:
 
         abandon_on_cancel: bool
         limiter: CapacityLimiter | None
+
+    class WhereOptions(WorkOptions, total=False):
+        """The options of ``@work`` for work that runs elsewhere."""
+
+        abandon_on_cancel: bool
+
+    class WhereDecorator(Protocol):
+        """What ``@work(where=...)`` gives, to be called on a node, which does not travel."""
+
+        @overload
+        def __call__(
+            self, function: staticmethod[P, Coroutine[Any, Any, R]], /
+        ) -> Callable[Concatenate[Any, P], Worker[R]]: ...
+
+        @overload
+        def __call__(
+            self, function: staticmethod[P, R], /
+        ) -> Callable[Concatenate[Any, P], Worker[R]]: ...
 
     class AsyncDecorator(Protocol):
         """What ``@work(...)`` gives without ``thread``."""
@@ -73,6 +93,10 @@ def work(*, thread: bool, **options: Unpack[ThreadOptions]) -> ThreadDecorator: 
 
 
 @overload
+def work(*, where: Way | Executor, **options: Unpack[WhereOptions]) -> WhereDecorator: ...
+
+
+@overload
 def work(**options: Unpack[WorkOptions]) -> AsyncDecorator: ...
 
 
@@ -89,6 +113,7 @@ def work(
     daemon: bool = False,
     abandon_on_cancel: bool = False,
     limiter: CapacityLimiter | None = None,
+    where: Way | Executor | None = None,
     limit: int | None = None,
     overflow: Overflow = "enqueue",
 ) -> Any:
@@ -109,6 +134,8 @@ def work(
         daemon: Whether the node may close without waiting.
         abandon_on_cancel: Whether a cancelled thread is left to itself.
         limiter: What bounds the threads.
+        where: What runs the function elsewhere, see ``Node.run_worker()``. It is then a
+            ``@staticmethod``: the node that it is called on does not travel.
         limit: How many calls may run at once in the group, see ``Node.group()``.
         overflow: What happens to a call when as many are running, see ``Node.group()``.
 
@@ -117,7 +144,7 @@ def work(
 
     Raises:
         WorkerDeclarationError: At declaration: a plain function without ``thread=True``, a
-            generator function, options that make no sense.
+            generator function, one for ``where`` that takes the node, options that make no sense.
         WorkerError: At the call: the first argument is no node.
         TypeError: At the call: the arguments do not fit the function.
     """
@@ -125,7 +152,10 @@ def work(
     _check_options({"name": name, "group": group, "description": description}, limit, overflow)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Worker[Any]]:
-        called = _check_function(function, thread=thread)
+        passes_node = where is None
+        if not passes_node:
+            function = _without_node(function)
+        called = _check_function(function, thread=thread or not passes_node)
         if group is None and (exclusive or is_limited) and not called.isidentifier():
             raise WorkerDeclarationError(
                 f'{called!r} has no name to make a group of; add group="..." to @work'
@@ -143,14 +173,14 @@ def work(
                 )
             if signature is not None:
                 try:
-                    signature.bind(*args, **kwargs)
+                    signature.bind(*args[not passes_node :], **kwargs)
                 except TypeError as error:
                     raise TypeError(f"{called}() {error}") from None
             if is_limited:
                 node.group(cast("str", named_group), limit, overflow)
             told: Any = description if description is not None else Call(called, args[1:], kwargs)
             return node.run_worker(
-                partial(function, *args, **kwargs),
+                partial(function, *args[not passes_node :], **kwargs),
                 name or called,
                 named_group,
                 told,
@@ -160,6 +190,7 @@ def work(
                 daemon=daemon,
                 abandon_on_cancel=abandon_on_cancel,
                 limiter=limiter,
+                where=where,
             )
 
         return start
@@ -195,6 +226,17 @@ def _check_function(function: Callable[..., Any], *, thread: bool) -> str:
             f"{called!r} is not async; add thread=True to @work, or make it async"
         )
     return called
+
+
+def _without_node(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the function that travels, of one that takes no node."""
+    if not isinstance(function, staticmethod):
+        called = getattr(function, "__name__", "") or "work"
+        raise WorkerDeclarationError(
+            f"{called!r} is to run elsewhere, and a node does not travel; put @staticmethod under "
+            "@work, and give it all that it needs as arguments"
+        )
+    return function.__func__
 
 
 def _is_generator(function: Callable[..., Any]) -> bool:

@@ -27,7 +27,9 @@ order. Each step may be taken again, and is, if it was broken off.
 
 ``worker`` is the class: its fields, and what may be asked. ``admission`` is the way in, ``run`` the
 task, ``moving`` the writer of the state, ``cancelling`` the cancellation, ``ending`` the end;
-``checks`` tells what makes no sense; ``adapting`` is for workers that run elsewhere. ``parts``
+``checks`` tells what makes no sense; ``adapting`` is for workers whose state is assigned from
+outside. ``elsewhere`` is what a way that was given to ``where=`` sees of a worker, ``resources``
+what such ways keep for a tree of nodes. ``parts``
 holds what few workers have, ``readiness`` what services need of it; ``events`` what is told of a
 worker, and ``followers`` whom, beside those who hear the node; ``progress`` how far it is; ``log``
 what is written of it. ``group`` decides who runs; ``manager`` looks at a whole tree. ``node`` is a

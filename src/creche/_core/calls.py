@@ -13,7 +13,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from creche._ground.bridge import await_answer, fail
-from creche._ground.context import current
+from creche._ground.context import current, without_far
 from creche._ground.errors import WorkerCancelled, WorkerError
 from creche._ground.interrupts import await_users
 from creche._ground.message import Message
@@ -74,7 +74,7 @@ def post(node: Node, message: Message) -> bool:
 def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Have the loop call a function, and wait for its value, see ``Node.call_from_thread()``."""
     bridge = node._creche_nursery.bridge
-    caller = current.get(None)
+    caller: Worker[Any] | None = without_far(current.get(None))
     future: Future[Any] = Future()
 
     def begin() -> None:

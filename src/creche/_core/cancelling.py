@@ -85,7 +85,7 @@ def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
         handle, rare, thread = worker._handle, worker._rare, worker._thread
         if rare is not None and rare.cancelled is not None:
             rare.cancelled.set()  # in case that the one who requested it was broken off
-        if worker._state is PENDING:
+        if worker._state is PENDING and (thread is None or not thread.is_handed_over):
             end(worker, CANCELLED)
         if thread is not None:
             for stop in thread.stops:

@@ -10,31 +10,52 @@ from creche._ground.report import is_a, is_awaitable, shown
 from .ending import close_work
 
 if TYPE_CHECKING:
+    from anyio import CapacityLimiter
+
     from .worker import Worker
 
 
-def check_new(worker: Worker[Any], *, is_for_thread: bool) -> None:
+def check_new(
+    worker: Worker[Any],
+    abandon_on_cancel: bool,
+    limiter: CapacityLimiter | None,
+    where: object,
+) -> None:
     """Raise an error if what a worker was given makes no sense; its work is closed then.
 
     Args:
-        worker: The worker, of which nobody knows yet.
-        is_for_thread: Whether there is anything that only a thread has.
+        worker: The worker, of which nobody knows yet; it learns of the rest, which few are given.
+        abandon_on_cancel: Whether what is cancelled is left to itself.
+        limiter: What bounds the threads.
+        where: What runs the work elsewhere.
 
     Raises:
         WorkerError: It makes no sense.
     """
     work = worker._work
-    wrong = _check_texts(worker)
-    if is_for_thread and worker._thread is None:
+    wrong = _check_texts(worker) or _check_work(worker)
+    if not wrong and where is not None:
+        from .elsewhere import set_way  # noqa: PLC0415 (most programs need none of it)
+
+        wrong = set_way(worker, where, limiter)
+    part = worker._thread
+    if not wrong and part is not None:
+        part.abandon_on_cancel, part.limiter = abandon_on_cancel, limiter
+    elif not wrong and (abandon_on_cancel or limiter is not None):
         wrong = "abandon_on_cancel and limiter are for threads; add thread=True"
-    elif not (callable(work) or is_awaitable(work)):
-        if work is not None:
-            wrong = "work must be a coroutine function, a callable or an awaitable"
-        elif not worker._has_own_run():
-            wrong = "give it work to do, or implement run() in a subclass"
     if wrong:
         close_work(worker)
         raise WorkerError(f"cannot make a worker of {shown(work)}: {wrong}")
+
+
+def _check_work(worker: Worker[Any]) -> str:
+    """Tell what is wrong with its work."""
+    work = worker._work
+    if callable(work) or is_awaitable(work):
+        return ""
+    if work is not None:
+        return "work must be a coroutine function, a callable or an awaitable"
+    return "" if worker._has_own_run() else "give it work to do, or implement run() in a subclass"
 
 
 def _check_texts(worker: Worker[Any]) -> str:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from creche._ground.context import current
+from creche._ground.context import current, without_far
 from creche._ground.message import Message
 from creche._ground.states import PENDING, RUNNING, WorkerState
 
@@ -71,7 +71,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
     @property
     def origin(self) -> Worker[Any] | None:
         """The worker in which this one was made, told by the first announcement only."""
-        return self.context.get(current) if self.context is not None else None
+        return None if self.context is None else without_far(self.context.get(current))
 
     def __repr__(self) -> str:
         return f"<StateChanged {self.worker._creche_label()} {self.state.name}>"

@@ -28,6 +28,8 @@ class Facts(NamedTuple):
     description: str
     state: WorkerState
     thread: bool
+    where: str
+    """Where its work runs, of one that runs elsewhere."""
     daemon: bool
     created_at: float | None
     started_at: float | None
@@ -71,7 +73,8 @@ def facts_of(worker: Worker[Any], now: float | None = None) -> Facts:
         text_of(worker, "group"),
         text_of(worker, "description"),
         worker._state,
-        worker._thread is not None,
+        worker._thread is not None and worker._thread.run is None,
+        "" if worker._thread is None else text(worker._thread.where),
         _is_true(worker, "daemon"),
         worker._created_at,
         started,

@@ -17,12 +17,12 @@ from creche._ground.errors import WorkerError
 from creche._ground.options import check_limit
 from creche._ground.report import shown
 from creche._ground.states import ERROR, FINAL, PENDING
+from creche._ground.steps import percent
 
 from .calls import ask
 from .cancelling import cancel_here, cancel_with_nursery
 from .ending import end
 from .moving import announce
-from .progress import percent
 from .waiting import wait_for
 from .worker import Worker
 

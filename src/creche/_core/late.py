@@ -53,8 +53,10 @@ def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
         why = "" if reason is None else f" ({text(reason)})"
         facts = [f"{worker._state.name} for {facts_of(worker, now).elapsed:.1f} s"]
         facts.append(f"cancelled {now - when:.1f} s ago{why}")
-        if worker._thread is not None:
+        if worker.thread:
             facts.append("in a thread, which cannot be stopped")
+        if worker.where:
+            facts.append(f"in {worker.where}")
         if number < _MOST:
             with harmless:
                 facts += _places(find(worker))

@@ -3,10 +3,11 @@
 *Entering* first checks what can fail and changes nothing by it, then opens the nursery, and then
 takes the place in the tree. Whatever breaks it off, the node is closed.
 
-*The end* begins once nothing holds the nursery. What has no end of its own is ended then, in three
+*The end* begins once nothing holds the nursery. What has no end of its own is ended then, in four
 steps; each waits for what the one before has set in motion. Mounted nodes are told to leave. Then
 daemons are cancelled, which until here could be of use to all others. What never started is
-disowned last: it could have been started for as long as anybody was there.
+disowned then: it could have been started for as long as anybody was there. Last go the resources
+of a root, processes for instance, in which all of these may have run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from __future__ import annotations
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
+from creche._ground import context
 from creche._ground.context import current
 from creche._ground.errors import WorkerError
 from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
 
 from .cancelling import cancel_here, disown, reap
 from .late import tell_late
+from .resources import end_resources
 from .tree import exits_on_error, join, walk_down, walk_up
 from .waiting import is_acting
 
@@ -78,6 +81,11 @@ class Life:
     def _check_entry(self) -> None:
         node = self._node
         parent = node._creche_parent
+        if context.imports_main:
+            raise WorkerError(
+                f"cannot enter {self.label()} as a process that is to run work of this program "
+                'imports its main module; put what it runs under if __name__ == "__main__":'
+            )
         if node._creche_nursery.state is not NEW:
             raise WorkerError(f"{self.label()} was entered before; make a new Node for each block")
         if parent is None:
@@ -155,7 +163,12 @@ class Life:
 
     def on_idle(self) -> bool:
         """End what has no end of its own, one kind after the other; tell whether there was any."""
-        return self._tell_mounted() or self._cancel_daemons() or self._disown_unstarted()
+        return (
+            self._tell_mounted()
+            or self._cancel_daemons()
+            or self._disown_unstarted()
+            or end_resources(self._node)
+        )
 
     def _tell_mounted(self) -> bool:
         children = list(self._node._creche_children.values())

@@ -38,15 +38,18 @@ from .worker import M1, M2, T, Worker, WorkType
 if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Iterator
+    from concurrent.futures import Executor
 
     from anyio import CapacityLimiter
 
     from creche._ground.bridge import Bridge
     from creche._ground.message import MessageT
     from creche._ground.options import Overflow, ReadyOptions, StartOptions, StreamOptions
+    from creche._ground.way import Way
 
     from .deadlock import Waitable
     from .group import WorkerGroup
+    from .resources import Kept
     from .snapshot import NodeSnapshot
     from .worker import ResultType
 
@@ -105,6 +108,7 @@ class Node:
         self._creche_manager = WorkerManager(self)
         self._creche_waiting: dict[int, Waitable] = {}  # workers of the node, by id() as well
         self._creche_mount: Mount | None = None  # where it has no block of its own
+        self._creche_resources: dict[int, Kept] = {}  # of a root, see Job.resource()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} {self._creche_nursery.state.name}>"
@@ -195,6 +199,7 @@ class Node:
         daemon: bool = False,
         abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
+        where: Way | Executor | None = None,
         stall_after: float | None = None,
     ) -> Worker[Any]:
         """Run work in a worker of this node; returns at once.
@@ -214,8 +219,12 @@ class Node:
             exclusive: Whether to cancel what is unfinished in the same group, at the start.
             thread: Whether to run the work in a thread; async work has an event loop there.
             daemon: Whether the node may close without waiting for the worker.
-            abandon_on_cancel: Whether a cancelled thread is left to itself, not waited for.
+            abandon_on_cancel: Whether a cancelled thread, or other work that runs elsewhere and
+                cannot be stopped, is left to itself, not waited for.
             limiter: What bounds the threads; by default AnyIO's default thread limiter.
+            where: What runs the work elsewhere: a way of ``creche.ways``, ``Processes()`` for
+                instance, or an executor of ``concurrent.futures``. The work is then a function, or
+                a ``functools.partial`` of one, that can be pickled.
             stall_after: Seconds without ``advance()`` or ``update()`` while it runs, after which
                 ``Worker.Stalled`` is announced; ``None`` for never.
 
@@ -239,23 +248,12 @@ class Node:
             exit_on_error = exits_on_error(self)  # it is not open yet
         # As Worker() does, but without keywords, which would cost a twentieth of a worker.
         worker = _new_worker(Worker)
-        _set_up(
-            worker,
-            self,
-            work,
-            (name or called) if type(name) is str else name,
-            group,
-            description,
-            exit_on_error,
-            thread,
-            daemon,
-            abandon_on_cancel,
-            limiter,
-        )
-        is_for_thread = abandon_on_cancel or limiter is not None
+        told = (name or called) if type(name) is str else name
+        _set_up(worker, self, work, told, group, description, exit_on_error, thread, daemon)
+        is_rare = abandon_on_cancel or limiter is not None or where is not None
         # Of what most give there is nothing to be found wrong.
-        if is_for_thread or type(work) not in FUNCTIONS or not type(name) is type(group) is str:
-            check_new(worker, is_for_thread=is_for_thread)
+        if is_rare or type(work) not in FUNCTIONS or not type(name) is type(group) is str:
+            check_new(worker, abandon_on_cancel, limiter, where)
         if stall_after is not None:
             heed_stalls(worker, stall_after)
         admit(self, worker, supersedes, start=start)

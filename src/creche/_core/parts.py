@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from weakref import WeakSet
 
     from anyio import CapacityLimiter
@@ -48,17 +48,35 @@ class Description(Protocol):
 
 
 class ThreadPart:
-    """What only a worker that runs in a thread has."""
+    """What only a worker that runs in a thread has, or elsewhere."""
 
     __slots__ = ("abandon_on_cancel", "is_abandoned", "is_waiting", "limiter", "stops")
+    # What an ``ElsewherePart`` has of its own.
+    run: Callable[[Any], Coroutine[Any, Any, Any]] | None = None
+    is_handed_over = False
+    where = ""
 
-    def __init__(self, limiter: CapacityLimiter | None, *, abandon_on_cancel: bool) -> None:
-        self.limiter = limiter
-        self.abandon_on_cancel = abandon_on_cancel
-        self.is_waiting = False  # for a token of the limiter
+    def __init__(self) -> None:
+        self.limiter: CapacityLimiter | None = None
+        self.abandon_on_cancel = False
+        self.is_waiting = False  # for a token of the limiter, or until the work begins elsewhere
         self.is_abandoned = False
         self.stops: tuple[Callable[[], object], ...] = ()
         """What to call on cancellation, to stop what runs in the thread."""
+
+
+class ElsewherePart(ThreadPart):
+    """What only a worker has whose work is run by a way that was given for it."""
+
+    __slots__ = ("is_handed_over", "run", "where")
+
+    def __init__(self, run: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+        super().__init__()
+        self.run = run
+        """What has the work of a worker run."""
+        self.is_handed_over = False  # from then on the way alone knows whether the work will run
+        self.where = ""
+        """Where the work runs, in words, once that is known."""
 
 
 class ServicePart:

@@ -1,51 +1,16 @@
-"""How far a worker is: steps, percent, and iterating with a step for each item."""
+"""How far a worker is: what its steps are set to, and who is told of it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-from creche._ground.errors import WorkerError
-from creche._ground.interrupts import interruptible
 from creche._ground.options import check_text
-from creche._ground.report import shown
+from creche._ground.steps import check_steps
 
 from .parts import lock
 
 if TYPE_CHECKING:
-    import sys
-
     from .worker import Worker
-
-    if sys.version_info >= (3, 11):
-        from typing import Self
-    else:
-        from typing_extensions import Self
-
-T = TypeVar("T")
-
-
-def track(
-    worker: Worker[Any], iterable: Iterable[T] | AsyncIterable[T], total: int | None
-) -> Iterator[T] | AsyncIterator[T]:
-    """Give the items of an iterable, and advance by one as each has been dealt with."""
-    if not isinstance(iterable, Iterable | AsyncIterable):
-        raise WorkerError(f"track() takes an iterable or an async one, not {shown(iterable)}")
-    expected = length_hint(iterable, -1) if total is None else total
-    if expected >= 0:
-        worker.update(total_steps=worker.completed_steps + expected)
-    if isinstance(iterable, Iterable):
-        return _track(worker, iterable)
-    return _AsyncTrack(worker, iterable)
-
-
-@interruptible
-def _track(worker: Worker[Any], iterable: Iterable[T]) -> Iterator[T]:
-    for item in iterable:
-        yield item
-        worker.advance()
 
 
 def set_steps(
@@ -67,49 +32,3 @@ def set_steps(
     rare, audience = worker._rare, worker._node._creche_audience
     if audience.tells_progress or (rare is not None and rare.is_hungry):
         audience.announce_progress(worker)
-
-
-class _AsyncTrack(AsyncIterator[T], Generic[T]):
-    # No async generator: one that is not read to its end wants to be closed.
-
-    def __init__(self, worker: Worker[Any], iterable: AsyncIterable[T]) -> None:
-        self._worker = worker
-        self._items = aiter(iterable)
-        self._is_at_work = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    @interruptible
-    async def __anext__(self) -> T:
-        if self._is_at_work:
-            self._is_at_work = False
-            self._worker.advance()
-        item = await anext(self._items)
-        self._is_at_work = True
-        return item
-
-
-def percent(completed: float, total: float | None) -> float:
-    """Tell how much is done, from 0.0 to 100.0; 0.0 while the total is unknown or 0."""
-    if not total or completed <= 0:
-        return 0.0
-    if completed >= total:
-        return 100.0
-    return completed * 100 / total
-
-
-def check_steps(steps: object) -> None:
-    """Make sure that something is a number of steps.
-
-    Raises:
-        WorkerError: It is not.
-    """
-    try:
-        if math.isfinite(cast("float", steps)):
-            return
-    except OverflowError:
-        return  # finite, as it happens
-    except Exception:  # noqa: BLE001, S110 (it is no number, whatever it says to that)
-        pass
-    raise WorkerError(f"steps must be a finite number, not {shown(steps)}")

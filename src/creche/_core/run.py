@@ -14,6 +14,7 @@ from creche._ground.errors import NoActiveWorker, WorkerCancelled, WorkerError, 
 from creche._ground.interrupts import interruptible
 from creche._ground.report import is_a
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
+from creche._running.thread import in_thread
 
 from .cancelling import break_off, deliver, request
 from .ending import end
@@ -23,7 +24,7 @@ from .parts import lock
 from .readiness import watch_stalls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from contextvars import ContextVar
 
     from creche._running.runner import OwnTask
@@ -64,6 +65,15 @@ async def main(worker: Worker[Any], task: OwnTask) -> None:
         if worker._handle is not None:
             break_off(worker)
         del failure, worker, task  # see errors: frames
+
+
+def run_aside(worker: Worker[Any], part: ThreadPart) -> Coroutine[Any, Any, Any]:
+    """Run the work of a worker in a thread, or elsewhere."""
+    if part.run is not None:
+        return part.run(worker)
+    token = worker._node._creche_nursery.bridge.token
+    job = ThreadJob(worker, part)
+    return in_thread(job, part.limiter, token, abandon=part.abandon_on_cancel)
 
 
 def begin(worker: Worker[Any]) -> None:
@@ -220,6 +230,9 @@ active_worker: ContextVar[Worker[Any]] = current
 
 def get_current_worker() -> Worker[Any]:
     """Get the worker that runs the current code.
+
+    Where work runs elsewhere, in another process for instance, this gives what stands for the
+    worker there, a ``creche.ways.Far``: with its name, progress and cancellation, and nothing else.
 
     Raises:
         NoActiveWorker: None does.

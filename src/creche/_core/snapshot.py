@@ -49,6 +49,8 @@ class WorkerSnapshot:
     """Its place in the queue of its group, from 1 on; ``None`` if it was not in it."""
     thread: bool
     """Whether it runs in a thread."""
+    where: str
+    """Where its work runs, of one that runs elsewhere: ``process 4711``; else empty."""
     daemon: bool
     """Whether its node may close without waiting for it."""
     age: float | None
@@ -220,6 +222,7 @@ def _take_worker(
         is_queued=worker.is_queued,
         queue_position=position,
         thread=facts.thread,
+        where=facts.where,
         daemon=facts.daemon,
         age=None if now is None else now - (facts.created_at or 0.0),
         elapsed=facts.elapsed,

@@ -17,10 +17,10 @@ from creche._ground.errors import WorkerCancelled, WorkerError
 from creche._ground.message import Message
 from creche._ground.report import is_a, is_awaitable, shown, text_of
 from creche._ground.states import CANCELLED, ERROR, FINAL, PENDING, RUNNING, SUCCESS
+from creche._ground.steps import check_steps, percent, track
 from creche._ground.text import label, name_of
 from creche._messages.subscription import Subscription
 from creche._running.task import in_task
-from creche._running.thread import in_thread
 
 from . import events
 from .adapting import assign
@@ -29,9 +29,9 @@ from .checks import check_new
 from .ending import close_work
 from .followers import WorkerSource, add_callback
 from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
-from .progress import check_steps, percent, set_steps, track
+from .progress import set_steps
 from .readiness import is_ready, restart, say_ready, until_ready
-from .run import ThreadJob, lose_task, main
+from .run import lose_task, main, run_aside
 from .tree import exits_on_error
 from .waiting import raise_outcome, wait_for
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Iterable,
         Iterator,
     )
+    from concurrent.futures import Executor
     from contextvars import Context
 
     from anyio import CapacityLimiter
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from creche._ground.message import MessageT
     from creche._ground.options import AllOptions
     from creche._ground.states import WorkerState
+    from creche._ground.way import Way
     from creche._nursery.nursery import Nursery
     from creche._running.runner import OwnTask
 
@@ -98,6 +100,7 @@ class Worker(Generic[ResultType]):
         daemon: Whether the node may close without waiting for the worker, which it then cancels.
         abandon_on_cancel: Whether a cancelled thread is left to itself rather than waited for.
         limiter: What bounds the number of threads; by default AnyIO's default thread limiter.
+        where: What runs the work elsewhere, see ``Node.run_worker()``.
 
     Raises:
         WorkerError: An argument makes no sense. A coroutine object given as work is closed.
@@ -115,6 +118,7 @@ class Worker(Generic[ResultType]):
         *("_started", "_started_at", "_state", "_thread", "_total", "_work"),
         *("daemon", "exit_on_error", "group", "name"),
     )
+    _is_far = False  # a ``Far`` stands for one that is elsewhere
 
     name: str
     """A short name for messages and logs."""
@@ -154,26 +158,16 @@ class Worker(Generic[ResultType]):
         daemon: bool = False,
         abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
+        where: Way | Executor | None = None,
     ) -> None:
         if exit_on_error is None:
             exit_on_error = not hasattr(node, "_creche_nursery") or exits_on_error(node)
-        self._set_up(
-            node,
-            work,
-            name,
-            group,
-            description,
-            exit_on_error,
-            thread,
-            daemon,
-            abandon_on_cancel,
-            limiter,
-        )
+        self._set_up(node, work, name, group, description, exit_on_error, thread, daemon)
         self._keep_context()
         if not hasattr(node, "_creche_nursery"):
             close_work(self)
             raise WorkerError(f"node must be a Node, not {shown(node)}")
-        check_new(self, is_for_thread=abandon_on_cancel or limiter is not None)
+        check_new(self, abandon_on_cancel, limiter, where)
 
     def _set_up(
         self,
@@ -185,8 +179,6 @@ class Worker(Generic[ResultType]):
         exit_on_error: bool,
         thread: bool,
         daemon: bool,
-        abandon_on_cancel: bool,
-        limiter: CapacityLimiter | None,
     ) -> None:
         # What these say together, at any moment that a thread may see:
         # - _state is written by move() alone, with the time of it, under the lock.
@@ -206,7 +198,7 @@ class Worker(Generic[ResultType]):
         self._description = description
         self.exit_on_error = exit_on_error
         self.daemon = daemon
-        self._thread = ThreadPart(limiter, abandon_on_cancel=abandon_on_cancel) if thread else None
+        self._thread = ThreadPart() if thread else None
         self._state = PENDING
         self._outcome: object = None  # the result or the error: the state says which
         self._cancellation: tuple[float, object] | None = None  # when, and the reason
@@ -264,7 +256,12 @@ class Worker(Generic[ResultType]):
     @property
     def thread(self) -> bool:
         """Whether the work runs in a thread."""
-        return self._thread is not None
+        return self._thread is not None and self._thread.run is None
+
+    @property
+    def where(self) -> str:
+        """Where the work runs that was given ``where=``, once that is known: ``process 4711``."""
+        return "" if self._thread is None else self._thread.where
 
     @property
     def state(self) -> WorkerState:
@@ -299,7 +296,7 @@ class Worker(Generic[ResultType]):
 
     @property
     def is_queued(self) -> bool:
-        """Whether the worker was started and waits, for a slot of its group or for a thread."""
+        """Whether it was started and waits: for a slot, for a thread, to begin elsewhere."""
         place = self._place
         return self._state is PENDING and (
             self._waits_for_thread() or (place is not None and place._has_in_queue(self))
@@ -655,9 +652,7 @@ class Worker(Generic[ResultType]):
                 return in_task(self)
             finally:
                 del self  # see errors: frames
-        thread, token = self._thread, self._node._creche_nursery.bridge.token
-        job = ThreadJob(self, thread)
-        return in_thread(job, thread.limiter, token, abandon=thread.abandon_on_cancel)
+        return run_aside(self, self._thread)
 
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN

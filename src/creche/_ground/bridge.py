@@ -61,6 +61,12 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
     return True
 
 
+def backend_name(token: lowlevel.EventLoopToken) -> str:
+    """Give the name that AnyIO has for the backend of a loop."""
+    module = token.backend_class.__module__
+    return next(name for name in anyio.get_all_backends() if name in module)
+
+
 class _Raised:
     """An answer: the call has raised. It is empty once that was raised in the thread.
 

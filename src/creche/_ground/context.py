@@ -1,4 +1,4 @@
-"""The context variable that tells code which worker runs it."""
+"""The context variable that tells code which worker runs it, and what tells of a main module."""
 
 from __future__ import annotations
 
@@ -6,4 +6,16 @@ from contextvars import ContextVar
 from typing import Any
 
 current: ContextVar[Any] = ContextVar("active_worker")
-"""The worker that runs the current code; public, and typed, as ``active_worker``."""
+"""The worker that runs the current code; public, and typed, as ``active_worker``.
+
+Where the work of a worker runs elsewhere, what stands for it there: a ``Far``.
+"""
+
+
+imports_main = False
+"""Whether the main module is being imported by a process that runs work of it elsewhere."""
+
+
+def without_far(worker: Any) -> Any:
+    """Give a worker of this process, ``None`` for what stands for one that is elsewhere."""
+    return None if worker is None or worker._is_far else worker

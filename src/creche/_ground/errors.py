@@ -109,6 +109,39 @@ def _unpickle(kind: type[WorkerFailed], error: BaseException, label: str) -> Wor
     return failed
 
 
+class WorkerCrashed(WorkerError):  # noqa: N818 (as WorkerFailed, beside which it stands)
+    """What ran the work is gone: its process was killed or has ended, or its machine was lost.
+
+    Args:
+        message: What to say.
+        exitcode: How the process ended, where that is known.
+    """
+
+    def __init__(self, message: str, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode
+        """The exit code of the process, -9 for one that signal 9 killed; ``None`` if not known."""
+
+
+class RemoteError(WorkerError):
+    """The work raised an error elsewhere that could not travel; this tells of it in text.
+
+    Args:
+        type_name: The name of its class.
+        text: What it said.
+    """
+
+    def __init__(self, type_name: str, text: str) -> None:
+        super().__init__(type_name, text)
+        self.type_name = type_name
+        """The full name of the class of the error, as ``module.Class``."""
+        self.text = text
+        """The text of the error."""
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
 class Reported(Protocol):
     """Where it is noted which trees have reported an error."""
 

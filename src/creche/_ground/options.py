@@ -8,7 +8,11 @@ from .errors import WorkerError
 from .report import is_a, shown
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from anyio import CapacityLimiter
+
+    from .way import Way
 
 Overflow: TypeAlias = Literal["enqueue", "restart", "drop", "keep_latest"]
 """What happens to a new worker when as many as the limit are running."""
@@ -24,6 +28,7 @@ class WorkerOptions(TypedDict, total=False):
     daemon: bool
     abandon_on_cancel: bool
     limiter: CapacityLimiter | None
+    where: Way | Executor | None
 
 
 class AllOptions(WorkerOptions, total=False):

@@ -118,7 +118,10 @@ def _group(group: GroupSnapshot, level: int) -> Iterator[str]:
         yield from _rest(len(alike), bound, kind, level + 1)
 
 
-_KINDS = ("running", "starting", "waiting for a thread", "queued", "not started")
+_KINDS = (
+    *("running", "starting", "waiting for a thread", "waiting to begin elsewhere"),
+    *("queued", "not started"),
+)
 
 
 def _kind(worker: WorkerSnapshot) -> str:
@@ -127,7 +130,7 @@ def _kind(worker: WorkerSnapshot) -> str:
     if worker.queue_position is not None:
         return "queued"
     if worker.is_queued:
-        return "waiting for a thread"
+        return "waiting for a thread" if worker.thread else "waiting to begin elsewhere"
     return "starting" if worker.is_started else "not started"
 
 
@@ -150,7 +153,8 @@ def _worker(worker: WorkerSnapshot, kind: str, level: int) -> Iterator[str]:
     if worker.is_cancelled:
         facts.append(_cancelled(worker.cancel_reason))
     facts += _steps(worker)
-    facts += ["thread"] * worker.thread + ["daemon"] * worker.daemon
+    facts += ["thread"] * worker.thread + [_plain(worker.where)] * bool(worker.where)
+    facts += ["daemon"] * worker.daemon
     if worker.is_ready is not None:
         facts.append("ready" if worker.is_ready else "not ready yet")
     if worker.attempt > 1:

@@ -12,6 +12,15 @@ it in its own task and makes an end of the outcome. ``docs/internals.md`` tells 
     told when the token is there, and from then on the call is certain, so the worker becomes
     RUNNING there and can no longer be called off. AnyIO gives a token back as the task stops
     waiting; ours goes back when the thread has really ended.
+``far``, ``wire``
+    The far side of work that runs elsewhere, and the bytes that go there and come back. They import
+    no event loop, so that a new process is soon there. What carries the bytes is a way that is
+    given to ``where=``, see ``creche._ground.way``.
+``executor``, ``line``, ``hub``
+    The way into an executor of others, such as a pool of processes; and the far and the home end of
+    the line by which work there asks to begin, tells how far it is, and is told to stop.
+``processes``, ``child``
+    The way into processes of our own, which can be killed; and such a process from within.
 ``own_loop``
     Async work in a thread, on an event loop of its own there, of the node's backend.
 ``runner``

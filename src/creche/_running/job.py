@@ -16,8 +16,20 @@ if TYPE_CHECKING:
 COROUTINE: type[Any] = CoroutineType
 
 
-class Job(Protocol):
-    """What a way of running elsewhere asks of its worker."""
+class LoopJob(Protocol):
+    """What is asked for work that runs on an event loop of its own."""
+
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        ...
+
+    def label(self) -> str:
+        """Name the worker in a sentence."""
+        ...
+
+
+class Job(LoopJob, Protocol):
+    """What running in a thread asks of its worker."""
 
     @property
     def worker(self) -> object:
@@ -49,20 +61,12 @@ class Job(Protocol):
         """Take note of a cancellation that came from outside."""
         ...
 
-    def on_cancel(self, stop: Callable[[], object]) -> None:
-        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
-        ...
-
     def note_abandoned(self, *, abandoned: bool) -> None:
         """Take note that the thread was left to itself, or that it has ended since."""
         ...
 
     def log_fields(self) -> dict[str, str | int | None]:
         """Give what a record in the log has of its own."""
-        ...
-
-    def label(self) -> str:
-        """Name the worker in a sentence."""
         ...
 
 
@@ -96,7 +100,7 @@ def is_unawaited(value: object) -> bool:
     return is_a(value, COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
 
 
-def leaked(job: Job) -> WorkerError:
+def leaked(job: LoopJob) -> WorkerError:
     return WorkerError(
         f"the work of {job.label()} raised a cancellation that nobody had asked for; "
         "let cancellation out of the scope it belongs to only"

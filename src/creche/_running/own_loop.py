@@ -17,11 +17,11 @@ from .job import leaked
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from .job import Job
+    from .job import LoopJob
 
 
-def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopToken) -> object:
-    """Await something on a new event loop of the host's backend, in the current thread.
+def on_own_loop(job: LoopJob, awaitable: Awaitable[Any], backend: str) -> object:
+    """Await something on a new event loop of a backend, in the current thread.
 
     What the work raises holds, from Python 3.12 on, all frames that were below it, the loop's with
     their contexts too. The worker holds the error, so none of them may know it in the end.
@@ -54,8 +54,6 @@ def on_own_loop(job: Job, awaitable: Awaitable[Any], host: lowlevel.EventLoopTok
             current.set(None)
             del job, awaitable  # see errors: frames
 
-    module = host.backend_class.__module__
-    backend = next(name for name in anyio.get_all_backends() if name in module)
     try:
         value = anyio.run(main, backend=backend)
     finally:

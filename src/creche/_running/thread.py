@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import anyio
 from anyio import lowlevel, to_thread
 
-from creche._ground.bridge import run_soon
+from creche._ground.bridge import backend_name, run_soon
 from creche._ground.errors import WorkerError, strip_traceback
 from creche._ground.report import is_a, shown, tell
 
@@ -237,7 +237,9 @@ class ThreadCall:
         try:
             value = call(work)
             if self._job.is_to_await(value):
-                return on_own_loop(self._job, cast("Awaitable[Any]", value), self._token)
+                return on_own_loop(
+                    self._job, cast("Awaitable[Any]", value), backend_name(self._token)
+                )
             check_no_generator(value, self._job.label)
             return value
         finally:

@@ -1,0 +1,288 @@
+"""Work that a way runs elsewhere: in a process, in an executor, on another machine.
+
+A *way* is a function of the *job*. The job is what a way sees of its worker: it gives the bytes
+that go there, takes the messages that come from there, and makes of the bytes that come back what
+the work gave. ``docs/internals.md`` tells how to write one.
+
+Cancellation is no more than that of any coroutine: it arrives where the way awaits. Up to the
+hand-over, ``Job.pack()``, a cancelled worker ends at once, as nobody else knows the work. From
+there on it ends as its way is left: else a limit would hand on the slot of work that may still
+begin.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Executor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import anyio
+
+from creche._ground.bridge import backend_name
+from creche._ground.errors import (
+    WorkerCancelled,
+    WorkerCrashed,
+    WorkerError,
+    get_cause,
+    strip_traceback,
+)
+from creche._ground.report import is_a, is_awaitable, shown, tell
+from creche._ground.states import FINAL, PENDING, RUNNING
+from creche._running import wire
+
+from .log import fields_of
+from .parts import ElsewherePart
+from .readiness import restart
+from .run import begin, notice_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from creche._ground.way import ResourceT, Way
+
+    from .worker import Worker
+
+T = TypeVar("T")
+
+
+class WorkerJob:
+    """A worker, as the way that runs its work elsewhere sees it; see ``Job``."""
+
+    __slots__ = ("_label", "_part", "_worker")
+
+    def __init__(self, worker: Worker[Any], part: ElsewherePart) -> None:
+        # Only while the way runs: its frames, in the traceback of what it raises, know the job.
+        self._worker: Worker[Any] | None = worker
+        self._part = part
+        self._label = worker._creche_label()
+
+    def __repr__(self) -> str:
+        return f"<Job of {self._label}>"
+
+    @property
+    def label(self) -> str:
+        """The worker in a sentence: ``worker 'thumbnail'``."""
+        return self._label
+
+    @property
+    def work(self) -> Any:
+        """The work itself: what to call."""
+        return self._alive()._work
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the work has begun, as far as this side knows."""
+        return self._worker is not None and self._worker._state is RUNNING
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancellation was requested; in any thread."""
+        return self._worker is None or self._worker._cancellation is not None
+
+    @property
+    def cancel_reason(self) -> object:
+        """The reason that came with the request."""
+        return None if self._worker is None else self._worker.cancel_reason
+
+    @property
+    def abandon_on_cancel(self) -> bool:
+        """Whether work that has begun, and cannot be stopped, is left to itself once cancelled."""
+        return self._part.abandon_on_cancel
+
+    def _alive(self) -> Worker[Any]:
+        if self._worker is None:
+            raise WorkerError(f"the job of {self._label} is over; use it in its way alone")
+        return self._worker
+
+    # the way there
+
+    def pack(self) -> bytes:
+        """Give the bytes for a ``Far`` to run; the work is handed over with this call."""
+        worker = self._alive()
+        payload = wire.pack_job(worker._work, self._head(worker), self._label)
+        self._part.is_handed_over = True
+        return payload
+
+    def _head(self, worker: Worker[Any]) -> wire.Head:
+        return wire.Head(
+            name=worker.name,
+            group=worker.group,
+            description=worker.description,
+            path=worker._task_name(),
+            label=self._label,
+            backend=backend_name(worker._nursery.bridge.token),
+            level=logging.getLogger().level,
+        )
+
+    def begin(self, where: str = "") -> None:
+        """Say that the work begins; the worker is RUNNING. On a RUNNING one nothing happens."""
+        worker = self._alive()
+        if where:
+            self._part.where = where
+        if worker._state is PENDING:
+            begin(worker)
+            self._part.is_waiting = False
+
+    def receive(self, message: bytes, answer: Callable[[bool], object] | None = None) -> None:
+        """Take a message that a ``Far`` has sent."""
+        worker, call = self._worker, partial(self._receive, message, answer)
+        if worker is None or worker._node._creche_bridge.can_act():
+            call()
+        elif not worker._node._creche_bridge.post(call):
+            _answer(answer, may_begin=False)
+
+    def _receive(self, message: bytes, answer: Callable[[bool], object] | None) -> None:
+        kind, *told = wire.read_message(message)
+        worker = self._worker
+        if kind == wire.BEGIN:
+            _answer(answer, may_begin=worker is not None and self._may_begin(worker, *told))
+        elif worker is None:
+            return  # it comes too late
+        elif kind == wire.STEPS:
+            _set_steps(worker, *told)
+        elif kind == wire.LOG:
+            _log(worker, *told)
+
+    def _may_begin(self, worker: Worker[Any], where: str) -> bool:
+        if worker._state in FINAL or worker._cancellation is not None:
+            return False
+        if worker._state is PENDING:
+            try:
+                self.begin(where)
+            except WorkerCancelled:  # by a signal handler, in between
+                return False
+            return True
+        if self._part.where:
+            lost = WorkerCrashed(f"what ran {self._label} is gone: {self._part.where}")
+            restart(worker, lost, 0.0)
+        self._part.where = where
+        return True
+
+    # the way back
+
+    def open(self, outcome: bytes) -> Any:
+        """Give what the work returned, or raise what it raised."""
+        worker = self._alive()
+        head, body = wire.read_outcome(outcome)
+        if head.kind == wire.STAY and worker._cancellation is None:
+            raise WorkerError(f"{self._label} was not begun, and nobody had cancelled it")
+        if head.kind in (wire.VALUE, wire.ERROR):
+            self.begin()  # an engine may lose the message that says so
+        if head.steps is not None:
+            _set_steps(worker, *head.steps)
+        return wire.open_outcome(head, body, self._label)
+
+    async def outlast(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """Await something to its end, whatever is cancelled meanwhile: the end of the far side."""
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    return await wait()
+            except anyio.get_cancelled_exc_class():
+                self.notice_cancellation()
+
+    def notice_cancellation(self) -> None:
+        """Take note of a cancellation that has reached the way, whoever it came from."""
+        notice_cancellation(self._alive())
+
+    def abandon(self) -> None:
+        """Say that the work is left to itself; see ``abandon_on_cancel``."""
+        self._part.is_abandoned = True
+
+    def end_abandoned(self, outcome: bytes | None) -> None:
+        """Say that work which was abandoned has ended; an error of its own is logged."""
+        self._part.is_abandoned = False
+        if outcome is None:
+            return
+        try:
+            wire.open_outcome(*wire.read_outcome(outcome), self._label)
+        except BaseException as error:  # noqa: BLE001 (it is told)
+            if not is_a(error, wire.CANCELLATIONS):
+                strip_traceback(error)
+                tell(logging.ERROR, "the abandoned work of %s failed", self._label, error=error)
+
+    def resource(self, key: object, make: Callable[[], ResourceT]) -> ResourceT:
+        """Give what the worker's tree of nodes has for an engine; made at the first call."""
+        from .resources import get  # noqa: PLC0415 (it is for those who need one)
+
+        return get(self._alive()._node.root, key, make)
+
+
+def _answer(answer: Callable[[bool], object] | None, *, may_begin: bool) -> None:
+    if answer is not None:
+        answer(may_begin)
+
+
+def _set_steps(
+    worker: Worker[Any], completed: int, total: int | None, description: str | None
+) -> None:
+    if worker._state not in FINAL:
+        worker.update(completed, total, description=description)
+
+
+def _log(worker: Worker[Any], told: dict[str, Any]) -> None:
+    """Hand a record to the logger of its name, as if it had been made here."""
+    target = logging.getLogger(told["name"])
+    if target.isEnabledFor(told["levelno"]):
+        record = logging.makeLogRecord({**told, **fields_of(worker, worker._state)})
+        try:
+            target.handle(record)
+        except Exception as fault:  # noqa: BLE001 (a filter of the program's)
+            tell(logging.ERROR, "a record from elsewhere cannot be logged", error=fault)
+
+
+async def _run(way: Way, worker: Worker[Any]) -> Any:
+    """Have a way run the work of a worker."""
+    part = cast("ElsewherePart", worker._thread)
+    job = WorkerJob(worker, part)
+    part.is_waiting = True
+    try:
+        value = await way(job)
+        job.begin()  # of a way that did not say so
+        return value  # noqa: TRY300 (what begin() raises is meant too)
+    except BaseException as error:
+        if is_a(get_cause(error), wire.FarTraceback):
+            # Where it was raised is told by that; here it was only handed on.
+            raise error.with_traceback(None)  # noqa: B904 (it is the same one)
+        raise
+    finally:
+        job._worker = None
+        del worker, job  # see errors: frames
+
+
+def set_way(worker: Worker[Any], where: object, limiter: object) -> str:
+    """Have the work of a new worker run elsewhere; tell what is wrong with that, if anything is.
+
+    Args:
+        worker: The worker.
+        where: The way, or an executor.
+        limiter: A limiter that was given as well.
+    """
+    if worker._thread is not None or limiter is not None:
+        return (
+            "thread=True and limiter are for threads, and it is to run elsewhere; leave them out, "
+            "and bound it by the limit of a group"
+        )
+    if is_awaitable(worker._work):
+        return (
+            "an awaitable cannot go elsewhere; give the function itself, with functools.partial() "
+            "its arguments"
+        )
+    worker._thread = ElsewherePart(partial(_run, way_of(where)))
+    return ""
+
+
+def way_of(where: Any) -> Way:
+    """Give the way that ``where=`` means.
+
+    Raises:
+        WorkerError: It means none.
+    """
+    if is_a(where, Executor):
+        from creche._running.executor import OnExecutor  # noqa: PLC0415 (see creche.ways)
+
+        return OnExecutor(where)
+    if not callable(where) or is_a(where, type):
+        raise WorkerError(f"where must be a way of creche.ways, or an executor, not {shown(where)}")
+    return cast("Way", where)

@@ -1,0 +1,180 @@
+"""A process of ours, from within: it runs one job after another that it is sent.
+
+It is run as a script, by its path, so that it imports what it needs of Creche and no more: an event
+loop would take most of the time of its start. The main thread does the work, as some libraries want
+to be in it. Another one reads the line, which is a socket that only home has the other end of. As
+that is closed, the process ends; with work in it, it kills itself and its whole session.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import queue
+import runpy
+import signal
+import socket
+import struct
+import sys
+import threading
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from creche._running.far import Far
+
+HEAD = struct.Struct("!QB")
+"""The length of what follows, and what it is."""
+SETUP, JOB, STOP, MESSAGE, OUTCOME = range(5)
+
+
+def frame(kind: int, told: bytes) -> bytes:
+    """Put something in a frame."""
+    return HEAD.pack(len(told), kind) + told
+
+
+class _Package(ModuleType):
+    """The package ``creche``, of which nothing is imported until somebody asks for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        spec = self.__spec__
+        if isinstance(spec, ModuleSpec) and spec.loader is not None:
+            self.__class__ = ModuleType  # type: ignore[assignment]  # it is one from now on
+            spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def stand_in_for_package(init: Path) -> None:
+    """Have ``import creche._running.far`` import that, and not all of Creche before."""
+    spec = spec_from_file_location("creche", init, submodule_search_locations=[str(init.parent)])
+    assert spec is not None
+    package = _Package("creche")
+    package.__spec__, package.__file__ = spec, str(init)
+    package.__loader__, package.__package__ = spec.loader, "creche"
+    package.__path__ = [str(init.parent)]
+    sys.modules["creche"] = package
+
+
+class Child:
+    """The process, on its line."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._far: Far | None = None
+        self._main: tuple[str, str] | None = None
+
+    def run(self) -> None:
+        """Run what is sent until home hangs up."""
+        from creche._running import wire  # noqa: PLC0415 (once the package stands in)
+
+        wire.prepare_main = self._import_main
+        threading.Thread(target=self._listen, name="creche line", daemon=True).start()
+        while (payload := self._jobs.get()) is not None:
+            self._run(payload)
+
+    def _run(self, payload: bytes) -> None:
+        from creche._running.far import Far  # noqa: PLC0415 (as above)
+
+        self._far = Far(payload, self._send, begun=True)
+        outcome = self._far.run()
+        self._far = None
+        self._say(OUTCOME, outcome)
+
+    def _send(self, message: bytes) -> None:
+        self._say(MESSAGE, message)
+
+    def _say(self, kind: int, told: bytes) -> None:
+        with self._lock:
+            self._line.sendall(frame(kind, told))
+
+    # what home says
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                size, kind = HEAD.unpack(self._read(HEAD.size))
+                self._take(kind, self._read(size))
+        except OSError:
+            if self._far is not None:
+                # Nobody is there for whom to work; a thread cannot be stopped, a process can.
+                os.killpg(0, signal.SIGKILL)
+            self._jobs.put(None)
+
+    def _read(self, size: int) -> bytes:
+        told = bytearray()
+        while len(told) < size:
+            more = self._line.recv(min(size - len(told), 1 << 20))
+            if not more:
+                raise ConnectionError("home has hung up")
+            told += more
+        return bytes(told)
+
+    def _take(self, kind: int, told: bytes) -> None:
+        far = self._far
+        if kind == JOB:
+            self._jobs.put(told)
+        elif kind == SETUP:
+            sys.path[:], self._main, sys.argv[:] = pickle.loads(told)  # noqa: S301 (from home)
+        elif far is not None:
+            far.stop(pickle.loads(told))  # noqa: S301 (from home)
+
+    # the main module
+
+    def _import_main(self) -> None:
+        """Make the main module that of home, once it is needed; as ``multiprocessing`` does."""
+        if self._main is None:
+            return
+        (kind, name), self._main = self._main, None
+        from creche._ground import context  # noqa: PLC0415 (as above)
+        from creche._ground.errors import WorkerError  # noqa: PLC0415 (as above)
+
+        context.imports_main = True
+        try:
+            run = runpy.run_module if kind == "name" else runpy.run_path
+            content = run(name, run_name="__mp_main__")
+        except BaseException as error:
+            raise WorkerError(
+                f"the main module, {name!r}, cannot be imported by a process that runs work of it; "
+                'put what the program runs under if __name__ == "__main__":'
+            ) from error
+        finally:
+            context.imports_main = False
+        module = ModuleType("__mp_main__")
+        module.__dict__.update(content)
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+
+
+def tell_where(report: Any) -> None:
+    """Have it written where the Python code stands as the process dies, where that can be."""
+    faulthandler.enable(report, all_threads=False)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGTERM, report, all_threads=False, chain=True)
+    leave, process = os._exit, os.getpid()
+
+    def leave_and_tell(status: int) -> None:
+        if os.getpid() == process:  # none that the work has forked off
+            faulthandler.dump_traceback(report, all_threads=False)
+        leave(status)
+
+    os._exit = leave_and_tell  # type: ignore[assignment]  # never returns either
+
+
+def main() -> None:
+    """Be the process: ``child.py LINE REPORT``, two descriptors."""
+    line, report = (int(each) for each in sys.argv[1:3])
+    stand_in_for_package(Path(__file__).parent.parent / "__init__.py")
+    tell_where(os.fdopen(report, "wb", 0))
+    with socket.socket(fileno=line) as connection:
+        Child(connection).run()
+
+
+if __name__ == "__main__":
+    main()

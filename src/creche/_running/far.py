@@ -1,0 +1,439 @@
+"""The far side of work that runs elsewhere: what stands for the worker there.
+
+It imports no event loop unless the work is async, so that a new process is soon there. What carries
+its messages home is given to it; it asks by the first of them whether to begin.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import traceback
+from contextvars import copy_context
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
+
+from creche._ground.context import current
+from creche._ground.errors import WorkerCancelled, WorkerError
+from creche._ground.options import check_text
+from creche._ground.report import harmless, is_awaitable, text_of
+from creche._ground.steps import check_steps, percent, track
+
+from . import wire
+from .job import call, check_no_generator, is_unawaited
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from types import CoroutineType
+
+T = TypeVar("T")
+INTERVAL = 0.05
+"""Seconds from one message about steps to the next, at least."""
+
+
+def here() -> str:
+    """Tell where this is, for people."""
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+class Far:
+    """What stands for a worker where its work runs; ``get_current_worker()`` gives it there.
+
+    An engine makes one of the bytes that ``Job.pack()`` gave, and hands home what ``run()`` gives.
+
+    Args:
+        payload: What ``Job.pack()`` gave.
+        send: Carries a message home, to ``Job.receive()``; called in any thread. The first message
+            asks whether to begin: if ``send`` returns ``False``, the work is not called. If it
+            raises, it is not either; later on, the work is told to stop.
+        begun: Whether the work has begun, as home knows it: then nothing is asked.
+    """
+
+    # As the core sees it, where the work opens nodes of its own: a worker of no node of theirs.
+    _is_far = True
+    _handle = None
+    _state = None
+
+    def __init__(
+        self, payload: bytes, send: Callable[[bytes], object], *, begun: bool = False
+    ) -> None:
+        self._payload = payload
+        self._head, self._start = wire.read_job(payload)
+        self._send = send
+        self._has_begun = begun
+        self._lock = threading.RLock()
+        self._is_over = False
+        self._completed = 0
+        self._total: int | None = None
+        self._description: str | None = None  # once it was changed
+        self._told_at = -INTERVAL
+        self._timer: threading.Timer | None = None
+        self._cancelled = threading.Event()
+        self._reason: object = None
+        self._stops: list[Callable[[], object]] = []
+
+    def __repr__(self) -> str:
+        return f"<Far {self._head.path!r}>"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what only the worker itself has."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise WorkerError(
+            f"{self._head.label} runs elsewhere, where it has no {name!r}; do it at home: with "
+            "what the work returns, or in a worker there"
+        )
+
+    # what is known of it
+
+    @property
+    def name(self) -> str:
+        """The name of the worker."""
+        return self._head.name
+
+    @property
+    def group(self) -> str:
+        """The name of its group."""
+        return self._head.group
+
+    @property
+    def description(self) -> str:
+        """Its longer text for people."""
+        return self._head.description if self._description is None else self._description
+
+    @property
+    def path(self) -> str:
+        """Where the worker is at home: ``path/group/name``."""
+        return self._head.path
+
+    # how far it is
+
+    @property
+    def completed_steps(self) -> int:
+        """The number of completed steps."""
+        return self._completed
+
+    @property
+    def total_steps(self) -> int | None:
+        """The number of steps in all, ``None`` if that is not known."""
+        return self._total
+
+    @property
+    def progress(self) -> float:
+        """How much is done, from 0.0 to 100.0 percent; 0.0 while the total is unknown or 0."""
+        return percent(self._completed, self._total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Add to the number of completed steps; home is told 20 times a second at most.
+
+        Args:
+            steps: How many.
+
+        Raises:
+            WorkerError: It is no finite number.
+
+        Threads:
+            Any thread.
+        """
+        check_steps(steps)
+        with self._lock:
+            self._completed += steps
+        self._tell_steps()
+
+    def update(
+        self,
+        completed_steps: int | None = None,
+        total_steps: int | None = -1,
+        *,
+        description: str | None = None,
+    ) -> None:
+        """Set the steps or the description, as ``Worker.update()`` does.
+
+        Args:
+            completed_steps: How many steps are completed; ``None`` leaves the number as it is.
+            total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
+            description: What the work is doing now, for people; ``None`` leaves it as it is.
+
+        Raises:
+            WorkerError: One of the numbers is no finite number; nothing is changed.
+
+        Threads:
+            Any thread.
+        """
+        for steps in (completed_steps, total_steps):
+            if steps is not None:
+                check_steps(steps)
+        if description is not None:
+            check_text("description", description)
+        with self._lock:
+            if completed_steps is not None:
+                self._completed = completed_steps
+            if total_steps != -1:
+                self._total = None if total_steps is None else max(0, total_steps)
+            if description is not None:
+                self._description = description
+        self._tell_steps()
+
+    @overload
+    def track(self, iterable: Iterable[T], total: int | None = None) -> Iterator[T]: ...
+
+    @overload
+    def track(self, iterable: AsyncIterable[T], total: int | None = None) -> AsyncIterator[T]: ...
+
+    def track(
+        self, iterable: Iterable[T] | AsyncIterable[T], total: int | None = None
+    ) -> Iterator[T] | AsyncIterator[T]:
+        """Iterate, and advance by one step for each item, as ``Worker.track()`` does.
+
+        Args:
+            iterable: What to iterate.
+            total: The number of items; by default what it says of itself.
+
+        Returns:
+            An iterator over the items.
+
+        Raises:
+            WorkerError: It is not iterable.
+        """
+        return track(self, iterable, total)
+
+    def _tell_steps(self) -> None:
+        """Tell home how far it is, now or as soon as it was not told for a while."""
+        with self._lock:
+            if self._is_over or self._timer is not None:
+                return
+            wait = self._told_at + INTERVAL - monotonic()
+            if wait > 0:
+                self._timer = threading.Timer(wait, self._tell_late)
+                self._timer.start()
+                return
+        self._tell_now()
+
+    def _tell_late(self) -> None:
+        with self._lock:
+            self._timer = None
+        self._tell_now()
+
+    def _tell_now(self) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            self._told_at = monotonic()
+            steps = self._steps()
+        self._carry(wire.message(wire.STEPS, *steps))
+
+    def _steps(self) -> wire.Progress:
+        return self._completed, self._total, self._description
+
+    def _carry(self, message: bytes) -> None:
+        """Carry a message home; where nobody is there any more, nobody wants the work."""
+        try:
+            self._send(message)
+        except Exception as error:  # noqa: BLE001 (the engine's)
+            self.stop(f"home cannot be reached: {text_of(error)}")
+
+    # whether it was cancelled
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancellation was requested, as far as this side was told."""
+        return self._cancelled.is_set()
+
+    @property
+    def cancel_reason(self) -> object:
+        """The reason that came with it, as text."""
+        return self._reason
+
+    @property
+    def cancelled_event(self) -> threading.Event:
+        """An event that is set when this side is told that cancellation was requested."""
+        return self._cancelled
+
+    def check_cancelled(self) -> None:
+        """Raise an error if cancellation was requested.
+
+        Raises:
+            WorkerCancelled: It was. Let it out of the work, and the worker ends CANCELLED.
+
+        Threads:
+            Any thread.
+        """
+        if self.is_cancelled:
+            raise WorkerCancelled(self._tell_cancelled())
+
+    def _tell_cancelled(self) -> str:
+        reason = "" if self._reason is None else f": {self._reason}"
+        return f"{self._head.label} was cancelled{reason}"
+
+    def stop(self, reason: object = None) -> None:
+        """Tell the work that its worker was cancelled; for engines. The first call counts.
+
+        Async work gets a cancellation at its next checkpoint, other work has to ask.
+
+        Args:
+            reason: Why.
+
+        Threads:
+            Any thread.
+        """
+        with self._lock:
+            if self._cancelled.is_set():
+                return
+            self._reason = reason
+            self._cancelled.set()
+            stops, self._stops = self._stops, []
+        for stop in stops:
+            stop()
+
+    def _on_stop(self, stop: Callable[[], object]) -> None:
+        with self._lock:
+            if not self._cancelled.is_set():
+                self._stops.append(stop)
+                return
+        stop()
+
+    # running it
+
+    def run(self) -> bytes:
+        """Run the work, and give what came of it; it never raises.
+
+        Returns:
+            The outcome, for ``Job.open()``.
+
+        Threads:
+            Any thread, which is kept busy. Async work has an event loop of its own in it.
+        """
+        try:
+            return copy_context().run(self._run)
+        except BaseException as error:  # noqa: BLE001 (one of ours, or a Ctrl+C at the wrong line)
+            return wire.pack_error(error, None)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._is_over = True
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+
+    def _run(self) -> bytes:
+        current.set(self)
+        try:
+            work = wire.unpack(self._payload, self._start)
+        except BaseException as error:  # noqa: BLE001 (told at home)
+            return wire.pack_error(error, None, wire.UNREAD)
+        self._payload = b""
+        if not self._has_begun:
+            try:
+                if self._send(wire.message(wire.BEGIN, here())) is False:
+                    return wire.pack_none(wire.STAY)
+            except Exception as error:  # noqa: BLE001 (the engine's)
+                return wire.pack_error(error, None, wire.UNHEARD)
+        with telling(self):
+            try:
+                value = self._call(work)
+            except BaseException as error:  # noqa: BLE001 (raised at home)
+                return wire.pack_error(error, self._steps())
+        return wire.pack_value(value, self._steps())
+
+    def _call(self, work: Any) -> object:
+        value: object = None
+        try:
+            value = call(work)
+            if is_awaitable(value):
+                from .own_loop import on_own_loop  # noqa: PLC0415 (imports AnyIO)
+
+                return on_own_loop(_Loop(self), value, self._head.backend)
+            check_no_generator(value, lambda: self._head.label)
+            return value
+        finally:
+            if is_unawaited(value):
+                cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
+
+
+class _Loop:
+    """The work, as the event loop that it has of its own sees it."""
+
+    def __init__(self, far: Far) -> None:
+        self._far = far
+
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        self._far._on_stop(stop)
+
+    def label(self) -> str:
+        return self._far._head.label
+
+
+# the log
+
+
+class _HomeHandler(logging.Handler):
+    """Hands records home, to the logger of the same name there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fars: list[Far] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        far = current.get(None)
+        if not isinstance(far, Far):  # a thread of the work's own
+            far = self.fars[0] if len(self.fars) == 1 else None
+        if far is not None and far in self.fars:
+            far._carry(wire.message(wire.LOG, _plain(record)))
+
+
+_handler: _HomeHandler | None = None
+_handler_lock = threading.Lock()
+
+
+class telling:  # noqa: N801 (a block)
+    """Hand the records of a work home while the block is open, unless this is home."""
+
+    def __init__(self, far: Far) -> None:
+        self._far = far
+
+    def __enter__(self) -> None:
+        if not self._far._head.is_at_home():
+            _handler_for(self._far._head.level).fars.append(self._far)
+
+    def __exit__(self, *_: object) -> None:
+        if _handler is not None and self._far in _handler.fars:
+            _handler.fars.remove(self._far)
+
+
+def _handler_for(level: int) -> _HomeHandler:
+    """Give the handler of this process; where nobody has set up logging, it has home's level."""
+    global _handler  # noqa: PLW0603 (there is one root logger)
+    root = logging.getLogger()
+    with _handler_lock:
+        if _handler is None:
+            _handler = _HomeHandler()
+            root.addHandler(_handler)
+        if root.handlers == [_handler]:
+            root.setLevel(level)
+        return _handler
+
+
+_LONGEST = 100_000  # characters of a text in a record
+_PLAIN = (str, int, float, bool, type(None))
+_NOT_SENT = ("args", "exc_info", "msg", "message", "exc_text")
+
+
+def _plain(record: logging.LogRecord) -> dict[str, Any]:
+    """Give a record as plain data."""
+    told = {
+        key: value[:_LONGEST] if isinstance(value, str) else value
+        for key, value in vars(record).items()
+        if key not in _NOT_SENT and type(value) in _PLAIN
+    }
+    with harmless:
+        told["msg"] = record.getMessage()[:_LONGEST]
+    told.setdefault("msg", text_of(record.msg))
+    if record.exc_info and record.exc_info[1] is not None:
+        lines = traceback.format_exception(*record.exc_info)
+        told["exc_text"] = "".join(lines).rstrip("\n")[-_LONGEST:]
+    return told

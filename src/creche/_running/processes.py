@@ -1,0 +1,358 @@
+"""Work in processes of our own, which can be killed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import anyio
+
+from creche._ground.errors import WorkerCrashed, WorkerError
+from creche._ground.report import shown, text_of
+
+from . import child
+
+if TYPE_CHECKING:
+    from anyio.abc import Process, TaskGroup
+
+    from creche._ground.way import Job
+
+_PATIENCE = 5.0
+"""Seconds that an idle process has to leave, until it is killed."""
+
+
+class Processes:
+    """Run work in processes, which can be killed: a way, for ``where=``.
+
+    Each tree of nodes that uses it has processes of its own, started as there is work for them and
+    ended as the root is left. A worker is PENDING while it waits for one. A process runs one piece
+    of work at a time, in its main thread, and is used again.
+
+    A cancelled worker ends within milliseconds: its process is killed, with all that it has started
+    in its session. With ``grace`` it is told before, and has time to leave: async work is cancelled
+    there, other work has to ask by ``get_current_worker().check_cancelled()``.
+
+    A process that dies is a ``WorkerCrashed`` for the one worker that it ran; the next work gets a
+    new one. If this program is killed, its processes end by themselves.
+
+    Args:
+        size: How many at once; by default one for each processor.
+        grace: Seconds that cancelled work has to end by itself, before its process is killed.
+        idle: Seconds after which a process that has nothing to do ends; ``None`` for never.
+
+    Raises:
+        WorkerError: An argument makes no sense; or this is Windows, where a process cannot be given
+            a line and a session: use ``ProcessPoolExecutor`` there.
+    """
+
+    def __init__(
+        self, size: int | None = None, *, grace: float = 0.0, idle: float | None = None
+    ) -> None:
+        if sys.platform == "win32":  # pragma: no cover (there)
+            raise WorkerError(
+                "Processes() needs sessions of processes, which Windows has not; give where= a "
+                "concurrent.futures.ProcessPoolExecutor"
+            )
+        if size is not None and (type(size) is not int or size < 1):
+            raise WorkerError(f"size must be 1 or more, or None, not {shown(size)}")
+        for what, seconds in (("grace", grace), ("idle", 0.0 if idle is None else idle)):
+            if not isinstance(seconds, int | float) or not seconds >= 0:
+                raise WorkerError(f"{what} must be 0 seconds or more, not {shown(seconds)}")
+        self._size = size if size is not None else os.cpu_count() or 1
+        self._grace = grace
+        self._idle = idle
+
+    def __repr__(self) -> str:
+        return f"Processes({self._size})"
+
+    async def __call__(self, job: Job) -> Any:
+        """Run a job; see ``creche.ways.Way``."""
+        pool = job.resource(self, partial(_Pool, self._size, self._idle))
+        async with pool.slots:
+            process = await pool.get()
+            try:
+                payload = job.pack()
+                while not await process.give(payload):
+                    process = await pool.get()
+                job.begin(process.where)
+                return job.open(await self._outcome(job, process))
+            finally:
+                await job.outlast(partial(pool.put_back, process))
+
+    async def _outcome(self, job: Job, process: _Process) -> bytes:
+        """Give what came of a job, which a process was given."""
+        try:
+            outcome = await process.serve(job)
+        except anyio.get_cancelled_exc_class():
+            job.notice_cancellation()
+            outcome = await job.outlast(partial(self._stop, job, process))
+            if outcome is None:
+                raise
+        if outcome is None:
+            raise await job.outlast(partial(process.tell_crash, job.label))
+        return outcome
+
+    async def _stop(self, job: Job, process: _Process) -> bytes | None:
+        """Have work end that was cancelled; give what came of it, if it did so by itself."""
+        outcome = None
+        if self._grace and not job.abandon_on_cancel:
+            reason = job.cancel_reason
+            with anyio.move_on_after(self._grace):
+                await process.tell_stop(None if reason is None else text_of(reason))
+                outcome = await process.serve(job)
+        if outcome is None:
+            await process.kill()
+        return outcome
+
+
+class _Pool:
+    """The processes of one tree of nodes."""
+
+    def __init__(self, size: int, idle: float | None) -> None:
+        self.slots: anyio.Semaphore = anyio.Semaphore(size, fast_acquire=True)
+        """Held by each job that has a process, or is about to start one."""
+        self._idle_after = idle
+        self._idle: list[_Process] = []
+        self._is_open = anyio.Event()
+        self._group: TaskGroup = anyio.create_task_group()
+
+    async def run(self) -> None:
+        """Keep the processes until nobody wants them any more."""
+        async with self._group:
+            self._is_open.set()
+            try:
+                await self._expire()
+            finally:
+                for process in self._idle:
+                    process.dismiss()
+
+    async def _expire(self) -> None:
+        after = self._idle_after
+        if not after:  # at 0 none is ever idle
+            await anyio.sleep_forever()
+        while after:
+            await anyio.sleep(after)
+            oldest = anyio.current_time() - after
+            for process in [each for each in self._idle if each.idle_since <= oldest]:
+                self._idle.remove(process)
+                process.dismiss()
+
+    async def get(self) -> _Process:
+        """Give a process that has nothing to do, started if need be."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive:
+                return process
+        if not self._is_open.is_set():
+            await self._is_open.wait()
+        process = _Process()
+        with anyio.CancelScope(shield=True):
+            await process.start()
+        # Its own context: that of the worker would be kept with it.
+        self._group.create_task(process.watch(), context=Context(), name=process.where)
+        return process
+
+    async def put_back(self, process: _Process) -> None:
+        """Take a process back; one that is still at work is killed."""
+        if process.is_busy:
+            await process.kill()
+        if not process.is_alive:
+            process.close()
+        elif self._idle_after == 0:
+            process.dismiss()
+        else:
+            process.idle_since = anyio.current_time()
+            self._idle.append(process)
+
+
+class _Process:
+    """A process, and the line to it."""
+
+    def __init__(self) -> None:
+        self.is_busy = False
+        """Whether it may have work: from the moment at which it is sent to its outcome."""
+        self.idle_since = 0.0
+        """When it was last given back."""
+        self.where = ""
+        """What it is called."""
+        self._process: Process
+        self._exited = anyio.Event()
+        self._buffer = bytearray()
+        self._line, self._far_end = socket.socketpair()
+        self._line.settimeout(0)
+        self._report: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (see close())
+
+    async def start(self) -> None:
+        """Start it."""
+        fds = (self._far_end.fileno(), self._report.fileno())
+        try:
+            self._process = await anyio.open_process(
+                [*_python(), child.__file__, *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=None,
+                stderr=None,
+                start_new_session=True,  # else a Ctrl+C in the terminal hits it first
+                pass_fds=fds,
+            )
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._far_end.close()
+        self.where = f"process {self._process.pid}"
+        await self._say(child.SETUP, pickle.dumps((sys.path, _main(), sys.argv)))
+
+    async def watch(self) -> None:
+        """Wait until it has ended, and say so."""
+        with anyio.CancelScope(shield=True):
+            await self._process.wait()
+        self._exited.set()
+        # Whatever it has forked off may have its end of the line.
+        with suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
+        if not self.is_busy:
+            self.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended, as far as that is known."""
+        return not self._exited.is_set()
+
+    # work
+
+    async def give(self, payload: bytes) -> bool:
+        """Give it work; tell whether it was there to take it."""
+        self.is_busy = True
+        try:
+            # Half a frame would make the line useless.
+            with anyio.CancelScope(shield=True):
+                await self._say(child.JOB, payload)
+        except OSError:
+            await self.kill()
+            self.close()
+            return False
+        return True
+
+    async def serve(self, job: Job) -> bytes | None:
+        """Take what it says of its work; give what came of that, ``None`` if it has died."""
+        try:
+            while True:
+                kind, told = await self._hear()
+                if kind == child.OUTCOME:
+                    self.is_busy = False
+                    return told
+                job.receive(told)
+        except OSError:
+            return None
+
+    async def tell_stop(self, reason: str | None) -> None:
+        """Tell the work that it was cancelled."""
+        with suppress(OSError), anyio.CancelScope(shield=True):
+            await self._say(child.STOP, pickle.dumps(reason))
+
+    async def kill(self) -> None:
+        """Kill it with all of its session, and wait until it has ended."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        await self._exited.wait()
+
+    def dismiss(self) -> None:
+        """Have it end, as there is nothing for it to do."""
+        self._line.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of the line, and of what it reports."""
+        self._line.close()
+        self._report.close()
+
+    # the line
+
+    async def _say(self, kind: int, told: bytes) -> None:
+        left = memoryview(child.frame(kind, told))
+        while left:
+            try:
+                left = left[self._line.send(left) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._line)
+
+    async def _hear(self) -> tuple[int, bytes]:
+        size, kind = child.HEAD.unpack(await self._read(child.HEAD.size))
+        return kind, await self._read(size)
+
+    async def _read(self, size: int) -> bytes:
+        # What was read is kept in the buffer, whoever is cancelled meanwhile.
+        while len(self._buffer) < size:
+            await anyio.wait_readable(self._line)
+            more = self._line.recv(1 << 18)
+            if not more:
+                raise ConnectionError("it has hung up")
+            self._buffer += more
+        told = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return told
+
+    # its end
+
+    async def tell_crash(self, label: str) -> WorkerCrashed:
+        """Say how it has ended, and where it stood."""
+        with anyio.move_on_after(_PATIENCE):
+            await self._exited.wait()
+        await self.kill()  # it may have hung up, and live
+        code = self._process.returncode or 0
+        if code < 0:
+            what = f"was killed by {_name_of(-code)}"
+        else:
+            what = f"has ended by itself with exit code {code}"
+        place = _place_in(os.pread(self._report.fileno(), 1 << 16, 0).decode(errors="replace"))
+        if not place and code == -signal.SIGKILL:
+            place = ", by somebody else or by the system for want of memory"
+        return WorkerCrashed(f"{label} crashed: {self.where} {what}{place}", code)
+
+
+def _python() -> list[str]:
+    """Give the command that runs this Python with the options of this program."""
+    # As multiprocessing does; there is no public name.
+    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *options]
+
+
+def _main() -> tuple[str, str] | None:
+    """Tell how the main module can be imported elsewhere, as ``multiprocessing`` does."""
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        # What is run of a package, or of a folder, has nothing in it but what it runs.
+        return None if name.rpartition(".")[2] == "__main__" else ("name", name)
+    path = getattr(main, "__file__", None)
+    return None if path is None else ("path", str(Path(path).absolute()))
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+_PLACE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
+_OURS = str(Path(__file__).parent.parent)
+
+
+def _place_in(report: str) -> str:
+    """Tell where the code stood, of a report of ``faulthandler``."""
+    for file, line, function in _PLACE.findall(report):
+        if not file.startswith(_OURS):
+            return f" in {function}() at {file}:{line}"
+    return ""

@@ -1,0 +1,67 @@
+"""The ways of running work elsewhere that the tests run on; another one is one line in ``WAYS``."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import sys
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor
+
+import anyio
+from anyio import lowlevel
+
+from creche.ways import Far, OnExecutor, Processes
+
+
+class Threads:
+    """A plain engine: a thread for each job. It shows what one has to do, and no more."""
+
+    async def __call__(self, job):
+        payload, token, done = job.pack(), lowlevel.current_token(), anyio.Event()
+        may_begin, fars, outcomes = Future(), [], []
+
+        def send(message):
+            job.receive(message, may_begin.set_result)
+            return may_begin.result()
+
+        def run():
+            fars.append(Far(payload, send))
+            outcomes.append(fars[0].run())
+            token.backend_class.run_sync_soon(done.set, (), token.native_token)
+
+        threading.Thread(target=run).start()
+        try:
+            await done.wait()
+        except anyio.get_cancelled_exc_class():
+            job.notice_cancellation()
+            for far in fars:
+                far.stop(job.cancel_reason)
+            await job.outlast(done.wait)
+        return job.open(outcomes[0])
+
+
+@contextlib.contextmanager
+def processes():
+    yield Processes(2, grace=30)
+
+
+@contextlib.contextmanager
+def standard_pool():
+    yield OnExecutor(pool("spawn"))
+
+
+WAYS = {"threads": lambda: contextlib.nullcontext(Threads()), "pool": standard_pool}
+if sys.platform != "win32":
+    WAYS["processes"] = processes
+
+_pools = {}
+
+
+def pool(method):
+    """Give a pool of one process, made and warmed once: its threads are not those of a test."""
+    if method not in _pools:
+        context = multiprocessing.get_context(method)
+        _pools[method] = ProcessPoolExecutor(1, mp_context=context)
+        _pools[method].submit(int).result()
+    return _pools[method]

@@ -1,0 +1,181 @@
+"""Work that runs elsewhere: a module that another process can import."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import anyio
+
+from creche import Node, get_current_worker, work
+from helpers import RENDEZVOUS
+
+logger = logging.getLogger("farwork")
+
+
+def add(first, second):
+    return first + second
+
+
+async def add_later(first, second):
+    await anyio.lowlevel.checkpoint()
+    return first + second
+
+
+def pid():
+    return os.getpid()
+
+
+def fail(text):
+    raise ValueError(text)
+
+
+class TwoArguments(Exception):
+    """One that can be pickled and not be read again."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail_untold():
+    raise TwoArguments("this", "that")
+
+
+class Unreadable:
+    """Can be pickled, and not be read."""
+
+    def __reduce__(self):
+        return fail, ("unreadable",)
+
+    def __call__(self):
+        """Do nothing."""
+
+
+def give_unpickled():
+    return threading.Lock()
+
+
+def give_unreadable():
+    return Unreadable()
+
+
+def leave(status):
+    raise SystemExit(status)
+
+
+def make_generator():
+    yield 1
+
+
+def count(steps):
+    worker = get_current_worker()
+    for _ in worker.track(range(steps)):
+        pass
+    worker.update(description="counted")
+    return worker.progress
+
+
+def until_cancelled(path=None):
+    """Run until cancelled, and say by a file that it does."""
+    worker = get_current_worker()
+    tell(path)
+    assert worker.cancelled_event.wait(RENDEZVOUS), "nobody cancelled it"
+    worker.check_cancelled()
+
+
+def give_when_cancelled(path, value):
+    worker = get_current_worker()
+    tell(path)
+    assert worker.cancelled_event.wait(RENDEZVOUS), "nobody cancelled it"
+    return value, worker.is_cancelled, worker.cancel_reason
+
+
+def fail_when_cancelled(path):
+    get_current_worker().cancelled_event.wait(tell(path) or RENDEZVOUS)
+    raise ValueError("late")
+
+
+async def sleep_until_cancelled(path):
+    tell(path)
+    with anyio.fail_after(RENDEZVOUS):
+        await anyio.sleep_forever()
+
+
+def ignore(path):
+    """Take no notice of anything, for ten seconds."""
+    tell(path)
+    time.sleep(RENDEZVOUS)
+
+
+def hold(path, gate):
+    """Run until a file is there."""
+    tell(path)
+    end = time.monotonic() + RENDEZVOUS
+    while not Path(gate).exists():
+        assert time.monotonic() < end, "nobody opened the gate"
+        time.sleep(0.005)
+
+
+def tell(path):
+    if path is not None:
+        Path(path).touch(exist_ok=False)
+
+
+def write_log(text):
+    logger.info("here is %s", text, extra={"colour": "blue"})
+    try:
+        fail(text)
+    except ValueError:
+        logger.exception("it failed")
+
+
+def log_in_thread():
+    thread = threading.Thread(target=logger.warning, args=("from a thread",))
+    thread.start()
+    thread.join()
+
+
+def ask_for(name):
+    return getattr(get_current_worker(), name)
+
+
+def tell_all():
+    far = get_current_worker()
+    return far.name, far.group, far.description, far.path, far.is_cancelled, far.total_steps
+
+
+async def open_node():
+    async with Node("there") as there:
+        worker = there.run_worker(add_later_there)
+        return await worker
+
+
+async def add_later_there():
+    return get_current_worker().node.path
+
+
+class App(Node):
+    """Has a method that runs elsewhere."""
+
+    @work(where=lambda job: job)
+    @staticmethod
+    def twice(value):
+        return value * 2
+
+
+def segfault():
+    ctypes.string_at(0)
+
+
+def leave_at_once():
+    os._exit(3)
+
+
+def kill_itself(number=signal.SIGKILL):
+    os.kill(os.getpid(), number)
+    time.sleep(RENDEZVOUS)

@@ -1,0 +1,314 @@
+"""Work that runs elsewhere: what holds whatever the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import anyio
+import pytest
+
+import farwork
+from creche import (
+    Node,
+    RemoteError,
+    WorkerDeclarationError,
+    WorkerError,
+    WorkerFailed,
+    format_tree,
+    get_current_worker,
+    work,
+)
+from creche.ways import OnExecutor, Processes
+from engines import WAYS, pool
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """Keep the threads of what is shared out of the account of a single test."""
+    pool("spawn")
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request):
+    """Each of the ways."""
+    with WAYS[request.param]() as made:
+        yield made
+
+
+@pytest.fixture
+def sign(tmp_path):
+    """A file that far work makes to say that it runs."""
+    return tmp_path / "runs"
+
+
+async def begun(app, call, sign, **options):
+    """Run work that says by a file that it runs, and wait until it does."""
+    worker = app.run_worker(call, **options)
+    await until(sign.exists)
+    return worker
+
+
+async def test_values_come_back(way):
+    """What the work returns is the result, be it plain or async, and where it ran is known."""
+    async with Listener() as app:
+        worker = app.run_worker(partial(farwork.add, 1, 2), where=way)
+        assert await worker == 3
+        assert await app.run_worker(partial(farwork.add_later, "a", "b"), where=way) == "ab"
+        assert worker.where.startswith("process ")
+        assert not worker.thread
+    assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
+
+
+async def test_error_is_the_original(way):
+    """An error has its class, where it was raised as its cause, and none of our frames."""
+    async with Node("app") as app:
+        worker = app.run_worker(partial(farwork.fail, "burnt"), where=way, exit_on_error=False)
+        with pytest.raises(WorkerFailed, match=r"worker 'fail' failed: ValueError: burnt$"):
+            await worker
+    assert type(worker.error) is ValueError
+    assert worker.error.__traceback__ is None
+    there = str(worker.error.__cause__)
+    assert "in fail" in there
+    assert "/_running/" not in there
+
+
+async def test_error_that_cannot_travel(way):
+    """An error that cannot be read again is told in text, and harms no other work."""
+    async with Node("app", exit_on_error=False) as app:
+        worker = await app.run_worker(farwork.fail_untold, where=way).join()
+        assert await app.run_worker(partial(farwork.add, 1, 2), where=way) == 3
+    assert isinstance(worker.error, RemoteError)
+    assert worker.error.type_name == "farwork.TwoArguments"
+    assert worker.error.text == "this and that"
+    assert str(worker.error) == "farwork.TwoArguments: this and that"
+    assert "in fail_untold" in str(worker.error.__cause__)
+
+
+async def test_work_that_cannot_travel(way):
+    """Work that cannot be pickled, or be read there, is an ERROR that says so."""
+    async with Listener(exit_on_error=False) as app:
+        local = await app.run_worker(lambda: 1, where=way).join()
+        unread = await app.run_worker(farwork.Unreadable(), where=way).join()
+    assert app.told_of(local) == [PENDING, ERROR]
+    assert "cannot be pickled, and so cannot run elsewhere" in str(local.error)
+    assert unread.state is ERROR
+    assert "cannot be read where it was to run: ValueError: unreadable" in str(unread.error)
+
+
+async def test_value_that_cannot_travel(way):
+    """A value that cannot be pickled, or not be read, is an error that says so."""
+    async with Node("app", exit_on_error=False) as app:
+        unpickled = await app.run_worker(farwork.give_unpickled, where=way).join()
+        unread = await app.run_worker(farwork.give_unreadable, where=way).join()
+        generator = await app.run_worker(farwork.make_generator, where=way).join()
+    assert "returned a lock that cannot be pickled" in str(unpickled.error)
+    assert "returned cannot be read here: ValueError: unreadable" in str(unread.error)
+    assert "returned a generator" in str(generator.error)
+
+
+async def test_steps_come_home(way):
+    """How far the work is comes home, the last of it with the result."""
+    async with Node("app") as app:
+        worker = app.run_worker(partial(farwork.count, 1000), where=way)
+        assert await worker == 100.0
+    assert (worker.completed_steps, worker.total_steps) == (1000, 1000)
+    assert worker.description == "counted"
+
+
+async def test_work_is_told_of_its_cancellation(way, sign):
+    """Cancelled work that listens ends CANCELLED, and what it returns all the same is kept."""
+    async with Listener() as app:
+        worker = await begun(app, partial(farwork.until_cancelled, sign), sign, where=way)
+        assert "until_cancelled: running" in format_tree(app)
+        worker.cancel("enough")
+        await worker.join()
+        sign.unlink()
+        second = partial(farwork.give_when_cancelled, sign, "all the same")
+        giver = await begun(app, second, sign, where=way)
+        giver.cancel("enough")
+        await giver.join()
+    assert app.told_of(worker) == [PENDING, RUNNING, CANCELLED]
+    assert giver.state is CANCELLED
+    assert giver.result == ("all the same", True, "enough")
+
+
+async def test_error_of_cancelled_work(way, sign):
+    """An error that the work raises as it is cancelled is an ERROR."""
+    async with Node("app", exit_on_error=False) as app:
+        worker = await begun(app, partial(farwork.fail_when_cancelled, sign), sign, where=way)
+        worker.cancel()
+    assert worker.state is ERROR
+    assert str(worker.error) == "late"
+
+
+async def test_async_work_is_cancelled(way, sign):
+    """Async work elsewhere is cancelled where it waits, also from outside the node."""
+    with anyio.CancelScope() as scope:
+        async with Node("app") as app:
+            worker = await begun(app, partial(farwork.sleep_until_cancelled, sign), sign, where=way)
+            scope.cancel()
+    assert worker.state is CANCELLED
+
+
+async def test_exit_counts_as_everywhere(way):
+    """A wish to exit leaves the node bare."""
+    with pytest.raises(SystemExit) as exited:
+        async with Node("app") as app:
+            app.run_worker(partial(farwork.leave, 3), where=way)
+    assert exited.value.code == 3
+
+
+async def test_get_current_worker_gives_what_stands_for_it(way):
+    """On the far side one function finds name, progress and cancellation, and nothing else."""
+    async with Node("app", exit_on_error=False) as app:
+        options = {"where": way, "group": "far", "description": "tells"}
+        told = await app.run_worker(farwork.tell_all, "teller", **options)
+        assert told == ("teller", "far", "tells", "app/far/teller", False, None)
+        worker = await app.run_worker(partial(farwork.ask_for, "node"), where=way).join()
+        assert "has no 'node'; do it at home" in str(worker.error)
+        worker = await app.run_worker(partial(farwork.ask_for, "_node"), where=way).join()
+        assert type(worker.error) is AttributeError
+
+
+async def test_node_of_its_own(way):
+    """Work elsewhere may have nodes and workers of its own there."""
+    async with Node("app") as app:
+        assert await app.run_worker(farwork.open_node, where=way) == "there"
+
+
+async def test_limit_holds(way, tmp_path):
+    """A group with a limit hands on its slot as the work elsewhere has really ended."""
+    async with Node("app") as app:
+        group = app.group("far", limit=1)
+        first = partial(farwork.give_when_cancelled, tmp_path / "1", 1)
+        before = await begun(app, first, tmp_path / "1", group="far", where=way)
+        after = group.run_worker(partial(farwork.add, 1, 1), where=way)
+        assert after.is_queued
+        before.cancel()
+        assert before.state is RUNNING
+        assert after.state is PENDING
+        assert await after == 2
+        assert before.finished_at <= after.started_at
+
+
+# at home
+
+
+@pytest.mark.parametrize("options", [{"thread": True}, {"limiter": anyio.CapacityLimiter(1)}])
+async def test_no_thread_elsewhere(options):
+    """A thread, or a limiter of threads, and ``where=`` at once are refused."""
+    async with Node("app") as app:
+        with pytest.raises(WorkerError, match="leave them out, and bound it by the limit of a"):
+            app.run_worker(farwork.pid, where=Processes(1), **options)
+
+
+async def test_no_awaitable_elsewhere():
+    """An awaitable is refused, and closed."""
+    async with Node("app") as app:
+        with pytest.raises(WorkerError, match="give the function itself"):
+            app.run_worker(farwork.add_later(1, 2), where=Processes(1))
+
+
+async def test_no_threads_of_an_executor():
+    """An executor of threads is refused with the cure."""
+    with ThreadPoolExecutor(1) as executor:
+        async with Node("app") as app:
+            with pytest.raises(WorkerError, match="use thread=True"):
+                app.run_worker(farwork.pid, where=executor)
+
+
+@pytest.mark.parametrize("where", ["there", Processes])
+async def test_no_way(where):
+    """What is no way is refused."""
+    async with Node("app") as app:
+        with pytest.raises(WorkerError, match="where must be a way of creche"):
+            app.run_worker(farwork.pid, where=where)
+    with pytest.raises(WorkerError, match="takes an executor, not 'there'"):
+        OnExecutor("there")
+
+
+async def test_executor_itself():
+    """An executor that is given itself is a way."""
+    async with Node("app") as app:
+        worker = app.run_worker(farwork.pid, where=pool("spawn"))
+        assert await worker != os.getpid()
+        assert worker.where.startswith(f"process {worker.result} on ")
+
+
+async def test_static_method(way):
+    """``@work(where=...)`` takes a static method, which another process finds by its name."""
+
+    async def through(job):
+        return await way(job)
+
+    farwork.App.twice = work(where=through)(staticmethod(farwork.App.twice.__wrapped__))
+    async with farwork.App("app") as app:
+        assert await app.twice(21) == 42
+        with pytest.raises(TypeError, match=r"twice\(\) missing a required argument: 'value'"):
+            app.twice()
+
+
+def test_node_does_not_travel():
+    """A function that takes the node is refused at its declaration."""
+    with pytest.raises(WorkerDeclarationError, match="put @staticmethod under @work"):
+
+        @work(where=Processes(1))
+        def crunch(self):
+            """Be refused."""
+
+
+async def test_way_of_ones_own():
+    """A way may be any async function: the work counts as begun at its end, if it did not say."""
+
+    async def way(job):
+        assert job.label == "worker 'add'"
+        assert repr(job) == "<Job of worker 'add'>"
+        return job.work()
+
+    async with Listener() as app:
+        worker = app.run_worker(partial(farwork.add, 1, 2), where=way)
+        assert await worker == 3
+    assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
+    assert worker.where == ""
+
+
+async def test_job_after_its_way():
+    """A job is over with its way: it answers that the work may not begin, and refuses the rest."""
+    jobs = []
+
+    async def way(job):
+        jobs.append(job)
+
+    async with Node("app") as app:
+        await app.run_worker(farwork.pid, where=way)
+    assert jobs[0].is_cancelled
+    assert jobs[0].cancel_reason is None
+    assert not jobs[0].is_running
+    with pytest.raises(WorkerError, match="the job of worker 'pid' is over"):
+        jobs[0].pack()
+
+
+async def test_records_come_home(caplog, way):
+    """Records of the far side go to the logger of their name, with the facts of the worker."""
+    caplog.set_level(logging.INFO)
+    async with Node("app") as app:
+        await app.run_worker(partial(farwork.write_log, "news"), where=way)
+        await app.run_worker(farwork.log_in_thread, where=way)
+    told, failed, threaded = [each for each in caplog.records if each.name == "farwork"]
+    assert told.getMessage() == "here is news"
+    assert "ValueError: news" in caplog.text
+    assert threaded.getMessage() == "from a thread"
+    if type(way).__name__ != "Threads":  # which is at home, where nothing has to be carried
+        assert told.creche_worker == "write_log"
+        assert told.colour == "blue"
+        assert "ValueError: news" in failed.exc_text
+
+
+def test_no_worker_here():
+    """Out of any work there is nothing that stands for a worker."""
+    with pytest.raises(WorkerError, match="no worker runs this code"):
+        get_current_worker()
