@@ -113,6 +113,15 @@ async def test_workers_that_run_and_that_wait(recorded):
     assert recorded.values("started") == {key: 3}
 
 
+async def test_what_happens_last_is_recorded(recorded):
+    """What nobody has read as the block is left is recorded all the same."""
+    async with Node("app") as app:
+        async with metered(app, recorded.meter):
+            app.run_worker(settle)  # no turn of the loop until the block is left
+        assert recorded.values("started") == {("default", "app"): 1}
+        assert recorded.values("queued") == {("default", "app"): 0}
+
+
 async def test_times_are_those_of_the_events(recorded):
     """The time that a worker waits and the time that it runs are in seconds of the loop's clock."""
     app = Node("app")
