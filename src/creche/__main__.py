@@ -1,5 +1,7 @@
 """A tour of Creche on real files: ``python -m creche [PATH ...]`` prints their SHA-256 sums.
 
+``python -m creche tree PID`` is for programs that use Creche, see ``creche.remote``.
+
 The node is the class ``Tour``. A thread worker finds the files. Then a worker hands them out to
 thread workers, one for each file, in a group with a limit. A node around it has two daemons: one
 waits for Ctrl+C, the other shows how far the tour is where there is no live board.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import signal
 import stat
 import sys
@@ -19,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from creche import Node, Worker, get_current_worker, work
+from creche import Node, Worker, WorkerError, get_current_worker, work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from creche import WorkerGroup
@@ -199,30 +202,47 @@ def show(text: str) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as this runs)
 
 
-def write_sums(sums: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Write the sums to standard output; tell whether that went well."""
+def write_out(what: str, lines: Iterable[bytes]) -> bool:
+    """Write lines to standard output; tell whether that went well."""
     if sys.stdout is None:  # python -m creche >&-
-        show("creche: cannot write the sums: standard output is closed\n")
+        show(f"creche: cannot write {what}: standard output is closed\n")
         return False
     try:
-        sys.stdout.buffer.writelines(written(path, digest) for path, digest in sums)
+        sys.stdout.buffer.writelines(lines)
         sys.stdout.buffer.flush()
     except OSError as error:
         with suppress(OSError):
             sys.stdout.close()  # or Python would try once more, at its end
         if not isinstance(error, BrokenPipeError):  # that is "| head": no reason to complain
-            show(f"creche: cannot write the sums: {told(error)}\n")
+            show(f"creche: cannot write {what}: {told(error)}\n")
         return False
     return True
+
+
+def print_tree(pid: int) -> int:
+    """Print the tree of a running program; give the exit status."""
+    from creche.remote import read_tree  # noqa: PLC0415 (the tour does not need it)
+
+    try:
+        tree = read_tree(pid)
+    except WorkerError as error:
+        show(f"creche: {error}\n")
+        return 1
+    return 0 if write_out("the tree", [tree.encode()]) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Take the tour; give the exit status: 0, 1 if anything went wrong, 130 after Ctrl+C."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (python -m creche 2>&-)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    match arguments:
+        case ["tree", pid] if re.fullmatch("[0-9]{1,10}", pid):  # else they are paths
+            return print_tree(int(pid))
     parser = argparse.ArgumentParser(
         prog="python -m creche",
         description="Print the SHA-256 sums of files as sha256sum does, sorted by path. "
         "A file that is given twice is printed twice. After Ctrl+C no sums are printed.",
+        epilog="python -m creche tree PID prints the nodes and workers of a running program.",
     )
     parser.add_argument("paths", nargs="*", default=["."], metavar="PATH", help="file or folder")
     parser.add_argument("--backend", choices=anyio.get_available_backends(), default="asyncio")
@@ -241,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show("creche: no files found\n")
         elif sys.stderr.isatty():
             show(f"creche: {tour}\n")
-        is_written = write_sums(sorted(tour.sums))
+        lines = (written(path, digest) for path, digest in sorted(tour.sums))
+        is_written = write_out("the sums", lines)
     except KeyboardInterrupt:
         show(f"creche: stopped by Ctrl+C: {tour}\n")
         return 130  # as shells have it

@@ -1,0 +1,245 @@
+"""The tree of a running program, shown to another one: ``python -m creche tree PID``.
+
+A program shows its tree while ``async with serve_tree(app), app: ...`` is open, by a socket in a
+folder that only its user can enter. It sends text, and reads nothing. From Python 3.14 on a program
+that does not serve is asked as a debugger would do it, if the system lets us (PEP 768).
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from creche import Node, WorkerError, format_tree
+from creche._looking.watching import Faults, beside
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from anyio.abc import SocketStream
+
+__all__ = ["read_tree", "serve_tree"]
+
+_PATIENCE = 5.0  # seconds
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def serve_tree(node: Node) -> AsyncGenerator[None, None]:
+    """Show a node and all below it to ``python -m creche tree PID`` while the block is open.
+
+    ``async with serve_tree(app), app: ...`` shows them all the time. The socket is in a folder of
+    the user's own, ``creche-UID`` where temporary files are. The event loop answers, so a loop that
+    is blocked does not. Errors in answering disturb nobody: the first of them is logged at ERROR by
+    the logger ``creche``.
+
+    Args:
+        node: The node, open or not.
+
+    Raises:
+        WorkerError: It is no ``Node``; or the system has no sockets with names, as Windows; or the
+            folder is not private.
+        OSError: The socket cannot be made.
+
+    Checkpoint:
+        Always.
+
+    Threads:
+        The node's event loop only.
+    """
+    if not isinstance(node, Node):
+        raise WorkerError(f"serve_tree() takes a Node, not {node!r:.100}")
+    if not _has_sockets():
+        raise WorkerError(
+            "serve_tree() needs sockets with names, which this system does not have; "
+            "python -m creche tree PID does without it from Python 3.14 on"
+        )
+    path = _private_folder() / f"{os.getpid()}.{next(_numbers)}"
+    faults = Faults("the server of trees")
+
+    async def answer(stream: SocketStream) -> None:
+        with faults, suppress(anyio.BrokenResourceError):  # whoever asked may have left
+            async with stream:
+                with anyio.move_on_after(_PATIENCE):
+                    await stream.send(_text_of(node).encode())
+
+    try:
+        async with (
+            await anyio.create_unix_listener(path, mode=0o600) as listener,
+            beside(partial(listener.serve, answer), faults, "server of trees"),
+        ):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def read_tree(pid: int) -> str:
+    """Ask a running program of the same user for its tree; it takes 5 seconds at most.
+
+    Args:
+        pid: The number of its process.
+
+    Returns:
+        The text of ``format_tree()`` for each tree.
+
+    Raises:
+        WorkerError: There is no such process, it may not be asked, or it does not answer.
+
+    Threads:
+        Any thread, but no event loop, as it blocks.
+    """
+    if _has_sockets():
+        _check_process(pid)
+        sockets = sorted(_folder().glob(f"{pid}.*")) if _is_private(_folder()) else []
+        answers = [text for path in sockets if (text := _ask(path, pid)) is not None]
+        if answers:
+            return "".join(answers)
+    return _ask_as_debugger(pid)
+
+
+def _has_sockets() -> bool:
+    """Whether the system has sockets with names, in folders that belong to a user."""
+    return hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
+
+
+def _folder() -> Path:
+    """The folder of the sockets of this user."""
+    return Path(tempfile.gettempdir()) / f"creche-{os.geteuid()}"
+
+
+def _private_folder() -> Path:
+    """Give the folder of the sockets, made if need be.
+
+    Raises:
+        WorkerError: Others own it or may enter it.
+    """
+    folder = _folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not _is_private(folder):
+        raise WorkerError(
+            f"{str(folder)!r} is not a folder that this user alone can enter; remove it, or set "
+            "TMPDIR"
+        )
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is a folder, and no link to one, that this user owns and nobody else may enter."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    is_closed = not stat.S_IMODE(found.st_mode) & 0o077
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and is_closed
+
+
+def _text_of(node: Node) -> str:
+    """Give the text that is sent, with a line break at its end."""
+    return f"{format_tree(node)}\n"
+
+
+# the side that asks
+
+
+def _check_process(pid: int) -> None:
+    """Raise an error unless there is a process that this user may ask."""
+    try:
+        if pid > 0:  # else it stands for a group of processes
+            os.kill(pid, 0)  # asks only; not on Windows, where it would send a Ctrl+C
+            return
+    except (ProcessLookupError, OverflowError):
+        pass
+    except PermissionError:
+        raise WorkerError(
+            f"process {pid} belongs to another user; run this command as that user"
+        ) from None
+    raise WorkerError(f"there is no process {pid}")
+
+
+def _ask(path: Path, pid: int) -> str | None:
+    """Read what a socket has to say; ``None`` if nobody is behind it any more."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(str(path))
+            return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except TimeoutError:
+            raise _no_answer(pid) from None
+
+
+def _no_answer(pid: int) -> WorkerError:
+    return WorkerError(
+        f"process {pid} has not answered for {_PATIENCE:g} seconds; its event loop may be blocked"
+    )
+
+
+def _ask_as_debugger(pid: int) -> str:
+    """Have the process itself write its trees into a folder that only this user can enter."""
+    attach: Callable[[int, str], object] | None = getattr(sys, "remote_exec", None)
+    if attach is None:
+        raise WorkerError(
+            f"process {pid} does not show its tree; it has to use creche.remote.serve_tree(), or "
+            "both it and this command have to run Python 3.14 or later"
+        )
+    with tempfile.TemporaryDirectory(prefix="creche-") as place:
+        told, script = Path(place) / "tree", Path(place) / "script.py"
+        script.write_text(_SCRIPT.format(path=str(told)), encoding="utf-8")
+        try:
+            attach(pid, str(script))
+        except PermissionError:
+            raise WorkerError(
+                f"this user may not attach to process {pid}; run this command as root, or have the "
+                "program use creche.remote.serve_tree()"
+            ) from None
+        except (OSError, RuntimeError, ValueError, OverflowError) as error:
+            raise WorkerError(f"cannot attach to process {pid}: {error}") from None
+        end = time.monotonic() + _PATIENCE
+        while not told.exists():
+            if time.monotonic() > end:
+                raise _no_answer(pid)
+            time.sleep(0.01)
+        text = told.read_text(encoding="utf-8")
+    if not text:
+        raise WorkerError(f"process {pid} does not use Creche")
+    return text
+
+
+# the side that is asked as by a debugger
+
+# One expression: it leaves no name where it runs.
+_SCRIPT = """\
+(
+    __import__("importlib").import_module("creche.remote")._tell_soon({path!r})
+    if "creche" in __import__("sys").modules
+    else open({path!r}, "x").close()
+)
+"""
+
+
+def _tell_soon(path: str) -> None:
+    """Write the trees of this process into a file, in a thread: here, any line is interrupted."""
+    threading.Thread(target=_tell, args=(path,), name="creche tree", daemon=True).start()
+
+
+def _tell(path: str) -> None:
+    found: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), Node)]
+    trees = [_text_of(node) for node in found if node.parent is None and not node.is_finished]
+    part = Path(f"{path}.part")  # whoever waits for the file finds all of it
+    with suppress(OSError):  # nobody waits any more
+        part.write_text("".join(trees) or "there is no node\n", encoding="utf-8")
+        part.replace(path)

@@ -1,0 +1,332 @@
+"""The tree of a running program, as ``python -m creche tree PID`` prints it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+import pytest
+
+from creche import Node, WorkerError, remote
+from creche import __main__ as command
+from creche.remote import read_tree, serve_tree
+from helpers import run_python, told
+
+posix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="sockets with names")
+OWN = os.getpid()
+PROGRAM = """
+import sys, anyio
+from creche import Node
+from creche.remote import serve_tree
+
+async def copy_files():
+    print("ready", flush=True)
+    await anyio.to_thread.run_sync(sys.stdin.read)
+
+async def main():
+    app = Node("app")
+    async with serve_tree(app), app:
+        app.run_worker(copy_files, description="a thousand")
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch, tmp_path_factory):
+    """A folder for temporary files, with a short name, as sockets need it."""
+    tmp_path_factory.getbasetemp()  # that of pytest is elsewhere
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+    """Wait for answers that will not come hardly at all."""
+    monkeypatch.setattr(remote, "_PATIENCE", 0.01)
+
+
+def sockets(place):
+    return sorted(place.glob("creche-*/*"))
+
+
+def in_thread(pid=OWN):
+    return anyio.to_thread.run_sync(read_tree, pid)
+
+
+# with a server
+
+
+@posix
+def test_command(place, backend):
+    """Another process prints the tree, and the socket is gone when the program has ended."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, backend["backend"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout.readline() == "ready\n"
+        (path,) = sockets(place)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        done = subprocess.run(
+            [sys.executable, "-m", "creche", "tree", str(program.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        program.communicate("", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("node app: open")
+    assert any("copy_files: running" in line and "a thousand" in line for line in rest)
+    assert program.returncode == 0
+    assert sockets(place) == []
+
+
+@posix
+async def test_two_trees_of_one_process():
+    """Each tree that a process serves is told, in the order in which they began."""
+    async with serve_tree(Node("first")), serve_tree(Node("second")):
+        said = await in_thread()
+    assert said == "node first: not open yet\nnode second: not open yet\n"
+
+
+@posix
+async def test_who_leaves_early_disturbs_nobody(caplog):
+    """Who asks and does not wait for the answer is forgotten, and the next is answered."""
+    async with serve_tree(Node("app")):
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(os.fspath(*sockets(Path(tempfile.tempdir))))
+        assert await in_thread() == "node app: not open yet\n"
+    assert told(caplog) == []
+
+
+@posix
+async def test_a_tree_that_cannot_be_drawn_is_told_by_the_log(monkeypatch, caplog):
+    """An error in answering is in the log, and the program goes on."""
+
+    def refuse(node):
+        raise OSError("no tree")
+
+    monkeypatch.setattr(remote, "format_tree", refuse)
+    async with serve_tree(Node("app")):
+        assert await in_thread() == ""
+    (record,) = told(caplog)
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().startswith("the server of trees has missed something")
+
+
+@posix
+async def test_a_folder_that_is_not_private(place):
+    """A folder that others may enter, and a link, are refused by both sides."""
+    folder = place / f"creche-{os.geteuid()}"
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir(0o700)
+    for make in (lambda: folder.mkdir(0o700), lambda: folder.symlink_to(elsewhere)):
+        make()
+        if not folder.is_symlink():
+            folder.chmod(0o711)
+        with pytest.raises(WorkerError, match="is not a folder that this user alone can enter"):
+            async with serve_tree(Node("app")):
+                pass
+        with (
+            socket.socket(socket.AF_UNIX) as trap,
+            pytest.raises(WorkerError, match="does not show its tree"),
+        ):
+            trap.bind(str(folder / f"{OWN}.1"))
+            trap.listen()
+            read_without_debugger()
+        (folder / f"{OWN}.1").unlink()
+        if not folder.is_symlink():
+            folder.rmdir()
+
+
+def read_without_debugger(pid=OWN):
+    """Ask as before Python 3.14."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(sys, "remote_exec", raising=False)
+        return read_tree(pid)
+
+
+@posix
+def test_a_socket_that_was_left_behind(place):
+    """A socket that nobody is behind any more is passed over."""
+    folder = place / f"creche-{os.geteuid()}"
+    folder.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(folder / f"{OWN}.1"))
+    with pytest.raises(WorkerError) as refused:
+        read_without_debugger()
+    assert str(refused.value) == (
+        f"process {OWN} does not show its tree; it has to use creche.remote.serve_tree(), or both "
+        "it and this command have to run Python 3.14 or later"
+    )
+
+
+@posix
+def test_a_loop_that_is_blocked(place, hurry):
+    """Who does not answer in time is told to be blocked."""
+    folder = place / f"creche-{os.geteuid()}"
+    folder.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / f"{OWN}.1"))
+        server.listen()
+        with pytest.raises(WorkerError) as refused:
+            read_tree(OWN)
+    assert str(refused.value) == (
+        f"process {OWN} has not answered for 0.01 seconds; its event loop may be blocked"
+    )
+
+
+@posix
+def test_a_process_that_is_not_there():
+    """Numbers of no process, and of groups of them, are refused."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    for pid in (0, -1, 2**40, ended.pid):
+        with pytest.raises(WorkerError, match=f"^there is no process {pid}$"):
+            read_tree(pid)
+
+
+@posix
+def test_a_process_of_another_user(monkeypatch):
+    """One is told whose process it is."""
+
+    def kill(pid, number):
+        assert number == 0
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    with pytest.raises(WorkerError, match="process 1 belongs to another user; run this command as"):
+        read_tree(1)
+
+
+async def test_misuse():
+    """What is no node is refused."""
+    with pytest.raises(WorkerError, match=r"serve_tree\(\) takes a Node, not 'app'"):
+        async with serve_tree("app"):
+            pass
+
+
+async def test_a_system_without_such_sockets(monkeypatch):
+    """As on Windows: the program is told at once, and no signal is sent to ask for a process."""
+    monkeypatch.delattr(os, "geteuid", raising=False)
+    monkeypatch.setattr(os, "kill", None)
+    with pytest.raises(WorkerError, match="needs sockets with names, which this system does not"):
+        async with serve_tree(Node("app")):
+            pass
+    with pytest.raises(WorkerError, match="does not show its tree"):
+        read_without_debugger()
+
+
+# without one, from Python 3.14 on; what attaches is simulated
+
+
+@pytest.fixture
+def attach(monkeypatch):
+    """Say what ``sys.remote_exec()`` does with the text of the script."""
+
+    def install(run):
+        def remote_exec(pid, path):
+            assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
+            run(Path(path).read_text())
+
+        monkeypatch.setattr(sys, "remote_exec", remote_exec, raising=False)
+
+    return install
+
+
+async def test_all_trees_of_a_process(attach):
+    """The trees of a process are told that does not serve them, each from its root."""
+    attach(lambda script: exec(script, {}))  # noqa: S102 (our own)
+    async with Node("app 12345") as app, Node("page", parent=app):
+        said = await in_thread()
+    lines = [line.strip() for line in said.splitlines()]
+    assert any(line.startswith("node app 12345: open") for line in lines)
+    assert len([line for line in lines if line.startswith("node page: open")]) == 1
+
+
+def test_a_process_without_a_node(attach):
+    """A process that has no node says so, and so does one that has never heard of Creche."""
+    before = "import creche\n"
+    after = "import threading\n[each.join() for each in threading.enumerate()[1:]]\n"
+
+    def run(script):
+        assert run_python(before + script + after, warnings="default").stderr == ""
+
+    attach(run)
+    assert read_tree(OWN) == "there is no node\n"
+    before = ""
+    with pytest.raises(WorkerError, match=f"^process {OWN} does not use Creche$"):
+        read_tree(OWN)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(), f"this user may not attach to process {OWN}; run this command as root"),
+        (RuntimeError("disabled"), f"cannot attach to process {OWN}: disabled"),
+    ],
+)
+def test_a_process_that_may_not_be_attached_to(attach, error, message):
+    """One is told why, and what to do."""
+
+    def refuse(script):
+        raise error
+
+    attach(refuse)
+    with pytest.raises(WorkerError, match=message):
+        read_tree(OWN)
+
+
+def test_a_process_that_does_nothing(attach, hurry):
+    """A process that does not come to a line of Python does not answer."""
+    attach(lambda script: None)
+    with pytest.raises(WorkerError, match=f"process {OWN} has not answered for 0.01 seconds"):
+        read_tree(OWN)
+
+
+def test_an_answer_that_comes_too_late(place):
+    """Whoever asked has gone, with the folder, and the program is not disturbed."""
+    remote._tell(str(place / "gone" / "tree"))
+
+
+# the command
+
+
+def test_the_command_tells_what_is_wrong(monkeypatch, capsys):
+    """The command prints one line, and the exit status says that there is no tree."""
+    monkeypatch.setattr(remote, "read_tree", lambda pid: (_ for _ in ()).throw(WorkerError("no")))
+    assert command.main(["tree", "1"]) == 1
+    assert capsys.readouterr() == ("", "creche: no\n")
+
+
+def test_the_tree_that_cannot_be_written(monkeypatch, capsys):
+    """Where there is no standard output, that is told."""
+    monkeypatch.setattr(remote, "read_tree", lambda pid: "node app\n")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert command.main(["tree", "1"]) == 1
+    assert "creche: cannot write the tree: standard output is closed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["tree"], ["tree", "file"], ["tree 1"], ["tree", "1", "2"]])
+def test_the_tour_of_files_that_are_called_tree(tmp_path, monkeypatch, capsys, arguments):
+    """All but ``tree`` with one number are paths, and the sums of those files are printed."""
+    monkeypatch.chdir(tmp_path)
+    for name in arguments:
+        (tmp_path / name).write_text("content")
+    assert command.main(arguments) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(arguments)
