@@ -65,7 +65,7 @@ FLOORS = {
     ),
     "_looking": (("_looking.watching", "_looking.format"),),
     "": (
-        ("_decorator", "__init__", "ways", "hosting"),
+        ("_decorator", "__init__", "ways", "hosting", "remote"),
         ("otel._spans", "otel._metrics", "otel.__init__"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
@@ -89,7 +89,9 @@ FLOORS = {
 }
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
-PUBLIC_MODULES = ["board", "hosting", "jobs", "otel", "services", "testing", "trace", "ways"]
+PUBLIC_MODULES = [
+    *("board", "hosting", "jobs", "otel", "remote", "services", "testing", "trace", "ways"),
+]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
 # what is imported for types alone, the third what may be absent: its import is in a ``try`` that

@@ -234,10 +234,9 @@ def print_tree(pid: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Take the tour; give the exit status: 0, 1 if anything went wrong, 130 after Ctrl+C."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (python -m creche 2>&-)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    match arguments:
-        case ["tree", pid] if re.fullmatch("[0-9]{1,10}", pid):  # else they are paths
-            return print_tree(int(pid))
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["tree"] and re.fullmatch("[0-9]{1,10}", "/".join(arguments[1:])):
+        return print_tree(int(arguments[1]))  # else "tree" is a path like any other
     parser = argparse.ArgumentParser(
         prog="python -m creche",
         description="Print the SHA-256 sums of files as sha256sum does, sorted by path. "

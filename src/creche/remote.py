@@ -224,14 +224,14 @@ def _ask_as_debugger(pid: int) -> str:
 # One expression: it leaves no name where it runs.
 _SCRIPT = """\
 (
-    __import__("importlib").import_module("creche.remote")._tell_soon({path!r})
+    __import__("importlib").import_module("creche.remote").tell_soon({path!r})
     if "creche" in __import__("sys").modules
     else open({path!r}, "x").close()
 )
 """
 
 
-def _tell_soon(path: str) -> None:
+def tell_soon(path: str) -> None:
     """Write the trees of this process into a file, in a thread: here, any line is interrupted."""
     threading.Thread(target=_tell, args=(path,), name="creche tree", daemon=True).start()
 

@@ -46,6 +46,7 @@ from creche.board import Board, live_board
 from creche.hosting import Host, SignalReceived, stop_on_signals
 from creche.jobs import Job, Jobs, JobStatus, SQLiteStore, Store, ask, ask_from_thread
 from creche.otel import metered, traced
+from creche.remote import read_tree, serve_tree
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.trace import Trace, record
 
@@ -413,6 +414,10 @@ async def pictures(node: Node, worker: Worker[bytes]) -> None:
     async with metered(node, lag_every=0.5) as nothing:
         assert_type(nothing, None)
     metered("app")  # type: ignore[arg-type]  # is no node
+    async with serve_tree(node) as nothing:
+        assert_type(nothing, None)
+    serve_tree("app")  # type: ignore[arg-type]  # is no node
+    assert_type(read_tree(1), str)
     async with live_board(node, console=Console()) as board:
         assert_type(board, Board)
         assert_type(board.node, Node)
