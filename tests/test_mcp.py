@@ -1,0 +1,806 @@
+"""Tasks of the Model Context Protocol, over the SDK's own transport in memory and over HTTP."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+import pytest
+
+pytest.importorskip("mcp.server.extension")  # which older versions do not have
+
+import mcp_types
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mcp import Client
+from mcp.server.mcpserver import Elicit, MCPServer, Resolve
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.shared.exceptions import MCPError
+from mcp_types import ElicitResult, ErrorData
+from pydantic import BaseModel
+
+from creche import Node, WorkerCancelled, WorkerError, get_current_worker
+from creche.jobs import Jobs, SQLiteStore, ask, ask_from_thread
+from creche.mcp import ClientTasks, RemoteTask, Tasks, TaskStatus, start_task
+from creche.mcp._wire import TaskParams, TaskRequest
+from helpers import RENDEZVOUS, run_python, settle, until
+
+MISSING = mcp_types.MISSING_REQUIRED_CLIENT_CAPABILITY
+OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+
+
+class World:
+    """A server with the tools that a test declares, its jobs, and clients in memory."""
+
+    def __init__(self, node, **options):
+        self.node = node
+        self.jobs = Jobs(node, **options)
+        self.tasks = Tasks(self.jobs, poll_interval=0.001)
+        self.statuses = []
+
+    def client(self, *, elicit=None, extensions=None, **options):
+        server = MCPServer("world", extensions=[self.tasks], log_level="CRITICAL")
+        known = [ClientTasks(self.statuses.append)] if extensions is None else extensions
+        return Client(server, extensions=known, elicitation_callback=elicit, **options)
+
+    def job(self):
+        """The only job."""
+        (job,) = self.jobs.list()
+        return job
+
+
+@asynccontextmanager
+async def world(**options):
+    async with Node("server") as node:
+        yield World(node, **options)
+
+
+def text(result):
+    return result.content[0].text
+
+
+async def answering(context, params):
+    """A user who fills in every field."""
+    return ElicitResult(
+        action="accept", content=dict.fromkeys(params.requested_schema["properties"], "yes")
+    )
+
+
+async def test_a_call_becomes_a_task():
+    """A call of a tool is a job that the client follows: its progress, and its result."""
+    seen = anyio.Event()
+    async with world() as here:
+
+        @here.tasks.tool(title="Count")
+        async def count(n: int) -> int:
+            """Count up."""
+            worker = get_current_worker()
+            worker.update(completed_steps=1, total_steps=n)
+            worker.description = "counting"
+            await seen.wait()
+            return n
+
+        here.statuses = Watched(seen)
+        async with here.client() as client:
+            (tool,) = (await client.list_tools()).tools
+            assert (tool.name, tool.title, tool.description) == ("count", "Count", "Count up.")
+            assert list(tool.input_schema["properties"]) == ["n"]
+            result = await client.call_tool("count", {"n": 4})
+            assert result.structured_content == {"result": 4}
+        first, *_, last = here.statuses
+        assert (first.status, first.status_message) == ("working", "counting, 1 of 4 (25 %)")
+        assert first.ttl_ms is None
+        assert first.poll_interval_ms == 1
+        assert last.status == "completed"
+        assert last.ttl_ms >= 3_600_000
+        assert here.job().status.kind == "count"
+        assert here.job().id == first.task_id
+
+
+class Watched(list):
+    """A list that sets an event as something is appended."""
+
+    def __init__(self, event):
+        super().__init__()
+        self.event = event
+
+    def append(self, item):
+        super().append(item)
+        self.event.set()
+
+
+async def test_a_call_that_ends_at_once_is_no_task():
+    """A tool that never waits is answered with its result, as is one whose arguments are wrong."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def double(n: int) -> int:
+            return 2 * n
+
+        async with here.client() as client:
+            assert (await client.call_tool("double", {"n": 4})).structured_content == {"result": 8}
+            wrong = await client.call_tool("double", {"n": "four"})
+            assert wrong.is_error
+            assert await start_task(client, "double", {"n": 1}) == mcp_types.CallToolResult(
+                content=[mcp_types.TextContent(type="text", text="2")],
+                structured_content={"result": 2},
+                _meta=wrong.meta,
+            )
+        assert here.statuses == []
+
+
+async def test_other_tools_are_left_alone():
+    """A tool that is not declared by the extension is no job."""
+    async with world() as here:
+        server = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL")
+
+        @server.tool()
+        async def plain() -> str:
+            return "plain"
+
+        async with Client(server, extensions=[ClientTasks()]) as client:
+            assert text(await client.call_tool("plain")) == "plain"
+        assert here.jobs.list() == ()
+
+
+async def test_the_program_may_call_a_tool_itself():
+    """A tool that the program calls through the server is no job, and no task."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        def double(n: int) -> int:
+            return 2 * n
+
+        server = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL")
+        assert (await server.call_tool("double", {"n": 2})).structured_content == {"result": 4}
+        assert here.jobs.list() == ()
+
+
+async def test_questions_are_answered_by_the_user():
+    """What a tool asks is shown to the user as a form, and the answer given to the tool."""
+    asked = []
+
+    async def elicit(context, params):
+        asked.append((params.message, params.requested_schema))
+        return await answering(context, params)
+
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def survey() -> list[str]:
+            plain = await ask("name", "Your name?")
+            number = await ask("age", "Your age?", schema={"type": "integer"})
+            return [plain, number, str(await ask("form", "All?", schema=OBJECT))]
+
+        async with here.client(elicit=elicit) as client:
+            result = await client.call_tool("survey")
+        assert result.structured_content == {"result": ["yes", "yes", "{'a': 'yes'}"]}
+    field = {"type": "string"}
+    assert asked == [
+        (
+            "Your name?",
+            {"type": "object", "properties": {"name": field}, "required": ["name"]},
+        ),
+        (
+            "Your age?",
+            {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]},
+        ),
+        ("All?", OBJECT),
+    ]
+
+
+@pytest.mark.parametrize("action", ["decline", "cancel"])
+async def test_a_question_may_be_declined(action):
+    """A user who declines, or closes the form, has given the answer None."""
+
+    async def elicit(context, params):
+        return ElicitResult(action=action)
+
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def survey() -> str:
+            return repr(await ask("name", "Your name?"))
+
+        async with here.client(elicit=elicit) as client:
+            assert text(await client.call_tool("survey")) == "None"
+
+
+async def test_a_plain_function_runs_in_a_thread():
+    """A tool that is a plain function runs in a thread, where it reports, asks and is cancelled."""
+    async with world() as here:
+        threads = []
+
+        @here.tasks.tool()
+        def plain() -> str:
+            threads.append(threading.current_thread())
+            get_current_worker().update(completed_steps=1)
+            return ask_from_thread("name", "Your name?")
+
+        class Callable:
+            """An object whose call is async."""
+
+            async def __call__(self) -> str:
+                threads.append(threading.current_thread())
+                return await ask("name", "Your name?")
+
+        here.tasks.tool(name="object")(Callable())
+        async with here.client(elicit=answering) as client:
+            assert text(await client.call_tool("plain")) == "yes"
+            assert text(await client.call_tool("object")) == "yes"
+        assert threads[0] is not threading.current_thread()
+        assert threads[1] is threading.current_thread()
+
+
+async def test_answers_are_taken_one_by_one():
+    """Of two open questions one may be answered alone; what is not open is ignored."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def both() -> str:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask, "a", "A?")
+                tasks.start_soon(ask, "b", "B?")
+            return str(await ask("a", "A again?"))
+
+        async with here.client(elicit=answering) as client:
+            task = await start_task(client, "both")
+            assert repr(task) == f"<RemoteTask {task.id!r}>"
+            await until(lambda: len(here.job().status.questions) == 2)
+            status = await task.status()
+            assert status.status == "input_required"
+            one, two = sorted(status.input_requests)  # Trio starts tasks in any order
+            answer = {"action": "accept", "content": {"a": "1"}}
+            with pytest.raises(MCPError, match="no answer to the question 'b'") as info:
+                await task.answer({one: answer, two: answer})
+            assert info.value.code == mcp_types.INVALID_PARAMS
+            with pytest.raises(MCPError, match="no answer to the question 'a'"):
+                await task.answer({one: {"action": "perhaps"}})
+            await task.answer({one: answer, "never asked": 5})
+            assert list((await task.status()).input_requests) == [two]
+            await task.answer({one: answer, two: {"action": "decline"}})
+            await until(lambda: here.job().status.questions)
+            (three,) = (await task.status()).input_requests
+            assert three not in (one, two)  # though the tool asks by the same key
+            await task.answer({three: answer})
+            assert text(await task.result()) == "1"
+
+
+def deaf_tools(tasks, release):
+    """Declare tools that take no notice of their cancellation."""
+
+    async def swallow() -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            return "never mind"  # noqa: B012 (that is the point)
+
+    async def shield() -> str:
+        with anyio.CancelScope(shield=True):
+            await until(release.is_set)
+        return "never mind"
+
+    async def fail() -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ToolError("it failed")
+
+    async def protocol() -> str:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise MCPError(1, "it broke")
+
+    def thread() -> str:
+        release.wait(RENDEZVOUS)
+        return "never mind"
+
+    def heed() -> str:
+        release.wait(RENDEZVOUS)
+        get_current_worker().check_cancelled()
+        return "not reached"
+
+    for tool in (swallow, shield, fail, protocol, thread, heed):
+        tasks.tool()(tool)
+
+
+@pytest.mark.parametrize("name", ["swallow", "shield", "fail", "protocol", "thread", "heed"])
+async def test_cancelled_is_never_completed(name, quiet):
+    """A task that was cancelled while it ran has no result, whatever the tool does."""
+    release = threading.Event()
+    async with world() as here:
+        deaf_tools(here.tasks, release)
+        async with here.client() as client:
+            task = await start_task(client, name)
+            assert (await task.status()).status == "working"
+            await task.cancel()
+            release.set()
+            await here.job().join()
+            status = await task.status()
+            assert status.status in ("cancelled", "failed")
+            assert status.result is None
+            await task.cancel()  # once more is no error
+            assert await task.status() == status
+            with pytest.raises((WorkerCancelled, MCPError)):
+                await task.result()
+
+
+async def test_a_result_outlives_a_late_cancel():
+    """A task that has ended stays as it is when it is cancelled."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def quick() -> str:
+            await settle()
+            return "done"
+
+        async with here.client() as client:
+            task = await start_task(client, "quick")
+            await here.job().join()
+            await task.cancel()
+            assert text(await task.result()) == "done"
+
+
+async def test_errors():
+    """An error of the tool is a result; one of the protocol, with its code and data, a failure."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def wrong(how: str) -> str:
+            await settle()
+            if how == "protocol":
+                raise MCPError(-32050, "no such thing", {"thing": 1})
+            raise ToolError("not today") if how == "tool" else ValueError("secret")
+
+        async with here.client() as client:
+            result = await client.call_tool("wrong", {"how": "tool"})
+            assert result.is_error
+            assert "not today" in text(result)
+            result = await client.call_tool("wrong", {"how": "crash"})
+            assert result.is_error
+            assert "secret" not in text(result)
+            with pytest.raises(MCPError, match="no such thing") as info:
+                await client.call_tool("wrong", {"how": "protocol"})
+            assert (info.value.code, info.value.data) == (-32050, {"thing": 1})
+            assert here.statuses[-1].status == "failed"
+            assert here.statuses[-1].status_message == "no such thing"
+            with pytest.raises(MCPError, match="no such thing"):
+                task = await start_task(client, "wrong", {"how": "protocol"})
+                await task.result()
+
+
+async def test_a_client_without_tasks():
+    """A client that does not know tasks is given the result; where it has to, -32021."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def slow() -> str:
+            await settle()
+            return "done"
+
+        @here.tasks.tool()
+        async def curious() -> str:
+            return await ask("name", "Your name?")
+
+        @here.tasks.tool(required=True)
+        async def task_only() -> str:
+            return "not reached"
+
+        for mode in ("auto", "legacy"):
+            for extensions in ([], [ClientTasks()]):
+                if mode == "auto" and extensions:
+                    continue
+                async with here.client(mode=mode, extensions=extensions) as client:
+                    assert text(await client.call_tool("slow")) == "done"
+                    for name in ("curious", "task_only"):
+                        with pytest.raises(MCPError, match="has to have the capability") as info:
+                            await client.call_tool(name)
+                        assert info.value.code == MISSING
+                        assert info.value.data == {
+                            "requiredCapabilities": {
+                                "extensions": {"io.modelcontextprotocol/tasks": {}}
+                            }
+                        }
+        assert {job.status.status for job in here.jobs.list()} == {"succeeded", "cancelled"}
+        async with here.client(extensions=[]) as client:
+            for action in (RemoteTask.status, RemoteTask.cancel):
+                with pytest.raises(MCPError, match="has to have the capability") as info:
+                    await action(RemoteTask(client.session, "some"))
+                assert info.value.code == MISSING
+
+
+async def test_a_client_that_cannot_ask():
+    """A client without a user to ask is told so, and its call has cancelled the task."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def curious() -> str:
+            return await ask("name", "Your name?")
+
+        async def refuse(context, params):
+            return ErrorData(code=-32051, message="not now")
+
+        async with here.client() as client:
+            with pytest.raises(MCPError, match="elicitation") as info:
+                await client.call_tool("curious")
+            assert info.value.code == MISSING
+        await here.job().join()
+        assert here.job().status.status == "cancelled"
+        async with here.client(elicit=refuse) as client:
+            with pytest.raises(MCPError, match="not now"):
+                await client.call_tool("curious")
+
+
+async def test_ids_that_are_not_the_clients():
+    """A client learns nothing of jobs that are no tasks, of others' tasks, and of expired ones."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def slow() -> str:
+            await settle()
+            return "done"
+
+        async with here.client() as client:
+            mine = await start_task(client, "slow")
+            others = here.jobs.submit(anyio.sleep_forever, "slow", owner="somebody")
+            no_task = here.jobs.submit(anyio.sleep_forever, "backup")
+            await mine.result()
+            assert here.jobs.remove(mine.id)
+            for job_id in (mine.id, others.id, no_task.id, "none"):
+                task = RemoteTask(client.session, job_id)
+                for call in (task.status, task.cancel, lambda task=task: task.answer({})):
+                    with pytest.raises(MCPError, match="there is no such task") as info:
+                        await call()
+                    assert info.value.code == mcp_types.INVALID_PARAMS
+            assert not others.status.cancel_requested
+            others.cancel()
+            no_task.cancel()
+
+
+async def test_a_queued_call_is_a_task_at_once():
+    """Where the group of a tool is full the client has its task, and need not wait for a slot."""
+    gate = anyio.Event()
+    async with world() as here:
+        here.node.group("one", limit=1)
+
+        @here.tasks.tool(options={"group": "one"})
+        async def one(n: int) -> int:
+            await gate.wait()
+            return n
+
+        async with here.client() as client:
+            first = await start_task(client, "one", {"n": 1})
+            second = await start_task(client, "one", {"n": 2})
+            third = await start_task(client, "one", {"n": 3})
+            assert (await second.status()).status_message == "queued"
+            await third.cancel()
+            assert (await third.status()).status == "cancelled"
+            gate.set()
+            assert text(await second.result()) == "2"
+            assert text(await first.result()) == "1"
+
+
+class Name(BaseModel):
+    """What a resolver asks for."""
+
+    name: str
+
+
+def ask_for_name() -> Elicit[Name]:
+    """Ask for a name, before the tool."""
+    return Elicit("Your name?", Name)
+
+
+async def test_questions_before_the_task():
+    """What resolvers ask is asked in the call itself; the tool that follows is a task."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def greet(name: Annotated[Name, Resolve(ask_for_name)]) -> str:
+            await settle()
+            return f"Hello, {name.name}!"
+
+        async with here.client(elicit=answering) as client:
+            assert text(await client.call_tool("greet")) == "Hello, yes!"
+        assert here.statuses[-1].status == "completed"
+
+
+async def never() -> str:
+    """Keep a call from its tool."""
+    get_current_worker().description = "resolving"
+    await anyio.sleep_forever()
+    return "not reached"
+
+
+async def test_a_call_that_is_cancelled_before_the_tool_has_begun():
+    """A client that gives up before it has the task leaves no job behind."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def tool(value: Annotated[str, Resolve(never)]) -> str:
+            return value
+
+        async with here.client() as client, anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "tool")
+            await until(lambda: [each.status.message for each in here.jobs.list()] == ["resolving"])
+            tasks.cancel_scope.cancel()
+        await here.job().join()
+        assert here.job().status.status == "cancelled"
+
+
+async def test_cancelling_a_call_cancels_its_task():
+    """Cancelling ``call_tool()`` cancels the task; cancelling who waits for a task does not."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def forever() -> str:
+            await anyio.sleep_forever()
+            return "not reached"
+
+        async with here.client() as client:
+            task = await start_task(client, "forever")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(task.result)
+                await settle()
+                tasks.cancel_scope.cancel()
+            job = here.job()
+            assert not job.status.cancel_requested
+            here.jobs.list()
+            await task.cancel()
+            await job.join()
+            assert here.jobs.remove(job.id)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.call_tool, "forever")
+                await until(lambda: here.statuses)
+                tasks.cancel_scope.cancel()
+            await here.job().join()
+            with pytest.raises(WorkerCancelled, match="was cancelled: cancelled"):
+                await RemoteTask(client.session, here.job().id).result()
+
+
+async def test_a_task_that_the_program_cancels():
+    """A job that the program cancels is a task that was cancelled; one of its node as well."""
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def forever() -> str:
+            await anyio.sleep_forever()
+            return "not reached"
+
+        async with here.client() as client, anyio.create_task_group() as tasks:
+
+            async def call():
+                with pytest.raises(WorkerCancelled):
+                    await client.call_tool("forever")
+
+            tasks.start_soon(call)
+            await until(lambda: here.statuses)
+            here.job().cancel("maintenance")
+        async with here.client(extensions=[]) as client, anyio.create_task_group() as tasks:
+
+            async def call_without():
+                with pytest.raises(MCPError, match="the tool was cancelled"):
+                    await client.call_tool("forever")
+
+            tasks.start_soon(call_without)
+            await until(lambda: len(here.jobs.list()) == 2)
+            await settle()
+            here.jobs.list()[1].cancel("maintenance")
+
+
+async def test_history(tmp_path, quiet):
+    """After a restart a task is known as what it was; its result is not, and says so."""
+    store = SQLiteStore(tmp_path / "jobs.db")
+    try:
+        async with world(store=store) as here:
+
+            @here.tasks.tool()
+            async def tool(how: str) -> str:
+                await settle()
+                if how == "wait":
+                    await anyio.sleep_forever()
+                return how
+
+            async with here.client() as client:
+                done = await start_task(client, "tool", {"how": "done"})
+                await done.result()
+                waits = await start_task(client, "tool", {"how": "wait"})
+            here.node.cancel()
+        async with world(store=store) as here:
+            here.tasks.tool(name="tool")(lambda: None)
+            async with here.client() as client:
+                status = await RemoteTask(client.session, done.id).status()
+                assert (status.status, status.result) == ("failed", None)
+                assert status.error.message == "the tool was succeeded"
+                status = await RemoteTask(client.session, waits.id).status()
+                assert status.status == "cancelled"
+    finally:
+        store.close()
+
+
+@pytest.fixture
+async def address(anyio_backend_name):
+    """A server over HTTP with some tools, in this event loop."""
+    uvicorn = pytest.importorskip("uvicorn")
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def survey() -> str:
+            get_current_worker().update(completed_steps=1, total_steps=2)
+            return await ask("name", "Your name?")
+
+        @here.tasks.tool()
+        async def forever() -> str:
+            await anyio.sleep_forever()
+            return "not reached"
+
+        app = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL")
+        config = uvicorn.Config(app.streamable_http_app(), port=0, log_config=None, ws="none")
+        server = uvicorn.Server(config)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve)
+            await until(lambda: server.started)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
+            server.should_exit = True
+        here.node.cancel()
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"debug": True})])  # uvicorn has no Trio
+async def test_over_http(address):
+    """Tasks work over HTTP: questions, results, cancellation; a wrong header is refused."""
+    statuses = []
+    client = Client(
+        address, extensions=[ClientTasks(statuses.append)], elicitation_callback=answering
+    )
+    async with client:
+        assert text(await client.call_tool("survey")) == "yes"
+        assert statuses[0].status_message == "1 of 2 (50 %)"
+        task = await start_task(client, "forever")
+        await task.cancel()
+        with pytest.raises(WorkerCancelled):
+            await task.result()
+        with pytest.raises(MCPError, match="the header mcp-name is not the taskId") as info:
+            await Mislabelled(client.session, task.id).status()
+        assert info.value.code == mcp_types.HEADER_MISMATCH
+
+
+class Unnamed(TaskRequest):
+    """A request without the header."""
+
+    name_param = None
+
+
+class Mislabelled(RemoteTask):
+    """A task that is asked for without the header."""
+
+    async def status(self):
+        request = Unnamed(method="tasks/get", params=TaskParams(task_id=self.id))
+        return await self._session.send_request(request, TaskStatus)
+
+
+STEPS = ("turn", "advance", "ask", "thread", "return", "error", "protocol", "deaf")
+ACTS = ("call", "get", "get", "cancel", "answer", "turns")
+
+
+async def script(steps):
+    """Be a tool that does what was drawn."""
+    worker = get_current_worker()
+    for step in steps:
+        if step == "turn":
+            await settle(3)
+        elif step == "advance":
+            worker.advance()
+        elif step == "ask":
+            await ask("name", "Your name?")
+        elif step == "thread":
+            await anyio.to_thread.run_sync(worker.advance)
+        elif step == "error":
+            raise ToolError("drawn")
+        elif step == "protocol":
+            raise MCPError(1, "drawn")
+        elif step == "deaf":
+            with anyio.CancelScope(shield=True):
+                await settle(5)
+        else:
+            break
+    return "done"
+
+
+class Followed:
+    """A task, what was seen of it, and whether it was cancelled while it ran."""
+
+    def __init__(self, task, job):
+        self.task, self.job = task, job
+        self.seen = []
+        self.is_cancelled = False
+
+    async def look(self):
+        status = await self.task.status()
+        if self.seen and self.seen[-1].status in ("completed", "failed", "cancelled"):
+            assert status == self.seen[-1]
+        if self.is_cancelled:
+            assert status.status != "completed"
+        assert (status.result is not None) == (status.status == "completed")
+        assert (status.error is not None) == (status.status == "failed")
+        assert bool(status.input_requests) == (status.status == "input_required")
+        self.seen.append(status)
+        return status
+
+    async def cancel(self):
+        is_done = self.job.status.done
+        await self.task.cancel()
+        self.is_cancelled = self.is_cancelled or not is_done
+
+    async def answer(self):
+        requests = (await self.look()).input_requests
+        await self.task.answer({key: {"action": "decline"} for key in requests})
+
+
+@given(
+    scripts=st.lists(st.lists(st.sampled_from(STEPS), max_size=6), min_size=1, max_size=4),
+    acts=st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 9)), max_size=25),
+    seed=st.random_module(),
+)
+@settings(max_examples=40)
+def test_random_programs(backend, quiet, scripts, acts, seed):
+    """Whatever tools and clients do: no final status changes, no task is lost, cancel is final."""
+
+    async def main():
+        followed = []
+        async with world() as here:
+            here.node.group("some", limit=2)
+
+            @here.tasks.tool(options={"group": "some"})
+            async def drawn(number: int) -> str:
+                return await script(scripts[number])
+
+            async with here.client(elicit=answering) as client:
+                for act, number in acts:
+                    if act == "call":
+                        known = {job.id for job in here.jobs.list()}
+                        arguments = {"number": number % len(scripts)}
+                        with suppress(MCPError):
+                            task = await start_task(client, "drawn", arguments)
+                            if isinstance(task, RemoteTask):
+                                followed.append(Followed(task, here.jobs.get(task.id)))
+                        assert len(here.jobs.list()) == len(known) + 1
+                    elif act == "turns":
+                        await settle(number)
+                    elif followed:
+                        one = followed[number % len(followed)]
+                        calls = {"get": one.look, "cancel": one.cancel, "answer": one.answer}
+                        await calls[act]()
+                for one in followed:
+                    await one.cancel()
+                    await one.job.join()
+                    last = await one.look()
+                    assert last.status in ("completed", "failed", "cancelled")
+                    assert await one.look() == last
+
+    anyio.run(main, **backend)
+
+
+def test_misuse():
+    """Arguments that make no sense are refused at once."""
+    jobs = Jobs(Node("server"))
+    for wrong in (0, -1, float("inf"), float("nan"), "1"):
+        with pytest.raises(WorkerError, match="poll_interval must be a positive number"):
+            Tasks(jobs, poll_interval=wrong)
+    tasks = Tasks(jobs)
+    tasks.tool(name="tool")(anyio.sleep)
+    with pytest.raises(WorkerError, match="there is a tool 'tool' already; give the other one a"):
+        tasks.tool(name="tool")(anyio.sleep)
+
+
+def test_without_the_sdk():
+    """Without the SDK, or with an old one, importing says what to install."""
+    run = run_python(
+        "import sys; sys.modules['mcp.server.extension'] = None\n"
+        "try: import creche.mcp\n"
+        "except ImportError as error: print(error)"
+    )
+    assert run.stdout == "creche.mcp needs mcp 2.3 or newer: pip install 'creche[mcp]'\n"
