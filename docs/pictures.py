@@ -148,7 +148,17 @@ def states():
     )
 
 
-PICTURES = {"board.svg": board, "states.svg": states}
+def moving():
+    """Draw the live board from the first download to the last."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        import pictures_moving  # noqa: PLC0415 (beside this file)
+    finally:
+        del sys.path[0]
+    return pictures_moving.moving(in_virtual_time)
+
+
+PICTURES = {"board.svg": board, "moving.svg": moving, "states.svg": states}
 
 
 def main(names):
