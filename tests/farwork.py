@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -179,3 +181,37 @@ def leave_at_once():
 def kill_itself(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
     time.sleep(RENDEZVOUS)
+
+
+def hang_up():
+    """Close all that is open, the line home too."""
+    os.closerange(3, 256)
+
+
+def hang_up_and_stay():
+    """Say nothing more on any line."""
+    for number in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number.name))) as line:
+            line.shutdown(socket.SHUT_WR)
+    time.sleep(RENDEZVOUS)
+
+
+meet = None
+"""Where work that runs in a thread of this process meets the test."""
+
+
+def meet_and_fail(error):
+    meet()
+    if error is not None:
+        raise error
+
+
+def meet_and_advance():
+    meet()
+    get_current_worker().advance()
+
+
+def meet_and_wait():
+    meet()
+    assert get_current_worker().cancelled_event.wait(RENDEZVOUS), "nobody told"
+    assert get_current_worker().cancel_reason == "home has hung up"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import pickle
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -21,8 +25,9 @@ from creche import (
     get_current_worker,
     work,
 )
+from creche._running import wire
 from creche.ways import OnExecutor, Processes
-from engines import WAYS, pool
+from engines import WAYS, Threads, pool
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
 
 
@@ -91,12 +96,34 @@ async def test_error_that_cannot_travel(way):
 async def test_work_that_cannot_travel(way):
     """Work that cannot be pickled, or be read there, is an ERROR that says so."""
     async with Listener(exit_on_error=False) as app:
-        local = await app.run_worker(lambda: 1, where=way).join()
+        local = await app.run_worker(partial(farwork.add, 1, threading.Lock()), where=way).join()
         unread = await app.run_worker(farwork.Unreadable(), where=way).join()
     assert app.told_of(local) == [PENDING, ERROR]
     assert "cannot be pickled, and so cannot run elsewhere" in str(local.error)
     assert unread.state is ERROR
     assert "cannot be read where it was to run: ValueError: unreadable" in str(unread.error)
+
+
+async def test_lambda_travels_by_cloudpickle(monkeypatch):
+    """A lambda needs cloudpickle, which an error names where there is none."""
+    async with Node("app", exit_on_error=False) as app:
+        if importlib.util.find_spec("cloudpickle"):
+            assert await app.run_worker(lambda: 1, where=Threads()) == 1
+        monkeypatch.setitem(sys.modules, "cloudpickle", None)
+        worker = await app.run_worker(lambda: 1, where=Threads()).join()
+    assert "pip install cloudpickle" in str(worker.error)
+
+
+def test_what_a_session_defines(monkeypatch):
+    """What was defined in a session, which has no file, is not pickled by its name."""
+    here = sys.modules[__name__]
+    monkeypatch.setitem(sys.modules, "__main__", here)
+    monkeypatch.setattr(here, "__file__", None)
+    monkeypatch.setattr(here, "__spec__", None)
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    monkeypatch.setattr(test_no_worker_here, "__module__", "__main__")
+    with pytest.raises(pickle.PicklingError, match="was defined in a session, which no other"):
+        wire.pack(test_no_worker_here)
 
 
 async def test_value_that_cannot_travel(way):

@@ -1,0 +1,348 @@
+"""Work in an executor: it asks to begin, whatever the executor says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
+
+import anyio
+import pytest
+
+import farwork
+from creche import Node, WorkerCrashed
+from creche._running import hub, line
+from creche._running.far import Far
+from creche.ways import OnExecutor
+from engines import pool
+from helpers import (
+    CANCELLED,
+    ERROR,
+    PENDING,
+    RENDEZVOUS,
+    RUNNING,
+    SUCCESS,
+    Listener,
+    Meeting,
+    settle,
+    until,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """Keep the threads of what is shared out of the account of a single test."""
+    pool("spawn")
+
+
+class ByHand(Executor):
+    """An executor that does what the test says, in threads. Its futures tell what they like."""
+
+    def __init__(self):
+        self.calls = []
+        self.threads = []
+        self.is_shut = False
+
+    def submit(self, fn, /, *args, **kwargs):
+        if self.is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future = Future()
+        self.calls.append((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def run(self, number=0):
+        """Run a call to its end, in a thread."""
+        future, call = self.calls[number]
+
+        def give():
+            outcome = call()
+            if not future.done():
+                future.set_result(outcome)
+
+        self.threads.append(threading.Thread(target=give))
+        self.threads[-1].start()
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(RENDEZVOUS)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def by_hand():
+    """An executor that does what the test says; its far side is in threads of this process."""
+    executor = ByHand()
+    yield executor
+    executor.join()
+    for key, each in list(line._lines.items()):
+        each._socket.close() if not each.is_lost else None
+        del line._lines[key]
+
+
+async def submitted(executor, number=1):
+    await until(lambda: len(executor.calls) == number)
+
+
+async def test_running_is_true(by_hand):
+    """A worker is PENDING and queued until its work begins, whatever its future says."""
+    async with Listener() as app:
+        worker = app.run_worker(partial(farwork.add, 1, 2), where=by_hand)
+        await submitted(by_hand)
+        by_hand.calls[0][0].set_running_or_notify_cancel()
+        await settle()
+        assert worker.state is PENDING
+        assert worker.is_queued
+        by_hand.run()
+        assert await worker == 3
+    assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
+
+
+@pytest.mark.parametrize("lies", [False, True])
+async def test_cancelled_in_the_queue(by_hand, lies):
+    """A worker that is cancelled in the executor's queue ends, and its work never begins."""
+    calls = []
+    async with Listener() as app:
+        worker = app.run_worker(calls.append, where=by_hand)
+        await submitted(by_hand)
+        if lies:  # it is as good as running, and cannot be cancelled
+            by_hand.calls[0][0].set_running_or_notify_cancel()
+        worker.cancel()
+        assert worker.state is PENDING  # handed over: it ends as its way does
+        await worker.join()
+        by_hand.run()
+        await until(lambda: not by_hand.threads[0].is_alive())
+    assert app.told_of(worker) == [PENDING, CANCELLED]
+    assert calls == []
+
+
+async def test_work_that_is_left_until_the_node_is_gone(by_hand):
+    """Work whose home is gone when it asks to begin does not begin."""
+    async with Node("app") as app:
+        worker = app.run_worker(partial(farwork.fail, "called"), where=by_hand)
+        await submitted(by_hand)
+        app.cancel()
+    assert worker.state is CANCELLED
+    by_hand.run()
+
+
+async def test_cancel_against_begin(by_hand):
+    """Of a cancellation and the begin of the work, whichever home learns of first holds."""
+    async with Listener() as app:
+        worker = app.run_worker(farwork.until_cancelled, where=by_hand)
+        await submitted(by_hand)
+        by_hand.run()
+        await until(lambda: worker.state is RUNNING)
+        worker.cancel("too late")
+        await worker.join()
+    assert app.told_of(worker) == [PENDING, RUNNING, CANCELLED]
+
+
+async def test_abandon(by_hand, caplog):
+    """Abandoned work is left to itself, and a late error of its own is logged."""
+    meeting = Meeting()
+    async with Node("app") as app:
+        options = {"where": by_hand, "abandon_on_cancel": True}
+        for number, error in enumerate([None, ValueError("late")]):
+            farwork.meet = meeting = Meeting()
+            worker = app.run_worker(partial(farwork.meet_and_fail, error), **options)
+            await submitted(by_hand, number + 1)
+            by_hand.run(number)
+            await meeting.until_arrived()
+            worker.cancel()
+            await worker.join()
+            assert worker.state is CANCELLED
+            assert worker.is_abandoned
+            meeting.go.set()
+            await until(lambda: not worker.is_abandoned)  # noqa: B023 (awaited here)
+    told = [each.getMessage() for each in caplog.records if "abandoned" in each.getMessage()]
+    assert told == ["the abandoned work of worker 'meet_and_fail' failed"]
+
+
+async def test_abandoned_work_in_an_executor_that_breaks(by_hand):
+    """Abandoned work whose executor breaks has ended too."""
+    farwork.meet = meeting = Meeting()
+    async with Node("app") as app:
+        options = {"where": by_hand, "abandon_on_cancel": True}
+        worker = app.run_worker(partial(farwork.meet_and_fail, None), **options)
+        await submitted(by_hand)
+        by_hand.run()
+        await meeting.until_arrived()
+        worker.cancel()
+        await worker.join()
+        by_hand.calls[0][0].set_exception(OSError("broken"))
+        assert not worker.is_abandoned
+        meeting.go.set()
+
+
+async def test_executor_that_is_shut(by_hand):
+    """Work that an executor does not take, or cancels by itself, is an ERROR that says so."""
+    async with Listener(exit_on_error=False) as app:
+        dropped = app.run_worker(farwork.pid, where=by_hand)
+        await submitted(by_hand)
+        by_hand.calls[0][0].cancel()
+        await dropped.join()
+        by_hand.is_shut = True
+        late = await app.run_worker(farwork.pid, where=by_hand).join()
+    assert app.told_of(dropped) == app.told_of(late) == [PENDING, ERROR]
+    assert str(dropped.error).startswith("the executor has cancelled worker 'pid'; shut it down")
+    assert "cannot be handed over: RuntimeError: cannot schedule new futures" in str(late.error)
+
+
+async def test_broken_pool():
+    """A pool that breaks is a crash of each of its jobs, and of those that come later."""
+    async with Node("app", exit_on_error=False) as app:
+        with ProcessPoolExecutor(1, mp_context=pool("spawn")._mp_context) as broken:
+            first = app.run_worker(farwork.leave_at_once, where=broken)
+            second = app.run_worker(farwork.pid, where=broken)
+            await first.join()
+            await second.join()
+            third = await app.run_worker(farwork.pid, where=broken).join()
+    for worker in (first, second, third):
+        assert isinstance(worker.error, WorkerCrashed)
+        assert worker.error.exitcode is None
+
+
+async def test_outcome_that_says_stay_by_itself(by_hand):
+    """Work that was not begun though nobody cancelled it is an error."""
+    async with Node("app", exit_on_error=False) as app:
+        worker = app.run_worker(farwork.pid, where=by_hand)
+        await submitted(by_hand)
+        future, call = by_hand.calls[0]
+        future.set_result(Far(call.args[3], lambda _: False).run())
+    assert "was not begun, and nobody had cancelled it" in str(worker.error)
+
+
+async def test_home_that_cannot_be_reached(by_hand):
+    """Work that cannot ask whether to begin is an error that says so."""
+    async with Node("app", exit_on_error=False) as app:
+        worker = app.run_worker(farwork.pid, where=by_hand)
+        await submitted(by_hand)
+        future, call = by_hand.calls[0]
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            address = nobody.getsockname()
+        future.set_result(call.func(address, *call.args[1:]))
+    assert worker.state is ERROR
+    assert "as this process cannot be reached from where it was to run" in str(worker.error)
+
+
+async def test_wrong_key(by_hand):
+    """Who does not know the key is hung up on, before anything that it says is read."""
+    async with Node("app", exit_on_error=False) as app:
+        worker = app.run_worker(farwork.pid, where=by_hand)
+        await submitted(by_hand)
+        future, call = by_hand.calls[0]
+        wrong = partial(call.func, call.args[0], b"wrong", *call.args[2:])
+        future.set_result(await anyio.to_thread.run_sync(wrong))
+    assert "ConnectionError: home has hung up" in str(worker.error)
+
+
+async def test_home_that_does_not_know_the_key():
+    """The far side does not trust who answers at the address of home."""
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+
+        def answer():
+            connection, _ = impostor.accept()
+            with connection:
+                connection.sendall(bytes(2 * line.PROOF))
+                connection.recv(2 * line.PROOF)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConnectionError, match="what answers does not know the key"):
+            line.Line(impostor.getsockname(), b"key")
+        thread.join()
+
+
+async def test_silent_caller(monkeypatch):
+    """Who calls and says nothing is hung up on after a while."""
+    monkeypatch.setattr(hub, "PATIENCE", 0.01)
+    here = hub.Hub()
+    async with anyio.create_task_group() as group:
+        group.start_soon(here.run)
+        await anyio.lowlevel.checkpoint()
+        async with await anyio.connect_tcp(*here.address) as caller:
+            assert len(await caller.receive()) == line.PROOF
+            with pytest.raises(anyio.EndOfStream):
+                await caller.receive()
+        group.cancel_scope.cancel()
+
+
+async def test_frame_that_is_too_long(monkeypatch, by_hand):
+    """A frame longer than any is not read; one that would be is not sent."""
+    meeting = farwork.meet = Meeting()
+    async with Node("app", exit_on_error=False) as app:
+        worker = app.run_worker(partial(farwork.meet_and_fail, None), where=by_hand)
+        await submitted(by_hand)
+        by_hand.run()
+        await meeting.until_arrived()
+        (one,) = line._lines.values()
+        one._send(7, bytes(line.LONGEST + 1))  # which it does not
+        assert not one.is_lost
+        one._socket.sendall(line.HEAD.pack(line.LONGEST + 1, 7))
+        await until(lambda: one.is_lost)
+        far_is_told = worker.state is RUNNING
+        meeting.go.set()
+        await worker.join()
+    assert far_is_told
+    assert worker.state is SUCCESS
+
+
+async def test_message_of_no_interest(by_hand):
+    """What abandoned work says of its steps is dropped; so is what home says to no job."""
+    meeting = farwork.meet = Meeting()
+    async with Node("app", exit_on_error=False) as app:
+        options = {"where": by_hand, "abandon_on_cancel": True}
+        worker = app.run_worker(farwork.meet_and_advance, **options)
+        await submitted(by_hand)
+        by_hand.run()
+        await meeting.until_arrived()
+        (one,) = line._lines.values()
+        one._take(99, line.GO)
+        worker.cancel()
+        await worker.join()
+        meeting.go.set()
+        await until(lambda: not worker.is_abandoned)
+    assert worker.completed_steps == 0
+
+
+async def test_line_of_a_home_that_is_gone(by_hand):
+    """Work is told to stop when its home hangs up; the next home gets a line of its own."""
+    meeting = farwork.meet = Meeting()
+    async with Node("app") as app:
+        options = {"where": by_hand, "abandon_on_cancel": True}
+        worker = app.run_worker(farwork.meet_and_wait, **options)
+        await submitted(by_hand)
+        by_hand.run()
+        await meeting.until_arrived()
+        app.cancel()
+    assert worker.is_abandoned
+    meeting.go.set()
+    await until(lambda: not worker.is_abandoned)
+
+
+async def test_fork_server(anyio_backend_name):
+    """The start method ``forkserver`` will do."""
+    if anyio_backend_name != "trio":
+        pytest.skip("once is enough")
+    context = __import__("multiprocessing").get_context("forkserver")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        async with Node("app") as app:
+            assert await app.run_worker(farwork.pid, where=executor) != os.getpid()
+
+
+def test_executor_tells_what_it_is():
+    """A way tells in its repr what it stands for."""
+    assert repr(OnExecutor(ByHand())) == "OnExecutor(ByHand)"
+
+
+async def test_loky():
+    """Loky's executor will do."""
+    loky = pytest.importorskip("loky")
+    with contextlib.ExitStack() as stack:
+        executor = loky.ProcessPoolExecutor(1)
+        stack.callback(executor.shutdown)
+        async with Node("app") as app:
+            assert await app.run_worker(farwork.pid, where=executor) != os.getpid()

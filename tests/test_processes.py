@@ -1,0 +1,314 @@
+"""Work in processes of our own: they are killed, crash, and go with their tree."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import farwork
+from creche import Node, WorkerCrashed, WorkerError, format_tree
+from creche._core.late import report_on
+from creche._running import processes
+from creche.ways import Processes
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Processes() is not for Windows")
+
+
+def is_alive(pid):
+    """Whether a process is there, also if it has died and nobody has taken note of it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def has_died(pid):
+    """Whether a process has died; it may be the child of one that is not interested."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def sign(tmp_path):
+    """A file that far work makes to say that it runs."""
+    return tmp_path / "runs"
+
+
+async def begun(app, call, sign, **options):
+    worker = app.run_worker(call, **options)
+    await until(sign.exists)
+    return worker
+
+
+async def test_cancel_kills(sign):
+    """Work that takes no notice is killed with its process, and the next work has another one."""
+    way = Processes(1)
+    async with Listener() as app:
+        before = await app.run_worker(farwork.pid, where=way)
+        worker = await begun(app, partial(farwork.ignore, sign), sign, where=way)
+        worker.cancel()
+        await worker.join()
+        assert not is_alive(before)
+        after = await app.run_worker(farwork.pid, where=way)
+    assert app.told_of(worker) == [PENDING, RUNNING, CANCELLED]
+    assert after != before
+    assert not is_alive(after)
+
+
+async def test_grace(sign):
+    """In its time of grace cancelled work may end by itself; after it, it is killed."""
+    async with Node("app") as app:
+        gentle = Processes(1, grace=30)
+        giver = partial(farwork.give_when_cancelled, sign, "left")
+        worker = await begun(app, giver, sign, where=gentle)
+        worker.cancel()
+        await worker.join()
+        assert worker.result == ("left", True, None)
+        sign.unlink()
+        stubborn = await begun(
+            app, partial(farwork.ignore, sign), sign, where=Processes(1, grace=0.01)
+        )
+        stubborn.cancel()
+        await stubborn.join()
+    assert stubborn.state is CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "told"),
+    [
+        (farwork.segfault, -signal.SIGSEGV, "was killed by SIGSEGV in string_at() at "),
+        (farwork.leave_at_once, 3, "has ended by itself with exit code 3 in leave_at_once() at "),
+        (farwork.kill_itself, -signal.SIGKILL, "for want of memory"),
+        (
+            partial(farwork.kill_itself, signal.SIGTERM),
+            -signal.SIGTERM,
+            "was killed by SIGTERM in kill_itself() at ",
+        ),
+        (
+            partial(farwork.kill_itself, signal.SIGRTMIN + 3),
+            -(signal.SIGRTMIN + 3),
+            f"was killed by signal {signal.SIGRTMIN + 3}",
+        ),
+    ],
+    ids=["segfault", "exit", "kill", "term", "real-time"],
+)
+async def test_crash(work, code, told):
+    """A process that dies is one error, which tells how it ended and where it stood."""
+    way = Processes(1)
+    async with Node("app", exit_on_error=False) as app:
+        crashed = app.run_worker(work, "breaks", where=way)
+        after = app.run_worker(partial(farwork.add, 1, 2), where=way)
+        assert await after == 3
+    assert crashed.state is ERROR
+    assert isinstance(crashed.error, WorkerCrashed)
+    assert crashed.error.exitcode == code
+    assert str(crashed.error).startswith("worker 'breaks' crashed: process ")
+    assert told in str(crashed.error)
+
+
+async def test_process_that_hangs_up(monkeypatch):
+    """A process that closes its line is of no use: it is killed, if it does not end by itself."""
+    monkeypatch.setattr(processes, "_PATIENCE", 1)
+    way = Processes(1)
+    async with Node("app", exit_on_error=False) as app:
+        gone = await app.run_worker(farwork.hang_up, where=way).join()
+        killed = await app.run_worker(farwork.hang_up_and_stay, where=way).join()
+    assert isinstance(gone.error, WorkerCrashed)
+    assert gone.error.exitcode == 1
+    assert isinstance(killed.error, WorkerCrashed)
+    assert killed.error.exitcode == -signal.SIGKILL
+
+
+async def test_process_that_died_idle():
+    """A process that has died while it had nothing to do is replaced."""
+    way = Processes(1)
+    async with Node("app") as app:
+        pid = await app.run_worker(farwork.pid, where=way)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not is_alive(pid))
+        assert await app.run_worker(farwork.pid, where=way) != pid
+
+
+async def test_waiting_for_a_process(sign, tmp_path):
+    """Who waits for a process is PENDING and queued, and is cancelled at once."""
+    way = Processes(1)
+    gate = tmp_path / "gate"
+    async with Listener() as app:
+        holder = await begun(app, partial(farwork.hold, sign, gate), sign, where=way)
+        first = app.run_worker(farwork.pid, where=way)
+        second = app.run_worker(farwork.pid, where=way)
+        await until(lambda: second.is_queued)
+        assert first.is_queued
+        assert "waiting to begin elsewhere" in format_tree(app)
+        second.cancel()
+        assert second.state is CANCELLED
+        gate.touch()
+        await first
+    assert holder.state is SUCCESS
+    assert app.told_of(second) == [PENDING, CANCELLED]
+
+
+async def test_processes_are_those_of_a_tree():
+    """Two nodes of a tree share processes; another tree has others; none is left."""
+    way = Processes(2)
+    async with Node("one") as one, Node("child", parent=one) as child:
+        pids = {await node.run_worker(farwork.pid, where=way) for node in (one, child, one)}
+        async with Node("two") as two:
+            pids.add(await two.run_worker(farwork.pid, where=way))
+        assert len(pids) == 2
+    assert not any(map(is_alive, pids))
+
+
+async def test_node_that_fails(sign):
+    """A node that fails leaves no process behind."""
+    with pytest.raises(Exception, match="unhandled errors"):
+        async with Node("app") as app:
+            await begun(app, partial(farwork.ignore, sign), sign, where=Processes(2))
+            pid = await app.run_worker(farwork.pid, where=Processes(1))
+            app.run_worker(partial(farwork.fail, "burnt"), where=Processes(1))
+    assert not is_alive(pid)
+
+
+async def test_idle():
+    """A process that nobody wants for a while ends; at 0, each has one job."""
+    async with Node("app") as app:
+        once = Processes(1, idle=0)
+        pids = [await app.run_worker(farwork.pid, where=once) for _ in range(2)]
+        assert len(set(pids)) == 2
+        soon = Processes(1, idle=0.001)
+        pid = await app.run_worker(farwork.pid, where=soon)
+        await until(lambda: not is_alive(pid))
+        assert await app.run_worker(farwork.pid, where=soon) != pid
+
+
+async def test_where_it_runs_is_told(sign):
+    """Where an end is late, and in a tree as text, it is told in which process the work is."""
+    async with Node("app") as app:
+        worker = await begun(app, partial(farwork.ignore, sign), sign, where=Processes(1))
+        assert f", in {worker.where}" in report_on([worker])
+        assert worker.where in format_tree(app)
+        worker.cancel()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"size": 0}, "size must be 1 or more, or None, not 0"),
+        ({"size": "2"}, "size must be 1 or more, or None, not '2'"),
+        ({"grace": -1}, "grace must be 0 seconds or more, not -1"),
+        ({"idle": "no"}, "idle must be 0 seconds or more, not 'no'"),
+    ],
+)
+def test_options(options, told):
+    """Options that make no sense are refused."""
+    with pytest.raises(WorkerError, match=told):
+        Processes(**options)
+
+
+GUARDED = """
+import anyio, os, sys
+from creche import Node
+from creche.ways import Processes
+
+class Item:
+    pass
+
+def work(item):
+    return type(item).__module__, item, os.getpid()
+
+async def main():
+    async with Node("app") as app:
+        from functools import partial
+        module, item, pid = await app.run_worker(partial(work, Item()), where=Processes(1))
+        assert type(item) is Item
+        assert pid != os.getpid()
+        print("done")
+
+"""
+
+
+def run_program(tmp_path, program, *arguments, **options):
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(path), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+def test_main_module(tmp_path):
+    """Work and values of the main module travel, if what it runs is under a guard."""
+    ended = run_program(tmp_path, GUARDED + 'if __name__ == "__main__":\n    anyio.run(main)')
+    assert (ended.stdout, ended.stderr) == ("done\n", "")
+
+
+def test_main_module_without_guard(tmp_path):
+    """A main module without a guard is an error that tells the cure."""
+    ended = run_program(tmp_path, GUARDED + "anyio.run(main)")
+    assert ended.returncode == 1
+    assert 'put what the program runs under if __name__ == "__main__":' in ended.stderr
+    assert "cannot enter node 'app' as a process" in ended.stderr
+
+
+def test_main_module_by_name(tmp_path):
+    """A main module that was run by its name is imported by that."""
+    (tmp_path / "program.py").write_text(
+        GUARDED + 'if __name__ == "__main__":\n    anyio.run(main)'
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "program"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert (ended.stdout, ended.stderr) == ("done\n", "")
+
+
+def test_nothing_outlives_the_program(tmp_path):
+    """Where the program is killed, its processes go by themselves, at work or idle."""
+    program = """
+import anyio, os, sys, farwork
+from functools import partial
+from creche import Node
+from creche.ways import Processes
+async def main():
+    async with Node("app") as app:
+        way = Processes(2)
+        print(await app.run_worker(farwork.pid, where=way))
+        worker = app.run_worker(partial(farwork.ignore, "runs"), where=Processes(1))
+        while not os.path.exists("runs"):
+            await anyio.sleep(0.01)
+        print(worker.where.split()[1], flush=True)
+        os.kill(os.getpid(), 9)
+if __name__ == "__main__":
+    anyio.run(main)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = run_program(tmp_path, program, cwd=tmp_path, env=environment)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    pids = [int(pid) for pid in ended.stdout.split()]
+    assert len(pids) == 2
+    gone = threading.Event()
+    for _ in range(1000):
+        if all(map(has_died, pids)):
+            break
+        gone.wait(0.01)
+    else:
+        pytest.fail("a process has outlived its program")
