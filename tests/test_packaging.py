@@ -55,6 +55,7 @@ FLOORS = {
             "_core.deadlock",
         ),
         ("_core.tree", "_core.moving", "_core.ending", "_core.cancelling", "_core.waiting"),
+        ("_core.room", "_core.giving_way"),
         ("_core.adapting", "_core.readiness", "_core.run"),
         ("_core.resources", "_core.elsewhere", "_core.checks"),
         ("_core.worker",),

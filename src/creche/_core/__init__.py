@@ -29,15 +29,15 @@ order. Each step may be taken again, and is, if it was broken off.
 task, ``moving`` the writer of the state, ``cancelling`` the cancellation, ``ending`` the end;
 ``checks`` tells what makes no sense; ``adapting`` is for workers whose state is assigned from
 outside. ``elsewhere`` is what a way that was given to ``where=`` sees of a worker, ``resources``
-what such ways keep for a tree of nodes. ``parts``
-holds what few workers have, ``readiness`` what services need of it; ``events`` what is told of a
-worker, and ``followers`` whom, beside those who hear the node; ``progress`` how far it is; ``log``
-what is written of it. ``group`` decides who runs; ``manager`` looks at a whole tree. ``node`` is a
-place in the ``tree`` that *has* a nursery, a mailbox, an ``audience`` (who listens), a ``life``
-(how it is entered and how it ends, which is what its nursery asks for) and, when ``mounting``
-opened it, a mount. ``shutdown`` ends the work below a node that stays open. ``calls`` are from
-threads into the loop. ``waiting`` waits; ``deadlock`` tells whether a wait can end. ``snapshot``
-pictures all of it as plain data.
+what such ways keep for a tree of nodes. ``parts`` holds what few workers have, ``readiness`` what
+services need of it; ``events`` what is told of a worker, and ``followers`` whom, beside those who
+hear the node; ``progress`` how far it is; ``log`` what is written of it. ``group`` decides who
+runs, ``giving_way`` who makes room for that, and ``room`` waits for it; ``manager`` looks at a
+whole tree. ``node`` is a place in the ``tree`` that *has* a nursery, a mailbox, an ``audience``
+(who listens), a ``life`` (how it is entered and how it ends, which is what its nursery asks for)
+and, when ``mounting`` opened it, a mount. ``shutdown`` ends the work below a node that stays open.
+``calls`` are from threads into the loop. ``waiting`` waits; ``deadlock`` tells whether a wait can
+end. ``snapshot`` pictures all of it as plain data.
 
 A worker, its group, its node and its events name each other, for types only. Private names of nodes
 begin with ``_creche_``: users write subclasses of Node, and must not overwrite one by accident.

@@ -16,7 +16,8 @@ from creche._ground.states import FINAL, NEW, OPEN
 
 from .calls import ask
 from .cancelling import cancel_with_nursery, refuse, refuse_ended
-from .group import code_of, forget, get_group
+from .giving_way import code_of
+from .group import forget, get_group
 from .readiness import with_status
 from .tree import is_lost, join
 from .waiting import until_begun, wait_for

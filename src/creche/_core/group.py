@@ -9,7 +9,6 @@ has left and as the limit has changed. What a new worker does to those before it
 
 from __future__ import annotations
 
-from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,7 +21,9 @@ from creche._ground.steps import percent
 from .calls import ask
 from .cancelling import cancel_here, cancel_with_nursery
 from .ending import end
+from .giving_way import OVERFLOW, code_of
 from .moving import announce
+from .room import wait_for_room
 from .waiting import wait_for
 from .worker import Worker
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
+    from creche._ground.backend import Event
     from creche._ground.options import Overflow, ReadyOptions, StartOptions
 
     from .deadlock import Waitable
@@ -51,49 +53,6 @@ def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[A
     for worker in reversed(cancelled):  # else each that leaves would have the next one launched
         worker.cancel(reason)
     return cancelled
-
-
-def _is_partial(work: object) -> bool:
-    return isinstance(work, partial)
-
-
-def code_of(work: Any) -> object:
-    """Give what tells the work of one function from that of another: its code, if it has any."""
-    for _ in range(100):  # a chain that leads back into itself leads nowhere
-        inner = getattr(work, "func" if _is_partial(work) else "__wrapped__", None)
-        if inner is None:
-            break
-        work = inner
-    for name in ("__code__", "cr_code"):  # of functions and methods; of coroutines
-        code = getattr(work, name, None)
-        if code is not None:
-            return code
-    return work
-
-
-def _keep_latest(group: WorkerGroup) -> bool:
-    for waiting in list(group._queue.values()):
-        cancel_here(waiting, "superseded: only the latest is kept")
-    return True
-
-
-def _restart(group: WorkerGroup) -> bool:
-    # The newest are to run, as many as the limit. So once all that run are on their way out, it is
-    # the oldest of those waiting that gives way.
-    every = (*group._running.values(), *group._queue.values())
-    alive = [worker for worker in every if worker._cancellation is None]
-    if group._limit is not None and len(alive) >= group._limit:
-        cancel_here(alive[0], "superseded: the group restarts")
-    return True
-
-
-OVERFLOW: dict[Overflow, Callable[[WorkerGroup], bool]] = {
-    "enqueue": lambda _: True,
-    "drop": lambda _: False,
-    "restart": _restart,
-    "keep_latest": _keep_latest,
-}
-"""What each rule of overflow does to a full group; it tells whether the new worker may wait."""
 
 
 def declare(node: Node, name: str, settings: tuple[int | None, Overflow]) -> WorkerGroup:
@@ -146,15 +105,8 @@ class WorkerGroup:
     """
 
     __slots__ = (
-        "_gaps",
-        "_limit",
-        "_node",
-        "_path",
-        "_queue",
-        "_running",
-        "_unstarted",
-        "name",
-        "overflow",
+        *("_gaps", "_left_one", "_limit", "_node", "_path", "_queue", "_running", "_unstarted"),
+        *("name", "overflow"),
     )
 
     def __init__(
@@ -172,6 +124,7 @@ class WorkerGroup:
         self._queue: dict[int, Worker[Any]] = {}
         self._gaps = 0  # how many were taken out of the queue since it was made
         self._running: dict[int, Worker[Any]] = {}
+        self._left_one: Event | None = None  # made as somebody waits for room
 
     def __repr__(self) -> str:
         return (
@@ -229,6 +182,7 @@ class WorkerGroup:
         def change() -> None:
             self._limit = checked
             self._settle()
+            self._tell_of_room()
 
         ask(self._node, change)
 
@@ -450,9 +404,23 @@ class WorkerGroup:
             self._unstarted.pop(order, None)
         if self._queue:
             self._settle()
+        if self._left_one is not None:
+            self._tell_of_room()
         worker._place = None
         if not (self._running or self._queue or self._unstarted):
             forget(self)
+
+    def _is_waited_for(self) -> bool:
+        return bool(self._queue) or self._left_one is not None
+
+    def _tell_of_room(self) -> None:
+        event, self._left_one = self._left_one, None
+        if event is not None:
+            event.set()
+
+    @property
+    def _has_room(self) -> bool:
+        return self._limit is None or len(self._running) + len(self._queue) < self._limit
 
     def _has_in_queue(self, worker: Worker[Any]) -> bool:
         return worker._order in self._queue
@@ -496,3 +464,21 @@ class WorkerGroup:
             The node's event loop only.
         """
         await wait_for([worker for worker in self if worker._started])
+
+    async def room(self) -> None:
+        """Wait until fewer workers than the limit run or wait: back-pressure for a long input.
+
+        It returns in the step in which there is room, so that who starts a worker next has a slot.
+        Cancelling this call ends the wait.
+
+        Raises:
+            DeadlockError: Called by a worker that the group needs to end, to have room.
+            WorkerError: This is not the event loop of the node.
+
+        Checkpoint:
+            Always.
+
+        Threads:
+            The node's event loop only.
+        """
+        await wait_for_room(self)

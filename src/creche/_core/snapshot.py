@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from creche._ground.public import publish
-from creche._ground.states import FINAL, NEW
+from creche._ground.states import NEW
 from creche._ground.text import label, path_of, text, text_of
 from creche._running.stacks import FrameSnapshot, find_calls, find_stack
 
 from .facts import facts_of
+from .room import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from .group import WorkerGroup
     from .node import Node
@@ -239,8 +240,11 @@ def _take_worker(
 
 
 def _waits_of(ties: RareParts) -> tuple[str, ...]:
-    waits = cast("Collection[Worker[Any]]", ties.waits)
-    return tuple(label(other) for other in waits if other._state not in FINAL)
+    return tuple(
+        other._creche_label() if type(other) is Room else label(other)
+        for other in ties.waits
+        if not other.is_finished
+    )
 
 
 def _told(reason: object) -> str | None:

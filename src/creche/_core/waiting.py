@@ -128,7 +128,7 @@ def _is_needed(worker: Worker[Any]) -> bool:
     """Whether anything else may wait for this worker; else it closes no ring with others."""
     return (
         (worker._rare is not None and worker._rare.awaited > 0)
-        or (worker._place is not None and worker._place.queued > 0)
+        or (worker._place is not None and worker._place._is_waited_for())
         or worker._node._creche_life.is_opened_by_a_worker()
     )
 

@@ -1,7 +1,7 @@
 """A process of ours, from within: it runs one job after another that it is sent.
 
-It is run as a script, by its path, so that it imports what it needs of Creche and no more: an event
-loop would take most of the time of its start. The main thread does the work, as some libraries want
+It is loaded by its path, ``Creche`` itself only as far as it is needed: to import an event loop
+would take most of the time of its start. The main thread does the work, as some libraries want
 to be in it. Another one reads the line, which is a socket that only home has the other end of. As
 that is closed, the process ends; with work in it, it kills itself and its whole session.
 """
@@ -103,7 +103,7 @@ class Child:
                 size, kind = HEAD.unpack(self._read(HEAD.size))
                 self._take(kind, self._read(size))
         except OSError:
-            if self._far is not None:
+            if self._far is not None:  # pragma: no cover (it is gone before it can tell)
                 # Nobody is there for whom to work; a thread cannot be stopped, a process can.
                 os.killpg(0, signal.SIGKILL)
             self._jobs.put(None)
@@ -155,11 +155,11 @@ class Child:
 def tell_where(report: Any) -> None:
     """Have it written where the Python code stands as the process dies, where that can be."""
     faulthandler.enable(report, all_threads=False)
-    if hasattr(faulthandler, "register"):
+    if hasattr(faulthandler, "register"):  # pragma: no branch (absent on Windows)
         faulthandler.register(signal.SIGTERM, report, all_threads=False, chain=True)
     leave, process = os._exit, os.getpid()
 
-    def leave_and_tell(status: int) -> None:
+    def leave_and_tell(status: int) -> None:  # pragma: no cover (it is gone before it can tell)
         if os.getpid() == process:  # none that the work has forked off
             faulthandler.dump_traceback(report, all_threads=False)
         leave(status)
@@ -167,14 +167,24 @@ def tell_where(report: Any) -> None:
     os._exit = leave_and_tell  # type: ignore[assignment]  # never returns either
 
 
-def main() -> None:
-    """Be the process: ``child.py LINE REPORT``, two descriptors."""
-    line, report = (int(each) for each in sys.argv[1:3])
+START = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("creche._running.child", sys.argv[1])
+child = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(child)
+child.main(*map(int, sys.argv[2:]))
+"""
+"""The program of such a process: its arguments are the path of this file, and two descriptors."""
+
+
+def main(line: int, report: int) -> None:
+    """Be the process.
+
+    Args:
+        line: The descriptor of the line.
+        report: That of the file in which it is told where the code stands as the process dies.
+    """
     stand_in_for_package(Path(__file__).parent.parent / "__init__.py")
     tell_where(os.fdopen(report, "wb", 0))
     with socket.socket(fileno=line) as connection:
         Child(connection).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -198,7 +198,7 @@ class _Process:
         fds = (self._far_end.fileno(), self._report.fileno())
         try:
             self._process = await anyio.open_process(
-                [*_python(), child.__file__, *map(str, fds)],
+                [*_python(), "-c", child.START, child.__file__, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=None,
                 stderr=None,

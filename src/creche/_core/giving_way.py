@@ -1,0 +1,58 @@
+"""Who gives way to a new worker: by the rules of overflow, and to exclusive work."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .cancelling import cancel_here
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from creche._ground.options import Overflow
+
+    from .group import WorkerGroup
+
+
+def _is_partial(work: object) -> bool:
+    return isinstance(work, partial)
+
+
+def code_of(work: Any) -> object:
+    """Give what tells the work of one function from that of another: its code, if it has any."""
+    for _ in range(100):  # a chain that leads back into itself leads nowhere
+        inner = getattr(work, "func" if _is_partial(work) else "__wrapped__", None)
+        if inner is None:
+            break
+        work = inner
+    for name in ("__code__", "cr_code"):  # of functions and methods; of coroutines
+        code = getattr(work, name, None)
+        if code is not None:
+            return code
+    return work
+
+
+def _keep_latest(group: WorkerGroup) -> bool:
+    for waiting in list(group._queue.values()):
+        cancel_here(waiting, "superseded: only the latest is kept")
+    return True
+
+
+def _restart(group: WorkerGroup) -> bool:
+    # The newest are to run, as many as the limit. So once all that run are on their way out, it is
+    # the oldest of those waiting that gives way.
+    every = (*group._running.values(), *group._queue.values())
+    alive = [worker for worker in every if worker._cancellation is None]
+    if group._limit is not None and len(alive) >= group._limit:
+        cancel_here(alive[0], "superseded: the group restarts")
+    return True
+
+
+OVERFLOW: dict[Overflow, Callable[[WorkerGroup], bool]] = {
+    "enqueue": lambda _: True,
+    "drop": lambda _: False,
+    "restart": _restart,
+    "keep_latest": _keep_latest,
+}
+"""What each rule of overflow does to a full group; it tells whether the new worker may wait."""
