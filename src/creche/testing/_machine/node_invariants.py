@@ -12,7 +12,7 @@ from .model import QUEUE
 
 @add_invariant
 def the_manager_has_what_is_unfinished(machine: WorkerMachine) -> None:
-    """The manager and every group have exactly their unfinished workers, in order."""
+    """The manager and every group contain exactly their unfinished workers, in order."""
     for root in machine.roots:
         there = [record for place in root.below() for record in place.unfinished()]
         there.sort(key=lambda record: record.order)
@@ -27,13 +27,13 @@ def the_manager_has_what_is_unfinished(machine: WorkerMachine) -> None:
 
 @add_invariant
 def never_above_the_limit(machine: WorkerMachine) -> None:
-    """No work is entered where as many as the limit are inside."""
+    """No work begins while as many as the limit are running."""
     machine.nothing_seen("never_above_the_limit")
 
 
 @add_invariant
 def slots_are_used(machine: WorkerMachine) -> None:
-    """While a slot is free nobody waits for one."""
+    """No worker waits while a slot is free."""
     for place in machine.places():
         for name, limit in place.limits.items():
             started = [each for each in place.unfinished(name) if each.started is not None]
@@ -45,7 +45,7 @@ def slots_are_used(machine: WorkerMachine) -> None:
 
 @add_invariant
 def first_in_first_out(machine: WorkerMachine) -> None:
-    """Of two workers of a queue the one that was started first is not entered last."""
+    """Workers of a queue begin in the order in which they were started."""
     for place in machine.places():
         queue = [each for each in place.records if each.group == QUEUE and each.started]
         queue.sort(key=lambda each: each.started or 0)
@@ -60,7 +60,7 @@ def first_in_first_out(machine: WorkerMachine) -> None:
 
 @add_invariant
 def errors_come_out_once(machine: WorkerMachine) -> None:
-    """A block raises exactly the errors of its workers that count, each one time."""
+    """A block raises exactly the errors of its workers that count, each once."""
     for place in machine.places():
         if place.is_over and place.kind != "mounted":
             due = Counter(
@@ -76,7 +76,7 @@ def errors_come_out_once(machine: WorkerMachine) -> None:
 
 @add_invariant
 def what_has_to_end_ends(machine: WorkerMachine) -> None:
-    """A node that is told to leave, or has fallen, is over once nothing holds it."""
+    """A node that was told to leave, or has failed, ends once nothing holds it open."""
     machine.nothing_seen("what_has_to_end_ends")
     for place in machine.places():
         if place.has_fallen or place.is_leaving:
@@ -94,7 +94,7 @@ def what_has_to_end_ends(machine: WorkerMachine) -> None:
 
 @add_invariant
 def a_left_node_is_empty(machine: WorkerMachine) -> None:
-    """A node that was left has no unfinished worker, and no work but abandoned is inside."""
+    """A node that was left has no unfinished worker, and only abandoned work still runs."""
     for place in machine.places():
         if place.is_over:
             left = place.unfinished()
@@ -109,7 +109,7 @@ def a_left_node_is_empty(machine: WorkerMachine) -> None:
 
 @add_invariant
 def subscribers_hear_what_handlers_hear(machine: WorkerMachine) -> None:
-    """A subscription to the tree has every change that the handlers of the nodes were told."""
+    """A subscription to the tree gets every change that the handlers of the nodes get."""
     for root in machine.roots:
         numbers = [message.number for message in root.heard]
         assert numbers == sorted(set(numbers)), f"{root}: the events are not in order"
@@ -121,7 +121,7 @@ def subscribers_hear_what_handlers_hear(machine: WorkerMachine) -> None:
 
 @add_invariant
 def messages_come_in_order(machine: WorkerMachine) -> None:
-    """What was posted on a node is handled there and above it, each once and in order."""
+    """Messages posted to a node are handled there and above it, once and in order."""
     for place in machine.places():
         for other in place.below():
             got = [number for origin, number in place.got if origin is other]
@@ -134,13 +134,13 @@ def messages_come_in_order(machine: WorkerMachine) -> None:
 
 @add_invariant
 def no_late_effects(machine: WorkerMachine) -> None:
-    """No call of a thread takes effect once its worker was cancelled, or its node."""
+    """No call from a thread takes effect after its worker or its node was cancelled."""
     machine.nothing_seen("no_late_effects")
 
 
 @add_invariant
 def no_coroutine_is_forgotten(machine: WorkerMachine) -> None:
-    """No coroutine was dropped that nobody awaited."""
+    """No coroutine is dropped without having been awaited."""
     forgotten = machine.world.never_awaited() if hasattr(machine, "world") else []
     assert not forgotten, "; ".join(forgotten)
 

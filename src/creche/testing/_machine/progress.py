@@ -48,7 +48,7 @@ def report_progress(
 
 @add_invariant
 def progress_stays_within_the_total(machine: WorkerMachine) -> None:
-    """No worker has completed more steps than there are."""
+    """No worker completes more steps than there are."""
     for record in machine.records():
         look_at_progress(machine, record)
     machine.nothing_seen("progress_stays_within_the_total")
@@ -56,13 +56,13 @@ def progress_stays_within_the_total(machine: WorkerMachine) -> None:
 
 @add_invariant
 def progress_never_goes_back_by_itself(machine: WorkerMachine) -> None:
-    """A worker has never completed fewer steps than before, unless it is told to begin anew."""
+    """The completed steps never decrease, unless the worker is told to start over."""
     machine.nothing_seen("progress_never_goes_back_by_itself")
 
 
 @add_invariant
 def progress_is_what_was_reported(machine: WorkerMachine) -> None:
-    """A worker that does nothing but its work has got as far as was reported of it."""
+    """The completed steps of a worker are those that its work reported."""
     for record in machine.records():
         if record.is_plain:
             worker = record.worker

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @add_invariant
 def calls_do_what_they_say(machine: WorkerMachine) -> None:
-    """Each call does what it says, or is refused where it should be."""
+    """Each call does what its documentation says, or is refused when it should be."""
     machine.nothing_seen("calls_do_what_they_say")
 
 
 @add_invariant
 def changes_are_announced_once_and_in_order(machine: WorkerMachine) -> None:
-    """The announcements are a life as the table allows it, and the last one is the state."""
+    """The announced states follow the table of states, and the last one is the worker's state."""
     for record in machine.records():
         wrong = what_is_wrong(record.worker, record.place.recorder.states(record.worker))
         assert wrong is None, wrong
@@ -40,7 +40,7 @@ def final_states_are_final(machine: WorkerMachine) -> None:
 
 @add_invariant
 def cancelled_while_pending_was_never_entered(machine: WorkerMachine) -> None:
-    """The work of a worker that never was RUNNING was never entered."""
+    """A worker that never was RUNNING never entered its work."""
     for record in machine.records():
         states = record.place.recorder.states(record.worker)
         if WorkerState.RUNNING not in states:
@@ -49,7 +49,7 @@ def cancelled_while_pending_was_never_entered(machine: WorkerMachine) -> None:
 
 @add_invariant
 def cancel_is_final(machine: WorkerMachine) -> None:
-    """A worker of which cancellation was asked says so, and never ends in SUCCESS."""
+    """A worker that was cancelled says so and never ends in SUCCESS."""
     for record in machine.records():
         if record.asked is not None:
             worker = record.worker
@@ -62,7 +62,7 @@ def cancel_is_final(machine: WorkerMachine) -> None:
 
 @add_invariant
 def running_is_inside(machine: WorkerMachine) -> None:
-    """A worker is RUNNING if and only if its work is inside."""
+    """A worker is RUNNING if and only if its work has begun and not ended."""
     machine.nothing_seen("running_is_inside")
     for record in machine.records():
         running = record.worker.is_running
@@ -75,7 +75,7 @@ def running_is_inside(machine: WorkerMachine) -> None:
 
 @add_invariant
 def work_is_not_repeated(machine: WorkerMachine) -> None:
-    """Work is entered once; a worker may try again what has raised, and nothing else."""
+    """Work runs once; a worker may only try again what has raised."""
     for record in machine.records():
         log = record.play.log
         again = [number for number, what in enumerate(log) if number and what == "entered"]
@@ -99,7 +99,7 @@ def the_end_fits_the_log(machine: WorkerMachine) -> None:
 
 @add_invariant
 def nobody_else_is_cancelled(machine: WorkerMachine) -> None:
-    """A worker is cancelled only where something was done that explains it."""
+    """A worker is cancelled only if something was done that explains it."""
     for record in machine.records():
         if record.worker.is_cancelled or record.worker.state is WorkerState.CANCELLED:
             assert record.may_end_cancelled, (
@@ -109,7 +109,7 @@ def nobody_else_is_cancelled(machine: WorkerMachine) -> None:
 
 @add_invariant
 def what_is_cancelled_ends(machine: WorkerMachine) -> None:
-    """A worker of which cancellation was asked ends, unless its work holds on."""
+    """A cancelled worker ends, unless its work refuses to."""
     for record in machine.records():
         if record.worker.is_cancelled and not (record.holds_on or record.elsewhere):
             assert record.worker.is_finished, f"{record} was cancelled and goes on"
@@ -117,7 +117,7 @@ def what_is_cancelled_ends(machine: WorkerMachine) -> None:
 
 @add_invariant
 def waiters_agree(machine: WorkerMachine) -> None:
-    """Every waiter learns how the worker ended; one that gave up is the only exception."""
+    """Every waiter learns how the worker ended, except one that gave up."""
     for record in machine.records():
         for waiter in record.waiters:
             _check_waiter(record, waiter.outcome)
@@ -141,7 +141,7 @@ def _check_waiter(record: Record, outcome: tuple[str, object] | None) -> None:
 
 @add_invariant
 def rings_are_refused(machine: WorkerMachine) -> None:
-    """A worker that waits for its own end is told so at once, and no other is."""
+    """A worker that waits for its own end gets an error at once, and no other worker does."""
     for record in machine.records():
         for waiter in record.waiters:
             refused = waiter.outcome is not None and waiter.outcome[0] == "deadlock"
