@@ -23,6 +23,7 @@ else:
 
 __all__ = ["BaseExceptionGroup", "ExceptionGroup"]
 
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 ROOM = 200
 """How much deeper into the stack one may go in ``shallow()``."""
 RENDEZVOUS = 10.0
@@ -111,6 +112,21 @@ async def settle(turns=20):
     """Let everything happen that needs no more than some turns of the loop."""
     for _ in range(turns):
         await lowlevel.checkpoint()
+
+
+async def let_threads_free():
+    """Have an idle thread run: without a GIL, what it has made is freed only then."""
+    if not HAS_GIL:
+        await anyio.to_thread.run_sync(int)
+        await settle()
+
+
+async def until_gone(reference):
+    """Turn the loop until nothing holds an object; a thread that did needs a moment."""
+    with anyio.fail_after(RENDEZVOUS):
+        while reference() is not None:
+            await settle()
+            await let_threads_free()
 
 
 async def set_later(event):

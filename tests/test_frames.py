@@ -16,7 +16,15 @@ from anyio import lowlevel
 from creche import Message, Node, WorkerCancelled
 from creche._running.runner import MOST
 from creche.testing._leaks import busy_threads
-from helpers import ERROR, RENDEZVOUS, BaseExceptionGroup, leaves, no_collection, settle
+from helpers import (
+    ERROR,
+    RENDEZVOUS,
+    BaseExceptionGroup,
+    leaves,
+    let_threads_free,
+    no_collection,
+    settle,
+)
 
 
 class Boom(Exception):
@@ -47,6 +55,7 @@ class Kept:
             while busy_threads().keys() - self.threads:
                 await settle()
         await settle()
+        await let_threads_free()
         assert [each() for each in self.references] == [None] * count
 
 

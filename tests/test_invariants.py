@@ -20,7 +20,7 @@ from creche.testing._machine.acts import Posted
 from creche.testing._machine.machine import IMPATIENCE, NAMED
 from creche.testing._machine.model import QUEUE
 from creche.testing._machine.world import turn
-from helpers import ERROR, RUNNING
+from helpers import ERROR, HAS_GIL, RUNNING
 
 RETURN = Script(gated=False)
 
@@ -438,6 +438,7 @@ def test_progress_that_is_lost(machine, place, monkeypatch):
 # the end
 
 
+@pytest.mark.skipif(not HAS_GIL, reason="what threads have made is not freed at once")
 def test_reference_cycle(machine, place, monkeypatch):
     """A worker that something keeps."""
     until = machine.world.until

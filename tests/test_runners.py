@@ -23,6 +23,7 @@ from creche._running.runner import IDLE, MOST, OwnTask, Runner
 from helpers import (
     CANCELLED,
     ERROR,
+    HAS_GIL,
     PENDING,
     RENDEZVOUS,
     RUNNING,
@@ -40,6 +41,9 @@ try:
 except ImportError:  # where Trio, which brings it, is missing
     sniffio = None
 
+pytestmark = pytest.mark.skipif(
+    not HAS_GIL, reason="no task is shared where references are not counted"
+)
 since_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in 3.11")
 since_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="new in 3.12")
 

@@ -56,6 +56,7 @@ from helpers import (
     settle,
     told,
     until,
+    until_gone,
 )
 from pages import ROOT, blocks
 
@@ -847,7 +848,7 @@ async def test_no_cycles(anyio_backend, kinds, state, in_thread):
         assert worker.state is state
         kept = weakref.ref(worker)
         del worker, app
-        await until(lambda: kept() is None)  # the thread needs a moment
+        await until_gone(kept)
 
 
 # any program, against what the contract says

@@ -39,7 +39,8 @@ from creche._nursery.nesting import Nesting
 from creche._nursery.nursery import Nursery
 from creche._nursery.watcher import Watcher
 from creche._running.thread import ThreadCall
-from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle, trio_random
+from creche.testing._leaks import busy_threads
+from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle, trio_random, until
 
 PATIENCE = 60.0
 """Seconds after which a program hangs: a failure, never a delay."""
@@ -228,6 +229,7 @@ class Run:
 
     async def go(self):
         self.tasks = {task.id for task in anyio.get_running_tasks()}
+        self.threads = set(busy_threads())
         end = time.monotonic() + PATIENCE
         async with anyio.create_task_group() as self.group:
             with self.plant.here():
@@ -240,6 +242,7 @@ class Run:
             await settle(6)
             self.group.cancel_scope.cancel()
         assert not hangs, hangs
+        await until(lambda: not busy_threads().keys() - self.threads)  # one may be abandoned
         await settle(2)
 
     def let_go(self):

@@ -29,6 +29,7 @@ from helpers import (
     Listener,
     Meeting,
     leaves,
+    let_threads_free,
     no_collection,
     settle,
     told,
@@ -971,6 +972,7 @@ async def until_back(before):
     with anyio.fail_after(RENDEZVOUS):
         while busy_threads().keys() - before:
             await settle()
+    await let_threads_free()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

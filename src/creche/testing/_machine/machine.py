@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import sys
 import time
 import weakref
 from collections import Counter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from .model import Place, Record
 
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 NAMED: dict[str, str] = {}
 """The name of each invariant, in the order they are looked at, and what it says."""
 RACES: set[str] = set()
@@ -374,9 +376,10 @@ class WorkerMachine(RuleBasedStateMachine):
 
         An error holds the frames that it went through: those of a ``run()`` of its own hold the
         worker. What Trio keeps of its threads, and of a loop in one, is for the collector; and so
-        is what AnyIO keeps of a task that was killed natively before its first step.
+        is what AnyIO keeps of a task that was killed natively before its first step. Without a GIL
+        what a thread has made is freed when that thread next runs, which may be never.
         """
-        if record.place.is_killed and not record.play.is_entered:
+        if not HAS_GIL or (record.place.is_killed and not record.play.is_entered):
             return False
         if self.backend == "trio" and record.in_thread:
             return record.kind != "async-thread" and record.worker.error is None
