@@ -180,6 +180,13 @@ def soak(session: nox.Session) -> None:
     session.run("python", "tests/soak/run.py", *session.posargs)
 
 
+@nox.session(python=FOUND[-1])
+def sigterm(session: nox.Session) -> None:
+    """End a service under load by SIGTERM, 1,000 times on asyncio and on Trio; 40 minutes."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "tests/sigterm/run.py", *session.posargs)
+
+
 @nox.session(python=FOUND)
 def interrupts(session: nox.Session) -> None:
     """Interrupt programs at every executed line of the core; it takes hours."""

@@ -70,7 +70,7 @@ FLOORS = {
         ("otel._spans", "otel._metrics", "otel.__init__"),
         ("board._words", "board._tally", "board._picture"),
         ("board._terminal", "board._lines", "board.__init__"),
-        ("services._restart", "services._watchdog"),
+        ("services._function", "services._log", "services._restart", "services._watchdog"),
         ("services._service", "services.__init__"),
         ("jobs._status", "jobs._errors", "jobs._store", "jobs._ask"),
         ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),

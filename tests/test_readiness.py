@@ -388,6 +388,34 @@ def test_what_does_not_get_on_is_shown(backend, caplog):
     assert said.creche_worker == "job"
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_stalls_that_are_watched_from_the_middle(backend):
+    """Work may say so itself, and change its mind; there is one who watches all along."""
+    stalls = []
+
+    async def job():
+        me = get_current_worker()
+        await anyio.sleep(100)
+        me.watch_stalls(10)
+        await anyio.sleep(15)
+        me.watch_stalls(30)
+        me.advance()
+        await anyio.sleep(50)
+
+    async def main():
+        async with Node("app") as app, app.subscribe(Worker.Stalled) as events:
+            worker = app.run_worker(job)
+            await worker.join()
+            stalls.extend((e.time - worker.started_at, e.seconds) for e in events.take_all())
+            with pytest.raises(WorkerError, match="stall_after must be seconds, more than 0"):
+                worker.watch_stalls(0)
+            worker.watch_stalls(1)  # it has ended: nothing comes of that
+
+    with virtual_time(backend) as (name, options):
+        anyio.run(main, backend=name, backend_options=options)
+    assert stalls == [(pytest.approx(110), 10), (pytest.approx(145), 30)]
+
+
 @pytest.mark.parametrize("how", ["thread", "daemon", "queued", "with the node"])
 async def test_who_watches_keeps_nothing_open(how):
     """The node ends as it does without."""

@@ -26,9 +26,11 @@ from creche import (
     NoActiveWorker,
     Node,
     Worker,
+    WorkerCancelled,
     WorkerError,
     WorkerFailed,
     active_worker,
+    get_current_worker,
     services,
 )
 from creche.services import (
@@ -47,10 +49,8 @@ from helpers import (
     RENDEZVOUS,
     RUNNING,
     SUCCESS,
-    BaseExceptionGroup,
     ExceptionGroup,
     fail_late,
-    leaves,
     no_collection,
     run_python,
     settle,
@@ -103,6 +103,10 @@ def errors(number):
     return [ValueError(each) for each in range(1, number + 1)]
 
 
+def warnings_in(caplog):
+    return [each for each in told(caplog) if each.levelno == logging.WARNING]
+
+
 async def run(app, work, **options):
     """Run work in a worker to its end."""
     return await app.run_worker(work, exit_on_error=False, **options).join()
@@ -126,8 +130,7 @@ async def test_runs_again_until_it_returns(caplog):
     ]
     states = [each.state for each in changes if isinstance(each, Worker.StateChanged)]
     assert states[1:] == [RUNNING, SUCCESS]
-    warnings = [each for each in told(caplog) if each.levelno == logging.WARNING]
-    assert [re.findall(r"ValueError\(\d\)", each.getMessage()) for each in warnings] == [
+    assert [re.findall(r"ValueError\(\d\)", each.getMessage()) for each in warnings_in(caplog)] == [
         ["ValueError(1)"],
         ["ValueError(2)"],
     ]
@@ -282,6 +285,28 @@ def test_shutdown_ends_a_wait(fly):
     fly(main)
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_stall_after(in_thread):
+    """It is announced where the service does not get on; what is no time is refused at once."""
+
+    async def work():
+        await anyio.sleep_forever()
+
+    def work_in_thread():
+        get_current_worker().cancelled_event.wait(RENDEZVOUS)
+
+    async with Node("app") as app, app.subscribe(Worker.Stalled) as events:
+        again = service(work_in_thread if in_thread else work, stall_after=1e-3)
+        worker = app.run_worker(again, thread=in_thread, stall_after=RENDEZVOUS)
+        with anyio.fail_after(RENDEZVOUS):
+            event = await anext(events)
+        assert (event.worker, event.seconds) == (worker, 1e-3)
+        worker.cancel()
+    for wrong in (0, -1, True, "1", float("nan")):
+        with pytest.raises(WorkerError, match="stall_after must be seconds, more than 0"):
+            service(work, stall_after=wrong)
+
+
 # what ends it
 
 
@@ -301,28 +326,65 @@ async def test_cancellation_is_not_restarted():
     assert len(runs) == 1
 
 
-async def test_error_of_the_cancelled():
-    """What work raises as it is cancelled is its error, as without a service."""
+async def test_error_of_the_cancelled(caplog):
+    """What it would be run again for fails nobody once it is cancelled: it is in the log."""
     error = ValueError("too late")
     async with Node("app") as app:
         work = functools.partial(fail_late, error)
-        worker = app.run_worker(service(work, restart=AT_ONCE), exit_on_error=False)
+        worker = app.run_worker(service(work, restart=AT_ONCE), name="work")
         await settle()
         worker.cancel()
-    assert worker.error is error
+    assert worker.state is CANCELLED
     assert worker.attempt == 1
+    (record,) = warnings_in(caplog)
+    assert record.getMessage() == "worker 'work' failed as it was cancelled: ValueError('too late')"
+    assert record.exc_info[1] is error
+    assert record.creche_number == worker.number
 
 
-async def test_error_of_those_cancelled_from_outside():
+@pytest.mark.parametrize("kind", ["another class", "a budget that is spent"])
+async def test_final_error_of_the_cancelled(kind):
+    """What it would not be run again for is its error, as without a service."""
+    options = {"on": OSError} if kind == "another class" else {"restart": Restart(max=0)}
+    async with Node("app") as app:
+        work = service(functools.partial(fail_late, ValueError("too late")), **options)
+        worker = app.run_worker(work, exit_on_error=False)
+        await settle()
+        worker.cancel()
+    expected = ValueError if kind == "another class" else RestartsExhausted
+    assert isinstance(worker.error, expected)
+
+
+async def test_cancelled_work_that_asks():
+    """Its own WorkerCancelled ends it without a word; that of another worker is an error."""
+    runs = []
+
+    async def work():
+        runs.append(1)
+        if len(runs) == 1:
+            raise WorkerCancelled("another")
+        with anyio.CancelScope(shield=True):
+            await until(lambda: worker.is_cancelled)
+        worker.check_cancelled()
+
+    async with Node("app") as app:
+        worker = app.run_worker(service(work, restart=AT_ONCE))
+        await until(lambda: len(runs) > 1)
+        worker.cancel()
+    assert (worker.state, worker.attempt) == (CANCELLED, 2)
+
+
+async def test_error_of_those_cancelled_from_outside(caplog):
     """So it is where a scope round the node is cancelled, of which no worker is told."""
     error = ValueError("too late")
-    with pytest.raises(BaseExceptionGroup) as caught, anyio.CancelScope() as scope:
+    with anyio.CancelScope() as scope:
         async with Node("app") as app:
             worker = app.run_worker(service(functools.partial(fail_late, error), restart=AT_ONCE))
             await settle()
             scope.cancel()
-    assert leaves(caught.value) == [error]
-    assert worker.attempt == 1
+    assert (worker.state, worker.attempt) == (CANCELLED, 1)
+    (record,) = warnings_in(caplog)
+    assert record.exc_info[1] is error
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
@@ -554,7 +616,7 @@ async def test_cancel_ends_a_wait_in_a_thread(wait):
     assert failing.runs == 1
 
 
-async def test_thread_that_is_cancelled():
+async def test_thread_that_is_cancelled(caplog):
     """A thread that notices its cancellation is not run again, nor one that fails of it."""
     runs = []
 
@@ -572,10 +634,11 @@ async def test_thread_that_is_cancelled():
             worker = app.run_worker(again, thread=True, exit_on_error=False)
             await until(lambda: runs)
             worker.cancel()
-        assert worker.error is error
+        assert worker.state is CANCELLED
         assert worker.attempt == 1
         assert len(runs) == 1
         runs.clear()
+        assert [each.exc_info[1] for each in warnings_in(caplog)] == [error] * (error is not None)
 
 
 async def test_async_service_in_a_thread():

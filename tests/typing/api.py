@@ -493,6 +493,7 @@ async def check_services(app: Node) -> None:
     """Services keep the types of their functions; a group of errors tells what is in it."""
     restart = Restart(max=None, within=60, backoff=Backoff(0.1, 30), reset_after=1.5)
     assert_type(app.run_worker(service(fetch, restart=restart)), Worker[bytes])
+    assert_type(app.run_worker(service(fetch, stall_after=30)), Worker[bytes])
     assert_type(app.run_worker(service(listen, on=OSError, always=True)), Worker[bytes])
     assert_type(app.run_worker(service(listen_positional)), Worker[bytes])
     assert_type(

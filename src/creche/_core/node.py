@@ -30,7 +30,7 @@ from .group import declare
 from .life import Life
 from .manager import WorkerManager
 from .mounting import Mount, remove
-from .readiness import heed_stalls, is_node_ready
+from .readiness import is_node_ready, watch_new
 from .shutdown import shut_down
 from .tree import bridge_of, exits_on_error, join_names, walk_down, walk_up
 from .worker import M1, M2, T, Worker, WorkType
@@ -255,7 +255,7 @@ class Node:
         if is_rare or type(work) not in FUNCTIONS or not type(name) is type(group) is str:
             check_new(worker, abandon_on_cancel, limiter, where)
         if stall_after is not None:
-            heed_stalls(worker, stall_after)
+            watch_new(worker, stall_after)
         admit(self, worker, supersedes, start=start)
         return worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from weakref import WeakSet
 
-    from anyio import CapacityLimiter
+    from anyio import CancelScope, CapacityLimiter
 
     from creche._ground.backend import Event
     from creche._messages.subscription import Listener
@@ -84,7 +85,7 @@ class ServicePart:
 
     __slots__ = (
         *("attempt", "due", "is_asked", "is_ready", "is_stalled"),
-        *("ready", "stall_after", "value"),
+        *("ready", "stall_after", "value", "watch"),
     )
 
     def __init__(self) -> None:
@@ -95,7 +96,8 @@ class ServicePart:
         self.ready: Event | None = None  # made as somebody waits for it
         self.value: object = None
         """What it was ready with."""
-        self.stall_after: float | None = None
+        self.stall_after = math.inf
+        self.watch: CancelScope | None = None  # which ends when it has not got on
         self.is_stalled = False  # it has not got on for that long
 
     def wake(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -151,49 +152,56 @@ def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
     worker._node._creche_audience.announce_event(worker, Restarted(worker, error, delay))
 
 
-def heed_stalls(worker: Worker[Any], seconds: float) -> None:
-    """Have it announced where a worker does not get on, once it runs.
+def watch_new(worker: Worker[Any], seconds: float) -> None:
+    """Have it announced where a worker that is being made does not get on, once it runs.
 
     Raises:
         WorkerError: That is no time; the work is closed then.
     """
     try:
-        service = worker._rare_parts().service_part()
-        service.stall_after = check_seconds("stall_after", seconds)
+        watch_stalls(worker, seconds)
     except BaseException:
         close_work(worker)
         raise
 
 
 def watch_stalls(worker: Worker[Any], seconds: float) -> None:
-    """Announce each time that a worker which runs has not got on for a while, until it has ended.
-
-    Args:
-        worker: The worker.
-        seconds: For how long it has neither called ``advance()`` nor ``update()``.
-    """
-    name = f"stalls of {worker._task_name()}"
-    # It ends with the worker, which holds the nursery unless it is a daemon.
-    worker._nursery.spawn_held(
-        partial(_watch_stalls, worker, seconds), int, name=name
-    ).hold_no_more()
-
-
-async def _watch_stalls(worker: Worker[Any], seconds: float) -> None:
+    """Have it announced where a worker does not get on, see ``Worker.watch_stalls()``."""
+    check_seconds("stall_after", seconds)
     service = worker._rare_parts().service_part()
+    service.stall_after = seconds
+    if service.watch is not None:
+        service.watch.deadline = worker._nursery.clock() + seconds
+    elif worker._state is RUNNING:
+        begin_watch(worker)
+
+
+def begin_watch(worker: Worker[Any]) -> None:
+    """Announce stalls of a worker that runs, until it has ended, if that is wanted; on the loop."""
+    service = worker._rare_parts().service_part()
+    if service.stall_after < math.inf:
+        service.watch = anyio.CancelScope()  # there will be another once the task begins
+        name = f"stalls of {worker._task_name()}"
+        # It ends with the worker, which holds the nursery unless it is a daemon.
+        worker._nursery.spawn_held(
+            partial(_watch_stalls, worker, service), int, name=name
+        ).hold_no_more()
+
+
+async def _watch_stalls(worker: Worker[Any], service: ServicePart) -> None:
     try:
         async with worker.subscribe(StateChanged, ProgressChanged, Restarted) as events:
             while worker._state not in FINAL:
                 event = None
                 # Until the next attempt begins there is nothing to get on with.
                 pause = max(0.0, service.due - worker._nursery.clock())
-                with anyio.move_on_after(pause + seconds):
+                with anyio.move_on_after(pause + service.stall_after) as service.watch:
                     event = await anext(events, None)
                 if event is not None:
                     service.is_stalled = False
                 elif worker._state is RUNNING and not service.is_stalled:
                     service.is_stalled = True
-                    _tell_stalled(worker, seconds)
+                    _tell_stalled(worker, service.stall_after)
     except worker._nursery.cancelled_class:
         pass  # with the node: nobody is told any more
 

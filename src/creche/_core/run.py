@@ -21,7 +21,7 @@ from .ending import end
 from .log import fields_of
 from .moving import move
 from .parts import lock
-from .readiness import watch_stalls
+from .readiness import begin_watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -92,9 +92,7 @@ def begin(worker: Worker[Any]) -> None:
         deliver(worker)
         raise WorkerCancelled(f"{worker._creche_label()} was cancelled")
     if worker._rare is not None and worker._rare.service is not None:
-        stall_after = worker._rare.service.stall_after
-        if stall_after is not None:
-            watch_stalls(worker, stall_after)
+        begin_watch(worker)
 
 
 def _end_by_return(worker: Worker[Any]) -> None:

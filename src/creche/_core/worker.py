@@ -30,7 +30,7 @@ from .ending import close_work
 from .followers import WorkerSource, add_callback
 from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
 from .progress import set_steps
-from .readiness import is_ready, restart, say_ready, until_ready
+from .readiness import is_ready, restart, say_ready, until_ready, watch_stalls
 from .run import lose_task, main, run_aside
 from .tree import exits_on_error
 from .waiting import raise_outcome, wait_for
@@ -404,10 +404,8 @@ class Worker(Generic[ResultType]):
             What it was ready with.
 
         Raises:
-            WorkerFailed: The work raised before it was ready.
-            WorkerCancelled: The worker was cancelled before it was ready.
-            DeadlockError: As for ``wait()``.
-            WorkerError: It returned without being ready; or as for ``wait()``.
+            WorkerError: It returned without being ready; or what ``wait()`` raises, as the work
+                failed or was cancelled before it was ready.
 
         Checkpoint:
             If it is not ready yet.
@@ -434,6 +432,14 @@ class Worker(Generic[ResultType]):
             Any thread.
         """
         self._node._creche_bridge.call(partial(restart, self, error, delay))
+
+    def watch_stalls(self, seconds: float) -> None:
+        """Announce, from now on and in any thread, where the work does not get on for so long.
+
+        Raises:
+            WorkerError: That is no time.
+        """
+        self._node._creche_bridge.call(partial(watch_stalls, self, seconds))
 
     # how far it is
 
@@ -595,8 +601,7 @@ class Worker(Generic[ResultType]):
             The worker itself.
 
         Raises:
-            DeadlockError: As for ``wait()``.
-            WorkerError: As for ``wait()``.
+            DeadlockError, WorkerError: As for ``wait()``.
 
         Checkpoint:
             Always, also when the worker has ended.

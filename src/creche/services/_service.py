@@ -8,21 +8,29 @@ import math
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast, overload
 
 import anyio
 
-from creche import Worker, WorkerError, get_current_worker
+from creche import Worker, WorkerCancelled, WorkerError, get_current_worker
 
+from ._function import check_function, is_async, name_of, takes_status
+from ._log import fields_of, logger
 from ._restart import Budget, Restart, is_final, matcher
 
 if TYPE_CHECKING:
+    import sys
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from anyio.abc import TaskStatus
 
     from ._restart import Which
+
+    if sys.version_info >= (3, 11):
+        from typing import Unpack
+    else:
+        from typing_extensions import Unpack
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -47,28 +55,33 @@ class _Status:
             worker.ready(value)
 
 
+class _Options(TypedDict, total=False):
+    """The options of a service."""
+
+    restart: Restart
+    always: bool
+    on: Which
+    stall_after: float | None
+
+
 @overload
 def service(
-    fn: Callable[[], Awaitable[T]], *, restart: Restart = ..., always: bool = ..., on: Which = ...
+    fn: Callable[[], Awaitable[T]], **options: Unpack[_Options]
 ) -> Callable[[], Awaitable[T]]: ...
 
 
 @overload
 def service(
-    fn: _WithStatus[Awaitable[T]], *, restart: Restart = ..., always: bool = ..., on: Which = ...
+    fn: _WithStatus[Awaitable[T]], **options: Unpack[_Options]
 ) -> Callable[[], Awaitable[T]]: ...
 
 
 @overload
-def service(
-    fn: Callable[[], T], *, restart: Restart = ..., always: bool = ..., on: Which = ...
-) -> Callable[[], T]: ...
+def service(fn: Callable[[], T], **options: Unpack[_Options]) -> Callable[[], T]: ...
 
 
 @overload
-def service(
-    fn: _WithStatus[T], *, restart: Restart = ..., always: bool = ..., on: Which = ...
-) -> Callable[[], T]: ...
+def service(fn: _WithStatus[T], **options: Unpack[_Options]) -> Callable[[], T]: ...
 
 
 def service(
@@ -77,6 +90,7 @@ def service(
     restart: Restart = Restart(),  # noqa: B008 (it cannot be changed)
     always: bool = False,
     on: Which = Exception,
+    stall_after: float | None = None,
 ) -> Callable[[], Any]:
     """Make work that runs a function, and runs it again when that raises an error.
 
@@ -86,7 +100,8 @@ def service(
 
     What ends it in any case is a return, unless it is to run always; cancellation, a wait for the
     next attempt included; what is no ``Exception``; ``NotRestartable``; and a ``WorkerError``,
-    which says that Creche was not used well or that the node takes no more work.
+    which says that Creche was not used well or that the node takes no more work. An error for which
+    it would be run again changes nothing once it is cancelled: it is told in the log.
     ``WorkerFailed`` and ``WorkerCancelled`` are errors as any other: they tell of another worker.
 
     Args:
@@ -97,6 +112,8 @@ def service(
         always: Whether it is run again as well when it returns; that counts as an error.
         on: For which errors it is run again: a class, several, or a function that is given the
             error and tells. Of an exception group all errors have to be of the classes.
+        stall_after: Seconds without ``advance()`` or ``update()`` in an attempt, after which
+            ``Worker.Stalled`` is announced; it goes before that of ``run_worker()``.
 
     Returns:
         A function without arguments, for ``run_worker()``, ``start_worker()`` and the like. It is
@@ -113,13 +130,22 @@ def service(
     Threads:
         Any.
     """
-    is_async = _check_function(fn)
+    is_coroutine = check_function(fn)
     if not isinstance(restart, Restart):
         raise WorkerError(f"restart must be a Restart(), not {restart!r:.100}")
-    if _is_async(on):
+    if is_async(on):
         raise WorkerError("on must tell at once whether to run the work again; give a plain def")
-    name = _name_of(fn)
-    made = _Service(fn, name, restart, matcher(on), always=always, takes_status=_takes_status(fn))
+    name = name_of(fn)
+    _check_stall_after(stall_after)
+    made = _Service(
+        fn,
+        name,
+        restart,
+        matcher(on),
+        always=always,
+        takes_status=takes_status(fn),
+        stall_after=stall_after,
+    )
 
     async def run() -> Any:
         return await made.run()
@@ -127,7 +153,7 @@ def service(
     def run_in_thread() -> Any:
         return made.run_in_thread()
 
-    work: Any = run if is_async else run_in_thread
+    work: Any = run if is_coroutine else run_in_thread
     functools.update_wrapper(work, fn, updated=())
     work.__name__ = name
     work.__signature__ = inspect.Signature()  # else it would be that of fn
@@ -150,6 +176,7 @@ class _Service:
         *,
         always: bool,
         takes_status: bool,
+        stall_after: float | None,
     ) -> None:
         self._fn = fn
         self._name = name
@@ -157,11 +184,19 @@ class _Service:
         self._is_wanted = is_wanted
         self._always = always
         self._takes_status = takes_status
+        self._stall_after = stall_after
+
+    def _begin(self, worker: Worker[Any]) -> Budget:
+        if self._stall_after is not None:
+            worker.watch_stalls(self._stall_after)
+        return Budget(self._restart, f"{self._name}()")
 
     def _options(self, worker: Worker[Any]) -> dict[str, Any]:
         return {"task_status": _Status(worker)} if self._takes_status else {}
 
-    def _is_restartable(self, error: Exception) -> bool:
+    def _is_restartable(self, error: Exception, worker: Worker[Any]) -> bool:
+        if isinstance(error, WorkerCancelled) and worker.is_cancelled:
+            return False  # that is how it ends
         return not is_final(error) and bool(self._is_wanted(error))
 
     def _returned(self) -> Exception:
@@ -169,7 +204,7 @@ class _Service:
 
     async def run(self) -> Any:
         worker, failure = get_current_worker(), None
-        budget = Budget(self._restart, f"{self._name}()")
+        budget = self._begin(worker)
         try:
             while True:
                 began = anyio.current_time()
@@ -179,12 +214,12 @@ class _Service:
                         return value
                     failure, value = self._returned(), None
                 except Exception as error:
-                    if _is_cancelled(worker) or not self._is_restartable(error):
+                    if not self._is_restartable(error, worker):
                         raise
                     failure = _without_head(error)
                 now = anyio.current_time()
                 delay = budget.take(failure, now, now - began)
-                worker.restarted(failure, delay)
+                _tell(worker, failure, delay, is_cancelled=_is_cancelled(worker))
                 failure = None
                 await anyio.sleep(delay)
         finally:
@@ -192,7 +227,7 @@ class _Service:
 
     def run_in_thread(self) -> Any:
         worker, failure = get_current_worker(), None
-        budget = Budget(self._restart, f"{self._name}()")
+        budget = self._begin(worker)
         try:
             if not worker.thread:
                 raise WorkerError(
@@ -207,12 +242,12 @@ class _Service:
                         return value
                     failure, value = self._returned(), None
                 except Exception as error:
-                    if worker.is_cancelled or not self._is_restartable(error):
+                    if not self._is_restartable(error, worker):
                         raise
                     failure = _without_head(error)
                 now = time.monotonic()
                 delay = budget.take(failure, now, now - began)
-                worker.restarted(failure, delay)
+                _tell(worker, failure, delay, is_cancelled=worker.is_cancelled)
                 failure = None
                 worker.cancelled_event.wait(min(delay, threading.TIMEOUT_MAX))
                 worker.check_cancelled()
@@ -238,6 +273,18 @@ class _Service:
         )
 
 
+def _tell(worker: Worker[Any], error: Exception, delay: float, *, is_cancelled: bool) -> None:
+    """Tell that an attempt has failed; of one that was cancelled there is no other."""
+    if not is_cancelled:
+        worker.restarted(error, delay)
+        return
+    told = (worker.name, error)
+    fields = fields_of(worker)
+    logger.warning(
+        "worker %r failed as it was cancelled: %.200r", *told, exc_info=error, extra=fields
+    )
+
+
 def _is_cancelled(worker: Worker[Any]) -> bool:
     """Whether the worker was cancelled; or a scope round its node, of which it may not know yet."""
     return worker.is_cancelled or anyio.current_effective_deadline() == -math.inf
@@ -249,87 +296,7 @@ def _without_head(error: Exception) -> Exception:
     return error
 
 
-def _check_function(fn: object) -> bool:
-    """Tell whether a function is an async one.
-
-    Raises:
-        WorkerError: It is not certain, or it is no function that can be called again.
-    """
-    if inspect.isawaitable(fn):
-        name = getattr(fn, "__name__", "fn")
-        if inspect.iscoroutine(fn):
-            fn.close()  # nobody awaits it
-        raise WorkerError(
-            f"service() takes a function, to be called for each attempt, not {fn!r:.100}, which "
-            f"runs once; give {name}, or functools.partial({name}, ...) if there are arguments"
-        )
-    if not callable(fn) or isinstance(fn, type):
-        raise WorkerError(f"service() takes a function, async or plain, not {fn!r:.100}")
-    _check_parameters(fn)
-    if _is_async(fn):
-        return True
-    for each in _layers(fn):
-        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
-            raise WorkerError(
-                f"{_name_of(fn)}() is a generator, of which nothing would run; iterate over it "
-                "in a function, and give that"
-            )
-    if not inspect.isroutine(_layers(fn)[-1]):
-        raise WorkerError(
-            f"it cannot be told whether {fn!r:.100} is async or plain; give a function, "
-            "async def or def, that calls it"
-        )
-    return False
-
-
-def _check_parameters(fn: Callable[..., object]) -> None:
-    for name, parameter in _parameters(fn).items():
-        is_left_out = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        is_given = name == "task_status" and parameter.kind is not parameter.POSITIONAL_ONLY
-        if parameter.default is parameter.empty and not (is_left_out or is_given):
-            called = _name_of(fn)
-            raise WorkerError(
-                f"{called}() needs an argument, {name!r}, and a service is called without; give "
-                f"service(functools.partial({called}, ...))"
-            )
-
-
-def _takes_status(fn: Callable[..., object]) -> bool:
-    parameter = _parameters(fn).get("task_status")
-    return parameter is not None and parameter.kind in (
-        parameter.POSITIONAL_OR_KEYWORD,
-        parameter.KEYWORD_ONLY,
-    )
-
-
-def _parameters(fn: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(fn).parameters)
-    except (TypeError, ValueError):  # of some that are written in C nobody knows
-        return {}
-
-
-def _layers(fn: object) -> list[object]:
-    """Give a callable, and what is in it: of a partial, of an object, of decorators."""
-    layers = [fn]
-    while True:
-        inner: Any = layers[-1]
-        if isinstance(inner, functools.partial):
-            inner = inner.func
-        elif hasattr(inner, "__wrapped__"):
-            inner = inner.__wrapped__
-        elif not inspect.isroutine(inner) and inspect.isroutine(type(inner).__call__):
-            inner = type(inner).__call__
-        else:
-            return layers
-        layers.append(inner)
-
-
-def _is_async(fn: object) -> bool:
-    return any(map(inspect.iscoroutinefunction, _layers(fn)))
-
-
-def _name_of(fn: object) -> str:
-    called = next(each for each in _layers(fn) if not isinstance(each, functools.partial))
-    name = getattr(called, "__name__", None)
-    return name if isinstance(name, str) else type(called).__name__
+def _check_stall_after(seconds: object) -> None:
+    is_time = isinstance(seconds, int | float) and type(seconds) is not bool and seconds > 0
+    if seconds is not None and not is_time:
+        raise WorkerError(f"stall_after must be seconds, more than 0, not {seconds!r:.100}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import sys
 import threading
 import time
@@ -29,13 +28,14 @@ from anyio import lowlevel
 
 from creche import Node, Worker, WorkerError, active_worker
 
+from ._log import fields_of, logger
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from types import FrameType
 
     import trio
 
-_logger = logging.getLogger("creche")
 _DEPTH = 30  # frames of a stack that are shown
 
 _cpu = time.process_time
@@ -145,7 +145,7 @@ class _Watch:
             self._warn(stood, self._tell_collection())
             pause = stood  # told again after twice as long
         if stood:
-            _logger.warning(
+            logger.warning(
                 "the event loop of node %r goes on after %.2f s", self._node.path, _now() - asked
             )
         return True
@@ -173,7 +173,7 @@ class _Watch:
 
     def _tell_late(self, late: float, cpu: float, collected: float) -> None:
         if cpu < late / 2:
-            _logger.warning(
+            logger.warning(
                 "the process of node %r did not run for %.2f s: it was stopped, or the machine "
                 "slept or has too much to do",
                 self._node.path,
@@ -190,7 +190,7 @@ class _Watch:
 
     def _warn(self, seconds: float, how: str) -> None:
         step, stack, fields = self._loop.look()
-        _logger.warning(
+        logger.warning(
             "the event loop of node %r has stood still for %.2f s%s, in a step of %s:\n%s",
             self._node.path,
             seconds,
@@ -237,16 +237,7 @@ class _Loop:
         worker = self._worker_of(task, name)
         if worker is None:
             return f"task {name!r}", stack, {}
-        fields: dict[str, object] = {
-            "creche_worker": worker.name,
-            "creche_number": worker.number,
-            "creche_group": worker.group,
-            "creche_node": worker.node.path,
-            "creche_state": worker.state.name,
-            "creche_previous": None,
-            "creche_reason": None,
-        }
-        return f"worker {worker.name!r} (task {name!r})", stack, fields
+        return f"worker {worker.name!r} (task {name!r})", stack, fields_of(worker)
 
     def _worker_of(self, task: Any, name: str) -> Worker[Any] | None:
         # Of asyncio's tasks those that workers share have no context of their own to be seen from

@@ -1,0 +1,162 @@
+"""A service under load, to be ended by SIGTERM: what it does, and its own account of the end.
+
+It serves streams, takes jobs into a queue, runs threads, daemons and work that crashes and begins
+again, on two nodes. It writes lines: ``caught`` once a signal is handled, ``port 12345`` once it
+serves, and as its last one what it found wrong, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from functools import partial
+
+import anyio
+
+from creche import Node, Worker, WorkerError, get_current_worker
+from creche.hosting import stop_on_signals
+from creche.services import Backoff, Restart, service
+
+GRACE = 0.3
+"""Seconds that work may go on after the signal."""
+DEAF = 13.0
+"""Seconds for which one that hears nothing holds up the end: by then it is named in the log."""
+_AGAIN = Restart(max=None, backoff=Backoff(0.001, longest=0.02))
+
+
+def say(line):
+    os.write(1, f"{line}\n".encode())
+
+
+class Service:
+    """One life of the service.
+
+    Args:
+        seed: Of its chances.
+        is_deaf: Whether there is a thread that does not hear that it is to end.
+    """
+
+    def __init__(self, seed, *, is_deaf=False):
+        self._chance = random.Random(seed)
+        self._is_deaf = is_deaf
+        self._app = Node("app")
+        self._made = []
+
+    async def run(self):
+        everything = self._app.subscribe(Worker.StateChanged, tree=True)
+        async with everything:
+            try:
+                async with (
+                    stop_on_signals(self._app, grace=GRACE),
+                    self._app as app,
+                    Node("front", parent=app) as front,
+                ):
+                    say("caught")
+                    await self._start(app, front)
+            finally:
+                wrong = self._find_wrong(everything.take_all())
+                say(json.dumps({"wrong": wrong, "workers": len(self._made)}))
+
+    async def _start(self, app, front):
+        self._run(app, service(self._crash, restart=_AGAIN), name="consumer", daemon=True)
+        self._run(app, service(self._crash_in_thread, restart=_AGAIN), name="poller", thread=True)
+        self._run(app, partial(self._tick, 0.002), name="ticker", daemon=True, stall_after=0.05)
+        if self._is_deaf:
+            self._run(app, partial(time.sleep, DEAF), name="deaf", thread=True)
+        server = self._run(front, service(self._serve), name="server")
+        self._run(front, partial(self._take_jobs, front), name="jobs", daemon=True)
+        say(f"port {await server.until_ready()}")
+
+    def _run(self, node, job, **options):
+        worker = node.run_worker(job, **options)
+        self._made.append(worker)
+        return worker
+
+    async def _take_jobs(self, front):
+        jobs = front.group("jobs", limit=3)
+        threads = front.group("threads", limit=3)
+        while True:
+            kind = self._chance.randrange(3)
+            if kind == 0:
+                self._run(jobs, partial(self._work, self._chance.random() / 100))
+            elif kind == 1:
+                self._run(jobs, self._fail, exit_on_error=False)
+            else:
+                self._run(threads, partial(self._work_in_thread, 3), thread=True)
+            await anyio.sleep(self._chance.random() / 200)
+
+    # what it does
+
+    async def _tick(self, seconds):
+        while True:
+            await anyio.sleep(seconds)
+            get_current_worker().advance()
+
+    async def _crash(self):
+        await anyio.sleep(self._chance.random() / 50)
+        raise ConnectionError("reset by peer")
+
+    def _crash_in_thread(self):
+        get_current_worker().cancelled_event.wait(0.01)
+        get_current_worker().check_cancelled()
+        raise ConnectionError("refused")
+
+    async def _work(self, seconds):
+        worker = get_current_worker()
+        for _ in worker.track(range(4)):
+            await anyio.sleep(seconds)
+
+    async def _fail(self):
+        await anyio.lowlevel.checkpoint()
+        raise ValueError("a bad order")
+
+    def _work_in_thread(self, rounds):
+        worker = get_current_worker()
+        for _ in worker.track(range(rounds)):
+            worker.cancelled_event.wait(0.005)
+            worker.check_cancelled()
+
+    async def _serve(self):
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", backlog=100)
+        async with listener:
+            port = listener.extra(anyio.abc.SocketAttribute.local_port)  # noqa: S610 (no query)
+            get_current_worker().ready(port)
+            await listener.serve(self._answer)
+
+    async def _answer(self, client):
+        changes = self._app.subscribe(Worker.StateChanged, tree=True, until="closing")
+        try:
+            async with client, changes:
+                await client.send(b"hello\n")
+                async for _ in changes:
+                    changes.take_all()  # one dot for all that happened meanwhile
+                    await client.send(b".")
+                await client.send(b"\nbye\n")
+        except (anyio.BrokenResourceError, WorkerError):
+            pass  # the reader has gone; or this came as the node had ended already
+
+    # its own account
+
+    def _find_wrong(self, events):
+        """Tell which workers have not ended as they should, or of whose end nobody was told."""
+        told = {}
+        for event in events:
+            told.setdefault(event.worker.number, []).append(event.state.name)
+        wrong = []
+        for worker in self._made:
+            states = told.get(worker.number, [])
+            finals = [state for state in states if state not in {"PENDING", "RUNNING"}]
+            if states[:1] != ["PENDING"] or finals != states[-1:] or finals != [worker.state.name]:
+                wrong.append(f"{worker!r} was told as {states}")
+            if worker.is_finished and worker.error is None and worker.state.name == "ERROR":
+                wrong.append(f"{worker!r} has no error")
+        return wrong
+
+
+def run(backend, seed, *, is_deaf=False):
+    """Run it until it is ended; raises ``SignalReceived`` then."""
+    name = "trio" if backend == "trio" else "asyncio"
+    options = {"use_uvloop": True} if backend == "uvloop" else {}
+    anyio.run(Service(seed, is_deaf=is_deaf).run, backend=name, backend_options=options)
