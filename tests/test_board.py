@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import sys
+import types
 from functools import partial
 from itertools import pairwise
 
@@ -34,7 +35,7 @@ from rich.console import Console
 
 import creche.board
 from creche.board import Board, live_board
-from creche.board._words import amount, duration
+from creche.board._words import amount, duration, speed
 
 HEADS = "rate   left    age"
 
@@ -188,7 +189,7 @@ def test_the_tree_with_states_progress_rate_time_left_and_age(virtually):
         "  ● count                                       12.3k        137/s         1m30s",
         "  … 1 not started",
         " ▾ page",
-        "  ▸ default",
+        "  ▸ default: 1 of 2                          ━━━━      50%   0.7/m  1m30s",
         "   ○ stuck is being cancelled                                              1m30s",
         "3 running, 3 queued, 1 not started, 1 cancelled",
     ]
@@ -344,6 +345,121 @@ def test_numbers_are_short(number, words):
 def test_times_are_short(seconds, words):
     """No time takes more than six letters, for some centuries."""
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0, ""), (12_345, "12.3k/s"), (0.05, "0.1/s"), (0.04, "2.4/m"), (1 / 7200, "0.5/h")],
+)
+def test_rates_are_told_in_units_that_suit_them(rate, words):
+    """What is slow is told per minute or per hour."""
+    assert speed(rate) == words
+
+
+def columns(board, name, width=80):
+    """What stands behind the name of a line, from the rate on."""
+    (line,) = (line for line in picture(board, width) if name in line)
+    return line.split()[-3:]
+
+
+def test_rates_are_of_the_last_seconds(virtually):
+    """What was fast at first and is slow now has the rate and the time left of now."""
+
+    async def main():
+        async with Node("app") as app, board_of(app) as board:
+            worker = app.run_worker(forever, name="job")
+            await anyio.lowlevel.checkpoint()
+            worker.update(0, 2_000)
+            for second in range(1, 121):
+                await anyio.sleep(1)
+                worker.advance(10 if second <= 60 else 1)
+                picture(board)  # which takes note
+                seen[second] = columns(board, "job")
+            for second in (130, 240):  # it has stopped
+                await anyio.sleep(second - anyio.current_time() + begun)
+                seen[second] = columns(board, "job")
+            worker.update(completed_steps=0)  # and begins again
+            await anyio.sleep(2)
+            worker.update(completed_steps=10)
+            assert columns(board, "job")[0] == "5/s"
+            app.cancel()
+
+    async def begin():
+        nonlocal begun
+        begun = anyio.current_time()
+        await main()
+
+    begun, seen = 0.0, {}
+    virtually(begin)
+    assert seen[60] == ["10/s", "2m20s", "1m00s"]
+    assert seen[65][0] == "5.5/s"
+    assert seen[75] == ["1/s", "23m05s", "1m15s"]
+    assert seen[130][0] == "0.3/s"
+    assert seen[240][0] == "1.9/m"
+
+
+def test_what_does_a_step_a_minute_has_a_rate(virtually):
+    """The last steps count, however long they take."""
+
+    async def main():
+        async with Node("app") as app, board_of(app) as board:
+            worker = app.run_worker(forever, name="job")
+            await anyio.lowlevel.checkpoint()
+            worker.update(0, 100)
+            for _ in range(20):
+                await anyio.sleep(60)
+                worker.advance()
+                picture(board)
+            seen.append(columns(board, "job"))
+            app.cancel()
+
+    seen = []
+    virtually(main)
+    assert seen == [["1/m", "1h20m", "20m00s"]]
+
+
+def test_a_group_tells_its_total_and_the_time_left(virtually):
+    """How many of how many have ended since it was empty, how fast, and how long it will take."""
+
+    async def main():
+        async with Node("app") as app, board_of(app) as board:
+            downloads = app.group("downloads", limit=5)
+            downloads.run_worker(forever, start=False).cancel()
+            assert len(picture(board)) == 2  # it is empty
+            for _ in range(5_000):
+                downloads.run_worker(partial(anyio.sleep, 1))
+            for _ in range(60):
+                await anyio.sleep(1.001)
+                picture(board)
+            seen.extend(picture(board)[1:3])
+            seen.append(picture(board, 120)[1])
+            await app.workers.wait_for_complete()
+            assert len(picture(board)) == 2
+            downloads.run_worker(forever)
+            await anyio.sleep(1)
+            seen.append(picture(board)[1])
+            app.cancel()
+
+    seen = []
+    virtually(main)
+    assert seen[0] == (" ▸ downloads, limit 5: 300 of 5,000                     6%     5/s 15m45s")
+    assert seen[1].startswith("  ● sleep")
+    assert seen[2].endswith("300/5.0k ━                    6%     5/s 15m45s")
+    assert seen[3] == " ▸ downloads, limit 5"
+
+
+async def test_a_wide_terminal_has_several_workers_in_a_line():
+    """Where not all fit below each other, and there is room, they stand beside each other."""
+    async with Node("app") as app, board_of(app) as board:
+        for number in range(60):
+            await app.start_worker(forever, name=f"job {number:02}")
+        narrow, wide, high = picture(board, 80), picture(board, 250), picture(board, 250, 70)
+        app.cancel()
+    assert [line.count("●") for line in narrow] == [0, 0, *[1] * 20, 0, 0]
+    assert [line.count("●") for line in wide] == [0, 0, *[2] * 20, 0, 0]
+    assert [line.count("●") for line in high] == [0, 0, *[1] * 60, 0]
+    assert re.match(r"  ● job 00 +0s +● job 01 +0s$", wide[2])
+    assert "  … 20 more running" in wide
 
 
 # that it fits
@@ -549,6 +665,58 @@ def test_services(virtually):
         "app/default/limp: done after 30s",
         "app: 1 done",
     ]
+
+
+# in a notebook
+
+
+class Display:
+    """Stands in for IPython: what is displayed, and what it is replaced by."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.shown = []
+        self.display = types.SimpleNamespace(display=self)
+
+    def get_ipython(self):
+        return self
+
+    def __call__(self, data, *, raw, display_id):
+        self.shown.append(data)
+        return self
+
+    def update(self, data, *, raw):
+        self.shown.append(data)
+
+
+@pytest.fixture(params=["a kernel", None])
+def ipython(request, monkeypatch):
+    told = Display(request.param)
+    monkeypatch.setitem(sys.modules, "IPython", told)
+    return told
+
+
+def test_a_notebook_gets_a_picture_below_the_cell(virtually, ipython, capsys):
+    """It is drawn four times a second at most, and escaped; IPython in a terminal is a terminal."""
+
+    async def busy():
+        for _ in get_current_worker().track(range(1000)):
+            await anyio.sleep(0.002)
+
+    async def main():
+        app = Node("<script>")
+        async with live_board(app), app:
+            app.run_worker(busy, name="a & b")
+
+    virtually(main)
+    told = "\n".join(data["text/html"] for data in ipython.shown)
+    if ipython.kernel is None:
+        assert (told, capsys.readouterr().err.count("done")) == ("", 2)
+        return
+    assert 8 <= len(ipython.shown) <= 12
+    assert ("&lt;script&gt;" in told, "a &amp; b" in told, "<script" in told) == (True, True, False)
+    assert ipython.shown[-1]["text/plain"] == "1 done"
+    assert capsys.readouterr() == ("", "")
 
 
 # in a pipe

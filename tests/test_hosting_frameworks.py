@@ -254,7 +254,7 @@ told = []
 
 def hook(message):
     content = message["content"]
-    told.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+    told.append(content.get("text") or content.get("data", {}).get(sys.argv[1], ""))
     told.extend(content.get("traceback", ()))
 
 for cell in json.load(sys.stdin):
@@ -267,10 +267,10 @@ assert not manager.is_alive()
 """
 
 
-def run_notebook(cells):
+def run_notebook(cells, shows="text/plain"):
     """Run cells in a kernel; give for each how it ended, and what is below it."""
     done = subprocess.run(
-        [sys.executable, "-c", NOTEBOOK],
+        [sys.executable, "-c", NOTEBOOK, shows],
         input=json.dumps(cells),
         capture_output=True,
         text=True,
@@ -308,6 +308,31 @@ def test_notebook_that_is_closed():
     cell += "host.node.run_worker(asyncio.sleep(3600))"
     told = run_notebook([cell])
     assert [status for status, _ in told] == ["ok"], told
+
+
+BOARD = """
+import anyio
+from creche import Node, get_current_worker
+from creche.board import live_board
+
+async def copy():
+    for _ in get_current_worker().track(range(20)):
+        await anyio.sleep(0.02)
+
+async with live_board(Node("lab")) as board, board.node as lab:
+    lab.run_worker(copy, name="<script>copy")
+"""
+
+
+@needs("ipykernel", "jupyter_client", "rich")
+def test_notebook_that_shows_a_board():
+    """A live board is one display of the cell, that is updated in place; it can be shown again."""
+    told = run_notebook([BOARD, "board"], shows="text/html")
+    assert [status for status, _ in told] == ["ok", "ok"], told
+    assert re.search(r"▾.* lab.*&lt;script&gt;copy.*closed", told[0][1], re.DOTALL)
+    assert "<script" not in told[0][1]
+    assert told[1][1].count("<pre") == 1
+    assert "1 done" in told[1][1]
 
 
 # a class with start() and stop()

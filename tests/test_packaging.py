@@ -68,8 +68,8 @@ FLOORS = {
     "": (
         ("_decorator", "__init__", "ways", "hosting", "remote"),
         ("otel._spans", "otel._metrics", "otel.__init__"),
-        ("board._words", "board._tally", "board._picture"),
-        ("board._terminal", "board._lines", "board.__init__"),
+        ("board._words", "board._pace", "board._tally", "board._pen", "board._picture"),
+        ("board._terminal", "board._notebook", "board._lines", "board.__init__"),
         ("services._function", "services._log", "services._restart", "services._watchdog"),
         ("services._service", "services.__init__"),
         ("jobs._status", "jobs._errors", "jobs._store", "jobs._ask"),
@@ -113,6 +113,7 @@ OF_PACKAGES = {
 }
 # Within functions that are called where it runs.
 OF_FILES = {
+    "board._notebook": {"IPython"},
     "_ground.backend": {"trio"},
     "services._watchdog": {"trio"},
     "testing._of_asyncio": {"pytest_asyncio"},

@@ -24,6 +24,7 @@ except ImportError:
     raise ImportError("creche.board needs Rich: pip install 'creche[rich]'") from None
 
 from ._lines import Lines
+from ._notebook import Notebook, in_notebook
 from ._picture import Board
 from ._tally import CHANGES
 from ._terminal import Terminal
@@ -49,6 +50,7 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
     take more than a tenth of the time. It is never higher than the terminal, and the last one
     stays. What is printed and logged meanwhile goes above it.
 
+    In a notebook the picture is shown below the cell, without widgets, at most four times a second.
     Where the console is no terminal, lines are written instead: one for each worker that began or
     ended, at most twenty a second, failures first.
 
@@ -58,7 +60,8 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
 
     Args:
         node: The node, which may be opened later.
-        console: Where to draw; by default a Rich console on standard error.
+        console: Where to draw; by default below the cell of a notebook, and elsewhere a Rich
+            console on standard error.
 
     Returns:
         A context manager that gives the board, which Rich can print elsewhere too.
@@ -93,14 +96,17 @@ class _View:
     def __init__(self, board: Board, console: Console | None) -> None:
         self._board = board
         self._is_broken = False
-        self._shown: Terminal | Lines = Lines(board, Console(file=io.StringIO()))  # nowhere yet
+        nowhere = Console(file=io.StringIO())
+        self._shown: Terminal | Notebook | Lines = Lines(board, nowhere)  # not yet
         self._attempt(partial(self._begin, console))
 
     def _begin(self, console: Console | None) -> None:
-        if console is None:
-            console = Console(stderr=True)
-        can_draw = console.is_terminal and console.is_interactive
-        self._shown = (Terminal if can_draw else Lines)(self._board, console)
+        if console is None and in_notebook():
+            self._shown = Notebook(self._board)
+        else:
+            console = console or Console(stderr=True)
+            can_draw = console.is_terminal and console.is_interactive
+            self._shown = (Terminal if can_draw else Lines)(self._board, console)
         self._shown.begin()
 
     async def follow(self, events: Subscription[Change]) -> None:

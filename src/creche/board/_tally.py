@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from creche import Worker, WorkerState
 from creche._core.facts import below, facts_of
-from creche._ground.text import error_text, label
+from creche._ground.text import error_text, label, number, text, text_of
+
+from ._pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from creche import Node, WorkerGroup
+    from creche._core.facts import Facts
 
 Change: TypeAlias = (
     Worker.StateChanged | Worker.ProgressChanged | Worker.Ready | Worker.Restarted | Worker.Stalled
@@ -31,6 +34,27 @@ _LONGEST = 1_000
 def in_short(error: BaseException | None) -> str:
     """Tell an error in a line."""
     return error_text(error)[:_LONGEST].partition("\n")[0] if error is not None else ""
+
+
+class Total:
+    """How many workers of a group have ended since it was last seen empty, and how fast.
+
+    Args:
+        begun: When the first of them began.
+    """
+
+    def __init__(self, begun: float) -> None:
+        self.ended = 0
+        self._pace = Pace(begun)
+
+    def take(self, now: float) -> None:
+        """Count one more."""
+        self.ended += 1
+        self._pace.note(now, self.ended)
+
+    def rate(self, now: float) -> float:
+        """Tell how many end per second."""
+        return self._pace.rate(now, self.ended)
 
 
 class Tally:
@@ -52,6 +76,10 @@ class Tally:
         """How many have ended, by state."""
         self.failures: deque[str] = deque(maxlen=_KEPT)
         """The newest failures, each in a line."""
+        self._paces: dict[int, Pace] = {}
+        """How fast workers that run and have done steps do more of them, by the id of each."""
+        self._totals: dict[tuple[int, str], Total] = {}
+        """What has ended of groups that are not empty, by the id of the node and their name."""
         for each in below(node):
             for group in list(each._creche_groups.values()):
                 for worker in group:
@@ -67,9 +95,22 @@ class Tally:
         """Give the running workers of a group."""
         return self._running.get(group, {}).values()
 
+    def total(self, node: Node, group: WorkerGroup) -> Total | None:
+        """Give what has ended of a group, if anything has."""
+        return self._totals.get((id(node), text(group.name)))
+
+    def rate(self, worker: Worker[Any], facts: Facts) -> float:
+        """Tell how many steps a worker does per second."""
+        pace = self._paces.get(id(worker))
+        if pace is None or facts.started_at is None:
+            return 0.0
+        return pace.rate(facts.started_at + facts.elapsed, facts.completed)
+
     def take(self, event: Change) -> None:
         """Take note of what happened."""
         if not isinstance(event, Worker.StateChanged):
+            if isinstance(event, Worker.ProgressChanged):
+                self._note(event.worker)
             return
         if event.state is WorkerState.RUNNING:
             self._begin(event.worker)
@@ -81,8 +122,37 @@ class Tally:
         if group is not None:  # else it has ended since, which is told next
             self._running.setdefault(group, {})[id(worker)] = worker
             self._groups[id(worker)] = group
+            self._note(worker)
+
+    def _note(self, worker: Worker[Any]) -> None:
+        """Note how far a worker is."""
+        begun, completed = worker._started_at, number(worker._completed)
+        if begun is None or id(worker) not in self._groups:
+            return
+        pace = self._paces.get(id(worker))
+        if pace is None:
+            if not completed:
+                return
+            pace = self._paces[id(worker)] = Pace(begun)
+        pace.note(worker._nursery.now(), completed)
+
+    def _count(self, worker: Worker[Any]) -> None:
+        """Count a worker that has ended, unless its group is empty."""
+        node, name = worker._node, text_of(worker, "group")
+        group = node._creche_groups.get(name)
+        if not group:  # or there is none any more
+            self._totals.pop((id(node), name), None)
+            return
+        now = worker._nursery.now()
+        total = self._totals.get((id(node), name))
+        if total is None:
+            begun = worker._started_at
+            total = self._totals[id(node), name] = Total(now if begun is None else begun)
+        total.take(now)
 
     def _end(self, worker: Worker[Any], state: WorkerState) -> None:
+        self._paces.pop(id(worker), None)
+        self._count(worker)
         group = self._groups.pop(id(worker), None)
         if group is not None:
             others = self._running[group]

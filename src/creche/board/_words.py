@@ -22,6 +22,17 @@ def amount(number: float) -> str:
     return "lots"
 
 
+def speed(rate: float) -> str:
+    """Tell how many a second, or a minute or an hour where those are few; nothing of none."""
+    if rate <= 0:
+        return ""
+    for unit in ("s", "m"):
+        if rate >= 0.05:  # noqa: PLR2004 (less would be told as 0.0)
+            return f"{amount(round(rate, 1))}/{unit}"
+        rate *= 60
+    return f"{amount(round(rate, 1))}/h"
+
+
 def duration(seconds: float) -> str:
     """Tell a time in at most six letters."""
     minutes, rest = divmod(int(min(max(0.0, seconds), _LONGEST)), 60)
