@@ -176,6 +176,7 @@ async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
             pass
 
     nursery = Nursery(Owner())
+    nursery.begin()
     if deserted:
         await asyncio.create_task(nursery.open())
         await nursery.end.close_deserted()

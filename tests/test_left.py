@@ -478,14 +478,14 @@ class Broken(Node):
 @pytest.fixture
 def half_way(monkeypatch):
     """Has the entering of such nodes fail as the last thing that it does."""
-    take_place = Life._take_place
+    go_on = Life._go_on
 
     def fail_half_way(self):
-        take_place(self)
+        go_on(self)
         if isinstance(self._node, Broken):
             raise ValueError("half-way")
 
-    monkeypatch.setattr(Life, "_take_place", fail_half_way)
+    monkeypatch.setattr(Life, "_go_on", fail_half_way)
 
 
 @pytest.mark.usefixtures("half_way")

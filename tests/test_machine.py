@@ -20,6 +20,7 @@ RACES = {
     "cancel and finish in one tick",
     "waiter cancelled as the worker ends",
     "exclusive replace during unwinding",
+    "work on a node that is being opened",
     "start while the node closes",
     "limit lowered as a worker ends",
     "thread returns as the node is cancelled",

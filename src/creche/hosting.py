@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 import anyio
 from anyio import lowlevel
 
-from creche import Node, WorkerCancelled, WorkerError, active_worker
+from creche import Node, Worker, WorkerCancelled, WorkerError, active_worker
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Host", "SignalReceived", "stop_on_signals"]
 
 NodeT = TypeVar("NodeT", bound=Node)
+_node_of: Callable[[Worker[Any]], Node | None] = vars(Worker)["node"].fget
+"""Gives the node of a worker; a subclass may have another ``node``."""
 
 _logger = logging.getLogger("creche")
 
@@ -257,7 +259,7 @@ class Host(Generic[NodeT]):
     def _is_inside(self) -> bool:
         """Whether this is code of a worker or of a handler of the node, which it waits for."""
         worker = active_worker.get(None)
-        node = None if worker is None else worker.node
+        node = None if worker is None else _node_of(worker)
         while node is not None and node is not self.node:
             node = node.parent
         return node is not None or _current.get(None) is self._mark

@@ -342,6 +342,7 @@ async def trees() -> None:
         mounted = await app.mount(Panel("panel"))
         assert_type(mounted, Panel)
         assert_type(await mounted.remove(), None)
+        assert_type(app.attach(Panel("another")), Panel)
         assert_type(app.children, tuple[Node, ...])
         assert_type(app.parent, Node | None)
         assert_type(app.root, Node)
@@ -350,6 +351,7 @@ async def trees() -> None:
         app.cancel()
     Node("page", app)  # type: ignore[call-arg]  # the parent goes by keyword
     await app.mount("panel")  # type: ignore[type-var]  # is no node
+    app.attach("panel")  # type: ignore[type-var]  # is no node
 
 
 async def timelines(node: Node) -> None:

@@ -1,10 +1,11 @@
-"""Whether what a new worker was given makes sense."""
+"""Whether what a new worker or a new node was given makes sense."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from creche._ground.errors import WorkerError
+from creche._ground.options import check_text
 from creche._ground.report import is_a, is_awaitable, shown
 
 from .ending import close_work
@@ -56,6 +57,17 @@ def _check_work(worker: Worker[Any]) -> str:
     if work is not None:
         return "work must be a coroutine function, a callable or an awaitable"
     return "" if worker._has_own_run() else "give it work to do, or implement run() in a subclass"
+
+
+def check_node(name: object, parent: object) -> str:
+    """Raise an error if what a new node was given makes no sense; give its name as a plain text.
+
+    Raises:
+        WorkerError: It makes no sense.
+    """
+    if parent is not None and not hasattr(parent, "_creche_nursery"):
+        raise WorkerError(f"parent must be a Node, not {shown(parent)}")
+    return str.__str__(check_text("the name of a node", name))
 
 
 def _check_texts(worker: Worker[Any]) -> str:

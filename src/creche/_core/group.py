@@ -9,11 +9,12 @@ has left and as the limit has changed. What a new worker does to those before it
 
 from __future__ import annotations
 
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
 
 from creche._ground.errors import WorkerError
-from creche._ground.options import check_limit
+from creche._ground.options import check_limit, check_overflow, check_text
 from creche._ground.report import shown
 from creche._ground.states import ERROR, FINAL, PENDING
 from creche._ground.steps import percent
@@ -55,12 +56,14 @@ def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[A
     return cancelled
 
 
-def declare(node: Node, name: str, settings: tuple[int | None, Overflow]) -> WorkerGroup:
-    """Get a group by its name and its settings, see ``Node.group()``; on the loop.
+def declare(node: Node, name: str, limit: int | None, overflow: Overflow) -> WorkerGroup:
+    """Get a group by its name and its settings, see ``Node.group()``."""
+    check_text("the name of a group", name)
+    settings = (check_limit(limit), check_overflow(overflow))
+    return ask(node, partial(_declare, node, str.__str__(name), settings))
 
-    Raises:
-        WorkerError: It was made with other settings.
-    """
+
+def _declare(node: Node, name: str, settings: tuple[int | None, Overflow]) -> WorkerGroup:
     group = get_group(node, name)
     declared = node._creche_declared.setdefault(name, settings)
     if declared is settings:

@@ -82,7 +82,11 @@ def tell_late(node: Node) -> None:
     """Say in the log that the block of a node waits for work that was cancelled."""
     nursery = node._creche_nursery
     workers = late_workers([node])
-    others = [f"  task {task.handle.name!r}" for task in list(nursery.held) if task.is_holding]
+    others = [
+        f"  task {task.handle.name!r}"
+        for task in list(nursery.held)
+        if task.is_holding and task.handle
+    ]
     if workers or others:
         tell(
             logging.WARNING,

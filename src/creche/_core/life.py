@@ -1,7 +1,9 @@
 """The life of a node: how it is entered, what is cancelled with it, and the order of its end.
 
-*Entering* first checks what can fail and changes nothing by it, then opens the nursery, and then
-takes the place in the tree. Whatever breaks it off, the node is closed.
+*Entering* first checks what can fail and changes nothing by it. Then the node takes its place in
+the tree and admits work (``begin()``), and then the nursery is opened, which launches it. A mounted
+node begins as it is attached, a turn of the loop or more before its task opens it. Whatever breaks
+it off, the node is closed.
 
 *The end* begins once nothing holds the nursery. What has no end of its own is ended then, in four
 steps; each waits for what the one before has set in motion. Mounted nodes are told to leave. Then
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from creche._ground import context
 from creche._ground.context import current
 from creche._ground.errors import WorkerError
-from creche._ground.states import CLOSED, CLOSING, NEW, OPEN
+from creche._ground.states import CLOSED, CLOSING, NEW, OPEN, OPENING
 
 from .cancelling import cancel_here, disown, reap
 from .late import tell_late
@@ -72,51 +74,59 @@ class Life:
         try:
             if node._creche_mount is None:
                 self.hold_parent()  # it may be left while this one is being opened
+            if node._creche_nursery.state is NEW:
+                self.begin()
             await node._creche_nursery.open()
-            self._take_place()
+            self._go_on()
         except BaseException:
             await node._creche_nursery.end.abandon()
             raise
 
     def _check_entry(self) -> None:
         node = self._node
-        parent = node._creche_parent
+        parent, mount = node._creche_parent, node._creche_mount
         if context.imports_main:
             raise WorkerError(
                 f"cannot enter {self.label()} as a process that is to run work of this program "
                 'imports its main module; put what it runs under if __name__ == "__main__":'
             )
-        if node._creche_nursery.state is not NEW:
-            raise WorkerError(f"{self.label()} was entered before; make a new Node for each block")
+        is_new = node._creche_nursery.state is NEW if mount is None else mount.take_turn()
+        if not is_new:
+            told = "entered" if mount is None else "mounted"
+            raise WorkerError(f"{self.label()} was {told} before; make a new Node for each block")
         if parent is None:
             return
         above = parent._creche_nursery
         # A mounted one was admitted when it was mounted.
-        if above.state is not OPEN and (node._creche_mount is None or above.state is CLOSED):
+        if above.state not in (OPENING, OPEN) and (mount is None or above.state is CLOSED):
             raise WorkerError(f"cannot enter {self.label()}: its parent is {above.state.value}")
         if above.bridge.is_elsewhere:
             raise WorkerError(f"cannot enter {self.label()} outside the event loop of its parent")
 
-    def _take_place(self) -> None:
-        """Take the place in the tree, now that the nursery is open."""
+    def begin(self) -> None:
+        """Take the place in the tree, and work, which waits until the nursery is open."""
         node = self._node
+        node._creche_runners.wait()
+        node._creche_nursery.begin()
         for worker in _workers_of(node):
             worker._created_at = node._creche_nursery.now()  # the clock was not known before
         node._creche_exits = exits_on_error(node)
         if node._creche_parent is not None:
             self._follow(node._creche_parent._creche_nursery)
+
+    def _go_on(self) -> None:
+        """Launch what waits, and deliver what was posted, now that the nursery is open."""
+        self._node._creche_runners.go()
         self._note_opener()
-        node._creche_mailbox.open(copy_context())
+        self._node._creche_mailbox.open(copy_context())
 
     def _follow(self, above: Nursery) -> None:
-        """Be below the parent, and be as cancelled and as shut as that is."""
+        """Be below the parent, and be as cancelled as that is."""
         nursery = self._node._creche_nursery
         nursery.tree = above.tree
         join(self._node)
         if above.is_cancelled:
             nursery.cancel(above.cancel_reason)
-        if above.state is not OPEN:
-            nursery.refuse()
 
     def _note_opener(self) -> None:
         """Remember the worker in which this runs: it cannot end before the block is left."""
@@ -220,7 +230,7 @@ class Life:
     def _close_unopened(self) -> None:
         for node in reversed(list(walk_down(self._node))):  # what is left was never opened
             if node._creche_nursery.state is NEW:
-                node._creche_nursery.never_open()
+                node._creche_nursery.end.unopened()
 
     def _leave_parent(self) -> None:
         node = self._node

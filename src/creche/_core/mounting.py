@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,8 +14,8 @@ from creche._ground.errors import (
     strip_traceback,
     uncancelled,
 )
-from creche._ground.report import is_a, shown
-from creche._ground.states import NEW
+from creche._ground.report import is_a, shown, tell
+from creche._ground.states import CLOSED, NEW
 from creche._ground.text import path_of
 
 if TYPE_CHECKING:
@@ -32,13 +33,18 @@ class Mount:
         WorkerError: The node cannot be mounted there; nothing was changed.
     """
 
-    __slots__ = ("_above", "_callers", "_child", "_leave", "_ready", "_trouble", "gone")
+    __slots__ = (
+        *("_above", "_callers", "_child", "_is_awaited", "_is_due", "_leave", "_ready"),
+        *("_trouble", "gone"),
+    )
 
     def __init__(self, above: Node, child: Node) -> None:
         _check(above, child)
         self._above = above
         self._child = child
         self._callers = 0  # how many calls of shutdown(), of a node above, are made in the node
+        self._is_awaited = False  # whether mount() waits, to be told why it cannot be opened
+        self._is_due = False  # whether its task is about to enter it
         self._leave = anyio.Event()  # set to tell it to leave
         self._ready = anyio.Event()  # set once it is open, or will not be
         self._trouble: list[BaseException] = []  # why it is not open
@@ -50,11 +56,18 @@ class Mount:
             above._creche_nursery.spawn_held(
                 self._live, self._end, name=path_of(child)
             ).hold_no_more()  # the hold of the child is enough
+            child._creche_life.begin()
         except BaseException:
             self._leave.set()  # in case that there is a task all the same
-            self._end()
-            child._creche_parent, child._creche_mount = parent, None
+            if child._creche_nursery.state is NEW:
+                self._end()
+                child._creche_parent, child._creche_mount = parent, None
             raise
+
+    def take_turn(self) -> bool:
+        """Tell whether the task of the mount is about to enter the node: it may, once."""
+        is_due, self._is_due = self._is_due, False
+        return is_due
 
     async def settle(self) -> None:
         """Wait until the node is open; not to be cancelled.
@@ -62,12 +75,11 @@ class Mount:
         Raises:
             BaseException: It could not be opened.
         """
+        self._is_awaited = True
         with anyio.CancelScope(shield=True):
             await self._ready.wait()
         if self._trouble:
-            raise self._trouble.pop()
-        if self._child._creche_nursery.state is NEW:
-            raise WorkerCancelled(f"mounting {self._child._creche_label()} was cancelled natively")
+            raise self._trouble.pop(0)
 
     def tell_to_leave(self) -> bool:
         """Tell the node to leave; whether that was news to it."""
@@ -95,12 +107,17 @@ class Mount:
     async def _live(self) -> None:
         """Be the task of the node."""
         try:
+            self._is_due = True
             async with self._child:
-                # It keeps nothing open until it is told to leave.
-                self._child._creche_life.let_parent_go()
+                if not self._leave.is_set():
+                    # It keeps nothing open until it is told to leave.
+                    self._child._creche_life.let_parent_go()
                 self._ready.set()
                 await self._leave.wait()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
+            nursery = self._child._creche_nursery
+            if nursery.state is not CLOSED:  # the __aenter__() of a subclass has failed
+                await nursery.end.abandon()
             self._fail(error)
         finally:
             self._end()
@@ -113,12 +130,22 @@ class Mount:
             return
         if not self._ready.is_set():
             strip_traceback(failure)
-            self._trouble.append(failure)  # it could not be opened: for who mounts it
-            return
+            if self._is_awaited:
+                self._trouble.append(failure)  # it could not be opened: for who mounts it
+                return
+            where = (self._child._creche_label(), self._above._creche_label())
+            tell(
+                logging.ERROR, "%s could not be opened, and with it %s fails", *where, error=failure
+            )
         for each in parts_of(failure):
             nursery.fail(each)
 
     def _end(self) -> None:
+        nursery = self._child._creche_nursery
+        if nursery.task_group is None and nursery.state not in (NEW, CLOSED):
+            nursery.end.unopened()
+            told = f"mounting {self._child._creche_label()} was cancelled natively"
+            self._trouble.append(WorkerCancelled(told))
         self.gone.set()
         self._ready.set()
         self._child._creche_life.let_parent_go()

@@ -6,12 +6,10 @@ where it has no block of its own, a mount.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from creche._ground.errors import WorkerError
 from creche._ground.message import Message
-from creche._ground.options import check_limit, check_overflow, check_text
 from creche._ground.report import shown
 from creche._ground.states import CLOSED
 from creche._ground.text import name_of_work, path_of
@@ -23,8 +21,8 @@ from creche._running.runner import Runners
 
 from .admission import admit, group_of_exclusive, start
 from .audience import Audience
-from .calls import ask, make_call, post
-from .checks import check_new
+from .calls import make_call, post
+from .checks import check_new, check_node
 from .facts import children_of
 from .group import declare
 from .life import Life
@@ -36,11 +34,11 @@ from .tree import bridge_of, exits_on_error, join_names, walk_down, walk_up
 from .worker import M1, M2, T, Worker, WorkType
 
 if TYPE_CHECKING:
-    import sys
     from collections.abc import Awaitable, Callable, Iterator
     from concurrent.futures import Executor
 
     from anyio import CapacityLimiter
+    from typing_extensions import Self, TypeVarTuple, Unpack
 
     from creche._ground.bridge import Bridge
     from creche._ground.message import MessageT
@@ -53,16 +51,10 @@ if TYPE_CHECKING:
     from .snapshot import NodeSnapshot
     from .worker import ResultType
 
-    if sys.version_info >= (3, 11):
-        from typing import Self, TypeVarTuple, Unpack
-    else:
-        from typing_extensions import Self, TypeVarTuple, Unpack
-
     PosArgs = TypeVarTuple("PosArgs")
 
 NodeT = TypeVar("NodeT", bound="Node")
 M3 = TypeVar("M3", bound=Message)
-
 _new_worker = cast("Callable[[type[Worker[Any]]], Worker[Any]]", Worker.__new__)
 _set_up = cast("type[Worker[Any]]", Worker)._set_up
 
@@ -88,10 +80,7 @@ class Node:
     def __init__(
         self, name: str = "", *, parent: Node | None = None, exit_on_error: bool | None = None
     ) -> None:
-        if parent is not None and not isinstance(parent, Node):
-            raise WorkerError(f"parent must be a Node, not {shown(parent)}")
-        check_text("the name of a node", name)
-        self.name: str = str.__str__(name or type(self).__name__)
+        self.name: str = check_node(name, parent) or type(self).__name__
         """The name of the node."""
         self._creche_parent = parent
         self._creche_exits = exit_on_error  # see exits_on_error()
@@ -125,7 +114,7 @@ class Node:
 
     @property
     def children(self) -> tuple[Node, ...]:
-        """The nodes right below that are open.
+        """The nodes right below that are open, or being opened.
 
         Threads:
             Any thread.
@@ -339,9 +328,7 @@ class Node:
         Threads:
             Any thread.
         """
-        check_text("the name of a group", name)
-        settings = (check_limit(limit), check_overflow(overflow))
-        return ask(self, partial(declare, self, str.__str__(name), settings))
+        return declare(self, name, limit, overflow)
 
     # messages, and who hears them
 
@@ -365,22 +352,18 @@ class Node:
 
     @overload
     def subscribe(self, one: type[M1], /, **options: Unpack[StreamOptions]) -> Subscription[M1]: ...
-
     @overload
     def subscribe(
         self, one: type[M1], two: type[M2], /, **options: Unpack[StreamOptions]
     ) -> Subscription[M1 | M2]: ...
-
     @overload
     def subscribe(
         self, one: type[M1], two: type[M2], three: type[M3], /, **options: Unpack[StreamOptions]
     ) -> Subscription[M1 | M2 | M3]: ...
-
     @overload
     def subscribe(
         self, *types: type[MessageT], **options: Unpack[StreamOptions]
     ) -> Subscription[MessageT]: ...
-
     def subscribe(self, *types: type[Any], **options: Unpack[StreamOptions]) -> Subscription[Any]:
         """Listen to what happens on this node.
 
@@ -419,15 +402,12 @@ class Node:
     def call_from_thread(
         self, fn: Callable[[Unpack[PosArgs]], Worker[T]], *args: Unpack[PosArgs]
     ) -> Worker[T]: ...
-
     @overload
     def call_from_thread(
         self, fn: Callable[[Unpack[PosArgs]], Awaitable[T]], *args: Unpack[PosArgs]
     ) -> T: ...
-
     @overload
     def call_from_thread(self, fn: Callable[[Unpack[PosArgs]], T], *args: Unpack[PosArgs]) -> T: ...
-
     def call_from_thread(self, fn: Callable[[Unpack[PosArgs]], Any], *args: Unpack[PosArgs]) -> Any:
         """Run a function, sync or async, on the node's event loop and return its value.
 
@@ -556,21 +536,41 @@ class Node:
 
     # mounted nodes
 
-    async def mount(self, child: NodeT) -> NodeT:
-        """Open a node that has no block of its own; it lives in this one's nursery.
+    def attach(self, child: NodeT) -> NodeT:
+        """Have a node without a block of its own live in this one's nursery; returns at once.
 
-        It lives until ``remove()``, or until this node is left. Its errors are raised by this
-        node's block. Cancelling this call has no effect: it takes no time.
+        The node opens a turn or two of the event loop later. Until then it takes work, which stays
+        PENDING, and nodes may be attached to it. It lives until ``remove()``, or until this node is
+        left. Its errors are raised by this node's block, also that it cannot be opened.
 
         Args:
             child: A node that was not opened yet, without a parent.
 
         Returns:
-            The node, open.
+            The node.
 
         Raises:
             WorkerError: This node is not open or was cancelled, or the child has a parent or was
                 opened before.
+
+        Threads:
+            The node's event loop only.
+        """
+        Mount(self, child)
+        return child
+
+    async def mount(self, child: NodeT) -> NodeT:
+        """Attach a node, and wait until it is open; cancelling this call has no effect.
+
+        Args:
+            child: As for ``attach()``.
+
+        Returns:
+            The node, open.
+
+        Raises:
+            WorkerError: As for ``attach()``.
+            BaseException: What opening the node raised.
 
         Checkpoint:
             Always.

@@ -23,7 +23,7 @@ from .events import ProgressChanged, Ready, Restarted, Stalled, StateChanged
 from .log import fields_of
 from .parts import lock
 from .tree import walk_down
-from .waiting import wait_for
+from .waiting import raise_outcome, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,8 @@ async def until_ready(worker: Worker[Any]) -> Any:
         await wait_for((worker,), _until_ready)
     if service.is_ready:
         return service.value
-    await worker.wait()  # which raises, unless it has returned
+    await wait_for((worker,))
+    raise_outcome(worker)
     raise WorkerError(f"{worker._creche_label()} has returned without being ready")
 
 

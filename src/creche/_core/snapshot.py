@@ -109,7 +109,7 @@ class NodeSnapshot:
     path: str
     """The names of the nodes from the root to this one, joined by slashes."""
     life: str
-    """``"not open yet"``, ``"open"``, ``"shutting down"`` or ``"closed"``."""
+    """``"not open yet"``, ``"being opened"``, ``"open"``, ``"shutting down"`` or ``"closed"``."""
     is_cancelled: bool
     """Whether it was cancelled."""
     cancel_reason: str | None

@@ -93,7 +93,7 @@ def raise_outcome(worker: Worker[Any]) -> None:
         WorkerFailed: The work raised.
         WorkerCancelled: The worker was cancelled.
     """
-    error = worker.error
+    error = cast("BaseException | None", worker._outcome) if worker._state is ERROR else None
     if error is not None:
         # A fresh one, as a traceback grows at each raise; nameless, see errors: frames.
         raise WorkerFailed(error, worker) from error

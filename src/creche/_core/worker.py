@@ -85,6 +85,7 @@ class Worker(Generic[ResultType]):
 
     Usually made by ``Node.run_worker()`` or ``@work``. One that is made directly is given to
     ``Node.workers.add_worker()``. A subclass may implement ``run()`` and then needs no ``work``.
+    It may give ``node`` and ``state`` another meaning: the library reads what it keeps itself.
 
     Args:
         node: The node that owns the worker.

@@ -99,7 +99,7 @@ def check_seconds(what: str, seconds: object) -> float:
     return seconds
 
 
-def check_text(what: str, text: object) -> None:
+def check_text(what: str, text: object) -> str:
     """Make sure that something is a text.
 
     Raises:
@@ -107,3 +107,4 @@ def check_text(what: str, text: object) -> None:
     """
     if not is_a(text, str):
         raise WorkerError(f"{what} must be a text, not {shown(text)}")
+    return text

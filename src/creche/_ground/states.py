@@ -50,6 +50,8 @@ class NurseryState(enum.Enum):
 
     NEW = "not open yet"
     """Nothing can start."""
+    OPENING = "being opened"
+    """Work is admitted, and launched once the nursery is open."""
     OPEN = "open"
     """Work is admitted, also while the block is being left."""
     CLOSING = "shutting down"
@@ -58,14 +60,15 @@ class NurseryState(enum.Enum):
     """Nothing is left, and nothing can start."""
 
 
-NEW, OPEN, CLOSING, CLOSED = NurseryState
+NEW, OPENING, OPEN, CLOSING, CLOSED = NurseryState
 
 NURSERY_TRANSITIONS: Mapping[NurseryState, frozenset[NurseryState]] = MappingProxyType(
     {
-        NEW: frozenset({OPEN, CLOSED}),  # closed where its parent has closed
+        NEW: frozenset({OPENING, CLOSED}),  # closed where its parent has closed
+        OPENING: frozenset({OPEN, CLOSING, CLOSED}),  # it may be shut down before it is open
         OPEN: frozenset({CLOSING, CLOSED}),
         CLOSING: frozenset({CLOSED}),
         CLOSED: frozenset(),
     }
 )
-"""From each stage, the stages that may follow; work is admitted in OPEN alone."""
+"""From each stage, the stages that may follow; work is admitted in OPENING and OPEN."""

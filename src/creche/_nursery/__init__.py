@@ -12,6 +12,9 @@ cancel, mounted nodes to tell to leave) and waits again if so. In the step in wh
 closes the bridge as well: so nothing can arrive in a closed nursery, and nothing that was sent is
 lost.
 
+*Opening* it takes a task, its host. Work may be admitted before: ``begin()`` is a plain call, which
+makes it OPENING. What is started then is kept, and ``open()`` launches it.
+
 *Errors* never leave a task. A worker hands its error to ``Nursery.fail()``, which gathers it
 (``failures``) and cancels everything below. The block raises them when all is over: each error
 once in the whole tree, in one group, or bare where it is no ``Exception``.

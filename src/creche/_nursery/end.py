@@ -59,8 +59,8 @@ class End:
         """
         nursery = self._nursery
         where = nursery.owner.label  # rarely told, and as long as the tree is deep
-        if nursery.state is NEW or nursery.bridge.is_elsewhere:
-            is_new = nursery.state is NEW
+        is_new = nursery.task_group is None and nursery.state is not CLOSED
+        if is_new or nursery.bridge.is_elsewhere:
             told = "without having been entered" if is_new else "outside its event loop"
             raise WorkerError(f"{where()} is left {told}; use async with")
         failures = nursery.failures
@@ -96,7 +96,18 @@ class End:
         if nursery.task_group is not None:
             await self._finish(await self._drain())
         else:
-            nursery.never_open()
+            self.unopened()
+
+    def unopened(self) -> None:
+        """Close without having been open: there is no task that could open it any more."""
+        nursery = self._nursery
+        if nursery.state is not NEW:
+            nursery.cancel(f"{nursery.owner.label()} could not be opened")
+            for task in list(nursery.held):
+                task.reap()
+        nursery._move(CLOSED)
+        nursery.shut()
+        nursery.owner.on_closed()
 
     async def close_deserted(self) -> None:
         """End all work and close, where the host has ended and so cannot leave the block."""

@@ -17,19 +17,34 @@ if TYPE_CHECKING:
 class HeldTask:
     """A task of a nursery that holds it open; made by ``Nursery.spawn_held()``."""
 
-    __slots__ = ("_holds", "_lost", "_nursery", "handle", "has_begun")
+    __slots__ = ("_holds", "_lost", "_nursery", "_start", "handle", "has_begun")
 
     def __init__(self, nursery: Nursery, lost: Callable[[], object]) -> None:
         self._nursery = nursery
         self._lost = lost
         self._holds = False
-        self.handle: anyio.TaskHandle[None]
+        self._start: Callable[[], anyio.TaskHandle[None]] | None = None
+        self.handle: anyio.TaskHandle[None] | None = None
+        """The task; ``None`` while the nursery is being opened."""
         self.has_begun = False
 
     @property
-    def coro(self) -> Coroutine[Any, Any, None]:
-        """The coroutine of the task."""
-        return self.handle.coro
+    def coro(self) -> Coroutine[Any, Any, None] | None:
+        """The coroutine of the task, once there is one."""
+        return None if self.handle is None else self.handle.coro
+
+    def start(self, start: Callable[[], anyio.TaskHandle[None]]) -> None:
+        """Start the task, or keep what does until the nursery is open."""
+        if self._nursery.task_group is None:
+            self._start = start
+        else:
+            self.handle = start()
+
+    def start_now(self) -> None:
+        """Start the task, as the nursery is open."""
+        start, self._start = self._start, None
+        assert start is not None
+        self.handle = start()
 
     async def run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do what the task is for, and let go of the nursery."""
@@ -47,13 +62,14 @@ class HeldTask:
                 raise
 
     def cancel(self) -> None:
-        """Cancel it."""
-        self.handle.cancel()
+        """Cancel it, unless it has not started; then it looks itself as it begins."""
+        if self.handle is not None:
+            self.handle.cancel()
 
     def hold(self) -> None:
         """Hold the nursery."""
         nursery = self._nursery
-        nursery.held.add(self)
+        nursery.held[self] = None
         self._holds, nursery.holds = True, nursery.holds + 1
 
     @property
@@ -63,11 +79,13 @@ class HeldTask:
 
     def is_acting(self) -> bool:
         """Whether the running code is this task."""
-        return cast("CoroutineType[Any, Any, Any]", self.coro).cr_running
+        coro = cast("CoroutineType[Any, Any, Any] | None", self.coro)
+        return coro is not None and coro.cr_running
 
     def is_dead(self) -> bool:
         """Whether it has died without letting go of the nursery."""
-        return getcoroutinestate(self.coro) == CORO_CLOSED
+        coro = self.coro
+        return coro is not None and getcoroutinestate(coro) == CORO_CLOSED
 
     def hold_no_more(self) -> None:
         """Let the nursery close, though the task goes on; may be called again."""
@@ -79,12 +97,14 @@ class HeldTask:
     def let_go(self) -> None:
         """Be done, and hold the nursery no more; may be called again."""
         self.hold_no_more()
-        self._nursery.held.discard(self)
+        self._nursery.held.pop(self, None)
 
     def reap(self) -> None:
         """Make up for what it did not do."""
         try:
-            self.coro.close()
+            self._start = None
+            if self.coro is not None:
+                self.coro.close()
             self._lost()
         finally:
             self.let_go()

@@ -27,7 +27,7 @@ from creche._ground.backend import get_backend
 from creche._ground.bridge import Bridge
 from creche._ground.errors import WorkerError
 from creche._ground.report import tell
-from creche._ground.states import CLOSED, CLOSING, NEW, NURSERY_TRANSITIONS, OPEN
+from creche._ground.states import CLOSED, CLOSING, NEW, NURSERY_TRANSITIONS, OPEN, OPENING
 
 from .end import End
 from .failures import Failures
@@ -139,7 +139,7 @@ class Nursery:
     )
 
     def __init__(self, owner: Owner) -> None:
-        # - state is NEW until open(), CLOSED from the step in which holds and what is on its way
+        # - state is NEW until begin(), CLOSED from the step in which holds and what is on its way
         #   are both 0; the bridge is open in between, and only then.
         # - is_cancelled is set before anything below is told, and the scope is cancelled after.
         # - holds counts blocks and held too; blocks <= holds.
@@ -169,7 +169,7 @@ class Nursery:
         self.failures = Failures()
         self.is_killed = False
         """Whether AnyIO cancelled the group, for a task that a native cancellation killed."""
-        self.held: set[HeldTask] = set()
+        self.held: dict[HeldTask, None] = {}
         """The tasks that hold the nursery, but for workers, which have holds of their own."""
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
@@ -177,7 +177,7 @@ class Nursery:
         self.nesting = Nesting(self)
         self.end = End(self)
         self.task_group: TaskGroup | None = None
-        self.backend: Backend  # these four once it is open
+        self.backend: Backend  # these once it is being opened, the watcher and what it hears later
         self.watcher: Watcher
         self.get_task: Callable[[], object]
         """Give the current task, if it is one of the nursery's loop."""
@@ -194,37 +194,38 @@ class Nursery:
         assert state in NURSERY_TRANSITIONS[self.state], f"{self.state} cannot become {state}"
         self.state = state
 
+    def begin(self) -> None:
+        """Admit work, which waits for ``open()``; in a task of the loop."""
+        backend = self.backend = get_backend(lowlevel.current_token())
+        self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
+        self.new_event, self.clock = backend.new_event, backend.clock
+        self.cancelled_class = anyio.get_cancelled_exc_class()
+        self._clock_offset = self.clock() - time.monotonic()
+        self.bridge.open(backend)
+        self._move(OPENING)
+
     async def open(self) -> None:
         """Enter the task group; the current task is the host and has to call ``end.close()``.
 
         Where this raises, ``end.abandon()`` is to be called.
         """
-        backend = get_backend(lowlevel.current_token())
-        self.backend, self.watcher = backend, Watcher(self, backend)
-        self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
-        self.new_event = backend.new_event
+        self.watcher = Watcher(self, self.backend)
         self.has_heard = self.watcher.probe.has_heard
-        self.cancelled_class = anyio.get_cancelled_exc_class()
         group = anyio.create_task_group()
         await group.__aenter__()
         self.task_group = group
         self.nesting.enter(self.watcher.host.task)
-        self._move(OPEN)
-        self.clock = backend.clock
-        self._clock_offset = self.clock() - time.monotonic()
-        self.bridge.open(backend)
+        if self.state is OPENING:  # else it was shut down meanwhile
+            self._move(OPEN)
+        for task in list(self.held):
+            task.start_now()
         await self.watcher.start()
         if self.is_cancelled:
             group.cancel_scope.cancel()
 
-    def never_open(self) -> None:
-        """Close without ever having been open, as the parent has closed."""
-        self._move(CLOSED)
-        self.owner.on_closed()
-
     def refuse(self) -> None:
         """Admit no more work."""
-        if self.state is OPEN:
+        if self.state in (OPENING, OPEN):
             self._move(CLOSING)
 
     def shut(self) -> bool:
@@ -249,7 +250,7 @@ class Nursery:
                 f"cannot start work on {self.owner.label()}: this process was forked "
                 "off from that of its event loop; open a node of its own here"
             )
-        if self.state is not OPEN:
+        if self.state is not OPEN and self.state is not OPENING:
             raise self._refusal()
         if self.get_task() is None:
             self.check_loop()
@@ -322,7 +323,7 @@ class Nursery:
         name: str,
         context: Context | None = None,
     ) -> HeldTask:
-        """Start a task that holds the nursery until it ends.
+        """Start a task that holds the nursery until it ends; at the latest as that opens.
 
         Args:
             run: What to run; it must not raise.
@@ -337,7 +338,8 @@ class Nursery:
         task = HeldTask(self, lost)
         try:
             task.hold()
-            task.handle = self.spawn(partial(task.run, run), name=name, context=context)
+            context = context or copy_context()
+            task.start(partial(self.spawn, partial(task.run, run), name=name, context=context))
         except BaseException:
             task.let_go()
             raise

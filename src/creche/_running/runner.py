@@ -96,16 +96,24 @@ class Runners:
     def __init__(self, nursery: Nursery) -> None:
         # - _awake is the runner that comes round to _ready by itself: it was spawned or woken and
         #   has not begun, or it is between two jobs, in the first step of one or in the last.
-        #   Without one, nothing is ready.
+        #   Without one, nothing is ready. While the nursery is being opened it is this object.
         # - _idle sleep until they are given a job; _spawned have not taken their first step.
         self._nursery = nursery
         self._ready: deque[Shared] = deque()
-        self._awake: Runner | None = None
+        self._awake: object = None
         self._idle: dict[Runner, None] = {}
         self._kept = 0  # how many runners may be used again
         self._missed = 0  # how often there was none to be used, since one came round
         self._spawned: set[OwnTask] = set()
         self._is_closed = False
+
+    def wait(self) -> None:
+        """Launch nothing until ``go()``: there are no tasks while the nursery is being opened."""
+        self._awake = self
+
+    def go(self) -> None:
+        """Launch what waits, as the nursery is open."""
+        self._replace(self)
 
     def launch(self, job: Shared) -> None:
         """Have a job run, from the next turn of the loop on.
@@ -188,7 +196,11 @@ class Runners:
         """Take note that a runner has ended; another comes round to what is ready."""
         self._spawned.discard(runner)
         self._kept = max(0, self._kept - 1)
-        if self._awake is runner:
+        self._replace(runner)
+
+    def _replace(self, awake: object) -> None:
+        """Have another come round to what is ready, unless another does already."""
+        if self._awake is awake:
             self._awake = None
         with self._nursery.bridge.steps:
             while self._ready and self._awake is None:

@@ -159,7 +159,7 @@ class _Recorder:
     def _begin(self, event: Worker.StateChanged) -> None:
         worker = event.worker
         attributes = {
-            "creche.node": path_of(worker.node),
+            "creche.node": path_of(worker._node),
             "creche.group": text_of(worker, "group"),
         }
         self._counted[id(worker)] = _Counted(worker, event.time, attributes)

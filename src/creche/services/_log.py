@@ -5,10 +5,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from creche import Worker
+
 if TYPE_CHECKING:
-    from creche import Worker
+    from collections.abc import Callable
+
+    from creche import Node, WorkerState
 
 logger = logging.getLogger("creche")
+# A subclass of Worker may have another ``node`` and ``state``.
+node_of: Callable[[Worker[Any]], Node] = vars(Worker)["node"].fget
+_state_of: Callable[[Worker[Any]], WorkerState] = vars(Worker)["state"].fget
 
 
 def fields_of(worker: Worker[Any]) -> dict[str, object]:
@@ -17,8 +24,8 @@ def fields_of(worker: Worker[Any]) -> dict[str, object]:
         "creche_worker": worker.name,
         "creche_number": worker.number,
         "creche_group": worker.group,
-        "creche_node": worker.node.path,
-        "creche_state": worker.state.name,
+        "creche_node": node_of(worker).path,
+        "creche_state": _state_of(worker).name,
         "creche_previous": None,
         "creche_reason": None,
     }

@@ -28,7 +28,7 @@ from anyio import lowlevel
 
 from creche import Node, Worker, WorkerError, active_worker
 
-from ._log import fields_of, logger
+from ._log import fields_of, logger, node_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -248,8 +248,8 @@ class _Loop:
         if worker is not None:
             return worker
         running = (each for each in self._node.workers if each.is_running)
-        path = "{0.node.path}/{0.group}/{0.name}".format
-        return next((each for each in running if path(each) == name), None)
+        path = "{1.path}/{0.group}/{0.name}".format
+        return next((each for each in running if path(each, node_of(each)) == name), None)
 
     def _step_of(self, frame: FrameType | None) -> object:
         """Give the task that is in a step; of Trio's, the one whose coroutine is on the stack."""

@@ -200,7 +200,7 @@ def _note(machine: WorkerMachine, record: Record, what: str) -> None:
             told = f"{record} was entered as one of {len(inside)}, above {limit}"
             machine.violate("never_above_the_limit", told)
     if not worker.is_running and record.kind != "abandoned":
-        told = f"{record} was {worker.state.name} as its work {what}"
+        told = f"{record} was {worker._state.name} as its work {what}"
         machine.violate("running_is_inside", told)
 
 

@@ -67,7 +67,7 @@ def errors_come_out_once(machine: WorkerMachine) -> None:
                 id(error)
                 for each in place.mounted()
                 for record in each.records
-                if record.worker.state is WorkerState.ERROR and record.has_failed
+                if record.worker._state is WorkerState.ERROR and record.has_failed
                 for error in _singles(record.worker.error)
             )
             out = Counter(id(error) for error in _leaves(place.raised, killed=place.is_killed))

@@ -6,13 +6,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import consumes, initialize, precondition, rule
+from hypothesis.stateful import consumes, initialize, multiple, precondition, rule
 
 from creche import Node
+from creche.testing._scripts import Script
 
-from .acts import Alike, add_place, fall, open_block, open_root, remove_node
+from .acts import (
+    Alike,
+    add_place,
+    ask_and_cancel,
+    fall,
+    open_block,
+    open_root,
+    remove_node,
+    run_worker,
+)
 from .bundles import NOTHING, limits, overflows, places
-from .machine import WorkerMachine, add_rule
+from .machine import WorkerMachine, add_race, add_rule
+from .model import QUEUE
+from .world import turn
 
 if TYPE_CHECKING:
     from creche import Overflow
@@ -71,6 +83,42 @@ def open_child(machine: WorkerMachine, parent: Place, kind: str, limit: int) -> 
 
     machine.do(act)
     return made[0]
+
+
+@add_race("work on a node that is being opened")
+@rule(
+    target=places,
+    parent=places,
+    depth=st.integers(1, 2),
+    turns=st.sampled_from([0, 0, 1, 2, 3]),
+    then=st.sampled_from(["", "", "worker", "node", "parent", "remove"]),
+)
+def attach(machine: WorkerMachine, parent: Place, depth: int, turns: int, then: str) -> Any:
+    """Attach nodes and start work on them at once; then cancel a worker or a node, or remove it."""
+    if parent.refuses or parent.has_fallen or len(list(machine.places())) > MOST_PLACES:
+        return NOTHING
+    made = [parent]
+
+    async def act() -> None:
+        for _ in range(depth):
+            made.append(add_place(machine, "mounted", made[-1]))
+            made[-2].node.attach(made[-1].node)
+        scripts = [Script(), Script()]
+        records = [run_worker(machine, made[-1], each, group=QUEUE) for each in scripts]
+        await turn(turns)
+        if not records[0].play.is_entered:
+            machine.saw("work on a node that is being opened")
+        if then == "worker":
+            ask_and_cancel(records[0], "a worker was cancelled as its node opens")
+        elif then == "remove":
+            remove = partial(machine.world.spawn, partial(remove_node, machine, made[1]))
+            fall(made[1], remove, promptly=False)
+        elif then:
+            place = parent if then == "parent" else made[1]
+            fall(place, partial(place.node.cancel, "as it opens"))
+
+    machine.do(act)
+    return multiple(*made[1:])
 
 
 @add_rule

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     steps=st.integers(1, 3),
     more=st.integers(0, 3),
     known=st.booleans(),
-    anew=st.booleans(),
+    anew=st.sampled_from([True, True, False]),
 )
 def report_progress(
     machine: WorkerMachine, record: Record, steps: int, more: int, known: bool, anew: bool

@@ -89,7 +89,7 @@ def race_cancel_before_first_step(
         await turn(between)
         if not (record.play.is_entered or record.worker.is_finished):
             machine.saw("cancel before the first step")
-        is_pending = record.worker.state is WorkerState.PENDING
+        is_pending = record.worker._state is WorkerState.PENDING
         ask_and_cancel(record, RACED)
         if is_pending:
             machine.check(record.worker.is_finished, f"{record} was not cancelled at once")

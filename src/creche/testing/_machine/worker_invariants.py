@@ -32,7 +32,7 @@ def changes_are_announced_once_and_in_order(machine: WorkerMachine) -> None:
 def final_states_are_final(machine: WorkerMachine) -> None:
     """A worker that has ended never changes again."""
     for record in machine.records():
-        state = record.worker.state
+        state = record.worker._state
         assert record.final in {None, state}, f"{record} was {record.final}, is {state}"
         if state in FINAL:
             record.final = state
@@ -55,7 +55,7 @@ def cancel_is_final(machine: WorkerMachine) -> None:
             worker = record.worker
             assert worker.is_cancelled, f"{record}: {record.asked} was not noticed"
             assert worker.cancelled_event.is_set(), f"{record}: cancelled_event is not set"
-            assert worker.state is not WorkerState.SUCCESS, (
+            assert worker._state is not WorkerState.SUCCESS, (
                 f"{record} is SUCCESS though {record.asked}"
             )
 
@@ -68,7 +68,7 @@ def running_is_inside(machine: WorkerMachine) -> None:
         running = record.worker.is_running
         inside = record.play.is_inside
         if inside and record.kind != "abandoned":
-            assert running, f"{record} is {record.worker.state.name}, but {record.play}"
+            assert running, f"{record} is {record.worker._state.name}, but {record.play}"
         if running and record.is_plain:
             assert inside, f"{record} is RUNNING, but {record.play}"
 
@@ -88,7 +88,7 @@ def work_is_not_repeated(machine: WorkerMachine) -> None:
 def the_end_fits_the_log(machine: WorkerMachine) -> None:
     """A worker ends as its work did."""
     for record in machine.records():
-        state = record.worker.state
+        state = record.worker._state
         if state in FINAL:
             expected = (
                 {record.elsewhere} if record.elsewhere in FINAL else machine.expected_states(record)
@@ -101,7 +101,7 @@ def the_end_fits_the_log(machine: WorkerMachine) -> None:
 def nobody_else_is_cancelled(machine: WorkerMachine) -> None:
     """A worker is cancelled only if something was done that explains it."""
     for record in machine.records():
-        if record.worker.is_cancelled or record.worker.state is WorkerState.CANCELLED:
+        if record.worker.is_cancelled or record.worker._state is WorkerState.CANCELLED:
             assert record.may_end_cancelled, (
                 f"{record} was cancelled, and nothing explains it: {record.worker.cancel_reason}"
             )
@@ -130,13 +130,13 @@ def _check_waiter(record: Record, outcome: tuple[str, object] | None) -> None:
         return
     told, what = outcome
     if told == "value":
-        assert worker.state is WorkerState.SUCCESS, f"a waiter for {record} got a value"
+        assert worker._state is WorkerState.SUCCESS, f"a waiter for {record} got a value"
         assert what is worker.result, f"a waiter for {record} got another value"
     elif told == "failed":
-        assert worker.state is WorkerState.ERROR, f"a waiter for {record} was told of an error"
+        assert worker._state is WorkerState.ERROR, f"a waiter for {record} was told of an error"
         assert what is worker.error, f"a waiter for {record} got another error"
     elif told == "cancelled":
-        assert worker.state is WorkerState.CANCELLED, f"a waiter for {record}: cancelled"
+        assert worker._state is WorkerState.CANCELLED, f"a waiter for {record}: cancelled"
 
 
 @add_invariant
