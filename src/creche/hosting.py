@@ -415,10 +415,8 @@ async def stop_on_signals(node: Node, grace: float = 30) -> AsyncGenerator[None]
         del failure  # it holds this frame
 
 
-if sys.platform == "win32":  # pragma: no cover (not tested there)
-    _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
-else:
-    _CAUGHT = (signal.SIGINT, signal.SIGTERM)
+# The third is Windows' own.
+_CAUGHT = tuple(each for each in signal.Signals if each.name in {"SIGINT", "SIGTERM", "SIGBREAK"})
 
 
 class _Signals:
