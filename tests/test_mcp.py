@@ -16,15 +16,16 @@ import mcp_types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp import Client
+from mcp.client.extension import ClaimContext
 from mcp.server.mcpserver import Elicit, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
-from mcp_types import ElicitResult, ErrorData
+from mcp_types import ElicitRequestFormParams, ElicitResult, ErrorData
 from pydantic import BaseModel
 
 from creche import Node, WorkerCancelled, WorkerError, get_current_worker
 from creche.jobs import Jobs, SQLiteStore, ask, ask_from_thread
-from creche.mcp import ClientTasks, RemoteTask, Tasks, TaskStatus, start_task
+from creche.mcp import ClientTasks, CreatedTask, RemoteTask, Tasks, TaskStatus, start_task
 from creche.mcp._wire import TaskParams, TaskRequest
 from helpers import RENDEZVOUS, run_python, settle, until
 
@@ -560,6 +561,65 @@ async def test_cancelling_a_call_cancels_its_task():
             await here.job().join()
             with pytest.raises(WorkerCancelled, match="was cancelled: cancelled"):
                 await RemoteTask(client.session, here.job().id).result()
+
+
+class Script:
+    """A session of which the answers are written down."""
+
+    def __init__(self, *statuses):
+        self.statuses = list(statuses)
+        self.sent = []
+
+    async def send_request(self, request, result_type):
+        self.sent.append(request)
+        if request.method != "tasks/get":
+            raise MCPError(1, "the connection is lost")
+        status, questions = self.statuses.pop(0)
+        form = ElicitRequestFormParams(message="?", requested_schema={"type": "object"})
+        return TaskStatus(
+            task_id="1",
+            status=status,
+            created_at="then",
+            last_updated_at="now",
+            poll_interval_ms=1,
+            input_requests={key: mcp_types.ElicitRequest(params=form) for key in questions},
+        )
+
+    async def dispatch_input_request(self, context, request):
+        self.sent.append(context.request_id)
+        return ErrorData(code=2, message="refused")
+
+
+async def test_what_ends_a_call_is_what_is_raised():
+    """If the task cannot be cancelled, the caller is told all the same why the call has ended."""
+    session = Script(("input_required", ["a"]))
+    (claim,) = ClientTasks().claims()
+    created = CreatedTask(task_id="1", status="working", created_at="", last_updated_at="")
+    context = ClaimContext(session=session, tool_name="tool", read_timeout_seconds=None)
+    with pytest.raises(MCPError, match="refused"):
+        await claim.resolve(created, context)
+    assert session.sent[1] == "a"
+    assert session.sent[2].method == "tasks/cancel"
+
+
+async def test_a_question_is_answered_once():
+    """A server that takes its time to take an answer in does not have its user asked again."""
+
+    class Slow(Script):
+        async def send_request(self, request, result_type):
+            if request.method == "tasks/update":
+                self.sent.append(request.params.input_responses["a"].action)
+                return mcp_types.EmptyResult()
+            return await super().send_request(request, result_type)
+
+        async def dispatch_input_request(self, context, request):
+            return ElicitResult(action="decline")
+
+    session = Slow(*[("input_required", ["a"])] * 3, ("failed", []))
+    with pytest.raises(MCPError, match="task '1' was failed: None"):
+        await RemoteTask(session, "1").result()
+    assert session.sent.count("decline") == 1
+    assert (await RemoteTask(Slow(("cancelled", [])), "1").follow()).status == "cancelled"
 
 
 async def test_a_task_that_the_program_cancels():

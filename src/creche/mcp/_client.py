@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from mcp import Client
     from mcp.client import ClientSession
     from mcp.client.extension import ClaimContext
+
+_PATIENCE = 5
+"""How many seconds a server has to take the cancellation of a task, when its call is cancelled."""
 
 
 class RemoteTask:
@@ -99,6 +103,21 @@ class RemoteTask:
         Checkpoint:
             Always.
         """
+        return _outcome(await self.follow(on_status))
+
+    async def follow(self, on_status: Callable[[TaskStatus], object] | None = None) -> TaskStatus:
+        """Follow the task to its end as ``result()`` does, and return the final status.
+
+        Args:
+            on_status: Called with each status that differs from the one before.
+
+        Raises:
+            MCPError: The server does not know the task any more, or a callback of the client
+                refused to answer.
+
+        Checkpoint:
+            Always.
+        """
         answered: set[str] = set()
         last: TaskStatus | None = None
         while True:
@@ -107,7 +126,7 @@ class RemoteTask:
                 on_status(status)
             last = status
             if status.status not in ("working", "input_required"):
-                return _outcome(status)
+                return status
             questions = {k: v for k, v in status.input_requests.items() if k not in answered}
             for key, question in questions.items():
                 context = ClientRequestContext(session=self._session, request_id=key)
@@ -142,15 +161,14 @@ class ClientTasks(ClientExtension):
 
     async def _resolve(self, created: CreatedTask, context: ClaimContext) -> CallToolResult:
         task = RemoteTask(context.session, created.task_id)
-        is_done = False
         try:
-            result = await task.result(self._on_status)
-            is_done = True
-        finally:
-            if not is_done:
-                with anyio.move_on_after(5, shield=True):
-                    await task.cancel()
-        return result
+            status = await task.follow(self._on_status)
+        except BaseException:
+            # Whatever comes of this, what has ended the wait is what the caller is told.
+            with suppress(Exception), anyio.move_on_after(_PATIENCE, shield=True):
+                await task.cancel()
+            raise
+        return _outcome(status)
 
 
 async def start_task(
