@@ -26,7 +26,7 @@ class Kinds:
         self.jobs = Jobs(node)
         self.gate = anyio.Event()
         self.tools = JobTools(self.jobs, **options)
-        for kind in (self.slow, self.fail, self.count, self.odd, self.curious):
+        for kind in (self.slow, self.fail, self.count, self.odd, self.nothing, self.curious):
             self.tools.kind(kind)
         self.start, self.status, self.wait, self.cancel, self.list = self.tools.functions()
 
@@ -53,6 +53,9 @@ class Kinds:
 
     async def odd(self) -> object:
         return {1}
+
+    async def nothing(self) -> float:
+        return float("nan")
 
     async def curious(self) -> str:
         return await ask("name", "Your name?")
@@ -103,14 +106,14 @@ async def test_outcomes():
     """An error is told by its class and text, a question as it is asked, an odd result as text."""
     async with Node("app") as app:
         here = Kinds(app)
-        ids = [await here.started(kind) for kind in ("fail", "odd", "curious")]
-        await until(lambda: here.jobs.get(ids[2]).status.questions)
-        failed, odd = (await here.wait(ids[:2]))["jobs"]
+        *ids, asking = [await here.started(kind) for kind in ("fail", "odd", "nothing", "curious")]
+        await until(lambda: here.jobs.get(asking).status.questions)
+        failed, odd, nothing = (await here.wait(ids))["jobs"]
         assert (failed["status"], failed["error"]) == ("failed", "ValueError: no luck")
-        assert odd["result"] == "{1}"
-        curious = await here.status(ids[2])
+        assert (odd["result"], nothing["result"]) == ("{1}", "nan")  # which JSON has not
+        curious = await here.status(asking)
         assert (curious["status"], curious["asks"]) == ("input_required", ["Your name?"])
-        await here.cancel(ids[2])
+        await here.cancel(asking)
 
 
 def test_waits_no_longer_than_that(backend):
@@ -121,9 +124,10 @@ def test_waits_no_longer_than_that(backend):
             here = Kinds(app)
             slow = await here.started("slow")
             fail = await here.started("fail")
+            begin = anyio.current_time()
             jobs = (await here.wait([slow, fail], "any"))["jobs"]
             assert [job["status"] for job in jobs] == ["running", "failed"]
-            begin = anyio.current_time()
+            assert anyio.current_time() == pytest.approx(begin, abs=0.1)
             (job,) = (await here.wait([slow], timeout=30))["jobs"]
             assert job["status"] == "running"
             assert anyio.current_time() - begin == pytest.approx(30, abs=0.1)

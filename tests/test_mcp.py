@@ -16,7 +16,7 @@ import mcp_types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp import Client
-from mcp.client.extension import ClaimContext
+from mcp.client.extension import ClaimContext, advertise
 from mcp.server.mcpserver import Elicit, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
@@ -391,21 +391,19 @@ async def test_a_client_without_tasks():
         async def task_only() -> str:
             return "not reached"
 
-        for mode in ("auto", "legacy"):
-            for extensions in ([], [ClientTasks()]):
-                if mode == "auto" and extensions:
-                    continue
-                async with here.client(mode=mode, extensions=extensions) as client:
-                    assert text(await client.call_tool("slow")) == "done"
-                    for name in ("curious", "task_only"):
-                        with pytest.raises(MCPError, match="has to have the capability") as info:
-                            await client.call_tool(name)
-                        assert info.value.code == MISSING
-                        assert info.value.data == {
-                            "requiredCapabilities": {
-                                "extensions": {"io.modelcontextprotocol/tasks": {}}
-                            }
+        declared = advertise("io.modelcontextprotocol/tasks")  # of no use in older revisions
+        for mode, extension in (("auto", []), ("legacy", []), ("legacy", [declared])):
+            async with here.client(mode=mode, extensions=extension) as client:
+                assert text(await client.call_tool("slow")) == "done"
+                for name in ("curious", "task_only"):
+                    with pytest.raises(MCPError, match="has to have the capability") as info:
+                        await client.call_tool(name)
+                    assert info.value.code == MISSING
+                    assert info.value.data == {
+                        "requiredCapabilities": {
+                            "extensions": {"io.modelcontextprotocol/tasks": {}}
                         }
+                    }
         assert {job.status.status for job in here.jobs.list()} == {"succeeded", "cancelled"}
         async with here.client(extensions=[]) as client:
             for action in (RemoteTask.status, RemoteTask.cancel):
@@ -616,8 +614,10 @@ async def test_a_question_is_answered_once():
             return ElicitResult(action="decline")
 
     session = Slow(*[("input_required", ["a"])] * 3, ("failed", []))
+    seen = []
     with pytest.raises(MCPError, match="task '1' was failed: None"):
-        await RemoteTask(session, "1").result()
+        await RemoteTask(session, "1").result(lambda status: seen.append(status.status))
+    assert seen == ["input_required", "failed"]  # each change once
     assert session.sent.count("decline") == 1
     assert (await RemoteTask(Slow(("cancelled", [])), "1").follow()).status == "cancelled"
 
