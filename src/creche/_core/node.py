@@ -1,7 +1,7 @@
 """A node: a place in a tree that owns workers.
 
-It has a nursery, in which all of its tasks run; a mailbox and an audience, for what is told; and,
-where it has no block of its own, a mount.
+It has a nursery, in which all of its tasks run; a mailbox and an audience, for messages; and,
+if it has no block of its own, a mount.
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ _set_up = cast("type[Worker[Any]]", Worker)._set_up
 
 
 class Node:
-    """A place in a tree that owns workers: leaving its block means that all of them have ended.
+    """A place in a tree that owns workers. Leaving its block means that all of them have ended.
 
-    ``async with Node("app") as app: ...`` opens a root, ``async with Node("page", parent=app)`` a
-    node below it. A node that has no block of its own is mounted, see ``mount()``. Methods of a
-    subclass handle messages, ``on_worker_state_changed`` among them.
+    ``async with Node("app") as app: ...`` opens a root, and ``async with Node("page", parent=app)``
+    a node below it. A node without a block of its own is mounted, see ``mount()``. Methods of a
+    subclass handle messages, for example ``on_worker_state_changed``.
 
-    Leaving the block normally waits until every started worker has ended and every message was
-    handled. Then mounted nodes are told to leave, then daemons are cancelled. If the body raised,
-    a worker failed or an outer scope was cancelled, everything is cancelled first.
+    Leaving the block normally waits until every started worker has ended and every message has
+    been handled. Then mounted nodes are told to leave, then daemons are cancelled. If the body
+    raised, a worker failed or an outer scope was cancelled, everything is cancelled first.
 
     Args:
-        name: The name, by default that of the class.
-        parent: The node above; it has to be open when this one is entered.
-        exit_on_error: Whether an error of a worker fails the node, where the call that started it
-            does not say; ``None`` for what the parent says, which at the root is yes.
+        name: The name; by default that of the class.
+        parent: The parent node. It must be open when this node is entered.
+        exit_on_error: Whether an error of a worker fails the node, if the call that started the
+            worker does not say. ``None`` means: as the parent does, and yes for a root.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Node:
 
     @property
     def parent(self) -> Node | None:
-        """The node above, ``None`` for a root."""
+        """The parent node; ``None`` for a root."""
         return self._creche_parent
 
     @property
     def children(self) -> tuple[Node, ...]:
-        """The nodes right below that are open, or being opened.
+        """The child nodes that are open or being opened.
 
         Threads:
             Any thread.
@@ -142,7 +142,7 @@ class Node:
 
     @property
     def groups(self) -> tuple[WorkerGroup, ...]:
-        """The groups of this node: those made by ``group()``, and all that hold workers.
+        """The groups of this node: those made by ``group()``, and all others that hold workers.
 
         Threads:
             Any thread.
@@ -191,38 +191,38 @@ class Node:
         where: Way | Executor | None = None,
         stall_after: float | None = None,
     ) -> Worker[Any]:
-        """Run work in a worker of this node; returns at once.
+        """Run work in a worker of this node. Returns at once.
 
-        The work runs in the context variables of the caller.
+        The work runs with the context variables of the caller.
 
         Args:
-            work: A coroutine function, an awaitable, or, with ``thread``, a plain callable;
-                anything callable without arguments whose result is awaitable will do.
+            work: A coroutine function, an awaitable or, with ``thread``, a plain callable.
+                Anything that is called without arguments and returns an awaitable will do.
             name: A short name for messages and logs; by default that of the function.
             group: The group within the node; by default ``"default"``, or the function's name if
                 ``exclusive``.
             description: A longer text for people.
             exit_on_error: Whether an error of the work fails the node. If not, it is stored and
-                logged. ``None`` for what the node says.
+                logged. ``None`` means: as the node says.
             start: Whether to start the worker. If not, see ``WorkerManager.start_all()``.
-            exclusive: Whether to cancel what is unfinished in the same group, at the start.
-            thread: Whether to run the work in a thread; async work has an event loop there.
+            exclusive: Whether to cancel the unfinished workers of the same group at the start.
+            thread: Whether to run the work in a thread; async work gets its own event loop there.
             daemon: Whether the node may close without waiting for the worker.
             abandon_on_cancel: Whether a cancelled thread, or other work that runs elsewhere and
-                cannot be stopped, is left to itself, not waited for.
-            limiter: What bounds the threads; by default AnyIO's default thread limiter.
-            where: What runs the work elsewhere: a way of ``creche.ways``, ``Processes()`` for
-                instance, or an executor of ``concurrent.futures``. The work is then a function, or
-                a ``functools.partial`` of one, that can be pickled.
+                cannot be stopped, is left behind instead of waited for.
+            limiter: Limits the number of threads; by default AnyIO's default thread limiter.
+            where: What runs the work elsewhere: a way of ``creche.ways``, such as ``Processes()``,
+                or an executor of ``concurrent.futures``. The work must then be a function, or a
+                ``functools.partial`` of one, that can be pickled.
             stall_after: Seconds without ``advance()`` or ``update()`` while it runs, after which
                 ``Worker.Stalled`` is announced; ``None`` for never.
 
         Returns:
-            The worker. On a cancelled node it is CANCELLED already.
+            The worker. On a cancelled node it is already CANCELLED.
 
         Raises:
-            WorkerError: The node is not open, or an argument makes no sense. A coroutine object
-                given as work is closed.
+            WorkerError: The node is not open, or an argument is invalid. A coroutine object
+                passed as work is closed.
 
         Threads:
             Any thread.
@@ -276,25 +276,25 @@ class Node:
         description: str = "",
         **options: Unpack[ReadyOptions],
     ) -> Worker[Any]:
-        """Run work in a worker, and return once it is RUNNING: back-pressure.
+        """Run work in a worker, and return once it is RUNNING. Use it for back-pressure.
 
-        With ``ready=True`` it returns once the work has said that it is ready: by ``ready()`` of
-        its worker, or by the ``task_status`` that it is given if it takes one. If this call is
+        With ``ready=True`` it returns once the work is ready, which the work says by ``ready()`` of
+        its worker, or through the argument ``task_status`` if it takes one. If this call is
         cancelled while it waits, the worker is withdrawn.
 
         Args:
-            work: As for ``run_worker()``, and so are the others.
+            work: As for ``run_worker()``.
             name: A short name for messages and logs.
             group: The group within the node.
             description: A longer text for people.
-            options: The other arguments of ``run_worker()``, but for ``start``; and ``ready``.
+            options: The other arguments of ``run_worker()``, except ``start``; and ``ready``.
 
         Returns:
-            The worker, RUNNING or ended: one that its group dropped is CANCELLED.
+            The worker, RUNNING or ended. A worker that its group dropped is CANCELLED.
 
         Raises:
-            WorkerFailed: With ``ready``, and the others that ``Worker.until_ready()`` names.
-            DeadlockError: Called by a worker that holds the slot that this one needs.
+            WorkerFailed: With ``ready``, as ``Worker.until_ready()`` does, and its other errors.
+            DeadlockError: Called by a worker that holds the slot that the new one needs.
             WorkerError: As for ``run_worker()``.
 
         Checkpoint:
@@ -308,22 +308,22 @@ class Node:
     def group(
         self, name: str, limit: int | None = None, overflow: Overflow = "enqueue"
     ) -> WorkerGroup:
-        """Get a group of this node, made at the first call: a name, and how many may run at once.
+        """Get a group of this node. The first call creates it.
 
         Args:
             name: The name.
             limit: How many workers of the group may run at once; ``None`` for any number.
-            overflow: What happens to a new worker when as many are running. ``"enqueue"``: it waits
-                its turn. ``"restart"``: the oldest running one is cancelled, and the new one starts
-                when its slot is really free. ``"drop"``: it ends CANCELLED at once.
-                ``"keep_latest"``: it waits in place of what was waiting before it.
+            overflow: What happens to a new worker when the limit is reached. ``"enqueue"``: it
+                waits. ``"restart"``: the oldest running worker is cancelled, and the new one starts
+                once the slot is really free. ``"drop"``: it ends CANCELLED at once.
+                ``"keep_latest"``: it waits, and replaces whatever was waiting.
 
         Returns:
-            The group; the same object whenever it is asked for by its name alone, or by its name
-            and the same settings.
+            The group. Calls with the same name return the same object, whether they repeat the
+            settings or leave them out.
 
         Raises:
-            WorkerError: The group was made with other settings; or these make no sense.
+            WorkerError: The group exists with other settings, or the settings are invalid.
 
         Threads:
             Any thread.
@@ -333,14 +333,14 @@ class Node:
     # messages, and who hears them
 
     def post_message(self, message: Message) -> bool:
-        """Hand a message to the node's handler, ``message.handler_name``, soon and in order.
+        """Post a message to the node's handler, ``message.handler_name``. Returns at once.
 
         Returns:
-            Whether it will be delivered: ``False`` once the node is closed. What the thread of a
-            worker has posted is dropped if the worker is cancelled before it is handled.
+            Whether it will be delivered: ``False`` once the node is closed. A message from the
+            thread of a worker is dropped if the worker is cancelled before it is handled.
 
         Raises:
-            WorkerError: It is no ``Message``.
+            WorkerError: It is not a ``Message``.
             WorkerCancelled: Called by the thread of a worker that was cancelled.
 
         Threads:
@@ -368,28 +368,27 @@ class Node:
         """Listen to what happens on this node.
 
         ``async with node.subscribe(Worker.StateChanged, tree=True) as events`` opens the stream and
-        ``async for event in events`` reads it: each event from then on, in order, none lost, the
-        final ones included; it ends when the node has closed. There may be any number of
-        subscriptions. Each has a buffer of its own, so that a slow reader delays nobody; the buffer
-        grows with changes of state that are not read, while of ``Worker.ProgressChanged`` at most
-        one for each worker waits.
+        ``async for event in events`` reads it: every event from then on, in order, including the
+        final ones. It ends when the node has closed. There may be any number of subscriptions. Each
+        has its own buffer, so a slow reader delays nobody. The buffer grows with unread changes of
+        state; of ``Worker.ProgressChanged`` it holds at most one for each worker.
 
         A subscription does not keep the node open. But a worker of the node that reads it to its
-        end does, unless it is a daemon: read in a task or a worker above the node.
+        end does, unless it is a daemon: read in a task outside, or in a worker of a node above.
 
         Args:
-            types: The classes of the messages that are wanted, subclasses included:
-                ``Worker.StateChanged``, ``Worker.ProgressChanged``, any ``Message`` that is posted
-                to the node or comes up to it from a node below.
-            options: ``tree``: whether to listen to all nodes below as well, those that open later
-                included; a message that goes up from there is told once. ``until``: ``"closed"``,
-                or ``"closing"`` for a stream that ends as the node is shut down or cancelled.
+            types: The classes of messages to get, including subclasses: ``Worker.StateChanged``,
+                ``Worker.ProgressChanged``, or any ``Message`` that is posted to the node or bubbles
+                up to it from a node below.
+            options: ``tree``: whether to listen to all nodes below as well, including those that
+                open later; a message that bubbles up is reported once. ``until``: ``"closed"``, or
+                ``"closing"`` for a stream that ends when the node is shut down or cancelled.
 
         Returns:
-            The subscription, to be opened before the node or while it is open.
+            The subscription. Open it before the node is opened or while it is open.
 
         Raises:
-            WorkerError: No class was given, or something that is no class of messages.
+            WorkerError: No class was given, or something that is not a class of messages.
 
         Threads:
             Any thread; the subscription is for the node's event loop only.
@@ -411,24 +410,24 @@ class Node:
     def call_from_thread(self, fn: Callable[[Unpack[PosArgs]], Any], *args: Unpack[PosArgs]) -> Any:
         """Run a function, sync or async, on the node's event loop and return its value.
 
-        Once the calling worker is cancelled the function is not run: nothing of a superseded
-        thread takes effect. The check and the call are one step on the loop. An async function
-        that is under way when the worker is cancelled, is cancelled too.
+        Once the calling worker is cancelled, the function is not run: a superseded thread has no
+        late effects. The check and the call are one step on the loop. An async function that is
+        already running when the worker is cancelled is cancelled too.
 
         Args:
-            fn: What to call.
+            fn: The function.
             args: Its arguments.
 
         Returns:
             What it returned.
 
         Raises:
-            WorkerCancelled: The calling worker was cancelled, or the node was.
-            WorkerError: Called in the thread of the event loop; or the node is not open.
+            WorkerCancelled: The calling worker or the node was cancelled.
+            WorkerError: Called in the thread of the event loop, or the node is not open.
             BaseException: What the function raised.
 
         Threads:
-            Any but the event loop's; blocks until the function has returned.
+            Any but the event loop's. Blocks until the function has returned.
         """
         return make_call(self, fn, args)
 
@@ -439,19 +438,19 @@ class Node:
     # what people look at
 
     def snapshot(self, *, stacks: bool = False) -> NodeSnapshot:
-        """Picture the node and all below it as they stand now, as plain data.
+        """Return the current state of the node and of all below it, as plain data.
 
         Args:
-            stacks: Whether to tell where each worker stands; that takes about 1 ms a worker.
+            stacks: Whether to include where each worker is in the code; takes about 1 ms each.
 
         Returns:
-            The picture, which holds nothing alive.
+            The snapshot. It keeps no worker or node alive.
 
         Raises:
             ImportError: ``stacks`` needs ``creche[stacks]``.
 
         Threads:
-            Any thread; the event loop is asked, and kept busy meanwhile.
+            Any thread; it is taken on the event loop, which is blocked meanwhile.
         """
         from .snapshot import take  # noqa: PLC0415 (most programs never take one)
 
@@ -486,7 +485,7 @@ class Node:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all workers below that were asked to be ready are, and the node takes work."""
+        """Whether the node takes work and all workers that were asked to be ready are ready."""
         return is_node_ready(self)
 
     @property
@@ -495,7 +494,7 @@ class Node:
         return self._creche_nursery.state is CLOSED
 
     def cancel(self, reason: object = None) -> None:
-        """Cancel all that runs below the node, the body of its block too; the block ends normally.
+        """Cancel everything below the node and the body of its block; the block ends normally.
 
         Work that is started on the node afterwards ends CANCELLED at once.
 
@@ -511,20 +510,20 @@ class Node:
     async def shutdown(self, grace: float = 0, deadline: float | None = None) -> None:
         """End all work below the node, while its block stays open.
 
-        No more work is admitted. What there is may go on for the time of grace and is cancelled
-        then; daemons and mounted nodes as when the block is left. A worker below the node that
-        calls this counts as a daemon from here on: it is cancelled when the others have ended. So
-        does a handler, and nobody waits for a call from a thread that made this call.
-        Cancelling this call ends the wait; the node stays shut.
+        The node takes no more work. Workers may go on for the grace period; the rest is cancelled
+        then. Daemons and mounted nodes end as when the block is left. A worker below the node that
+        calls this counts as a daemon from now on: it is cancelled when the others have ended. So
+        does a handler. A call from a thread that made this call is not waited for.
+        Cancelling this call ends the wait; the node stays shut down.
 
         Args:
-            grace: Seconds.
-            deadline: Seconds after those of grace, in which what was cancelled has to end; ``None``
-                for as long as it takes. Cancelled work that takes long is named in the log.
+            grace: The grace period, in seconds.
+            deadline: Seconds after the grace period in which cancelled work has to end; ``None``
+                for no deadline. Cancelled work that takes long is named in the log.
 
         Raises:
-            ShutdownTimeout: It has not; this names what is left, which goes on.
-            WorkerError: The node is not open; or grace or deadline make no sense.
+            ShutdownTimeout: The deadline has passed. It names what is left, which goes on.
+            WorkerError: The node is not open, or grace or deadline is invalid.
 
         Checkpoint:
             If there is anything to wait for.
@@ -537,14 +536,14 @@ class Node:
     # mounted nodes
 
     def attach(self, child: NodeT) -> NodeT:
-        """Have a node without a block of its own live in this one's nursery; returns at once.
+        """Open a node without a block of its own, inside this one. Returns at once.
 
         The node opens a turn or two of the event loop later. Until then it takes work, which stays
-        PENDING, and nodes may be attached to it. It lives until ``remove()``, or until this node is
-        left. Its errors are raised by this node's block, also that it cannot be opened.
+        PENDING, and nodes can be attached to it. It stays open until ``remove()``, or until this
+        node is left. Its errors are raised by this node's block, even that it could not be opened.
 
         Args:
-            child: A node that was not opened yet, without a parent.
+            child: A node that was never opened and has no parent.
 
         Returns:
             The node.
@@ -582,9 +581,9 @@ class Node:
         return child
 
     async def remove(self) -> None:
-        """Cancel a mounted node and wait until it has left; nothing happens if it has already.
+        """Cancel a mounted node and wait until it has closed. Does nothing if it already has.
 
-        May be called again. Cancelling this call ends the wait; the node leaves all the same.
+        May be called again. Cancelling this call ends the wait; the node closes all the same.
 
         Raises:
             WorkerError: The node was not mounted.
