@@ -119,33 +119,33 @@ def work(
 ) -> Any:
     """Turn a method of a node, or a function whose first argument is a node, into a worker.
 
-    Calling it starts the worker and returns it at once; the worker's result is what the function
-    returns. To be used bare, ``@work``, or with options.
+    Calling it starts the worker and returns it at once. The result of the worker is what the
+    function returns. Use it plain, ``@work``, or with options.
 
     Args:
-        function: The function: async, or, with ``thread``, plain.
+        function: The function: async or, with ``thread``, plain.
         name: A short name for messages and logs; by default that of the function.
         group: The group; by default ``"default"``, or the function's name with ``exclusive`` or
             ``limit``.
-        exit_on_error: As for ``Node.run_worker()``, and so are those without a word here.
-        exclusive: Whether each call cancels the calls before it, of the same node and group.
+        exit_on_error: As for ``Node.run_worker()``.
+        exclusive: Whether each call cancels the earlier calls of the same node and group.
         description: A longer text for people; by default the call as it was made.
         thread: Whether to run the function in a thread.
-        daemon: Whether the node may close without waiting.
-        abandon_on_cancel: Whether a cancelled thread is left to itself.
-        limiter: What bounds the threads.
-        where: What runs the function elsewhere, see ``Node.run_worker()``. It is then a
-            ``@staticmethod``: the node that it is called on does not travel.
+        daemon: Whether the node may close without waiting for the worker.
+        abandon_on_cancel: Whether a cancelled thread is left behind instead of waited for.
+        limiter: Limits the number of threads.
+        where: What runs the function elsewhere, see ``Node.run_worker()``. The function must be a
+            ``@staticmethod``, because the node that it is called on stays here.
         limit: How many calls may run at once in the group, see ``Node.group()``.
-        overflow: What happens to a call when as many are running, see ``Node.group()``.
+        overflow: What happens to a call when the limit is reached, see ``Node.group()``.
 
     Returns:
         The decorated function, or the decorator.
 
     Raises:
         WorkerDeclarationError: At declaration: a plain function without ``thread=True``, a
-            generator function, one for ``where`` that takes the node, options that make no sense.
-        WorkerError: At the call: the first argument is no node.
+            generator function, one with ``where`` that takes the node, or invalid options.
+        WorkerError: At the call: the first argument is not a node.
         TypeError: At the call: the arguments do not fit the function.
     """
     is_limited = limit is not None or overflow != "enqueue"

@@ -1,4 +1,4 @@
-"""What a worker tells those who listen: its state changed, how far it is, how it serves."""
+"""Events about a worker: its state changed, it made progress, it is ready, it was restarted."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _numbers = itertools.count(1)
 class StateChanged(Message, bubble=False, namespace="worker"):
     """The state of a worker changed; handled by ``on_worker_state_changed``.
 
-    Its attributes cannot be assigned: all who listen get the same object.
+    Its attributes cannot be assigned, since all listeners get the same object.
 
     Args:
         worker: The worker.
-        state: The state that it is in since.
-        context: The context variables that it was made in, for the first announcement.
+        state: Its new state.
+        context: In the first event of a worker, the context variables that it was made in.
     """
 
     worker: Worker[Any]
     """The worker."""
     state: WorkerState
-    """The state that it is in since."""
+    """Its new state."""
     number: int
-    """A number that grows with each event of any worker: later events have higher ones."""
+    """A number that grows with each event of any worker."""
     context: Context | None = None
-    """The context variables that it was made in, told by the first announcement only."""
+    """The context variables that the worker was made in; only in its first event."""
 
     def __init__(
         self, worker: Worker[Any], state: WorkerState, context: Context | None = None
@@ -52,7 +52,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
 
     @property
     def previous(self) -> WorkerState | None:
-        """The state before; ``None`` for the first announcement, when the worker was added."""
+        """The previous state; ``None`` in the first event, when the worker was added."""
         if self.state is PENDING:
             return None
         is_late = self.state is not RUNNING and self.worker._started_at is not None
@@ -60,7 +60,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
 
     @property
     def time(self) -> float:
-        """When that was, in seconds of the loop's clock."""
+        """When it changed, in seconds of the loop's clock."""
         worker = self.worker
         if self.state is PENDING:
             time = worker._created_at
@@ -70,7 +70,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
 
     @property
     def origin(self) -> Worker[Any] | None:
-        """The worker in which this one was made, told by the first announcement only."""
+        """The worker in which this one was made; only in the first event."""
         return None if self.context is None else without_far(self.context.get(current))
 
     def __repr__(self) -> str:
@@ -79,9 +79,9 @@ class StateChanged(Message, bubble=False, namespace="worker"):
 
 @dataclass(init=False, repr=False, eq=False, frozen=True)
 class ProgressChanged(Message, bubble=False, namespace="worker"):
-    """A worker got on, or its status line changed; handled by ``on_worker_progress_changed``.
+    """A worker made progress or its description changed; handled by ``on_worker_progress_changed``.
 
-    How far it is, is read from the worker. At most one for each worker waits for a handler or
+    Read the progress from the worker. At most one such event for each worker waits for a handler or
     in a subscription, and none comes after the worker has ended.
 
     Args:
@@ -91,7 +91,7 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
     worker: Worker[Any]
     """The worker."""
     number: int
-    """A number that grows with each event of any worker: later events have higher ones."""
+    """A number that grows with each event of any worker."""
 
     def __init__(self, worker: Worker[Any]) -> None:
         vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
@@ -113,7 +113,7 @@ class _Timed(Message, bubble=False):
     worker: Worker[Any]
     """The worker."""
     number: int = field(init=False)
-    """A number that grows with each event of any worker: later events have higher ones."""
+    """A number that grows with each event of any worker."""
     time: float = field(init=False)
     """When that was, in seconds of the loop's clock."""
 
@@ -123,7 +123,7 @@ class _Timed(Message, bubble=False):
 
 @dataclass(repr=False, eq=False, frozen=True)
 class Ready(_Timed, namespace="worker"):
-    """The work of a worker has said that it is ready; handled by ``on_worker_ready``.
+    """The work of a worker has called ``ready()``; handled by ``on_worker_ready``.
 
     Args:
         worker: The worker.
@@ -135,20 +135,20 @@ class Ready(_Timed, namespace="worker"):
 
 @dataclass(repr=False, eq=False, frozen=True)
 class Restarted(_Timed, namespace="worker"):
-    """The work of a worker has failed and begins again; handled by ``on_worker_restarted``.
+    """The work of a worker has failed and starts again; handled by ``on_worker_restarted``.
 
     Args:
         worker: The worker.
         error: What the work raised.
-        delay: In how many seconds it begins again.
+        delay: Seconds until it starts again.
     """
 
     error: BaseException
     """What the work raised."""
     delay: float
-    """In how many seconds it begins again."""
+    """Seconds until it starts again."""
     attempt: int = field(init=False)
-    """The number of the attempt that begins then."""
+    """The number of the next attempt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,17 +160,17 @@ class Restarted(_Timed, namespace="worker"):
 
 @dataclass(repr=False, eq=False, frozen=True)
 class Stalled(_Timed, namespace="worker"):
-    """A worker has not got on for a while; handled by ``on_worker_stalled``.
+    """A worker has made no progress for a while; handled by ``on_worker_stalled``.
 
-    Told once, until it gets on again. It is not acted upon.
+    Announced once, until it makes progress again. Nothing else is done about it.
 
     Args:
         worker: The worker.
-        seconds: For how long it has neither called ``advance()`` nor ``update()``, at least.
+        seconds: For how long, at least, it has called neither ``advance()`` nor ``update()``.
     """
 
     seconds: float
-    """For how long it has neither called ``advance()`` nor ``update()``, at least."""
+    """For how long, at least, it has called neither ``advance()`` nor ``update()``."""
 
     def __repr__(self) -> str:
         return f"<Stalled {self.worker._creche_label()} for {self.seconds:.3g} s>"

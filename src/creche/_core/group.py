@@ -104,7 +104,7 @@ def get_group(node: Node, name: str) -> WorkerGroup:
 class WorkerGroup:
     """The unfinished workers of one name within one node.
 
-    Made by ``Node.group()``. Iterating gives the unfinished workers in order of creation.
+    Made by ``Node.group()``. Iterating over it yields the unfinished workers, oldest first.
     """
 
     __slots__ = (
@@ -155,7 +155,7 @@ class WorkerGroup:
 
     @property
     def running(self) -> int:
-        """How many workers hold a slot, those among them that wait for a thread included."""
+        """How many workers hold a slot, including those that wait for a thread."""
         return len(self._running)
 
     @property
@@ -165,16 +165,16 @@ class WorkerGroup:
 
     @property
     def limit(self) -> int | None:
-        """How many workers may run at once, ``None`` for any number.
+        """How many workers may run at once; ``None`` for any number.
 
-        It may be set at any time: raised, queued workers start at once; lowered, those that run
-        go on to their end.
+        Can be set at any time. If it is raised, queued workers start at once; if it is lowered,
+        running workers finish first.
 
         Raises:
-            WorkerError: On setting: it is no number above 0.
+            WorkerError: On setting: it is not a number above 0.
 
         Threads:
-            To be read and set in any thread.
+            Can be read and set in any thread.
         """
         return self._limit
 
@@ -191,12 +191,12 @@ class WorkerGroup:
 
     @property
     def completed_steps(self) -> int:
-        """The completed steps of all unfinished workers of the group together."""
+        """The sum of the completed steps of all unfinished workers."""
         return sum(worker.completed_steps for worker in self)
 
     @property
     def total_steps(self) -> int | None:
-        """The steps of all unfinished workers together; ``None`` if that of one is not known."""
+        """The sum of the total steps of all unfinished workers; ``None`` if one is not known."""
         total = 0
         for worker in self:
             if worker.total_steps is None:
@@ -206,7 +206,7 @@ class WorkerGroup:
 
     @property
     def progress(self) -> float:
-        """How much of all steps is done, from 0.0 to 100.0 percent; 0.0 if that is not known."""
+        """How much of all steps is done, in percent from 0.0 to 100.0; 0.0 if that is not known."""
         return percent(self.completed_steps, self.total_steps)
 
     # work
@@ -236,7 +236,7 @@ class WorkerGroup:
         description: str = "",
         **options: Unpack[StartOptions],
     ) -> Worker[Any]:
-        """Run work in a worker of this group; as ``Node.run_worker()``."""
+        """Run work in a worker of this group, like ``Node.run_worker()``."""
         return self._node.run_worker(work, name, self.name, description, **options)
 
     @overload
@@ -264,7 +264,7 @@ class WorkerGroup:
         description: str = "",
         **options: Unpack[ReadyOptions],
     ) -> Worker[Any]:
-        """Run work in a worker of this group once there is a slot; as ``Node.start_worker()``."""
+        """Run work in a worker of this group once there is a slot, like ``Node.start_worker()``."""
         return await self._node.start_worker(work, name, self.name, description, **options)
 
     # the way in
@@ -453,12 +453,12 @@ class WorkerGroup:
         cancel_each(self, reason)
 
     async def wait(self) -> None:
-        """Wait until every started worker that is in the group now has ended; raises for none.
+        """Wait until all started workers that are in the group now have ended. Raises no errors.
 
         Cancelling this call ends the wait; the workers go on.
 
         Raises:
-            DeadlockError: Called by a worker of the group, or by one whose end the group needs.
+            DeadlockError: Called by a worker of the group, or by one that the group needs to end.
 
         Checkpoint:
             Always.
@@ -469,13 +469,13 @@ class WorkerGroup:
         await wait_for([worker for worker in self if worker._started])
 
     async def room(self) -> None:
-        """Wait until fewer workers than the limit run or wait: back-pressure for a long input.
+        """Wait until fewer workers than the limit are running or queued. For back-pressure.
 
-        It returns in the step in which there is room, so that who starts a worker next has a slot.
-        Cancelling this call ends the wait.
+        It returns in the same step in which there is room, so a worker that is started next gets
+        the slot. Cancelling this call ends the wait.
 
         Raises:
-            DeadlockError: Called by a worker that the group needs to end, to have room.
+            DeadlockError: Called by a worker that must end before the group has room.
             WorkerError: This is not the event loop of the node.
 
         Checkpoint:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class WorkerManager:
-    """The unfinished workers of a whole tree of nodes, in order of creation.
+    """The unfinished workers of a whole tree of nodes, oldest first.
 
-    Got from ``Node.workers``. ``len``, ``bool``, ``in``, iteration and ``reversed`` are of the
-    unfinished workers.
+    You get it from ``Node.workers``. ``len()``, ``bool()``, ``in``, iteration and ``reversed()``
+    refer to the unfinished workers.
     """
 
     __slots__ = ("_root",)
@@ -74,11 +74,11 @@ class WorkerManager:
         Args:
             worker: The worker; its node must be in this tree.
             start: Whether to start it. If not, see ``start_all()``.
-            exclusive: Whether its start cancels what is unfinished in its group.
+            exclusive: Whether its start cancels the unfinished workers of its group.
 
         Raises:
-            WorkerError: The worker was added before or belongs to another tree, or is to be started
-                and its node is not open. In the last case it is cancelled, and nobody is told.
+            WorkerError: The worker was added before, or belongs to another tree, or should be
+                started and its node is not open. In the last case it is cancelled silently.
             WorkerCancelled: Called by the thread of a worker that was cancelled.
 
         Threads:
@@ -97,12 +97,12 @@ class WorkerManager:
         admit(node, worker, True if exclusive else None, start=start)
 
     def start_all(self) -> None:
-        """Start all workers of the tree that were added with ``start=False``, the oldest first.
+        """Start all workers of the tree that were added with ``start=False``, oldest first.
 
         Raises:
             WorkerError: A node with such workers is not open.
             WorkerCancelled: Called by the thread of a worker that was cancelled.
-            BaseException: The task of one cannot be made; it is CANCELLED, the others are started.
+            BaseException: A task could not be created; that worker is CANCELLED, the others start.
 
         Threads:
             Any thread.
@@ -162,7 +162,7 @@ class WorkerManager:
         return cancel_each(found, None)
 
     def cancel_node(self, node: Node) -> list[Worker[Any]]:
-        """Cancel the unfinished workers of a node, and not those of the nodes below it.
+        """Cancel the unfinished workers of a node, but not those of the nodes below it.
 
         Args:
             node: The node.
@@ -177,17 +177,17 @@ class WorkerManager:
         return cancel_each(sorted(every, key=in_order), None)
 
     async def wait_for_complete(self, workers: Iterable[Worker[Any]] | None = None) -> None:
-        """Wait until started workers have ended, whichever way; raises for none of them.
+        """Wait until started workers have ended, in whatever way. Raises no errors of theirs.
 
         Cancelling this call ends the wait; the workers go on.
 
         Args:
-            workers: The workers; those that were never started are passed over. By default all
-                that are in the tree now, but for daemons, which may go on for as long as their
-                node does; ``[]`` is none.
+            workers: The workers; those that were never started are skipped. By default all workers
+                that are in the tree now, except daemons, which may run as long as their node.
+                ``[]`` means none.
 
         Raises:
-            DeadlockError: Called by one of the workers, or by one whose end they need.
+            DeadlockError: Called by one of the workers, or by one that they need to end.
 
         Checkpoint:
             Always.

@@ -1,8 +1,8 @@
-"""A worker: what is known of it, and what may be asked of it.
+"""A worker: what is known about it, and what it can be asked to do.
 
-Its life has one path each way, and each has a module. One way in: ``admission``, then its group,
-which finds it a slot and launches its task, see ``run``. One cancellation: ``cancelling``. One end:
-``ending``. The package tells more.
+Its life has one path for each of these, and each path has a module. One way in: ``admission``, then
+its group, which finds a slot and launches its task, see ``run``. One cancellation: ``cancelling``.
+One end: ``ending``. The docstring of the package explains more.
 """
 
 from __future__ import annotations
@@ -81,30 +81,30 @@ WorkType: TypeAlias = (
 
 
 class Worker(Generic[ResultType]):
-    """One named, grouped, cancellable, observable unit of work, owned by a node.
+    """One piece of work, owned by a node: named, grouped, cancellable and observable.
 
-    Usually made by ``Node.run_worker()`` or ``@work``. One that is made directly is given to
+    Usually made by ``Node.run_worker()`` or ``@work``. If you make one yourself, pass it to
     ``Node.workers.add_worker()``. A subclass may implement ``run()`` and then needs no ``work``.
     It may give ``node`` and ``state`` another meaning: the library reads what it keeps itself.
 
     Args:
         node: The node that owns the worker.
-        work: A coroutine function, an awaitable, or, with ``thread``, a plain callable; anything
-            callable without arguments whose result is awaitable will do. ``None`` only for a
+        work: A coroutine function, an awaitable or, with ``thread``, a plain callable. Anything
+            that is called without arguments and returns an awaitable will do. ``None`` only for a
             subclass that implements ``run()``.
         name: A short name for messages and logs.
         group: The group, within the node, that the worker belongs to.
         description: A longer text for people.
         exit_on_error: Whether an error of the work fails the node. If not, it is stored and logged.
-            ``None`` for what the node says.
-        thread: Whether to run the work in a thread; async work has an event loop of its own there.
-        daemon: Whether the node may close without waiting for the worker, which it then cancels.
-        abandon_on_cancel: Whether a cancelled thread is left to itself rather than waited for.
-        limiter: What bounds the number of threads; by default AnyIO's default thread limiter.
+            ``None`` means: as the node says.
+        thread: Whether to run the work in a thread; async work gets its own event loop there.
+        daemon: Whether the node may close without waiting for the worker; it then cancels it.
+        abandon_on_cancel: Whether a cancelled thread is left behind instead of waited for.
+        limiter: Limits the number of threads; by default AnyIO's default thread limiter.
         where: What runs the work elsewhere, see ``Node.run_worker()``.
 
     Raises:
-        WorkerError: An argument makes no sense. A coroutine object given as work is closed.
+        WorkerError: An argument is invalid. A coroutine object passed as work is closed.
     """
 
     StateChanged: TypeAlias = events.StateChanged
@@ -239,12 +239,12 @@ class Worker(Generic[ResultType]):
 
     @property
     def number(self) -> int:
-        """A number that no other worker of the process has; a later one has a higher one."""
+        """A number that is unique in the process; later workers have higher numbers."""
         return self._order
 
     @property
     def description(self) -> str:
-        """A longer text for people; of ``@work``, the call, made when it is first read."""
+        """A longer text for people. For ``@work`` it is the call, created when it is first read."""
         description = self._description
         if not isinstance(description, str):
             description = self._description = description()
@@ -261,23 +261,23 @@ class Worker(Generic[ResultType]):
 
     @property
     def where(self) -> str:
-        """Where the work runs that was given ``where=``, once that is known: ``process 4711``."""
+        """Where work with ``where=`` runs, once that is known: ``process 4711``."""
         return "" if self._thread is None else self._thread.where
 
     @property
     def state(self) -> WorkerState:
         """The state, see ``WorkerState``.
 
-        It may be assigned for a worker that was not started here: that is how an adapter runs the
-        work elsewhere. A change that the table of states allows is made and announced. Once the
-        worker was started here only CANCELLED may be assigned, which is ``cancel()``. The node
-        does not wait for a worker that runs elsewhere; it is CANCELLED when the node closes.
+        An adapter that runs the work elsewhere assigns it, for a worker that was not started here.
+        A change that the table of states allows is made and announced. Once the worker was
+        started here, only CANCELLED can be assigned, which is ``cancel()``. The node does
+        not wait for a worker that runs elsewhere; it is CANCELLED when the node closes.
 
         Raises:
-            WorkerError: On assignment: the change is not allowed; nothing was changed.
+            WorkerError: On assignment: the change is not allowed. Nothing was changed.
 
         Threads:
-            To be read and assigned in any thread.
+            Can be read and assigned in any thread.
         """
         return self._state
 
@@ -292,12 +292,12 @@ class Worker(Generic[ResultType]):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the state is a final one."""
+        """Whether the state is final."""
         return self._state in FINAL
 
     @property
     def is_queued(self) -> bool:
-        """Whether it was started and waits: for a slot, for a thread, to begin elsewhere."""
+        """Whether it was started and waits for a slot, for a thread, or to begin elsewhere."""
         place = self._place
         return self._state is PENDING and (
             self._waits_for_thread() or (place is not None and place._has_in_queue(self))
@@ -310,7 +310,7 @@ class Worker(Generic[ResultType]):
 
     @property
     def cancel_reason(self) -> object:
-        """The reason that came with the first request for cancellation."""
+        """The reason that was given with the first request for cancellation."""
         return None if self._cancellation is None else self._cancellation[1]
 
     @property
@@ -323,7 +323,7 @@ class Worker(Generic[ResultType]):
 
     @property
     def cancelled_event(self) -> threading.Event:
-        """An event that is set when cancellation is requested, from whatever side."""
+        """An event that is set when cancellation is requested, by whatever means."""
         return event_of(self)
 
     @property
@@ -333,18 +333,18 @@ class Worker(Generic[ResultType]):
 
     @property
     def result(self) -> ResultType | None:
-        """What the work returned, also if it was cancelled by then; ``None`` before its end."""
+        """What the work returned, even if it was cancelled by then; ``None`` before its end."""
         if self._state is SUCCESS or self._state is CANCELLED:
             return cast("ResultType | None", self._outcome)
         return None
 
     @property
     def error(self) -> BaseException | None:
-        """What the work raised, ``None`` unless the worker is ERROR."""
+        """What the work raised; ``None`` unless the state is ERROR."""
         return cast("BaseException", self._outcome) if self._state is ERROR else None
 
     def result_or(self, default: T) -> ResultType | T:
-        """Get the result if the worker is SUCCESS, else a default; in any thread."""
+        """Return the result if the state is SUCCESS, else the default. Any thread."""
         return cast("ResultType", self._outcome) if self._state is SUCCESS else default
 
     @property
@@ -354,7 +354,7 @@ class Worker(Generic[ResultType]):
 
     @property
     def started_at(self) -> float | None:
-        """When the work was entered, in seconds of the loop's clock."""
+        """When the work started, in seconds of the loop's clock."""
         return self._started_at
 
     @property
@@ -364,7 +364,7 @@ class Worker(Generic[ResultType]):
 
     @property
     def elapsed(self) -> float:
-        """For how many seconds the work has run, or ran; 0.0 if it was never entered."""
+        """How many seconds the work has run, or ran; 0.0 if it never started."""
         if self._started_at is None:
             return 0.0
         end = self._finished_at if self._finished_at is not None else self._nursery.now()
@@ -374,22 +374,22 @@ class Worker(Generic[ResultType]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the work runs and has said that it is ready."""
+        """Whether the work is running and has called ``ready()``."""
         return is_ready(self)
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt: 1, and one more each time that the work begins again."""
+        """The number of the current attempt: 1, and one more each time the work starts again."""
         service = None if self._rare is None else self._rare.service
         return 1 if service is None else service.attempt
 
     def ready(self, value: object = None) -> None:
-        """Say that the work is ready to be used. The first call counts, until it begins again.
+        """Say that the work is ready. Only the first call of an attempt counts.
 
-        Once the worker was cancelled or has ended, this changes nothing.
+        Does nothing once the worker was cancelled or has ended.
 
         Args:
-            value: What ``until_ready()`` gives to who waits for it: an address, for instance.
+            value: What ``until_ready()`` returns to those who wait: an address, for example.
 
         Threads:
             Any thread.
@@ -397,16 +397,16 @@ class Worker(Generic[ResultType]):
         say_ready(self, value)
 
     async def until_ready(self) -> Any:
-        """Wait until the work has said that it is ready.
+        """Wait until the work has called ``ready()``.
 
         Cancelling this call ends the wait; the worker goes on.
 
         Returns:
-            What it was ready with.
+            The value passed to ``ready()``.
 
         Raises:
-            WorkerError: It returned without being ready; or what ``wait()`` raises, as the work
-                failed or was cancelled before it was ready.
+            WorkerError: The work returned without being ready. If it failed or was cancelled
+                before it was ready, this raises what ``wait()`` raises.
 
         Checkpoint:
             If it is not ready yet.
@@ -417,14 +417,14 @@ class Worker(Generic[ResultType]):
         return await until_ready(self)
 
     def restarted(self, error: BaseException, delay: float = 0.0) -> None:
-        """Note that the work has failed and begins again; for what runs work, as a service does.
+        """Record that the work has failed and starts again. For code that runs work, like services.
 
-        The attempt counts up, the steps begin anew, and the work has to be ready anew. It is
-        announced as ``Worker.Restarted`` and told in the log.
+        The attempt is counted, the steps start over, and the work has to become ready again.
+        ``Worker.Restarted`` is announced, and the log reports it.
 
         Args:
             error: What the work raised.
-            delay: In how many seconds it begins again.
+            delay: Seconds until it starts again.
 
         Raises:
             WorkerError: The worker is not RUNNING.
@@ -435,10 +435,10 @@ class Worker(Generic[ResultType]):
         self._node._creche_bridge.call(partial(restart, self, error, delay))
 
     def watch_stalls(self, seconds: float) -> None:
-        """Announce, from now on and in any thread, where the work does not get on for so long.
+        """Announce ``Worker.Stalled``, from now on, after this long without progress. Any thread.
 
         Raises:
-            WorkerError: That is no time.
+            WorkerError: That is not a valid time.
         """
         self._node._creche_bridge.call(partial(watch_stalls, self, seconds))
 
@@ -451,25 +451,25 @@ class Worker(Generic[ResultType]):
 
     @property
     def total_steps(self) -> int | None:
-        """The number of steps in all, ``None`` if that is not known."""
+        """The total number of steps; ``None`` if it is not known."""
         return self._total
 
     @property
     def progress(self) -> float:
-        """How much is done, from 0.0 to 100.0 percent; 0.0 while the total is unknown or 0."""
+        """How much is done, in percent from 0.0 to 100.0; 0.0 if the total is unknown or 0."""
         return percent(self._completed, self._total)
 
     def advance(self, steps: int = 1) -> None:
         """Add to the number of completed steps.
 
         Args:
-            steps: How many.
+            steps: How many to add.
 
         Raises:
-            WorkerError: It is no finite number.
+            WorkerError: It is not a finite number.
 
         Threads:
-            Any thread; nothing is lost.
+            Any thread; no step is lost.
         """
         if type(steps) is not int:
             check_steps(steps)
@@ -489,15 +489,15 @@ class Worker(Generic[ResultType]):
         *,
         description: str | None = None,
     ) -> None:
-        """Set the number of completed steps, the number of all steps, or the description.
+        """Set the number of completed steps, the total, or the description.
 
         Args:
-            completed_steps: How many steps are completed; ``None`` leaves the number as it is.
-            total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
-            description: What the worker is doing now, for people; ``None`` leaves it as it is.
+            completed_steps: The number of completed steps; ``None`` leaves it unchanged.
+            total_steps: The total; ``None`` if it is not known, -1 leaves it unchanged.
+            description: What the worker is doing now, for people; ``None`` leaves it unchanged.
 
         Raises:
-            WorkerError: One of the numbers is no finite number; nothing is changed.
+            WorkerError: A number is not finite. Nothing is changed.
 
         Threads:
             Any thread.
@@ -513,15 +513,15 @@ class Worker(Generic[ResultType]):
     def track(
         self, iterable: Iterable[T] | AsyncIterable[T], total: int | None = None
     ) -> Iterator[T] | AsyncIterator[T]:
-        """Iterate, and advance by one step as each item has been dealt with.
+        """Iterate, and advance by one step after each item.
 
-        An item that the loop is left at does not count. The total is set at once: the steps
-        completed so far and the number of items.
+        If you leave the loop early, the current item does not count. The total is set at once: the
+        steps completed so far plus the number of items.
 
         Args:
-            iterable: What to iterate. For an async iterable, use ``async for``.
+            iterable: What to iterate over. For an async iterable, use ``async for``.
             total: The number of items; by default what ``len()`` or the iterable's length hint
-                says. Where there is neither, the total stays as it is.
+                says. If there is neither, the total stays as it is.
 
         Raises:
             WorkerError: It is not iterable.
@@ -546,11 +546,11 @@ class Worker(Generic[ResultType]):
     def subscribe(self, *types: type[MessageT]) -> Subscription[MessageT]: ...
 
     def subscribe(self, *types: type[Any]) -> Subscription[Any]:
-        """Listen to this worker alone; what others on its node do costs nothing.
+        """Listen to this worker alone. Whatever else happens on its node costs nothing.
 
-        ``async with worker.subscribe() as events`` opens the stream and ``async for event in
-        events`` reads it, whenever: it begins with how things stand and ends after the final
-        change, also when the worker has ended.
+        ``async with worker.subscribe() as events`` opens the stream, at any time, and ``async for
+        event in events`` reads it. The stream begins with the current state and ends after the
+        final change, even if the worker has already ended.
 
         Args:
             types: What to listen to: ``Worker.StateChanged``, ``Worker.ProgressChanged``; by
@@ -560,7 +560,7 @@ class Worker(Generic[ResultType]):
             The subscription, see ``Node.subscribe()``.
 
         Raises:
-            WorkerError: Something is no class of messages.
+            WorkerError: Something is not a class of messages.
 
         Threads:
             Any thread; the subscription is for the node's event loop only.
@@ -579,12 +579,12 @@ class Worker(Generic[ResultType]):
         Raises:
             WorkerFailed: The work raised; the original is ``error`` and ``__cause__``.
             WorkerCancelled: The worker was cancelled.
-            DeadlockError: Called by a worker whose own end this one needs, in whatever way; the
-                message names the ring. Also where a timeout would have ended the wait.
-            WorkerError: The worker was never started; or this is not its node's event loop.
+            DeadlockError: Called by a worker that this one needs, directly or not, in order to end.
+                The message names the cycle. A timeout around the wait makes no difference.
+            WorkerError: The worker was never started, or this is not its node's event loop.
 
         Checkpoint:
-            Always, also when the worker has ended.
+            Always, even if the worker has ended.
 
         Threads:
             The node's event loop only; from a thread, ``node.call_from_thread(worker.wait)``.
@@ -594,7 +594,7 @@ class Worker(Generic[ResultType]):
         return cast("ResultType", self._outcome)
 
     async def join(self) -> Worker[ResultType]:
-        """Wait until the worker has ended, whichever way; no outcome of the work is raised.
+        """Wait until the worker has ended, in whatever way. Errors of the work are not raised.
 
         Cancelling this call ends the wait; the worker goes on.
 
@@ -605,7 +605,7 @@ class Worker(Generic[ResultType]):
             DeadlockError, WorkerError: As for ``wait()``.
 
         Checkpoint:
-            Always, also when the worker has ended.
+            Always, even if the worker has ended.
 
         Threads:
             The node's event loop only.
@@ -614,11 +614,11 @@ class Worker(Generic[ResultType]):
         return self
 
     def add_done_callback(self, callback: Callable[[Worker[ResultType]], object]) -> None:
-        """Have a function called with the worker in the step of its end; at once if it has ended.
+        """Call a function with the worker when it ends, in the same step; at once if it has ended.
 
         Threads:
-            Any thread. The function is called on the event loop, where it must not wait; what it
-            raises is logged.
+            Any thread. The function is called on the event loop and must not block. What it raises
+            is logged.
         """
         self._node._creche_bridge.call(partial(add_callback, self, callback))
 
@@ -648,10 +648,10 @@ class Worker(Generic[ResultType]):
     # the way in: its task
 
     def run(self) -> Coroutine[Any, Any, ResultType]:
-        """Run the work and return its result; called once, by the node, and awaited.
+        """Run the work and return its result. The node calls and awaits it once.
 
-        A subclass may implement this as ``async def run(self)``, in place of work or round
-        ``await super().run()``. It runs in a task on the node's loop.
+        A subclass may implement it as ``async def run(self)``, instead of the work or around
+        ``await super().run()``. It runs in a task on the node's event loop.
         """
         if self._thread is None:
             try:
@@ -716,14 +716,14 @@ class Worker(Generic[ResultType]):
     # cancellation
 
     def cancel(self, reason: object = None) -> None:
-        """Request cancellation. The first request counts; on a finished worker it changes nothing.
+        """Request cancellation. Only the first request counts; a finished worker does not change.
 
-        A worker that has not begun is CANCELLED at once and its work is never called. A running one
-        gets its backend's cancellation at the next checkpoint and never reports SUCCESS, whatever
-        it does. A thread cannot be stopped: it has to ask, see ``check_cancelled()``.
+        A worker that has not started is CANCELLED at once, and its work is never called. In a
+        running one, the next checkpoint raises the backend's cancellation, and it never reports
+        SUCCESS, whatever it does. A thread has to ask, see ``check_cancelled()``.
 
         Args:
-            reason: Anything that tells why; see ``cancel_reason``.
+            reason: Anything that says why; see ``cancel_reason``.
 
         Threads:
             Any thread.
@@ -734,7 +734,7 @@ class Worker(Generic[ResultType]):
         """Raise an error if cancellation was requested.
 
         Raises:
-            WorkerCancelled: It was. Let it out of the work, and the worker ends CANCELLED.
+            WorkerCancelled: It was. Let it leave the work, and the worker ends CANCELLED.
 
         Threads:
             Any thread.
