@@ -21,6 +21,8 @@ EXTRAS = {  # what needs which
     "pydantic_ai": "pydantic_ai",
     "pytest_asyncio": "pytest_asyncio",
     "trio": "trio",
+    "creche.web": "sse_starlette",
+    "starlette": "starlette",
 }
 REFERENCE = ROOT / "docs" / "reference"
 PACKAGE = Path(creche.__file__).parent

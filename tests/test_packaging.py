@@ -76,6 +76,9 @@ FLOORS = {
         ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),
         ("mcp._wire", "agents"),
         ("mcp._client", "mcp._server", "mcp.__init__"),
+        ("web._problems", "web._closing", "web._text", "web._answers", "web._documented"),
+        ("web._access", "web._lifespan", "web._jobs", "web._tally", "web._state", "web._tree"),
+        ("web._page", "web._routes", "web.__init__"),
         ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
         ("testing._scripts", "testing._virtual"),
         ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
@@ -94,7 +97,7 @@ HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import no
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
 PUBLIC_MODULES = [
     *("agents", "board", "hosting", "jobs", "mcp", "otel", "remote", "services", "testing"),
-    *("trace", "ways"),
+    *("trace", "ways", "web"),
 ]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
@@ -110,6 +113,7 @@ OF_PACKAGES = {
     "services": set[str](),
     "testing": {"hypothesis", "pytest", "trio"},
     "trace": set[str](),
+    "web": {"starlette", "sse_starlette"},
 }
 # Within functions that are called where it runs.
 OF_FILES = {
@@ -117,6 +121,7 @@ OF_FILES = {
     "_ground.backend": {"trio"},
     "services._watchdog": {"trio"},
     "testing._of_asyncio": {"pytest_asyncio"},
+    "web._routes": {"fastapi"},
 }
 
 

@@ -20,10 +20,15 @@ from typing import Any
 import anyio
 import anyio.abc
 import trio
+from fastapi import APIRouter, FastAPI
 from mcp import Client
 from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolResult
 from rich.console import Console
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from creche import (
     FrameSnapshot,
@@ -54,6 +59,7 @@ from creche.otel import metered, traced
 from creche.remote import read_tree, serve_tree
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.trace import Trace, record
+from creche.web import Action, accepted, lifespan, router, routes
 
 if sys.version_info >= (3, 11):
     from typing import assert_type
@@ -588,3 +594,20 @@ async def check_agents(app: Node) -> None:
     start, *_ = tools.functions("job_")
     assert_type(await start("counted", {"words": "one"}), dict[str, Any])
     JobTools(app)  # type: ignore[arg-type]  # takes jobs
+
+
+async def check_web(app: Node, jobs: Jobs, request: Request) -> None:
+    """Serve jobs."""
+    assert_type(routes(jobs), list[Route])
+    assert_type(router(jobs, prefix="/work", page=True), APIRouter)
+    assert_type(await accepted(jobs.submit(fetch), request), Response)
+    assert_type(await accepted(jobs.submit(fetch), request, location="/here"), Response)
+    Starlette(routes=routes(jobs), lifespan=lifespan(app, grace=1.5))
+    FastAPI(lifespan=lifespan(app))
+
+    async def authorize(request: Request, action: Action, status: JobStatus | None) -> bool:
+        return bool(request.headers) and action == "read" and status is not None
+
+    routes(jobs, authorize=authorize, owner=lambda request: request.headers.get("x-user"))
+    routes(jobs, authorize=5)  # type: ignore[arg-type]  # is no function
+    routes(app)  # type: ignore[arg-type]  # are no jobs

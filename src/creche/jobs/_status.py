@@ -1,7 +1,7 @@
 """What is told of a job: plain data, which JSON can hold and a store can keep."""
 
-from __future__ import annotations
-
+# Annotations are no texts here: Pydantic, for one, reads them in the module that the classes say
+# they are from.
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
@@ -106,7 +106,7 @@ class JobStatus:
         return data
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> JobStatus:
+    def from_dict(cls, data: dict[str, Any]) -> "JobStatus":
         """Make it of what ``to_dict()`` gave.
 
         Raises:

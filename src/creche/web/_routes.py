@@ -1,0 +1,187 @@
+"""The routes: of Starlette, and a router of FastAPI that documents them."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request  # noqa: TC002 (FastAPI reads the annotations)
+from starlette.responses import Response  # noqa: TC002 (the same)
+from starlette.routing import Route
+
+from creche import WorkerError
+from creche.jobs import Jobs, StoreError
+
+from ._access import Access
+from ._documented import documentation
+from ._jobs import JobEndpoints
+from ._page import PageEndpoints
+from ._problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from fastapi import APIRouter
+
+    from ._access import Authorize, Owner
+
+    Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Call(NamedTuple):
+    """What is asked at a path, by a method."""
+
+    method: str
+    path: str
+    name: str
+    endpoint: Endpoint
+
+
+def routes(
+    jobs: Jobs,
+    *,
+    prefix: str = "/jobs",
+    authorize: Authorize | None = None,
+    owner: Owner | None = None,
+    page: bool = False,
+) -> list[Route]:
+    """Make the routes of jobs for Starlette: ``Starlette(routes=[..., *routes(jobs)])``.
+
+    The id of a job is what lets a client ask for it. Whoever has it may read, cancel and answer,
+    unless the program says otherwise.
+
+    Args:
+        jobs: The jobs.
+        prefix: The path that all of them are below.
+        authorize: Called with the request, what is asked for and the status of the job, if it is
+            about one; tells whether that is allowed, or raises an ``HTTPException``. It may be
+            async. What is asked for is ``"read"``, ``"cancel"``, ``"answer"``, ``"list"``; of the
+            page, ``"watch"`` and ``"cancel_worker"``, which is not allowed without it.
+        owner: Called with the request; tells who makes it, as a text, or ``None``. It may be async,
+            or raise an ``HTTPException``. With it, there is a list of one's own jobs, and jobs of
+            others are unknown.
+        page: Whether there is a page, at ``{prefix}/page``, that shows all workers of the tree.
+
+    Returns:
+        The routes.
+
+    Raises:
+        WorkerError: An argument makes no sense.
+
+    Threads:
+        Any thread.
+    """
+    by_path: dict[str, dict[str, Call]] = {}
+    for call in calls(jobs, prefix, authorize, owner, page):
+        by_path.setdefault(call.path, {})[call.method] = call
+    made: list[Route] = []
+    for path, methods in by_path.items():
+        first = next(iter(methods.values()))
+        # One for all methods of a path, so that another is told which there are.
+        made.append(Route(path, _by_method(methods), methods=list(methods), name=first.name))
+    return made
+
+
+def router(
+    jobs: Jobs,
+    *,
+    prefix: str = "/jobs",
+    authorize: Authorize | None = None,
+    owner: Owner | None = None,
+    page: bool = False,
+) -> APIRouter:
+    """Make a router of FastAPI with the same routes: ``app.include_router(router(jobs))``.
+
+    They stand in the OpenAPI document with their models. ``include_router()`` takes what it takes
+    for others, dependencies for instance.
+
+    Args:
+        jobs: The jobs.
+        prefix: As for ``routes()``, and so are the others.
+        authorize: Tells whether a request is allowed.
+        owner: Tells who makes a request.
+        page: Whether there is a page.
+
+    Returns:
+        The router.
+
+    Raises:
+        ImportError: FastAPI is not installed.
+        WorkerError: An argument makes no sense.
+
+    Threads:
+        Any thread.
+    """
+    try:
+        from fastapi import APIRouter  # noqa: PLC0415 (it is needed here alone)
+    except ImportError:
+        raise ImportError("router() needs FastAPI: pip install fastapi; or use routes()") from None
+    made = APIRouter()
+    for call in calls(jobs, prefix, authorize, owner, page):
+        made.add_api_route(
+            call.path,
+            call.endpoint,
+            methods=[call.method],
+            name=call.name,
+            **documentation(call.method, call.path.removeprefix(prefix)),
+        )
+    return made
+
+
+def calls(
+    jobs: Jobs, prefix: str, authorize: Authorize | None, owner: Owner | None, page: bool
+) -> list[Call]:
+    """Give all that may be asked."""
+    if not isinstance(jobs, Jobs):
+        raise WorkerError(f"routes are for Jobs, not {jobs!r:.100}")
+    if not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/"):
+        raise WorkerError(
+            f"prefix must be a path with a slash before and none behind, not {prefix!r:.100}"
+        )
+    for name, given in (("authorize", authorize), ("owner", owner)):
+        if given is not None and not callable(given):
+            raise WorkerError(f"{name} must be a function of the request, not {given!r:.100}")
+    access = Access(jobs, authorize, owner)
+    of_jobs = JobEndpoints(access)
+    found = [
+        ("GET", "", "creche_jobs", of_jobs.list),
+        ("GET", "/{job_id}", "creche_job", of_jobs.get),
+        ("DELETE", "/{job_id}", "creche_cancel", of_jobs.cancel),
+        ("GET", "/{job_id}/result", "creche_result", of_jobs.result),
+        ("GET", "/{job_id}/events", "creche_events", of_jobs.events),
+        ("POST", "/{job_id}/answers", "creche_answer", of_jobs.answer),
+    ]
+    if page:
+        of_page = PageEndpoints(access)
+        found[:0] = [
+            ("GET", "/page", "creche_page", of_page.page),
+            ("GET", "/tree", "creche_tree", of_page.tree),
+            ("GET", "/tree/events", "creche_tree_events", of_page.events),
+            ("POST", "/workers/{number}/cancel", "creche_cancel_worker", of_page.cancel),
+        ]
+    return [Call(method, prefix + path, name, _guarded(call)) for method, path, name, call in found]
+
+
+def _by_method(methods: dict[str, Call]) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await methods[method].endpoint(request)
+
+    return endpoint
+
+
+def _guarded(endpoint: Endpoint) -> Endpoint:
+    """Have what goes wrong answered as a problem."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Problem as problem:
+            return problem.answer()
+        except HTTPException as error:  # of the program's own functions
+            return Problem(error.status_code, str(error.detail), error.headers).answer()
+        except StoreError as error:
+            return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)).answer()
+
+    return guarded
