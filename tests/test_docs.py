@@ -10,10 +10,12 @@ import anyio
 import pytest
 
 import creche
+from helpers import run_python
 from pages import PAGES, PROSE, ROOT, blocks
 
 EXTRAS = {  # what needs which
     "opentelemetry": "opentelemetry",
+    "PIL": "PIL",
     "creche.board": "rich",
     "fastapi": "fastapi",
     "aiohttp": "aiohttp",
@@ -38,6 +40,21 @@ CODE = [
 ]
 
 
+PROGRAM = """
+import runpy, sys, anyio
+backend, run = {backend!r}, anyio.run
+anyio.run = lambda main, *args, **options: run(main, *args, **(options or backend))
+runpy.run_path("program.py", run_name="__main__")
+"""
+
+
+def run_as_program(folder, code, backend):
+    """Run a program from a file, in a process of its own."""
+    (folder / "program.py").write_text(code)
+    ended = run_python(PROGRAM.format(backend=backend), warnings="default")
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("code", CODE)
 def test_code_runs(monkeypatch, tmp_path, backend, code):
     """Each block of Python in the pages is a program that ends without an error."""
@@ -45,6 +62,9 @@ def test_code_runs(monkeypatch, tmp_path, backend, code):
         if re.search(rf"^(from|import) {module}\b", code, re.MULTILINE):
             pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)  # some write files
+    if 'if __name__ == "__main__":' in code:  # another process imports it
+        run_as_program(tmp_path, code, backend)
+        return
     run = anyio.run
     monkeypatch.setattr(anyio, "run", lambda main, **options: run(main, **(options or backend)))
     exec(compile(code, "<docs>", "exec"), {"__name__": "__main__"})  # noqa: S102 (our own pages)

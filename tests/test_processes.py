@@ -17,7 +17,7 @@ from creche import Node, WorkerCrashed, WorkerError, format_tree
 from creche._core.late import report_on
 from creche._running import processes
 from creche.ways import Processes
-from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
+from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, settle, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Processes() is not for Windows")
 
@@ -157,6 +157,22 @@ async def test_waiting_for_a_process(sign, tmp_path):
         await first
     assert holder.state is SUCCESS
     assert app.told_of(second) == [PENDING, CANCELLED]
+
+
+async def test_cancelled_while_it_is_sent():
+    """Work that is cancelled while it is still being sent is not run, and harms nothing."""
+    way = Processes(1)
+    async with Listener() as app:
+        pid = await app.run_worker(farwork.pid, where=way)
+        os.kill(pid, signal.SIGSTOP)
+        long = app.run_worker(partial(len, bytes(10_000_000)), where=way)
+        await until(lambda: long._thread.is_handed_over)
+        await settle()
+        long.cancel()
+        await long.join()
+        assert await app.run_worker(partial(farwork.add, 1, 2), where=way) == 3
+    assert app.told_of(long) == [PENDING, CANCELLED]
+    assert has_died(pid)
 
 
 async def test_processes_are_those_of_a_tree():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import pickle
@@ -26,6 +27,7 @@ from creche import (
     work,
 )
 from creche._running import wire
+from creche.trace import record
 from creche.ways import OnExecutor, Processes
 from engines import WAYS, Threads, pool
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
@@ -339,3 +341,35 @@ def test_no_worker_here():
     """Out of any work there is nothing that stands for a worker."""
     with pytest.raises(WorkerError, match="no worker runs this code"):
         get_current_worker()
+
+
+async def test_who_watches_is_told_where(tmp_path):
+    """The tree in text, a snapshot, a board, a timeline and a span tell where the work runs."""
+    rich, sdk = (pytest.importorskip(name) for name in ("rich.console", "opentelemetry.sdk.trace"))
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    board, otel = (importlib.import_module(f"creche.{name}") for name in ("board", "otel"))
+    gate, kept, provider = anyio.Event(), memory.InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(kept))
+    console = rich.Console(width=100, file=io.StringIO())
+
+    async def way(job):
+        job.begin("process 4711 on mars")
+        await gate.wait()
+
+    app = Node("app")
+    tracer = provider.get_tracer("tests")
+    watch = board.live_board(app, console=console)
+    async with record(app) as trace, otel.traced(app, tracer), watch as shown, app:
+        worker = await app.start_worker(farwork.pid, "rover", where=way)
+        console.print(shown)
+        assert "rover process 4711 on mars" in console.file.getvalue()
+        assert worker.where == "process 4711 on mars"
+        assert "rover: running, 0.0 s, process 4711 on mars" in format_tree(app)
+        assert app.snapshot().groups[0].workers[0].where == worker.where
+        gate.set()
+    for name in ("run.json", "run.html"):
+        trace.save(tmp_path / name)
+        assert worker.where in (tmp_path / name).read_text()
+    (span,) = kept.get_finished_spans()
+    assert span.attributes["creche.where"] == worker.where

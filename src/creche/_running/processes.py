@@ -235,9 +235,9 @@ class _Process:
         """Give it work; tell whether it was there to take it."""
         self.is_busy = True
         try:
-            # Half a frame would make the line useless.
-            with anyio.CancelScope(shield=True):
-                await self._say(child.JOB, payload)
+            # A cancellation in the midst of it leaves half a frame. The process is of no use then,
+            # and as it is busy, it is killed when it is put back.
+            await self._say(child.JOB, payload)
         except OSError:
             await self.kill()
             self.close()

@@ -100,6 +100,7 @@ class Pen:
         if served := _service(facts):
             words.append_text(self._text(f" {served}", "yellow"))
         told = "is being cancelled" if is_cancelled else facts.description
+        told = f"{facts.where} {told}".strip()
         words.append_text(self._text(f" {told}" if told else "", "dim"))
         rate = self._tally.rate(worker, facts)
         cells = self._cells(facts.completed, facts.total, rate, columns)

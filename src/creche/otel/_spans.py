@@ -175,6 +175,8 @@ def _tell_service(
 def _tell_end(span: trace.Span, event: Worker.StateChanged, when: int, offset: int) -> None:
     facts = facts_of(event.worker)
     span.set_attribute("creche.state", event.state.name)
+    if facts.where:
+        span.set_attribute("creche.where", facts.where)
     if facts.attempt > 1:
         span.set_attribute("creche.attempt", facts.attempt)
     if facts.cancelled_at is not None:

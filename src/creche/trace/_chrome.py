@@ -87,7 +87,12 @@ def _place(bar: Bar, lane: Lane, *, queued: bool = False) -> tuple[int, int]:
 
 def _slices(bar: Bar, lane: Lane) -> Iterator[_Event]:
     entry = bar.entry
-    told = {"description": entry.description, "reason": entry.reason, "error": entry.error}
+    told = {
+        "description": entry.description,
+        "where": entry.where,
+        "reason": entry.reason,
+        "error": entry.error,
+    }
     args = {
         "worker": entry.number,
         "state": entry.state.name,

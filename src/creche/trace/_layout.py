@@ -49,6 +49,8 @@ class Entry:
     """When its cancellation was requested."""
     reason: str = ""
     error: str = ""
+    where: str = ""
+    """Where it ran, if that was elsewhere."""
     attempt: int = 1
     marks: tuple[Mark, ...] = ()
     """The newest, in order."""

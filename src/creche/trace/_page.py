@@ -54,4 +54,5 @@ def _row(bar: Bar, index: Mapping[int, int]) -> list[object]:
         entry.error,
         entry.attempt,
         bar.marks,
+        entry.where,
     ]

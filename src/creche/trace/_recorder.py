@@ -299,6 +299,7 @@ def _update(entry: Entry, worker: Worker[Any]) -> None:
     entry.cancelled = facts.cancelled_at
     entry.description = _short(facts.description)
     entry.reason = _short(facts.reason or "")
+    entry.where = _short(facts.where)
     entry.attempt = facts.attempt
     entry.error = _short(error_text(facts.error)) if facts.error is not None else ""
 
