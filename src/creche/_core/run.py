@@ -227,16 +227,16 @@ active_worker: ContextVar[Worker[Any]] = current
 
 
 def get_current_worker() -> Worker[Any]:
-    """Get the worker that runs the current code.
+    """Return the worker that runs the current code.
 
-    Where work runs elsewhere, in another process for instance, this gives what stands for the
-    worker there, a ``creche.ways.Far``: with its name, progress and cancellation, and nothing else.
+    If the work runs elsewhere, for instance in another process, this returns the worker's
+    counterpart there, a ``creche.ways.Far``, which has its name, progress and cancellation.
 
     Raises:
-        NoActiveWorker: None does.
+        NoActiveWorker: No worker runs this code.
 
     Threads:
-        Any; a worker's thread and the tasks that its work spawned belong to it.
+        Any. A worker's thread, and the tasks that its work has spawned, belong to the worker.
     """
     try:
         return active_worker.get()

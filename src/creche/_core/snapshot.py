@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSnapshot:
-    """An unfinished worker as it stood."""
+    """The state of an unfinished worker at one moment."""
 
     number: int
     """Its number, see ``Worker.number``."""
     name: str
     """Its name, or that of its class if it has none."""
     description: str
-    """Its longer text for people."""
+    """Its description, for people."""
     state: str
     """The name of its state: PENDING or RUNNING."""
     is_cancelled: bool
-    """Whether its cancellation was requested."""
+    """Whether it was cancelled."""
     cancel_reason: str | None
-    """The reason that was given for it."""
+    """The reason for that."""
     is_started: bool
-    """Whether it was started; else it waited for ``WorkerManager.start_all()``."""
+    """Whether it was started; if not, it waited for ``WorkerManager.start_all()``."""
     is_queued: bool
     """Whether it waited for a slot of its group or for a thread."""
     queue_position: int | None
@@ -51,57 +51,57 @@ class WorkerSnapshot:
     thread: bool
     """Whether it runs in a thread."""
     where: str
-    """Where its work runs, of one that runs elsewhere: ``process 4711``; else empty."""
+    """Where its work runs, if it runs elsewhere: ``process 4711``; otherwise empty."""
     daemon: bool
     """Whether its node may close without waiting for it."""
     age: float | None
-    """For how many seconds it had been there; ``None`` if its node was not open yet."""
+    """How many seconds ago it was added; ``None`` if its node was not open yet."""
     elapsed: float
-    """For how many seconds the work had run; 0.0 if it had not been entered."""
+    """For how many seconds the work had run; 0.0 if it had not started."""
     progress: float
     """How much was done, in percent; 0.0 while the total is unknown or 0."""
     completed_steps: int
     """The number of completed steps."""
     total_steps: int | None
-    """The number of steps in all, ``None`` if that is not known."""
+    """The total number of steps; ``None`` if it is not known."""
     attempt: int
-    """Which attempt it was in: 1, and one more each time that its work began again."""
+    """The number of its attempt: 1, and one more each time its work started again."""
     is_ready: bool | None
-    """Whether it had said that it is ready; ``None`` if nobody asked it to be."""
+    """Whether it had called ``ready()``; ``None`` if nobody had asked it to."""
     is_stalled: bool
-    """Whether it had not got on for as long as ``stall_after`` says."""
+    """Whether it had made no progress for ``stall_after`` seconds."""
     waits_for: tuple[str, ...]
-    """The unfinished workers for whose end it waited, as ``path/group/name``."""
+    """The unfinished workers that it waited for, as ``path/group/name``."""
     stack: tuple[FrameSnapshot, ...] | None
-    """Where it stood, the innermost frame last; ``None`` if that was not asked for."""
+    """Where in the code it was, the innermost frame last; ``None`` if that was not requested."""
 
 
 @dataclass(frozen=True)
 class GroupSnapshot:
-    """A group as it stood."""
+    """The state of a group at one moment."""
 
     name: str
     """Its name."""
     limit: int | None
-    """How many of its workers might run at once, ``None`` for any number."""
+    """How many of its workers could run at once; ``None`` for any number."""
     overflow: str
-    """What happens to a new worker when as many are running."""
+    """What happens to a new worker when the limit is reached."""
     running: int
     """How many workers held a slot."""
     queued: int
     """How many workers waited for a slot."""
     workers: tuple[WorkerSnapshot, ...]
-    """The unfinished workers, in order of creation."""
+    """The unfinished workers, oldest first."""
 
 
 @dataclass(frozen=True)
 class NodeSnapshot:
-    """A node as it stood, with all below it.
+    """The state of a node and of all below it at one moment.
 
-    It is plain data, of which ``dataclasses.asdict()`` makes what JSON can hold. Nothing alive is
-    held by it. To take one does not go deeper into the stack the deeper the tree is; but what goes
-    through ``children`` by itself does: ``asdict()``, ``repr()``, ``==`` and ``copy.deepcopy()``
-    are a RecursionError where nodes are some hundreds of levels deep. Walk ``children`` there.
+    It is plain data: ``dataclasses.asdict()`` turns it into what JSON can hold. It keeps no worker
+    or node alive. Taking one works at any depth of the tree. But whatever recurses through
+    ``children`` raises ``RecursionError`` if nodes are some hundreds of levels deep: ``asdict()``,
+    ``repr()``, ``==`` and ``copy.deepcopy()``. Walk through ``children`` yourself there.
     """
 
     name: str
@@ -115,11 +115,11 @@ class NodeSnapshot:
     cancel_reason: str | None
     """The reason for that."""
     opened_by: str | None
-    """The worker that had its block open, if one had, as ``path/group/name``."""
+    """The worker that had opened its block, if one had, as ``path/group/name``."""
     groups: tuple[GroupSnapshot, ...]
     """Its groups."""
     children: tuple[NodeSnapshot, ...]
-    """The nodes right below."""
+    """The child nodes."""
 
 
 def take(node: Node, *, stacks: bool, most: float = math.inf) -> NodeSnapshot:

@@ -28,16 +28,16 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs
 
 
 class WorkerError(Exception):
-    """Something about a worker, or the way it was used, is wrong; base of the library's errors."""
+    """The base of all errors of the library: a worker, or the way it was used, is wrong."""
 
     _is_refusal = False  # whether a node says that it takes no more work
 
 
 class ShutdownTimeout(WorkerError):  # noqa: N818 (as TimeoutError is for others)
-    """Work below a node has not ended by the deadline of its ``shutdown()``.
+    """Work below a node has not ended by the deadline of ``shutdown()``.
 
     Args:
-        message: What to say.
+        message: The message.
         workers: The workers that have not ended.
     """
 
@@ -52,26 +52,27 @@ class WorkerCancelled(WorkerError):
 
 
 class DeadlockError(WorkerError):
-    """Waiting would never end: the worker waited for cannot finish before the waiter does."""
+    """The wait would never end: the awaited worker cannot finish before the one that waits."""
 
 
 class NoActiveWorker(WorkerError):
-    """``get_current_worker()`` was called by code that no worker runs."""
+    """``get_current_worker()`` was called by code that does not run in a worker."""
 
 
 class WorkerDeclarationError(WorkerError):
-    """``@work`` was put on something that cannot be run as a worker."""
+    """``@work`` was used on something that cannot run as a worker."""
 
 
 class WorkerFailed(WorkerError):
     """The work of a worker raised an error.
 
-    The message names the worker, and the type and the text of the original error, once, however
-    many handed it on. It can be pickled: the original error goes with it, the worker does not.
+    The message names the worker and contains the type and the text of the original error, once, no
+    matter how many workers passed it on. It can be pickled: with the original error, but without
+    the worker.
 
     Args:
-        error: What the work raised; also the ``__cause__`` where ``Worker.wait()`` raises this.
-        worker: The worker that failed, where one is known.
+        error: What the work raised; also the ``__cause__`` when ``Worker.wait()`` raises this.
+        worker: The worker that failed, if it is known.
     """
 
     def __init__(self, error: BaseException, worker: FailedWorker | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Messages: what nodes hand to their handlers and to subscribers."""
+"""Messages: what nodes pass to their handlers and to subscribers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Message:
     """Something that happened, on its way to a node's handler.
 
     A subclass may be declared with ``class Saved(Message, bubble=True, namespace="editor")``. Its
-    handler is then the node's method ``on_editor_saved``. Without a namespace the name comes from
-    the last two parts of the qualified name: ``Editor.Saved`` is handled by ``on_editor_saved``
-    as well, and a class ``Saved`` at module level by ``on_saved``.
+    handler is then the node's method ``on_editor_saved``. Without a namespace, the name comes from
+    the last two parts of the qualified name: ``Editor.Saved`` is also handled by
+    ``on_editor_saved``, and a class ``Saved`` at module level by ``on_saved``.
     """
 
     bubble: ClassVar[bool] = True
-    """Whether the message goes on to the parent of the node that handled it."""
+    """Whether the message bubbles up to the parent of the node that handled it."""
     handler_name: ClassVar[str] = "on_message"
     """The name of the method that handles messages of this class."""
 
@@ -50,10 +50,10 @@ class Message:
         cls.handler_name = "on_" + "_".join(_snake(part) for part in parts)
 
     def stop(self) -> None:
-        """Keep the message from going on to the parent node.
+        """Keep the message from bubbling up to the parent node.
 
         Threads:
-            To be called by the handler.
+            For the handler to call.
         """
         object.__setattr__(self, "_stopped", True)  # a message may be a frozen dataclass
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .way import Way
 
 Overflow: TypeAlias = Literal["enqueue", "restart", "drop", "keep_latest"]
-"""What happens to a new worker when as many as the limit are running."""
+"""What happens to a new worker when the limit of its group is reached."""
 
 OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 

@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 class WorkerState(enum.Enum):
-    """Where a worker is in its life."""
+    """The states of a worker."""
 
     PENDING = 1
-    """Created, or waiting for a slot in its group or for a thread; the work was not entered."""
+    """Created, or waiting for a slot in its group or for a thread; the work has not started."""
     RUNNING = 2
-    """The work has been entered and has not left."""
+    """The work has started and has not ended."""
     CANCELLED = 3
     """Final: the worker was cancelled."""
     ERROR = 4
-    """Final: the work raised something that is not cancellation."""
+    """Final: the work raised an error."""
     SUCCESS = 5
-    """Final: the work returned, and nobody had asked for its cancellation."""
+    """Final: the work returned, and nobody had cancelled it."""
 
 
 # Enum's own is written in Python, and each step of a worker looks up its state.

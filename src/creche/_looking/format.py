@@ -34,25 +34,25 @@ _DEEPEST = 20
 
 
 def format_tree(node: Node, *, stacks: bool = False) -> str:
-    """Draw a node and all below it as text: groups, workers, their states, who waits for whom.
+    """Return a node and all below it as text: groups, workers, states, and who waits for whom.
 
-    Lines have 80 characters at most. Of each group the 20 oldest workers that run and the first 3
-    that wait are shown, with the number of those that are not; of groups and nodes 20 as well.
+    Lines have at most 80 characters. Of each group, the 20 oldest running workers and the first 3
+    waiting ones are shown, with the number of the others; of groups and nodes 20 as well.
 
     Args:
         node: The node.
-        stacks: Whether to tell where each of the workers shown stands now, the innermost of 20
-            places last. That takes about a millisecond for each of them.
+        stacks: Whether to show where in the code each of these workers is, the innermost of at
+            most 20 places last. That takes about a millisecond for each of them.
 
     Returns:
         The text, without a line break at its end.
 
     Raises:
         ImportError: ``stacks`` needs ``creche[stacks]``.
-        WorkerError: It is no ``Node``.
+        WorkerError: It is not a ``Node``.
 
     Threads:
-        Any thread; the event loop is asked, and kept busy meanwhile.
+        Any thread; it is made on the event loop, which is blocked meanwhile.
     """
     if not isinstance(node, Node):
         raise WorkerError(f"format_tree() takes a Node, not {node!r:.100}")

@@ -99,9 +99,9 @@ def _is_message_class(kind: object) -> bool:
 class Subscription(Generic[MessageT]):
     """A stream of what happens on a node; made by ``Node.subscribe()``, see there.
 
-    ``async with`` opens it: what happens from then on waits in it, in order, until it is read.
-    ``async for`` reads it, and ends after the last event once the node has closed, or when the
-    block of the subscription is left. One task at a time may read; a read that is cancelled takes
+    ``async with`` opens it. From then on events are kept in it, in order, until they are read.
+    ``async for`` reads it. It ends after the last event once the node has closed, or when the
+    block of the subscription is left. One task at a time may read; a read that is cancelled loses
     nothing.
     """
 
@@ -292,16 +292,16 @@ class Subscription(Generic[MessageT]):
         return anyio.Event() if nursery.state is NEW else nursery.new_event()
 
     def take_all(self) -> list[MessageT]:
-        """Take out all events that wait now.
+        """Take out all events that are waiting now.
 
-        For who looks at many events at once, now and then: to read them one by one takes a turn of
-        the loop for each.
+        For consumers that poll, and look at many events at once: reading them one by one takes a
+        turn of the event loop for each.
 
         Returns:
-            The events, in order; none if none wait.
+            The events, in order; empty if there are none.
 
         Raises:
-            WorkerError: It is not open; or this is another thread.
+            WorkerError: It is not open, or this is another thread.
 
         Checkpoint:
             Never.

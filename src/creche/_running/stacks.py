@@ -32,7 +32,7 @@ _no_collection = threading.RLock()
 
 @dataclass(frozen=True)
 class FrameSnapshot:
-    """A place in the code at which a worker stood."""
+    """A place in the code at which a worker was."""
 
     file: str
     """The path of the file."""
