@@ -1,6 +1,6 @@
-"""Nodes in programs that cannot put ``async with`` round their life, and their end by a signal.
+"""Run nodes in programs that have no place for ``async with``, and end programs by a signal.
 
-``Host`` runs the block of a node in a task of its own, for frameworks that have a hook for the
+``Host`` runs the block of a node in its own task, for frameworks that have one hook for the
 start and another for the stop. ``stop_on_signals()`` ends a program in an orderly way.
 """
 
@@ -57,23 +57,23 @@ def _forget(task: asyncio.Task[None]) -> None:
 
 
 class Host(Generic[NodeT]):
-    """Runs the block of a node in a task of its own, from ``start()`` to ``stop()``.
+    """Runs the block of a node in its own task, from ``start()`` to ``stop()``.
 
-    ``async with Host(App("app")) as app: ...`` does both, and may be left in another task than the
-    one that entered it: in a fixture, say. What it gives is the node.
+    ``async with Host(App("app")) as app: ...`` does both, and gives the node. The block may be left
+    in a different task than the one that entered it, for example in a fixture.
 
-    A node that fails has ended at once, and its host with it. The failure is logged in that moment,
-    and raised by ``stop()``. Only a ``SystemExit`` or ``KeyboardInterrupt`` of a worker does not
-    wait for that: it ends the program, as it does in any task.
+    If the node fails, it ends at once, and its host with it. The failure is logged at that moment
+    and raised by ``stop()``. There is one exception: a ``SystemExit`` or ``KeyboardInterrupt`` of a
+    worker does not wait for ``stop()``, but ends the program, as in any task.
 
     Args:
-        node: The node, not opened yet, and without a parent: what is below a node is mounted on it.
-        task_group: The task group of AnyIO, or the nursery of Trio, that the task lives in. It
-            waits for the task, and its cancellation ends the node. Without one, the task is
-            asyncio's own; Trio has none.
+        node: The node, not yet opened, and without a parent; mount child nodes on their parent.
+        task_group: The AnyIO task group or Trio nursery in which the task runs. It waits for the
+            task, and cancelling it ends the node. Without one, asyncio itself runs the task; Trio
+            cannot do that.
 
     Raises:
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
     """
 
     def __init__(self, node: NodeT, *, task_group: _TaskGroup | None = None) -> None:
@@ -108,20 +108,20 @@ class Host(Generic[NodeT]):
         return f"<Host of node {self.node.path!r}, {state}>"
 
     async def start(self) -> None:
-        """Open the node, in a task of its own; return once it is open.
+        """Open the node, in its own task. Returns once it is open.
 
         If this call is cancelled, the node is closed again before it returns.
 
         Raises:
-            WorkerError: It was started before; or Trio runs, and there is no ``task_group``; or the
-                task was cancelled before the node was open.
+            WorkerError: It was started before; or this is Trio, and there is no ``task_group``; or
+                the task was cancelled before the node was open.
             BaseException: What opening the node raised.
 
         Checkpoint:
             Always.
 
         Threads:
-            The event loop that the node shall run in.
+            The event loop in which the node should run.
         """
         if self._loop is not None:
             raise WorkerError(
@@ -204,23 +204,23 @@ class Host(Generic[NodeT]):
             del error  # it holds this frame
 
     async def stop(self, grace: float = 0) -> None:
-        """Shut the node down, see ``Node.shutdown()``; leave its block, and raise what that raises.
+        """Shut the node down, as ``Node.shutdown()`` does, leave its block, and raise its errors.
 
-        What the block raised is raised once, by the first call that returns after the end; so
-        another call does nothing, and so does one before ``start()``. Calls at the same time all
-        wait, each with a grace of its own: the shortest counts.
+        What the block raised is raised once, by the first call that returns after the end. Later
+        calls do nothing, and neither does a call before ``start()``. Concurrent calls all wait,
+        each with its own grace period; the shortest one counts.
 
-        If this call is cancelled, the grace is over: the node is cancelled, and ends in its own
-        time; ``wait()`` waits for that.
+        If this call is cancelled, the grace period is over. The node is cancelled and takes its
+        time to end; use ``wait()`` to wait for that.
 
-        Called by a worker or a handler of the node, it returns at once, as the end cannot come
-        before theirs; they have the same time of grace.
+        If a worker or a handler of the node calls this, it returns at once, because the node cannot
+        end before they do. They have the same grace period.
 
         Args:
             grace: Seconds that work may go on before it is cancelled.
 
         Raises:
-            WorkerError: Grace is negative; or called in another event loop, before the end.
+            WorkerError: Grace is negative, or this is another event loop and the node is open.
             BaseException: What the block of the node raised.
 
         Checkpoint:
@@ -265,10 +265,11 @@ class Host(Generic[NodeT]):
         return node is not None or _current.get(None) is self._mark
 
     async def wait(self) -> None:
-        """Wait until the node has ended; it raises no error of the node, see ``stop()``.
+        """Wait until the node has ended. Raises none of its errors; ``stop()`` does that.
 
         Raises:
-            WorkerError: The host was not started; or called in another event loop, before the end.
+            WorkerError: The host was not started, or this is another event loop and the node is
+                open.
 
         Checkpoint:
             Always.
@@ -329,7 +330,7 @@ class Host(Generic[NodeT]):
 
 
 class SignalReceived(SystemExit):
-    """The program has ended by a signal, in an orderly way: exit status 128 + the signal.
+    """A signal has ended the program, in an orderly way: exit status 128 + the signal.
 
     Args:
         number: The signal.
@@ -343,31 +344,31 @@ class SignalReceived(SystemExit):
 
 @asynccontextmanager
 async def stop_on_signals(node: Node, grace: float = 30) -> AsyncGenerator[None]:
-    """End a node, the block and the program when they are told to by a signal.
+    """End a node, its block and the program by a signal.
 
-    ``async with stop_on_signals(app), app: ...``: SIGINT or SIGTERM, the first that comes, shuts
-    the node down, and cancels what is left of the block after that. A second one cancels the node
-    at once. A third is treated as if it came outside of the block. When the block has ended,
+    ``async with stop_on_signals(app), app: ...``: the first SIGINT or SIGTERM shuts
+    the node down, and then cancels what is left of the block. A second one cancels the node
+    at once. A third is handled as if this block did not exist. When the block has ended,
     ``SignalReceived`` is raised, and the program exits with 128 + the signal.
 
-    An error of the block goes first; but what only says that the node has shut down, as
-    ``WorkerCancelled`` does, is none. Without a signal nothing is changed. In the end the handlers
-    of the signals are those of before.
+    An error of the block takes precedence, except errors that only say that the node was shut down,
+    such as ``WorkerCancelled``. Without a signal nothing changes. At the end, the previous signal
+    handlers are restored.
 
-    Under Windows SIGINT is Ctrl+C, and SIGBREAK, Ctrl+Break, is caught as well. The other ways to
-    end a program there are no signals, and end it at once.
+    On Windows, SIGINT is Ctrl+C, and SIGBREAK (Ctrl+Break) is handled too. Other ways to
+    end a program there are not signals and end it at once.
 
     Args:
         node: The node, open or not.
         grace: Seconds that work may go on after the first signal, see ``Node.shutdown()``.
 
     Raises:
-        WorkerError: It is no node, or grace is negative; or this is not the main thread, the only
-            one in which Python handles signals.
-        SignalReceived: A signal has come.
+        WorkerError: It is not a node, or grace is negative; or this is not the main thread, the
+            only one in which Python handles signals.
+        SignalReceived: A signal was received.
 
     Checkpoint:
-        Always, in leaving.
+        Always, on leaving.
 
     Threads:
         The main thread only, in the node's event loop.

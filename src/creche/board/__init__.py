@@ -42,36 +42,36 @@ _SHARE = 0.1
 
 @asynccontextmanager
 async def live_board(node: Node, *, console: Console | None = None) -> AsyncGenerator[Board]:
-    """Show a node and all below it in the terminal, while it works.
+    """Show a node and everything below it in the terminal, live.
 
-    ``async with live_board(app), app: ...`` shows all of it. Opened within the block of the node,
-    it shows the node until its own block is left. A picture is drawn when something happens, at
-    most ten times a second, and once a second while only ages change; less often where that would
-    take more than a tenth of the time. It is never higher than the terminal, and the last one
-    stays. What is printed and logged meanwhile goes above it.
+    ``async with live_board(app), app: ...`` shows the node to its end. If you open it within the
+    block of the node, it shows the node until its own block is left. It draws when something
+    happens, at most ten times a second, and once a second while only ages change; less often if
+    drawing would take more than a tenth of the time. It is never taller than the terminal. The
+    last picture stays. What is printed or logged meanwhile appears above it.
 
-    In a notebook the picture is shown below the cell, without widgets, at most four times a second.
-    Where the console is no terminal, lines are written instead: one for each worker that began or
-    ended, at most twenty a second, failures first.
+    In a notebook, the picture is shown below the cell, without widgets, at most four times a
+    second. If the console is not a terminal, lines are written instead: one for each worker that
+    starts or ends, at most twenty a second, failures first.
 
-    The board does not keep the node open and never fails the program. If it cannot be drawn, say
-    because the terminal is gone, it ends, which is logged at ERROR by the logger ``creche``, and
-    the work goes on. What has no text is shown as ``<unprintable ...>``.
+    The board does not keep the node open and never fails the program. If it cannot be drawn, for
+    instance because the terminal is gone, it ends; the logger ``creche`` logs that at ERROR, and
+    the work goes on. Objects that cannot be converted to text are shown as ``<unprintable ...>``.
 
     Args:
-        node: The node, which may be opened later.
-        console: Where to draw; by default below the cell of a notebook, and elsewhere a Rich
+        node: The node. It may be opened later.
+        console: Where to draw; by default below the cell of a notebook, and elsewhere on a Rich
             console on standard error.
 
     Returns:
-        A context manager that gives the board, which Rich can print elsewhere too.
+        A context manager that gives the board. Rich can print that elsewhere too.
 
     Raises:
-        WorkerError: It is no node, or the node is closed; or this is another thread than that of
-            the node's event loop.
+        WorkerError: It is not a node, or the node is closed; or this is not the thread of the
+            node's event loop.
 
     Checkpoint:
-        As the block is left.
+        On leaving the block.
 
     Threads:
         The node's event loop only.

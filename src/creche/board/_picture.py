@@ -102,10 +102,10 @@ class Place(NamedTuple):
 
 @final
 class Board:
-    """What a live board shows; given by ``live_board()``, and printed by Rich as it stands then.
+    """What a live board shows; ``live_board()`` gives it. Rich prints its current state.
 
     Threads:
-        To be printed on the node's event loop only.
+        Print it on the node's event loop only.
     """
 
     def __init__(self, node: Node, events: Subscription[Change], faults: Faults) -> None:

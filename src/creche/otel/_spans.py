@@ -1,8 +1,8 @@
 """A span for each worker of a tree.
 
-It watches from outside, by a subscription, and so delays no worker. For the same reason a worker's
-span is not the current one inside its work: spans that the work starts are children of the span
-that was current where the worker was made, whose context variables the work runs in.
+It watches from outside, through a subscription, so it delays no worker. For the same reason a
+worker's span is not the current one inside its work: spans that the work starts are children of
+the span that was current where the worker was made, whose context variables the work has.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ _EVENTS: tuple[type[_Event], ...] = (
 
 @asynccontextmanager
 async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerator[None, None]:
-    """Make a span of each worker that is added to a node or below it while the block is open.
+    """Make a span for each worker that is added to a node or below it while the block is open.
 
-    ``async with traced(app), app: ...`` has them all. A span lasts from the moment at which its
-    worker was added to the one at which it ended, and has the name of the worker. It is the root of
-    a trace of its own, as a worker may outlast whoever made it, and is linked to the span that was
-    current where the worker was made and to that of the worker it was made in.
+    Use ``async with traced(app), app: ...``. A span lasts from the moment its worker is added to
+    the moment it ends, and has the worker's name. It is the root of its own trace, because a
+    worker may outlive the code that made it. It is linked to the span that was current where the
+    worker was made, and to the span of the worker in which it was made.
 
-    Its events are ``running``, when the work was entered, ``cancel requested``, and of services
+    Its events are ``running`` and ``cancel requested``, and for services also
     ``ready``, ``restarted`` and ``stalled``. The attributes are ``creche.worker``,
-    ``creche.group``, ``creche.node``, ``creche.daemon``, ``creche.thread`` and, as far as there are
-    any, ``creche.description`` and ``creche.cancel_reason``; at its end ``creche.state``, and
-    ``creche.attempt`` if there was more than one attempt. Of an ERROR the exception is recorded,
+    ``creche.group``, ``creche.node``, ``creche.daemon`` and ``creche.thread``; if they exist,
+    ``creche.description`` and ``creche.cancel_reason``; at the end ``creche.state``, and
+    ``creche.attempt`` if there was more than one attempt. For ERROR, the exception is recorded
     and the status of the span is ERROR. SUCCESS and CANCELLED leave the status unset.
 
-    The span of a worker that has not ended when the block is left ends there. Errors of the tracer
-    disturb nobody: what it could not make is missing, the rest goes on, and the first of them is
-    logged at ERROR by the logger ``creche``. What has no text is told as ``<unprintable ...>``.
+    If a worker has not ended when the block is left, its span ends there. Errors of the tracer
+    harm nothing: the span in question is missing, everything else goes on, and the first error is
+    logged at ERROR by the logger ``creche``. Objects that cannot be converted to text become
+    ``<unprintable ...>``.
 
     Args:
-        node: The node, not open yet or open.
-        tracer: What makes the spans; by default the one that the global provider has for
-            ``creche``.
+        node: The node, open or not yet open.
+        tracer: Makes the spans; by default the global provider's tracer for ``creche``.
 
     Raises:
-        WorkerError: It is no ``Node``, or it is closed.
+        WorkerError: It is not a ``Node``, or it is closed.
 
     Checkpoint:
-        On leaving the block, when all that happened is in the spans.
+        On leaving the block, when all events have been turned into spans.
 
     Threads:
         The node's event loop only.

@@ -25,11 +25,11 @@ Which: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exc
 
 
 class NotRestartable(WorkerError):  # noqa: N818 (what it says of an error reads better so)
-    """A service is not to be run again: raise it, or a subclass, where that would be no use."""
+    """A service should not run again. Raise it, or a subclass, where a retry would be useless."""
 
 
 class RestartsExhausted(ExceptionGroup[Exception]):
-    """A service has failed too often; the errors are those that its budget was spent on."""
+    """A service has failed too often. The group contains the errors that used up its restarts."""
 
     def derive(self, excs: Sequence[ErrorT], /) -> ExceptionGroup[ErrorT]:  # type: ignore[override]
         """Make the same of some of the errors, for ``split()`` and ``except*``."""
@@ -38,17 +38,17 @@ class RestartsExhausted(ExceptionGroup[Exception]):
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long a service waits before it is run again: each time longer.
+    """How long a service waits before it runs again; each wait is longer than the one before.
 
     Args:
         first: Seconds before the first restart.
-        longest: Seconds that no wait exceeds.
-        factor: How many times as long as the one before each wait is.
-        jitter: The part of each wait, from 0 to 1, that is left to chance: services that have
-            failed together shall not all come back at the same moment. It makes a wait shorter.
+        longest: The maximum, in seconds.
+        factor: By how much each wait is longer than the one before.
+        jitter: The part of each wait, from 0 to 1, that is random, so that services that
+            failed together do not all come back at the same moment. It makes waits shorter.
 
     Raises:
-        WorkerError: A number makes no sense.
+        WorkerError: A number is invalid.
     """
 
     first: float = 0.1
@@ -68,13 +68,13 @@ class Restart:
     """How often a service is run again before it is given up.
 
     Args:
-        max: How many restarts there may be within the time; ``None`` for any number. 0: none.
+        max: How many restarts are allowed within the time; ``None`` for any number, 0 for none.
         within: That time, in seconds.
         backoff: How long it waits before each restart.
-        reset_after: Seconds that work has to run for the next wait to be a first one again.
+        reset_after: Seconds that the work must run for the waits to start again from the first.
 
     Raises:
-        WorkerError: A number makes no sense.
+        WorkerError: A number is invalid.
     """
 
     max: int | None = 5

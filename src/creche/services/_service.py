@@ -92,37 +92,38 @@ def service(
     on: Which = Exception,
     stall_after: float | None = None,
 ) -> Callable[[], Any]:
-    """Make work that runs a function, and runs it again when that raises an error.
+    """Make work that runs a function, and runs it again when it raises an error.
 
-    ``app.run_worker(service(consume), name="consumer")``. The worker stays RUNNING meanwhile. Each
-    restart counts in ``worker.attempt`` and is told by ``Worker.Restarted`` and in the log. Too
-    many of them in a short time end the work with ``RestartsExhausted``.
+    Use ``app.run_worker(service(consume), name="consumer")``. The worker stays RUNNING meanwhile.
+    Each restart is counted in ``worker.attempt``, announced by ``Worker.Restarted`` and logged. Too
+    many restarts in a short time end the work with ``RestartsExhausted``.
 
-    What ends it in any case is a return, unless it is to run always; cancellation, a wait for the
-    next attempt included; what is no ``Exception``; ``NotRestartable``; and a ``WorkerError``,
-    which says that Creche was not used well or that the node takes no more work. An error for which
-    it would be run again changes nothing once it is cancelled: it is told in the log.
-    ``WorkerFailed`` and ``WorkerCancelled`` are errors as any other: they tell of another worker.
+    The work always ends when the function returns (unless ``always`` is set), when it is cancelled,
+    even while it waits for the next attempt, and when the function raises something that is not an
+    ``Exception``, ``NotRestartable``, or a ``WorkerError``: that one means that Creche was misused
+    or that the node takes no more work. An error after the cancellation changes nothing and is
+    only logged. ``WorkerFailed`` and ``WorkerCancelled`` are about other workers, and are errors
+    like any other.
 
     Args:
-        fn: An async function, or a plain one, which is for ``run_worker(..., thread=True)``. It is
-            called without arguments; with ``task_status=`` if it has such a parameter, whose
+        fn: An async function, or a plain one for ``run_worker(..., thread=True)``. It is
+            called without arguments, or with ``task_status=`` if it has such a parameter; its
             ``started(value)`` is ``worker.ready(value)``.
         restart: How often it may be run again, and after how long.
-        always: Whether it is run again as well when it returns; that counts as an error.
-        on: For which errors it is run again: a class, several, or a function that is given the
-            error and tells. Of an exception group all errors have to be of the classes.
+        always: Whether it is also run again when it returns; that counts as an error.
+        on: For which errors it is run again: a class, several classes, or a function that gets the
+            error and returns a bool. For an exception group, all errors must match.
         stall_after: Seconds without ``advance()`` or ``update()`` in an attempt, after which
-            ``Worker.Stalled`` is announced; it goes before that of ``run_worker()``.
+            ``Worker.Stalled`` is announced; it overrides that of ``run_worker()``.
 
     Returns:
-        A function without arguments, for ``run_worker()``, ``start_worker()`` and the like. It is
-        async if ``fn`` is, has its name, and returns what that returns. It can be used for any
-        number of workers: each has a budget of its own. It raises what ends the service, as told
-        above, and ``NoActiveWorker`` if it is not called in the work of a worker.
+        A function without arguments, for ``run_worker()``, ``start_worker()`` and so on. It is
+        async if ``fn`` is, has its name, and returns what ``fn`` returns. It can be used for any
+        number of workers; each has its own budget of restarts. It raises what ends the service, and
+        ``NoActiveWorker`` if it is called outside of a worker.
 
     Raises:
-        WorkerError: An argument makes no sense. A coroutine object is closed.
+        WorkerError: An argument is invalid. A coroutine object is closed.
 
     Checkpoint:
         The function: before each further attempt.

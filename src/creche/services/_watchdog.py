@@ -1,14 +1,14 @@
-"""A thread that sees the event loop stand still, and says where.
+"""A thread that notices when the event loop stands still, and says where.
 
-It asks the loop for a sign of life, a few times a second, and does nothing else while that comes.
-What it says goes to the log only: the loop could not tell anybody.
+It asks the loop for a sign of life, a few times a second, and does nothing else while it gets one.
+It only writes to the log, since the loop could not tell anybody.
 
 Four things look alike from there. A *step* of the loop takes long: the loop does not answer, while
-the thread is served in time. Or that step holds the interpreter's lock, in a function written in C:
+the thread runs on time. Or that step holds the interpreter's lock, in a function written in C:
 the thread itself comes late, and the process has used the processor meanwhile. A *garbage
-collection* does the same, and says when it begins and ends. Or the process has not run at all, as
-it was stopped or the machine slept: the thread comes late, and no processor was used. The clock is
-one that goes on while the machine sleeps, where there is one.
+collection* does the same, and says when it begins and ends. Or the process has not run at all,
+because it was stopped or the machine slept: the thread comes late, and no processor was used. The
+clock is one that goes on while the machine sleeps, where there is one.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ if hasattr(time, "CLOCK_BOOTTIME"):  # pragma: no branch (Linux; elsewhere monot
 
 @asynccontextmanager
 async def watchdog(node: Node, blocked: float = 0.25) -> AsyncGenerator[None]:
-    """Say in the log when the event loop stands still, and which worker's step it stands in.
+    """Log when the event loop stands still, and in which worker's step.
 
-    ``async with watchdog(app), app: ...``. A WARNING of the logger ``creche`` names the worker, and
-    shows the stack of the loop's thread; it comes again after twice as long, and so on, and another
-    one says when the loop goes on. What takes less than ``blocked`` is never told, what takes three
-    times as long always. A garbage collection is told apart, and so is a process that did not run,
-    as it was stopped or the machine slept: that is nobody's fault.
+    Use ``async with watchdog(app), app: ...``. A WARNING of the logger ``creche`` names the worker
+    and shows the stack of the loop's thread. It is repeated after twice as long, and so on, and
+    another one says when the loop goes on. A stop shorter than ``blocked`` is never reported, one
+    three times as long always is. Garbage collections are reported as such, and so is a process
+    that did not run because it was stopped or the machine slept: that is nobody's fault.
 
-    It costs a thread that wakes up twice a second, less often the larger ``blocked`` is, and
+    It costs a thread that wakes up twice a second (less often if ``blocked`` is larger), and
     two calls for each garbage collection.
 
     Args:
-        node: The node that is named in the log. All that the event loop runs is watched.
+        node: The node that the log names. Everything that the event loop runs is watched.
         blocked: For how many seconds the loop has to stand still.
 
     Raises:
-        WorkerError: It is no node, or no time.
+        WorkerError: It is not a node, or not a valid time.
 
     Checkpoint:
-        In leaving.
+        On leaving.
 
     Threads:
         The node's event loop only.

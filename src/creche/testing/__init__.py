@@ -1,7 +1,7 @@
-"""What tests of programs that use Creche need: a virtual clock, a recorder, scripts, a machine.
+"""Tools for tests of programs that use Creche: a virtual clock, a recorder, scripts, a machine.
 
-Needs the extra ``creche[testing]``. Hypothesis and pytest are imported only by what needs them, and
-nothing here acts on a test that did not ask for it.
+Needs the extra ``creche[testing]``. Hypothesis and pytest are only imported by what needs them, and
+nothing here affects a test that did not ask for it.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ _BACKENDS = ["asyncio", "trio"] if find_spec("trio") else ["asyncio"]
 def virtual_backend(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run the async tests of a module on each backend, with a clock that jumps over every wait.
 
-    It takes the place of AnyIO's fixture where it is imported under the name of that one::
+    It replaces AnyIO's fixture if you import it under that name::
 
         from creche.testing import virtual_backend as anyio_backend
 
-    Each test has a clock of its own, see ``virtual_time()``.
+    Each test has its own clock, see ``virtual_time()``.
     """
     with virtual_time(request.param) as backend:
         yield backend

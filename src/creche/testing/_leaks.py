@@ -30,12 +30,12 @@ _POOLS = ("threading", "queue", "concurrent", "anyio", "trio", "outcome", "conte
 
 
 def assert_nothing_left(grace: float = 1.0) -> NothingLeft:
-    """Make sure that a block of a test leaves nothing behind.
+    """Assert that a block of a test leaves nothing behind.
 
-    Round a whole run, ``with assert_nothing_left(): anyio.run(main)``; or in a running event loop,
-    ``async with assert_nothing_left(): ...``, where tasks count too. Only what came into being in
-    the block counts: tasks, threads but for those of a pool that wait for something to do, workers
-    that have not ended, and coroutines that nobody awaited.
+    Use ``with assert_nothing_left(): anyio.run(main)`` around a whole run. In a running event loop,
+    use ``async with assert_nothing_left(): ...``, which checks tasks too. Only what was created in
+    the block counts: tasks, threads (but not idle threads of a pool), unfinished workers,
+    and coroutines that were never awaited.
 
     Args:
         grace: For how many seconds, of real time, threads may go on after the block.
@@ -45,7 +45,7 @@ def assert_nothing_left(grace: float = 1.0) -> NothingLeft:
 
     Raises:
         AssertionError: On leaving: something was left; the message lists it. An exception of the
-            block itself goes first.
+            block itself takes precedence.
 
     Threads:
         Any.
@@ -54,7 +54,7 @@ def assert_nothing_left(grace: float = 1.0) -> NothingLeft:
 
 
 class NothingLeft:
-    """What ``assert_nothing_left()`` gives."""
+    """What ``assert_nothing_left()`` returns."""
 
     def __init__(self, grace: float) -> None:
         self._grace = grace

@@ -1,4 +1,4 @@
-"""A recorder of the changes of state that nodes tell their handlers of."""
+"""A recorder of the changes of state that nodes announce to their handlers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _named(states: list[WorkerState] | tuple[WorkerState, ...]) -> str:
 
 
 class EventRecorder:
-    """Keeps each change of state that nodes announce from now on, in order.
+    """Records each change of state that nodes announce from now on, in order.
 
-    It listens through the nodes' handler ``on_worker_state_changed``. One that a node has already
-    goes on to be called.
+    It listens through the handler ``on_worker_state_changed`` of the nodes. A handler that a node
+    already has is still called.
 
     Args:
-        nodes: The nodes to listen to; more can be added by ``watch()``.
+        nodes: The nodes to listen to; add more with ``watch()``.
     """
 
     def __init__(self, *nodes: Node) -> None:
@@ -43,10 +43,10 @@ class EventRecorder:
         """Listen to one more node.
 
         Args:
-            node: The node; those below it are to be given on their own.
+            node: The node. Add the nodes below it separately.
 
         Threads:
-            Any, before anything runs on the node; else its event loop only.
+            Any, before anything runs on the node; after that, its event loop only.
         """
         name = Worker.StateChanged.handler_name
         previous: Callable[[Worker.StateChanged], object] | None = getattr(node, name, None)
@@ -69,18 +69,18 @@ class EventRecorder:
         return f"<EventRecorder of {len(self.events)} events>"
 
     def states(self, worker: Worker[Any]) -> list[WorkerState]:
-        """Tell the states that a worker went through, as announced."""
+        """Return the states that a worker went through, as announced."""
         return [state for each, state in self.events if each is worker]
 
     def assert_states(self, worker: Worker[Any], *expected: WorkerState) -> None:
-        """Make sure that a worker went through these states and no others.
+        """Assert that a worker went through these states and no others.
 
         Args:
             worker: The worker.
-            expected: The states, from the first to the last.
+            expected: The states, from first to last.
 
         Raises:
-            AssertionError: It did not; the message tells all that was recorded.
+            AssertionError: It did not. The message contains everything that was recorded.
         """
         states = self.states(worker)
         if states != list(expected):
@@ -90,16 +90,16 @@ class EventRecorder:
             )
 
     def assert_orderly(self) -> None:
-        """Make sure that what was announced of each worker is a life as the table allows it.
+        """Assert that the announced states of each worker follow the table of states.
 
-        That is: PENDING first, then changes of the table alone, each once, and the last one is the
-        state that the worker is in.
+        That is: PENDING first, then only changes that the table allows, each once, and the last one
+        is the current state of the worker.
 
         Raises:
-            AssertionError: It is not; the message tells all that was recorded.
+            AssertionError: They do not. The message contains everything that was recorded.
 
         Threads:
-            Where nothing runs meanwhile: the last message may be on its way.
+            Where nothing runs meanwhile: the last message may still be on its way.
         """
         for worker in {id(worker): worker for worker, _ in self.events}.values():
             wrong = what_is_wrong(worker, self.states(worker))

@@ -1,7 +1,7 @@
 """Scripts for work: what it does, step by step, and a log of what it did.
 
-A script is data; ``Play`` is one performance of it, to be given to a worker as its work. The log
-is what a test believes: not what the worker tells of itself.
+A script is data; ``Play`` is one performance of it, to be passed to a worker as its work. A test
+believes the log, not what the worker says about itself.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Ending(enum.Enum):
     RAISE = "raise"
     """It raises a ``ScriptError``."""
     RAISE_BASE = "raise base"
-    """It raises a ``ScriptBaseError``, which is no ``Exception``."""
+    """It raises a ``ScriptBaseError``, which is not an ``Exception``."""
     FROZEN = "raise frozen"
     """It raises a ``ScriptError`` that is a frozen dataclass: nothing can be set on it, and it
     equals others."""
     FROZEN_BASE = "raise frozen base"
-    """The same of a ``ScriptBaseError``."""
+    """The same, with a ``ScriptBaseError``."""
     STUBBORN = "raise stubborn"
-    """It raises a ``ScriptError`` without a text, which takes no note and tells of none."""
+    """It raises a ``ScriptError`` whose ``str()``, ``add_note()`` and ``__notes__`` raise."""
     GROUP = "raise group"
-    """It raises a group with a ``ScriptError`` in it, of which ``split()`` and ``derive()`` raise.
-    Raised while a cancellation is handled, it holds that as well."""
+    """It raises a group with a ``ScriptError`` in it, whose ``split()`` and ``derive()`` raise.
+    If a cancellation is being handled, the group contains that too."""
 
 
 class OnCancel(enum.Enum):
@@ -57,9 +57,9 @@ class OnCancel(enum.Enum):
     RESIST = "resist"
     """It unwinds after some shielded checkpoints."""
     HOLD = "hold"
-    """It unwinds once it is let go, see ``Play.let_go()``."""
+    """It unwinds after ``Play.let_go()``."""
     SWALLOW = "swallow"
-    """It returns ``Play.value`` all the same."""
+    """It returns ``Play.value`` anyway."""
     RAISE = "raise"
     """It raises a ``ScriptError``."""
     RAISE_WITHIN = "raise within"
@@ -73,7 +73,7 @@ class ScriptError(Exception):
 
 
 class ScriptBaseError(BaseException):
-    """The error of scripted work that is no ``Exception``, as ``SystemExit`` is not."""
+    """The error of scripted work that is not an ``Exception``, like ``SystemExit``."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Script:
     on_cancel: OnCancel = OnCancel.OBEY
     """What it does when it is cancelled."""
     unwinding: int = 1
-    """Shielded checkpoints, where it resists."""
+    """How many shielded checkpoints there are, if it resists."""
 
     def __repr__(self) -> str:
         values = ((each, getattr(self, each.name)) for each in fields(self))
@@ -148,12 +148,12 @@ class Script:
 
 
 class Play:
-    """A performance of a script: give it, or its ``in_thread``, to a worker as the work.
+    """A performance of a script. Pass it, or its ``in_thread``, to a worker as the work.
 
     Args:
         script: What to do.
         name: A name for error messages.
-        noted: Called with each entry of the log, where it happens.
+        noted: Called with each entry of the log, when it is made.
     """
 
     def __init__(
@@ -186,16 +186,16 @@ class Play:
 
     @property
     def is_entered(self) -> bool:
-        """Whether the work was ever entered."""
+        """Whether the work has started."""
         return bool(self.log)
 
     @property
     def is_inside(self) -> bool:
-        """Whether the work has been entered and has not left."""
+        """Whether the work has started and not ended."""
         return bool(self.log) and self.log[-1] not in ENDS
 
     def open_gate(self) -> None:
-        """Let the work pass the gate, now or when it comes there.
+        """Let the work pass the gate, now or when it gets there.
 
         Threads:
             Any.
@@ -204,7 +204,7 @@ class Play:
         self._wake()
 
     def let_go(self) -> None:
-        """Let the work unwind, if it was cancelled and holds on.
+        """Let the work unwind, if it was cancelled and resists.
 
         Threads:
             Any.

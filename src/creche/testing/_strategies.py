@@ -19,7 +19,7 @@ def scripts(
     gated: bool | None = None,
     checkpoints: int = 3,
 ) -> st.SearchStrategy[Script]:
-    """Draw scripts of work; they shrink towards work that waits at its gate and returns.
+    """Draw scripts of work. They shrink towards work that waits at its gate and returns.
 
     Args:
         endings: How the work may end, the simplest first.
@@ -28,7 +28,7 @@ def scripts(
         checkpoints: How many checkpoints in a row there may be.
 
     Returns:
-        A strategy of ``Script``.
+        A strategy for ``Script``.
     """
     count = st.integers(0, checkpoints)
     return st.builds(

@@ -98,24 +98,24 @@ def _on_trio(gauge: _Gauge) -> dict[str, Any]:
 def virtual_time(backend: str = "asyncio") -> Generator[tuple[str, dict[str, Any]]]:
     """Provide a backend with a clock that jumps over every wait.
 
-    It is for one run of an event loop within the context. What runs there sees the virtual time in
-    ``anyio.current_time()``, sleeps, deadlines and the times of workers; ``time.monotonic()`` and
+    It is for one run of an event loop within the context. ``anyio.current_time()``, sleeps,
+    deadlines and the times of workers use the virtual time there. ``time.monotonic()`` and
     event loops in threads stay real. Threads that AnyIO did not start are not known: the clock
-    jumps over what they would do. Under pytest see ``virtual_backend``.
+    jumps over whatever they would do. For pytest, see ``virtual_backend``.
 
     Args:
         backend: ``"asyncio"`` or ``"trio"``.
 
     Returns:
-        A context manager that gives what ``anyio.run()`` takes as ``backend`` and
-        ``backend_options``.
+        A context manager that gives the ``backend`` and the ``backend_options`` for
+        ``anyio.run()``.
 
     Raises:
         ValueError: There is no such backend.
         ImportError: It is not installed.
 
     Threads:
-        To be used in the thread that runs the event loop, or in one that starts it.
+        The thread that runs the event loop, or one that starts it.
     """
     prepare = {"asyncio": _on_asyncio, "trio": _on_trio}.get(backend)
     if prepare is None:

@@ -1,7 +1,7 @@
 """A timeline of what ran: recorded while it runs, saved as a page or for Perfetto.
 
-``async with record(app) as trace, app: ...`` and then ``trace.save("run.html")``, one page that
-shows the timeline and needs nothing else, or ``trace.save("run.json")`` for https://ui.perfetto.dev
+Use ``async with record(app) as trace, app: ...`` and then ``trace.save("run.html")``, for one
+self-contained page, or ``trace.save("run.json")`` for https://ui.perfetto.dev
 and ``chrome://tracing``.
 """
 

@@ -47,22 +47,22 @@ _FORMATS = {".html": as_page, ".json": as_json}
 def record(node: Node, *, keep: int = 10_000) -> Trace:
     """Record what the workers of a node and of all nodes below it do.
 
-    ``async with record(app) as trace, app: ...`` records the whole life of a node. The block may
-    also be opened while the node is open; workers that are there already are part of the recording.
-    It does not keep the node open, delays no worker, holds none alive and fails none: what it could
-    not take note of is missing, which is logged once at ERROR by the logger ``creche``; what has no
-    text is told as ``<unprintable ...>``.
+    ``async with record(app) as trace, app: ...`` records the whole life of a node. You can open
+    the block while the node is open, too; the workers that are there already are recorded. It does
+    not keep the node open, delays no worker, and keeps none alive. If something cannot be
+    recorded, it is missing, and the logger ``creche`` logs that once at ERROR. Objects that cannot
+    be converted to text become ``<unprintable ...>``.
 
     Args:
         node: The node.
-        keep: How many finished workers to keep, the newest; older ones are dropped, and the
-            timeline says so. A worker takes less than a kilobyte, long texts apart.
+        keep: How many finished workers to keep. The oldest are dropped first, and the timeline
+            says so. A worker takes less than a kilobyte, not counting long texts.
 
     Returns:
         The recording, to be opened as a block.
 
     Raises:
-        WorkerError: It is no node, or ``keep`` is not 1 or more.
+        WorkerError: It is not a node, or ``keep`` is less than 1.
 
     Threads:
         Any thread; the block is for the node's event loop only.
@@ -76,7 +76,7 @@ def record(node: Node, *, keep: int = 10_000) -> Trace:
 
 @final
 class Trace:
-    """What workers did, while they do it and afterwards; made by ``record()``, see there."""
+    """What workers did, during the recording and afterwards; made by ``record()``, see there."""
 
     def __init__(self, node: Node, keep: int) -> None:
         self._node = node
@@ -102,7 +102,7 @@ class Trace:
 
     @property
     def dropped(self) -> int:
-        """How many finished workers were dropped, as more than ``keep`` have finished.
+        """How many finished workers were dropped because more than ``keep`` have finished.
 
         Threads:
             Any thread.
@@ -227,23 +227,23 @@ class Trace:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the timeline to a file.
 
-        A name that ends in ``.html`` makes a page to be opened in a browser, with all that it needs
-        in it. One that ends in ``.json`` makes a trace in the Chrome trace event format, to be
-        opened in https://ui.perfetto.dev or ``chrome://tracing``. Both have a lane for each group,
-        with as many rows as workers of it ran at once. May be called again, also while the
-        recording goes on; what has not ended is shown up to now. An existing file is replaced.
+        A name that ends in ``.html`` makes a self-contained page for a browser. A name that ends in
+        ``.json`` makes a trace in the Chrome trace event format, for https://ui.perfetto.dev or
+        ``chrome://tracing``. Both have a lane for each group, with as many rows as its workers need
+        that ran at the same time. You can call this again, and during the recording; workers
+        that have not ended are shown up to now. An existing file is replaced.
 
         Args:
-            path: Where to.
+            path: The file.
 
         Raises:
-            WorkerError: The name ends in something else; the recording was not opened; or it goes
-                on, and this is another thread.
-            OSError: The file cannot be written. One that was begun is empty then.
+            WorkerError: The name ends in something else; the recording was not opened; or it is
+                still open, and this is another thread.
+            OSError: The file cannot be written. If it was created, it is empty.
 
         Threads:
-            The node's event loop, which is kept busy meanwhile, for about a tenth of a second for a
-            thousand workers; once the block was left, any thread.
+            The node's event loop, which is blocked meanwhile, for about a tenth of a second for a
+            thousand workers; any thread, once the block was left.
         """
         form = _FORMATS.get(Path(path).suffix.lower())
         if form is None:

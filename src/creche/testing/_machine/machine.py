@@ -44,24 +44,24 @@ IMPATIENCE = 0.1
 
 
 class WorkerMachine(RuleBasedStateMachine):
-    """Does everything to a tree of nodes that a program can do, and looks at what must hold.
+    """Does everything to a tree of nodes that a program can do, and checks what must hold.
 
-    A Hypothesis ``RuleBasedStateMachine``. Work is scripted, see ``Play``; the logs of the scripts
-    are what the invariants believe. A subclass puts workers of its own to the test by overriding
-    ``make_worker``, and is run as a test case::
+    A Hypothesis ``RuleBasedStateMachine``. Work is scripted, see ``Play``, and the invariants
+    believe the logs of the scripts. To test your own class of workers, override ``make_worker``
+    in a subclass, and run that as a test case::
 
         class TestMine(MyMachine.TestCase): ...
 
-    ``backend`` and ``backend_options`` say what it runs on. Where workers make something else of
-    the outcome of their work than Creche does, override ``expected_states`` as well.
+    ``backend`` and ``backend_options`` say what it runs on. If your workers change the
+    outcome of their work, override ``expected_states`` as well.
 
     Raises:
         AssertionError: From the test case: something that must hold does not. The message has the
-            name of the invariant, what it says and who broke it.
+            name of the invariant, what it says, and which worker or node violates it.
 
     Threads:
-        The event loop has a thread of its own. Each rule is one visit to it, after which nothing
-        moves until the next.
+        The event loop has its own thread. Each rule is one visit to it, after which nothing moves
+        until the next.
     """
 
     backend: ClassVar[str] = "asyncio"
