@@ -152,11 +152,12 @@ def deep(session: nox.Session) -> None:
 
 @nox.session(python=FOUND[-1])
 def browser(session: nox.Session) -> None:
-    """Test the page of a timeline in a headless browser, which is fetched where there is none."""
+    """Test the pages in a headless browser, which is fetched where there is none."""
     session.install("-e", ".", *group("tests"), *group("browser"))
     session.run("python", "tests/browser.py")
+    pages = ["tests/test_trace_page.py", "tests/test_web_page.py"]
     session.env["CRECHE_BROWSER_NEEDED"] = "1"  # a test that is skipped would prove nothing
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_trace_page.py"]))
+    session.run("python", "-m", "pytest", *(session.posargs or pages))
 
 
 @nox.session(python=FOUND[-1])

@@ -1,4 +1,4 @@
-"""A headless browser, where there is one: an installed Chromium, or that of Playwright."""
+"""A headless browser, where there is one: an installed Chromium or Playwright's. And axe-core."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+AXE = "axe-core@4.14.1"
+ROOT = Path(__file__).parent.parent
 NAMES = (
     "chromium-headless-shell",
     "chromium",
@@ -49,8 +51,17 @@ def opened():
         browser.close()
 
 
+def axe():
+    """Give the code of axe-core, or ``None`` where it is not installed."""
+    path = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
 def install():
-    """Have Playwright fetch a browser, if there is none."""
+    """Have npm fetch axe-core, and Playwright a browser, where there is none."""
+    if axe() is None:
+        command = ["npm", "install", "--no-save", "--ignore-scripts", "--prefix", str(ROOT), AXE]
+        subprocess.run(command, check=True)
     with opened() as (browser, reason):
         if browser is not None:
             print(f"there is a browser: {browser.browser_type.name} {browser.version}")
