@@ -254,6 +254,7 @@ def test_details(show):
     row(page, "shutting down").click()
     assert details(page) == {"node": "app/panel", "life": "shutting down"}
     page.get_by_role("button", name="Close").click()
+    drawn(page)
     assert not page.locator("#details").is_visible()
 
 
