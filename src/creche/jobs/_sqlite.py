@@ -190,6 +190,11 @@ class SQLiteStore:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # All has been written by then: the thread that writes holds it.
+        with suppress(AttributeError):  # it could not be opened
+            self._connection.close()
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreError(f"the history of jobs {self._path!r} was closed; open it again")
