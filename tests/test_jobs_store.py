@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 
+import anyio
 import pytest
 from anyio import lowlevel
 
@@ -241,6 +243,24 @@ async def test_jobs_go_on(path):
             job = jobs.submit(one)
             assert await job.result() == 1
             assert jobs.get(job.id).status.done
+
+
+@pytest.mark.parametrize("how", ["shutdown", "cancel"])
+async def test_ends_with_the_node_are_written(path, how):
+    """As the last job ends, all is in the file: uvicorn ends itself by the signal it was sent."""
+    store = SQLiteStore(path)
+    async with Node("app") as app:
+        jobs = Jobs(app, store=store)
+        for _ in range(3):
+            jobs.submit(anyio.sleep_forever)
+        if how == "shutdown":
+            await app.shutdown()
+        else:
+            app.cancel()
+    assert store._writer is None
+    rows = store._connection.execute("SELECT status FROM jobs").fetchall()
+    assert [json.loads(row)["status"] for (row,) in rows] == ["cancelled"] * 3
+    store.close()
 
 
 def test_cannot_be_opened(path, tmp_path):

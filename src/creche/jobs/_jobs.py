@@ -186,6 +186,9 @@ class Jobs:
             self._ended[job.id] = job
             self._put(job._status)
             self._sweep()
+            is_last = not self._unfinished and not self.node.is_ready
+        if is_last:
+            self._flush()
 
     def get(self, job_id: str) -> Job[Any] | None:
         """Get a job by its id.
@@ -292,6 +295,12 @@ class Jobs:
     def _put(self, status: JobStatus) -> None:
         if self._store is not None:
             self._try(self._store.put, status)
+
+    def _flush(self) -> None:
+        """Have all written, as the node ends: a program that is told to may not end in order."""
+        flush = getattr(self._store, "flush", None)
+        if flush is not None:
+            flush()
 
     def _try(self, write: Callable[[Any], None], value: object) -> None:
         """Write to the store. If that fails it is logged, once until it works again."""

@@ -164,6 +164,17 @@ class SQLiteStore:
             if self._statuses.pop(job_id, None) is not None:
                 self._write_soon(job_id, None)
 
+    def flush(self) -> None:
+        """Wait until what was put has been written, or could not be.
+
+        Threads:
+            Any thread, which is blocked meanwhile.
+        """
+        with self._lock:
+            writer = self._writer
+        if writer is not None:
+            writer.join()
+
     def close(self) -> None:
         """Write what is to be written, and let go of the file; may be called again.
 
@@ -172,9 +183,7 @@ class SQLiteStore:
         """
         with self._lock:
             was_closed, self._is_closed = self._is_closed, True
-            writer = self._writer
-        if writer is not None:
-            writer.join()
+        self.flush()
         if not was_closed:
             self._write()  # what has failed before
             self._connection.close()

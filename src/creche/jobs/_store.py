@@ -15,7 +15,9 @@ class Store(Protocol):
 
     The calls come from the event loop and from threads, one at a time, and must not wait: a store
     that does so writes later, as ``SQLiteStore`` does. What they raise is logged, and the jobs go
-    on; ``Jobs.get()`` and the making of ``Jobs`` raise it as ``StoreError``.
+    on; ``Jobs.get()`` and the making of ``Jobs`` raise it as ``StoreError``. A store that writes
+    later may have a method ``flush()`` that waits until all is written: it is called as the last
+    job ends while the node shuts down.
     """
 
     def put(self, status: JobStatus) -> None:
