@@ -155,7 +155,7 @@ def browser(session: nox.Session) -> None:
     """Test the pages in a headless browser, which is fetched where there is none."""
     session.install("-e", ".", *group("tests"), *group("browser"))
     session.run("python", "tests/browser.py")
-    pages = ["tests/test_trace_page.py", "tests/test_web_page.py"]
+    pages = [f"tests/test_{name}.py" for name in ("trace_page", "web_page", "web_page_served")]
     session.env["CRECHE_BROWSER_NEEDED"] = "1"  # a test that is skipped would prove nothing
     session.run("python", "-m", "pytest", *(session.posargs or pages))
 
