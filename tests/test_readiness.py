@@ -384,7 +384,7 @@ def test_what_does_not_get_on_is_shown(backend, caplog):
         anyio.run(main, backend=name, backend_options=options)
     assert [", stalled" in each for each in trees] == [True, False]
     _, said = (each for each in caplog.records if each.levelno == logging.WARNING)
-    assert said.getMessage() == "worker 'job' has not got on for 10 s"
+    assert said.getMessage() == "worker 'job' has made no progress for 10 s"
     assert said.creche_worker == "job"
 
 

@@ -209,5 +209,5 @@ async def _watch_stalls(worker: Worker[Any], service: ServicePart) -> None:
 
 def _tell_stalled(worker: Worker[Any], seconds: float) -> None:
     label, fields = worker._creche_label(), fields_of(worker, worker._state)
-    tell(logging.WARNING, "%s has not got on for %.3g s", label, seconds, fields=fields)
+    tell(logging.WARNING, "%s has made no progress for %.3g s", label, seconds, fields=fields)
     worker._node._creche_audience.announce_event(worker, Stalled(worker, seconds))
