@@ -29,6 +29,7 @@ def is_found(version: str) -> bool:
 
 # The Python that runs nox is there in any case, so there is never none.
 FOUND = [version for version in SUPPORTED if is_found(version)] or [RUNNING]
+FREE_THREADED = ("3.13t", "3.14t")
 OLDEST, NEWEST = SUPPORTED[0], SUPPORTED[-1]
 
 
@@ -65,6 +66,17 @@ def tests_asyncio_only(session: nox.Session) -> None:
     session.install("-e", ".", *group("tests-asyncio"))
     for absent in ("trio", "sniffio", "rich", "stackscope", "opentelemetry", "uvloop"):
         session.run("python", "-c", f"import {absent}", success_codes=[1], silent=True)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=[each for each in FREE_THREADED if is_found(each)] or FREE_THREADED[:1])
+def free_threaded(session: nox.Session) -> None:
+    """Run the tests without a GIL; ``.github/build_python.sh`` builds a Python for it."""
+    # Wheels only: Hypothesis has some in older versions.
+    needed = [*PROJECT["project"]["dependencies"], *group("tests-free-threaded")]
+    session.install("--only-binary", ":all:", *needed)
+    session.install("--editable", ".", "--no-deps")
+    session.run("python", "-c", "import sys; assert not sys._is_gil_enabled()")
     session.run("python", "-m", "pytest", *session.posargs)
 
 

@@ -73,7 +73,7 @@ def is_for_this_python(mutant):
 def core(place):
     """Give the files in which faults are planted."""
     package = place / "src" / "creche"
-    return [*package.glob("*.py"), *package.glob("_*/*.py")]
+    return [*package.glob("*.py"), *package.glob("_*/*.py"), *package.glob("otel/*.py")]
 
 
 def find_stale(mutant):
