@@ -112,7 +112,8 @@ class WorkerJob:
             path=worker._task_name(),
             label=self._label,
             backend=backend_name(worker._nursery.bridge.token),
-            level=logging.getLogger().level,
+            level=logging.root.level,
+            home=wire.whoami(),
         )
 
     def begin(self, where: str = "") -> None:

@@ -13,7 +13,7 @@ import os
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerYet
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
@@ -63,7 +63,11 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
 
 def backend_name(token: lowlevel.EventLoopToken) -> str:
     """Give the name that AnyIO has for the backend of a loop."""
-    module = token.backend_class.__module__
+    return _backend_name(token.backend_class.__module__)
+
+
+@cache
+def _backend_name(module: str) -> str:
     return next(name for name in anyio.get_all_backends() if name in module)
 
 

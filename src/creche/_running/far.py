@@ -397,7 +397,7 @@ class telling:  # noqa: N801 (a block)
         self._far = far
 
     def __enter__(self) -> None:
-        if not self._far._head.is_at_home():
+        if self._far._head.home != wire.whoami():
             _handler_for(self._far._head.level).fars.append(self._far)
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import SocketListener
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 from .line import DONE, GO, HEAD, LONGEST, PATIENCE, PROOF, STAY, STOP, frame, prove
 from .wire import BEGIN, read_message
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from .line import Address
 
-_LOST = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, OSError)
+_LOST = (anyio.EndOfStream, anyio.BrokenResourceError, OSError)
 
 
 class Hub:
@@ -97,7 +96,7 @@ class _Caller:
 
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
-        self._reader = BufferedByteReceiveStream(stream)
+        self._buffer = bytearray()
         self._lock = anyio.Lock(fast_acquire=True)
 
     async def meet(self, key: bytes) -> bool:
@@ -105,8 +104,9 @@ class _Caller:
         with anyio.move_on_after(PATIENCE):
             mine = secrets.token_bytes(PROOF)
             await self._stream.send(mine)
-            proof = await self._reader.receive_exactly(PROOF)
-            theirs = await self._reader.receive_exactly(PROOF)
+            await self._fill(2 * PROOF)
+            proof, theirs = bytes(self._buffer[:PROOF]), bytes(self._buffer[PROOF : 2 * PROOF])
+            del self._buffer[: 2 * PROOF]
             if hmac.compare_digest(proof, prove(key, mine, b"far")):
                 await self._stream.send(prove(key, theirs, b"home"))
                 return True
@@ -114,13 +114,20 @@ class _Caller:
 
     async def listen(self) -> tuple[int, bytes]:
         """Give the next message, and the number of its job."""
-        size, number = HEAD.unpack(await self._reader.receive_exactly(HEAD.size))
+        await self._fill(HEAD.size)
+        size, number = HEAD.unpack_from(self._buffer)
         if size > LONGEST:
             raise OSError(f"a frame of {size} bytes is longer than any")
-        return number, await self._reader.receive_exactly(size) if size else b""
+        await self._fill(HEAD.size + size)
+        message = bytes(self._buffer[HEAD.size : HEAD.size + size])
+        del self._buffer[: HEAD.size + size]
+        return number, message
+
+    async def _fill(self, size: int) -> None:
+        while len(self._buffer) < size:
+            self._buffer += await self._stream.receive()
 
     async def say(self, number: int, message: bytes) -> None:
-        """Say something of a job. A frame is whole, whoever is cancelled."""
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                await self._stream.send(frame(number, message))
+        """Say something of a job; to be shielded, as half a frame makes the line useless."""
+        async with self._lock:
+            await self._stream.send(frame(number, message))

@@ -88,7 +88,9 @@ class Processes:
                 job.begin(process.where)
                 return job.open(await self._outcome(job, process))
             finally:
-                await job.outlast(partial(pool.put_back, process))
+                if process.is_busy:
+                    await job.outlast(process.kill)
+                pool.put_back(process)
 
     async def _outcome(self, job: Job, process: _Process) -> bytes:
         """Give what came of a job, which a process was given."""
@@ -163,10 +165,8 @@ class _Pool:
         self._group.create_task(process.watch(), context=Context(), name=process.where)
         return process
 
-    async def put_back(self, process: _Process) -> None:
-        """Take a process back; one that is still at work is killed."""
-        if process.is_busy:
-            await process.kill()
+    def put_back(self, process: _Process) -> None:
+        """Take back a process that is not at work any more."""
         if not process.is_alive:
             process.close()
         elif self._idle_after == 0:
@@ -288,20 +288,20 @@ class _Process:
                 await anyio.wait_writable(self._line)
 
     async def _hear(self) -> tuple[int, bytes]:
-        size, kind = child.HEAD.unpack(await self._read(child.HEAD.size))
-        return kind, await self._read(size)
-
-    async def _read(self, size: int) -> bytes:
         # What was read is kept in the buffer, whoever is cancelled meanwhile.
-        while len(self._buffer) < size:
+        buffer, start = self._buffer, child.HEAD.size
+        while True:
+            if len(buffer) >= start:
+                size, kind = child.HEAD.unpack_from(buffer)
+                if len(buffer) >= start + size:
+                    told = bytes(buffer[start : start + size])
+                    del buffer[: start + size]
+                    return kind, told
             await anyio.wait_readable(self._line)
             more = self._line.recv(1 << 18)
             if not more:
                 raise ConnectionError("it has hung up")
-            self._buffer += more
-        told = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return told
+            buffer += more
 
     # its end
 

@@ -17,9 +17,8 @@ import pickle
 import sys
 import traceback
 from concurrent.futures import CancelledError as ThreadCancelledError
-from dataclasses import dataclass, field
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from creche._ground.errors import (
     RemoteError,
@@ -44,15 +43,15 @@ VALUE, ERROR, STAY, UNREAD, UNHEARD = "value", "error", "stay", "unread", "unhea
 _DEEPEST = 100  # decorators on a function
 
 
-def _whoami() -> tuple[int, bytes]:
+def whoami() -> tuple[int, bytes]:
+    """Tell one interpreter from another."""
     return os.getpid(), _interpreter
 
 
 _interpreter = os.urandom(16)  # a forked process has the same, and another number
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """What the far side is told of the worker."""
 
     name: str
@@ -63,20 +62,15 @@ class Head:
     backend: str
     level: int
     """That of the root logger at home."""
-    home: tuple[int, bytes] = field(default_factory=_whoami)
-    """The interpreter that the worker is in."""
-
-    def is_at_home(self) -> bool:
-        """Whether this is the interpreter that the worker is in."""
-        return self.home == _whoami()
+    home: tuple[int, bytes]
+    """The interpreter that the worker is in, see ``whoami()``."""
 
 
 Progress = tuple[int, "int | None", "str | None"]
 """Completed steps, all steps, and the description if it was changed."""
 
 
-@dataclass(frozen=True)
-class OutcomeHead:
+class OutcomeHead(NamedTuple):
     """What became of the work."""
 
     kind: str
@@ -186,8 +180,9 @@ def _split(told: bytes) -> tuple[Any, int]:
     return pickle.load(source), source.tell()  # noqa: S301 (what carries it has to be trusted)
 
 
-def _join(head: object, body: bytes) -> bytes:
-    return pickle.dumps(head, pickle.HIGHEST_PROTOCOL) + body
+def _join(head: tuple[object, ...], body: bytes) -> bytes:
+    # A plain one: its class would take more than all the rest.
+    return pickle.dumps(tuple(head), pickle.HIGHEST_PROTOCOL) + body
 
 
 # jobs
@@ -213,8 +208,7 @@ def pack_job(work: Any, head: Head, label: str) -> bytes:
 def read_job(payload: bytes) -> tuple[Head, int]:
     """Read the head of a job, and where the work begins."""
     head, start = _split(payload)
-    assert isinstance(head, Head)
-    return head, start
+    return Head(*head), start
 
 
 # messages
@@ -274,8 +268,7 @@ def _name_of(kind: type[BaseException]) -> str:
 def read_outcome(outcome: bytes) -> tuple[OutcomeHead, bytes]:
     """Read the head of an outcome; the rest is what the work gave."""
     head, start = _split(outcome)
-    assert isinstance(head, OutcomeHead)
-    return head, outcome[start:]
+    return OutcomeHead(*head), outcome[start:]
 
 
 def open_outcome(head: OutcomeHead, body: bytes, label: str) -> Any:
