@@ -215,3 +215,8 @@ def meet_and_wait():
     meet()
     assert get_current_worker().cancelled_event.wait(RENDEZVOUS), "nobody told"
     assert get_current_worker().cancel_reason == "home has hung up"
+
+
+def advance_and_check():
+    get_current_worker().advance()
+    get_current_worker().check_cancelled()

@@ -323,6 +323,24 @@ async def test_line_of_a_home_that_is_gone(by_hand):
     await until(lambda: not worker.is_abandoned)
 
 
+async def test_line_that_is_lost(by_hand):
+    """Work whose line is lost is told to stop there, and its cancellation here does no harm."""
+    meeting = farwork.meet = Meeting()
+    async with Node("app") as app:
+        worker = app.run_worker(farwork.meet_and_wait, where=by_hand)
+        await submitted(by_hand)
+        by_hand.run()
+        await meeting.until_arrived()
+        (one,) = line._lines.values()
+        one._socket.shutdown(socket.SHUT_RDWR)
+        await until(lambda: one.is_lost)
+        await settle()
+        worker.cancel()
+        await settle()
+        meeting.go.set()
+    assert worker.state is CANCELLED
+
+
 async def test_fork_server(anyio_backend_name):
     """The start method ``forkserver`` will do."""
     if anyio_backend_name != "trio":

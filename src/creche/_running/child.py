@@ -18,11 +18,10 @@ import socket
 import struct
 import sys
 import threading
-from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from creche._running.far import Far
@@ -43,10 +42,9 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        spec = self.__spec__
-        if isinstance(spec, ModuleSpec) and spec.loader is not None:
-            self.__class__ = ModuleType  # type: ignore[assignment]  # it is one from now on
-            spec.loader.exec_module(self)
+        spec = cast("Any", self.__spec__)
+        self.__class__ = ModuleType  # type: ignore[assignment]  # it is one from now on
+        spec.loader.exec_module(self)
         return getattr(self, name)
 
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from .line import Address
 
-_LOST = (anyio.EndOfStream, anyio.BrokenResourceError, OSError)
+_LOST = (
+    *(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError),
+    OSError,
+)
 
 
 class Hub:

@@ -1,0 +1,263 @@
+"""The far side of work that runs elsewhere, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import socket
+import sys
+import threading
+from functools import partial
+
+import anyio
+import pytest
+
+import farwork
+from creche import Node, WorkerCancelled, WorkerError
+from creche._core import resources
+from creche._running import child, far, line, wire
+from creche.ways import Far
+from helpers import until
+
+AWAY = (0, b"another interpreter")
+
+
+def make(work, send=lambda _: None, *, home=AWAY, **options):
+    head = wire.Head("far", "group", "", "app/group/far", "worker 'far'", "asyncio", 0, home)
+    return Far(wire.pack_job(work, head, "worker 'far'"), send, **options)
+
+
+def opened(outcome):
+    return wire.open_outcome(*wire.read_outcome(outcome), "worker 'far'")
+
+
+@contextlib.contextmanager
+def own_process(monkeypatch):
+    """Be a process in which nobody has set up logging."""
+    root, level = logging.getLogger(), logging.getLogger().level
+    with monkeypatch.context() as patch:
+        patch.setattr(root, "handlers", [])
+        patch.setattr(far, "_handler", None)
+        yield
+    root.setLevel(level)
+
+
+def test_far_tells_what_it_is():
+    """What stands for a worker names it."""
+    assert repr(make(int)) == "<Far 'app/group/far'>"
+
+
+def test_steps_are_set_and_checked():
+    """Steps are set as those of a worker are, and what is no number is refused."""
+    one = make(int)
+    one.update(3, 12)
+    assert (one.completed_steps, one.total_steps, one.progress) == (3, 12, 25.0)
+    one.update(total_steps=None, description="counts")
+    assert (one.total_steps, one.description) == (None, "counts")
+    for wrong in ({"completed_steps": "3"}, {"description": 3}):
+        with pytest.raises(WorkerError):
+            one.update(**wrong)
+    with pytest.raises(WorkerError):
+        one.advance("3")
+
+
+def test_steps_are_not_told_after_the_end():
+    """A message about steps that would come after the outcome is not sent."""
+    sent = []
+    one = make(int, sent.append, begun=True)
+    assert opened(one.run()) == 0
+    one.advance()
+    one._tell_late()
+    assert sent == []
+
+
+def test_home_that_is_gone():
+    """Work whose home cannot be told of its steps is told to stop."""
+
+    def send(message):
+        raise OSError("gone")
+
+    one = make(farwork.advance_and_check, send, begun=True)
+    with pytest.raises(WorkerCancelled, match="was cancelled: home cannot be reached: gone"):
+        opened(one.run())
+
+
+def test_home_that_cannot_be_asked():
+    """Work that cannot ask whether to begin does not."""
+
+    def send(message):
+        raise OSError("gone")
+
+    with pytest.raises(WorkerError, match="was not begun, as this process cannot be reached"):
+        opened(make(farwork.pid, send).run())
+
+
+def test_stop_before_and_after():
+    """What is to be called on a cancellation is called at once after it; one reason counts."""
+    called, one = [], make(int)
+    one.stop("first")
+    one.stop("second")
+    one._on_stop(partial(called.append, 1))
+    assert called == [1]
+    assert one.cancel_reason == "first"
+    with pytest.raises(WorkerCancelled, match="worker 'far' was cancelled: first"):
+        one.check_cancelled()
+
+
+def test_run_never_raises(monkeypatch):
+    """A fault of ours is an outcome like any other."""
+    one = make(int)
+    monkeypatch.setattr(one, "_run", partial(farwork.fail, "ours"))
+    with pytest.raises(ValueError, match="ours"):
+        opened(one.run())
+
+
+def test_coroutine_that_is_not_awaited(monkeypatch):
+    """A coroutine for which there is no event loop is closed."""
+    module = __import__("creche._running.own_loop", fromlist=["x"])
+    monkeypatch.setattr(module, "on_own_loop", lambda *_: farwork.fail("no loop"))
+    with pytest.raises(ValueError, match="no loop"):
+        opened(make(partial(farwork.add_later, 1, 2), begun=True).run())
+
+
+def test_records(monkeypatch):
+    """Records go home from where logging was not set up, at the level of home."""
+    sent = []
+    with own_process(monkeypatch):
+        opened(make(partial(farwork.write_log, "news"), sent.append, begun=True).run())
+    kinds = [wire.read_message(message) for message in sent]
+    assert [kind for kind, _ in kinds] == ["log", "log"]
+    assert kinds[0][1]["msg"] == "here is news"
+    assert "ValueError: news" in kinds[1][1]["exc_text"]
+
+
+def test_records_of_unknown_work(monkeypatch):
+    """A record of a thread that may belong to several is left to the process."""
+    sent = []
+    one, other = (make(int, sent.append) for _ in range(2))
+    with own_process(monkeypatch):
+        with far.telling(one), far.telling(other):
+            farwork.log_in_thread()
+        assert sent == []
+        logging.getLogger().addHandler(logging.NullHandler())
+        with far.telling(one):
+            farwork.log_in_thread()
+    assert len(sent) == 1
+
+
+def test_record_that_cannot_be_put_in_words(monkeypatch):
+    """A record whose arguments do not fit is told as far as it can be."""
+    sent, arguments = [], ("fit",)
+    with own_process(monkeypatch), far.telling(make(int, sent.append)):
+        logging.getLogger("farwork").warning("no %s %s", *arguments)
+    assert wire.read_message(sent[0])[1]["msg"] == "no %s %s"
+
+
+def test_records_at_home():
+    """Where far and home are one interpreter, records are there already."""
+    sent = []
+    opened(make(farwork.log_in_thread, sent.append, home=wire.whoami(), begun=True).run())
+    assert sent == []
+
+
+def test_error_that_is_another_here():
+    """An error whose class cannot be read here any more is told in text."""
+    head, _ = wire.read_outcome(wire.pack_error(ValueError("burnt"), None))
+    with pytest.raises(WorkerError, match=r"^ValueError: burnt$"):
+        wire.open_outcome(head, b"no pickle", "worker 'far'")
+
+
+def test_lost_line():
+    """A job that comes as its line is lost cannot ask."""
+    here, there = socket.socketpair()
+    with here, there:
+        one = object.__new__(line.Line)
+        vars(one).update(_fars={}, _lock=threading.Lock(), _socket=here, is_lost=True)
+        one._take(1, line.GO)  # of no job
+        payload = wire.pack_job(int, wire.Head(*"abcdef", 0, AWAY), "worker 'far'")
+        with pytest.raises(WorkerError, match="cannot be reached from where it was to run"):
+            opened(one.run(1, payload))
+
+
+def test_child_that_is_told_to_stop_too_late():
+    """A process that has nothing to do takes no notice of a cancellation."""
+    here, there = socket.socketpair()
+    with here, there:
+        one = child.Child(here)
+        one._take(child.STOP, pickle.dumps("late"))
+        one._import_main()  # there is none
+        assert "__main__" in sys.modules
+
+
+def test_package_that_stands_in(monkeypatch):
+    """What stands in for the package becomes it as soon as somebody asks for something."""
+    path = child.Path(child.__file__).parent.parent / "__init__.py"
+    monkeypatch.setitem(sys.modules, "creche", sys.modules["creche"])
+    child.stand_in_for_package(path)
+    stand_in = sys.modules["creche"]
+    assert not hasattr(stand_in, "__wrapped__")
+    assert stand_in.Node.__name__ == "Node"
+
+
+# what engines keep
+
+
+class Kept:
+    """A resource that tells of its life, and may fail in it."""
+
+    def __init__(self, error=None):
+        self.told = []
+        self.error = error
+        self.gate = anyio.Event()
+
+    async def run(self):
+        self.told.append("runs")
+        try:
+            if self.error is not None:
+                raise self.error
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                self.told.append("ends")
+                await self.gate.wait()
+
+
+async def test_resource_goes_with_its_root():
+    """A resource is one for a tree and a key; it has ended before its root has."""
+    kept, jobs = Kept(), []
+
+    async def way(job):
+        jobs.append(job.resource(way, lambda: kept))
+
+    async def open_gate():
+        await until(lambda: kept.told == ["runs", "ends"])
+        assert resources.end_resources(app) is False
+        with pytest.raises(WorkerError, match="is closing; nothing can be run elsewhere"):
+            resources.get(app, way, Kept)
+        kept.gate.set()
+
+    group = anyio.create_task_group()
+    async with group, Node("app") as app, Node("child", parent=app) as below:
+        for node in (app, below):
+            await node.run_worker(farwork.pid, where=way)
+        group.start_soon(open_gate)
+    assert jobs == [kept, kept]
+    assert kept.told == ["runs", "ends"]
+    with pytest.raises(WorkerError, match="is closed; nothing can be made for it"):
+        resources.get(app, way, Kept)
+
+
+async def test_resource_that_fails():
+    """A resource that fails takes its root with it."""
+    kept = Kept(ValueError("broken"))
+    kept.gate.set()
+
+    async def way(job):
+        job.resource(way, lambda: kept)
+        await anyio.sleep_forever()
+
+    with pytest.raises(Exception) as caught:
+        async with Node("app") as app:
+            app.run_worker(farwork.pid, where=way)
+    assert caught.value.exceptions == (kept.error,)
