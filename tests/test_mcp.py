@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated
 
 import anyio
@@ -12,11 +12,15 @@ import pytest
 
 pytest.importorskip("mcp.server.extension")  # which older versions do not have
 
+import httpx2
 import mcp_types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp import Client
 from mcp.client.extension import ClaimContext, advertise
+from mcp.client.streamable_http import streamable_http_client
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Elicit, MCPServer, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
@@ -682,10 +686,59 @@ async def test_history(tmp_path, quiet):
         store.close()
 
 
+class Tokens:
+    """Knows two users by their tokens."""
+
+    async def verify_token(self, token):
+        return AccessToken(token=token, client_id="app", scopes=[], subject=token)
+
+
+@asynccontextmanager
+async def over_http(here, **options):
+    """Serve over HTTP in this event loop; gives the address."""
+    uvicorn = pytest.importorskip("uvicorn")
+    app = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL", **options)
+    config = uvicorn.Config(app.streamable_http_app(), port=0, log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve)
+        await until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
+        server.should_exit = True
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"debug": True})])  # uvicorn has no Trio
+async def test_tasks_of_other_users():
+    """With the SDK's authorization, a task is that of the user who called."""
+    urls = {"issuer_url": "http://issuer", "resource_server_url": "http://127.0.0.1/mcp"}
+    auth = AuthSettings(**urls, validate_token_resource=False)
+    async with world() as here, AsyncExitStack() as stack:
+
+        @here.tasks.tool()
+        async def forever() -> str:
+            await anyio.sleep_forever()
+            return "not reached"
+
+        address = await stack.enter_async_context(
+            over_http(here, auth=auth, token_verifier=Tokens())
+        )
+        clients = []
+        for token in ("ada", "bob"):
+            headers = {"Authorization": f"Bearer {token}"}
+            http = await stack.enter_async_context(httpx2.AsyncClient(headers=headers))
+            transport = streamable_http_client(address, http_client=http)
+            client = Client(transport, extensions=[ClientTasks()])
+            clients.append(await stack.enter_async_context(client))
+        task = await start_task(clients[0], "forever")
+        assert (await task.status()).status == "working"
+        with pytest.raises(MCPError, match="there is no such task"):
+            await RemoteTask(clients[1].session, task.id).cancel()
+        await task.cancel()
+
+
 @pytest.fixture
 async def address(anyio_backend_name):
     """A server over HTTP with some tools, in this event loop."""
-    uvicorn = pytest.importorskip("uvicorn")
     async with world() as here:
 
         @here.tasks.tool()
@@ -698,14 +751,8 @@ async def address(anyio_backend_name):
             await anyio.sleep_forever()
             return "not reached"
 
-        app = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL")
-        config = uvicorn.Config(app.streamable_http_app(), port=0, log_config=None, ws="none")
-        server = uvicorn.Server(config)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve)
-            await until(lambda: server.started)
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
-            server.should_exit = True
+        async with over_http(here) as found:
+            yield found
         here.node.cancel()
 
 
@@ -854,6 +901,9 @@ def test_misuse():
     tasks.tool(name="tool")(anyio.sleep)
     with pytest.raises(WorkerError, match="there is a tool 'tool' already; give the other one a"):
         tasks.tool(name="tool")(anyio.sleep)
+    MCPServer("server", extensions=[tasks])
+    with pytest.raises(WorkerError, match="declare the tool 'late' before the server is made"):
+        tasks.tool(name="late")(anyio.sleep)
 
 
 def test_without_the_sdk():

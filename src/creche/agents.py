@@ -1,7 +1,7 @@
 """Background jobs as tools of an agent: five functions that any framework takes as tools.
 
-An agent that calls a long tool stands still. With these it starts the work, goes on with other
-things, looks how far it is, waits for whatever ends first, and calls off what it does not need.
+An agent waits while a tool of it runs. With these tools it starts jobs, does something else, checks
+their progress, waits for whichever ends first, and cancels those that it does not need.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class JobTools:
     ``start(kind, arguments)``, ``status(id)``, ``wait(ids, until, timeout)``,
     ``cancel(id, reason)`` and ``list()``.
 
-    They return dictionaries of plain data. What a model does wrong raises nothing: it is told as
-    ``{"error": ...}``, with the remedy, for the model to read.
+    They return dictionaries of plain data. Mistakes of a model raise no exception: the tool returns
+    ``{"error": ...}``, which tells the model what to do.
 
     Args:
         jobs: Where the jobs run.
-        owner: Whose jobs they are: the tools know those of no other owner. Give each agent its own.
-        limit: How many jobs may run at once; the others wait for their turn.
+        owner: Whose jobs they are; the tools see no others. Give each agent its own.
+        limit: How many jobs may run at once; the others are queued.
         most: How many may be unfinished at once; ``start()`` refuses more.
-        group: The group of the node that bounds them. Agents that share it share the limit.
+        group: The group of the node that bounds them. Agents with the same group share its limit.
 
     Raises:
         WorkerError: An argument makes no sense.
@@ -77,8 +77,8 @@ class JobTools:
         """Declare a kind of job: a function, by its name, with its docstring for the model.
 
         An async function runs in the event loop, a plain one in a thread. ``get_current_worker()``
-        and ``creche.jobs.ask()`` are there for it, as in any job. What it returns should be what
-        JSON can hold; of anything else the model is given the text.
+        and ``creche.jobs.ask()`` work as in any job. Return values that JSON can hold; for anything
+        else the model gets ``str(value)``.
 
         Raises:
             WorkerError: There is a kind of that name; or the function has none.
@@ -92,10 +92,10 @@ class JobTools:
         return fn
 
     def functions(self, prefix: str = "") -> list[Tool]:
-        """Give the five tools. Declare the kinds before: the docstring of ``start()`` lists them.
+        """Return the five tools. Declare the kinds first: the docstring of ``start()`` lists them.
 
         Args:
-            prefix: What their names begin with, if others in the framework are called alike:
+            prefix: Put before their names, for frameworks with other tools of these names:
                 ``"job_"``, say.
         """
 

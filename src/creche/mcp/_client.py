@@ -29,7 +29,7 @@ _PATIENCE = 5
 class RemoteTask:
     """A task that a server runs: asked how it is, answered, cancelled, waited for.
 
-    Its id can be kept, and the task be taken up again by another session of the same client.
+    Keep the id to find the task again, also in another session of the same client.
 
     Args:
         session: The session to ask by: ``client.session``.
@@ -176,8 +176,7 @@ async def start_task(
 ) -> RemoteTask | CallToolResult:
     """Call a tool, and return its task as soon as the server has made it.
 
-    The client needs the extension ``ClientTasks()``. Cancelling what is done with the task later
-    leaves the task alone.
+    The client needs the extension ``ClientTasks()``.
 
     Args:
         client: A client that is connected.

@@ -1,8 +1,8 @@
 """The server half: calls of a tool run as jobs, and the client is told of each as a task.
 
-What comes before the tool itself, such as the check of its arguments and questions of resolvers,
-is part of the job, and may end the call without a task: with an error, or with a question in the
-answer, after which the client calls again. So the client is answered when the tool has begun.
+The whole call is the job. What comes before the tool itself may end the call without a task: wrong
+arguments by an error, a resolver by a question in the response, after which the client calls again.
+So the client gets its response once the function of the tool is entered, or the job has ended.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Tasks(Extension):
     Each call runs as a job of ``jobs``. Within the tool ``get_current_worker()`` reports progress,
     and ``creche.jobs.ask()`` asks the client's user. A plain function runs in a thread.
 
-    ``MCPServer(..., extensions=[tasks])`` takes the tools over, so declare them before that.
+    Declare the tools first, then make the server: ``MCPServer(..., extensions=[tasks])``.
 
     Args:
         jobs: Where the calls run, and how long they are kept. Its node has to be open by the first
             call.
-        poll_interval: After how many seconds a client shall ask again.
+        poll_interval: How many seconds a client should wait before it asks again.
 
     Raises:
         WorkerError: ``poll_interval`` is no positive number.
@@ -89,6 +89,7 @@ class Tasks(Extension):
         self.jobs = jobs
         """Where the calls run."""
         self._interval = math.ceil(poll_interval * 1000)
+        self._is_taken = False
         self._tools: dict[str, tuple[ToolBinding, bool, JobOptions]] = {}
         self._errors: WeakKeyDictionary[Job[Any], mcp_types.ErrorData] = WeakKeyDictionary()
         self._asked: WeakKeyDictionary[Job[Any], list[Question]] = WeakKeyDictionary()
@@ -98,22 +99,24 @@ class Tasks(Extension):
     ) -> Callable[[ToolT], ToolT]:
         """Declare a tool whose calls become tasks.
 
-        A client that does not know tasks has its call answered as ever, when the tool has ended;
-        and with the error -32021 if the tool asks a question, or is ``required`` to be a task.
+        A client without the extension gets its response when the tool has ended, or the error
+        -32021 if the tool asks a question, or is ``required`` to be a task.
 
         Args:
-            required: Whether a client has to know tasks.
+            required: Whether a client needs the extension.
             options: Options for ``jobs.submit()``, such as ``{"group": "imports"}``.
             kwargs: What ``MCPServer.tool()`` takes: ``name``, ``title``, ``description`` ...
 
         Raises:
-            WorkerError: There is a tool of that name.
+            WorkerError: There is a tool of that name; or a server has taken the tools already.
         """
 
         def declare(fn: ToolT) -> ToolT:
             name = str(kwargs.get("name") or getattr(fn, "__name__", ""))
             if name in self._tools:
                 raise WorkerError(f"there is a tool {name!r} already; give the other one a name=")
+            if self._is_taken:
+                raise WorkerError(f"declare the tool {name!r} before the server is made")
             binding = ToolBinding(_announced(fn), kwargs=kwargs)
             self._tools[name] = (binding, required, options or {})
             return fn
@@ -122,6 +125,7 @@ class Tasks(Extension):
 
     def tools(self) -> Sequence[ToolBinding]:
         """Give the tools, for the server."""
+        self._is_taken = True
         return [binding for binding, *_ in self._tools.values()]
 
     def methods(self) -> Sequence[MethodBinding]:
