@@ -134,6 +134,20 @@ def test_running_before_it_is_inside(machine, place, monkeypatch):
     violated(machine, "running_is_inside")
 
 
+def test_service_that_lost_count(machine, place):
+    """A service that has begun again more often than it has crashed."""
+    record = machine.serve(place=place, script=Script())
+    record.worker.restarted(OSError())
+    violated(machine, "services_begin_again")
+
+
+def test_service_that_is_not_ready(machine, place, monkeypatch):
+    """A service that has said that it is ready, and is not."""
+    monkeypatch.setattr(Worker, "is_ready", property(lambda self: False))
+    machine.serve(place=place, script=Script())
+    violated(machine, "services_begin_again")
+
+
 def test_entered_before_it_is_running(machine, place, monkeypatch):
     """Work that is entered by a worker that does not say RUNNING."""
     monkeypatch.setattr(Worker, "is_running", property(lambda self: False))

@@ -41,6 +41,7 @@ KINDS = {
     "node that equals its parent",
     "removal of a node that has ended",
     "progress set back",
+    "service that has begun again",
     "calls of a cancelled thread",
 }
 """What programs do to the library, beside races: demanded as these are."""

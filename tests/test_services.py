@@ -12,14 +12,11 @@ import re
 import sys
 import threading
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import pytest
 from anyio import lowlevel
-from hypothesis import event, given
-from hypothesis import strategies as st
 
 from creche import (
     DeadlockError,
@@ -912,133 +909,6 @@ async def test_no_cycles(anyio_backend, kinds, state, in_thread):
         kept = weakref.ref(worker)
         del worker, app
         await until_gone(kept)
-
-
-# any program, against what the contract says
-
-
-@dataclass(frozen=True)
-class Program:
-    """What work does in each of its attempts, and what is asked of its service."""
-
-    attempts: list  # each how long it lasts and how it ends: "crash", "return" or "final"
-    maximum: int
-    within: float
-    first: float
-    longest: float
-    reset_after: float
-    always: bool
-    cancel_at: float | None
-
-
-def quarters(least, most):
-    """Times that floats add up exactly."""
-    return st.integers(least, most).map(lambda each: each / 4)
-
-
-PROGRAMS = st.builds(
-    Program,
-    attempts=st.lists(
-        st.tuples(quarters(0, 12), st.sampled_from(["crash", "crash", "crash", "return", "final"])),
-        min_size=1,
-        max_size=12,
-    ),
-    maximum=st.integers(0, 4),
-    within=quarters(0, 40),
-    first=quarters(0, 4),
-    longest=quarters(4, 12),
-    reset_after=quarters(4, 12),
-    always=st.booleans(),
-    cancel_at=st.none()
-    | quarters(0, 80).map(lambda each: each + 0.125),  # never with anything else
-)
-
-
-def foretell(program):
-    """Say what has to come of a program: when each attempt begins, and the end."""
-    begun, restarts, errors, now, wait = [], [], [], 0.0, None
-    for number, (lasts, ending) in enumerate([*program.attempts, (1, "final")]):
-        begun.append(now)
-        if program.cancel_at is not None and program.cancel_at < now + lasts:
-            return begun, program.cancel_at, "cancelled", []
-        now += lasts
-        if ending == "final" or (ending == "return" and not program.always):
-            return begun, now, ending, []
-        errors.append((now, number))
-        if len([each for each in restarts if each >= now - program.within]) + 1 > program.maximum:
-            spent = [number for when, number in errors if when >= now - program.within]
-            return begun, now, "exhausted", spent
-        restarts.append(now)
-        is_healthy = lasts >= program.reset_after
-        wait = program.first if wait is None or is_healthy else min(wait * 2, program.longest)
-        if program.cancel_at is not None and program.cancel_at < now + wait:
-            return begun, program.cancel_at, "cancelled", []
-        now += wait
-    raise AssertionError
-
-
-async def play(program):
-    """Run a program; tell the same."""
-    begun, attempts = [], iter([*program.attempts, (1, "final")])
-
-    async def work():
-        number, (lasts, ending) = len(begun), next(attempts)
-        begun.append(anyio.current_time() - start)
-        await anyio.sleep(lasts)
-        if ending == "crash":
-            raise ValueError(number)
-        if ending == "final":
-            raise NotRestartable
-
-    start = anyio.current_time()
-    async with Node("app") as app:
-        restart = Restart(
-            program.maximum,
-            program.within,
-            Backoff(program.first, program.longest, jitter=0),
-            program.reset_after,
-        )
-        again = service(work, restart=restart, always=program.always)
-        worker = app.run_worker(again, exit_on_error=False)
-        if program.cancel_at is not None:
-            with anyio.move_on_after(program.cancel_at):
-                await worker.join()
-            worker.cancel()
-        await worker.join()
-    spent = []
-    if isinstance(worker.error, RestartsExhausted):
-        outcome = "exhausted"
-        crashes = [isinstance(each, ValueError) for each in worker.error.exceptions]
-        spent = [
-            each.args[0] if is_crash else None
-            for is_crash, each in zip(crashes, worker.error.exceptions, strict=True)
-        ]
-    elif worker.state is ERROR:
-        outcome = "final"
-        assert isinstance(worker.error, NotRestartable)
-    else:
-        outcome = "return" if worker.state is SUCCESS else "cancelled"
-    assert worker.attempt >= len(begun)
-    return begun, worker.elapsed, outcome, spent
-
-
-@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
-def test_any_program(backend_name, quiet):
-    """Whatever crashes, returns and is cancelled: it goes as the contract says."""
-    if backend_name == "trio":
-        pytest.importorskip("trio")
-
-    @given(PROGRAMS)
-    def check(program):
-        begun, end, outcome, spent = foretell(program)
-        event(outcome)
-        event(f"{len(begun)} attempts")
-        spent = [None if program.attempts[each][1] == "return" else each for each in spent]
-        with virtual_time(backend_name) as (backend, options):
-            played = anyio.run(play, program, backend=backend, backend_options=options)
-        assert played == (begun, end, outcome, spent)
-
-    check()
 
 
 # the watchdog

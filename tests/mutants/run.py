@@ -73,7 +73,8 @@ def is_for_this_python(mutant):
 def core(place):
     """Give the files in which faults are planted."""
     package = place / "src" / "creche"
-    return [*package.glob("*.py"), *package.glob("_*/*.py"), *package.glob("otel/*.py")]
+    folders = ("_*", "otel", "services")
+    return [*package.glob("*.py"), *(p for each in folders for p in package.glob(f"{each}/*.py"))]
 
 
 def find_stale(mutant):

@@ -21,7 +21,9 @@ from creche import (
     WorkerCancelled,
     WorkerError,
     WorkerFailed,
+    get_current_worker,
 )
+from creche.services import Backoff, Restart, service
 from creche.testing._recorder import EventRecorder
 from creche.testing._scripts import Ending, OnCancel, Play, Script
 
@@ -38,10 +40,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "function": {},
     "coroutine": {},
     "partial": {},
+    "service": {},
     "thread": {"thread": True},
     "abandoned": {"thread": True, "abandon_on_cancel": True},
     "async-thread": {"thread": True},
 }
+
+
+CRASHES = 2
+"""The attempts of a service that crash; the next follows the script."""
 
 
 class Posted(Message, bubble=True, namespace="machine"):
@@ -305,7 +312,28 @@ def _work(play: Play, kind: str) -> Any:
         return play()
     if kind == "partial":
         return partial(play)
+    if kind == "service":
+        return service(partial(_serve, play), on=_Crash, restart=_AT_ONCE)
     return play.in_thread if kind in {"thread", "abandoned"} else play
+
+
+class _Crash(Exception):  # noqa: N818 (it says what it is)
+    """What a service begins again for."""
+
+
+_AT_ONCE = Restart(max=None, backoff=Backoff(0))
+
+
+async def _serve(play: Play) -> object:
+    """Crash in the first attempts, each ready by then, and follow the script after that."""
+    worker = get_current_worker()
+    crashes = worker.attempt <= CRASHES
+    worker.ready(worker.attempt)
+    del worker  # it would be in the traceback of the error
+    if crashes:
+        await lowlevel.checkpoint()
+        raise _Crash
+    return await play()
 
 
 def ask(records: Iterable[Record], who: str) -> None:

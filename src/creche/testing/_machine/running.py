@@ -41,6 +41,13 @@ def run(machine: WorkerMachine, place: Place, script: Script, **options: Any) ->
     return _run(machine, place, script, **options)
 
 
+@add_rule
+@rule(target=started, place=places, script=scripts(), group=groups, fatal=sure, daemon=sure)
+def serve(machine: WorkerMachine, place: Place, script: Script, **options: Any) -> Any:
+    """Run a service, which begins again before it follows the script."""
+    return _run(machine, place, script, kind="service", **options)
+
+
 def _run(machine: WorkerMachine, place: Place, script: Script, **options: Any) -> Any:
     made: list[Record] = []
     machine.do(lambda: made.append(run_worker(machine, place, script, **options)))

@@ -8,6 +8,7 @@ from creche import WorkerState
 from creche._ground.states import FINAL
 from creche.testing._recorder import what_is_wrong
 
+from .acts import CRASHES
 from .machine import WorkerMachine, add_invariant
 
 if TYPE_CHECKING:
@@ -71,6 +72,18 @@ def running_is_inside(machine: WorkerMachine) -> None:
             assert running, f"{record} is {record.worker._state.name}, but {record.play}"
         if running and record.is_plain:
             assert inside, f"{record} is RUNNING, but {record.play}"
+
+
+@add_invariant
+def services_begin_again(machine: WorkerMachine) -> None:
+    """A service begins again for each crash, and is ready in the attempt that it is in alone."""
+    for record in machine.records():
+        worker = record.worker
+        if record.kind == "service" and record.play.is_inside and record.is_plain:
+            machine.saw("service that has begun again")
+            told = f"{record} is in its attempt {worker.attempt}, ready: {worker.is_ready}"
+            assert worker.attempt == CRASHES + 1, told
+            assert worker.is_ready or worker.is_cancelled, told
 
 
 @add_invariant
