@@ -108,7 +108,7 @@ def table(summary):
     for row in summary["rows"]:
         cells = [row["way"], row["loop"], f"{row['size']:,}"]
         if unit:
-            cells.append(told(row["value"], 0))
+            cells.append(told(row["value"], 2 if "%" in unit else 0))
         cells += [told(row["ratios"].get(name), 2) for name in summary["against"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

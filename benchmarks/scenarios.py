@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import trio
+import watching
 from instructions import environment
 from report import SMALLEST
 from ways import ALL, WAVE, WAYS
@@ -37,6 +38,7 @@ LIMIT, THREADS = 10, 4
 """How many jobs, and how many threads, a limit lets run at once."""
 TIMES = 30
 """How often work is replaced, or a group cancelled, while others are alive."""
+UNFOLLOWED = "Creche, unfollowed"
 STATUS = Path("/proc/self/status")
 IMPORTS = {
     "python": "pass",
@@ -302,6 +304,10 @@ def tell_and_end(value):
     os._exit(0)
 
 
+def _follow(loop, is_followed, amount=None):
+    return watching.followed(loop, 200, is_followed=is_followed, amount=amount)
+
+
 def spent_on(program):
     """Run a program in a process of its own; give the seconds that it took, on both clocks."""
     begun, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -343,6 +349,23 @@ def scenarios(*, full):
             "a job that returns, by who watches",
             ("Creche, unwatched",),
             each(spawn, jobs, "start_watched", "returns", needs=["start_watched"]),
+        ),
+        Scenario(
+            "followed",
+            "a job of 1,000 steps of progress in 10 turns of the loop, followed by one who listens",
+            (UNFOLLOWED,),
+            [
+                Case(way, loop, 200, partial(_follow, loop, way == "Creche"))
+                for loop in ALL
+                for way in (UNFOLLOWED, "Creche")
+            ],
+        ),
+        Scenario(
+            "watchdog",
+            "a watchdog of a loop that has nothing to do",
+            (),
+            [Case("Creche", loop, 1, partial(watching.watched, loop)) for loop in ALL],
+            unit="% of a processor",
         ),
         Scenario(
             "limit",

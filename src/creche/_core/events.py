@@ -94,7 +94,8 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
     """A number that grows with each event of any worker."""
 
     def __init__(self, worker: Worker[Any]) -> None:
-        vars(self).update(worker=worker, number=next(_numbers), _key=worker._order)
+        facts = vars(self)
+        facts["worker"], facts["number"], facts["_key"] = worker, next(_numbers), worker._order
 
     def _be_taken(self) -> None:
         """From now on more progress is news to whoever has taken this."""
