@@ -18,6 +18,8 @@ EXTRAS = {  # what needs which
     "opentelemetry": "opentelemetry",
     "PIL": "PIL",
     "creche.board": "rich",
+    "aiometer": "aiometer",
+    "stamina": "stamina",
     "fastapi": "fastapi",
     "aiohttp": "aiohttp",
     "mcp": "mcp",

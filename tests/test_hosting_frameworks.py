@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +116,7 @@ SERVERS = [
     pytest.param("on_startup", AIOHTTP, 0, id="aiohttp-hooks", marks=needs("aiohttp")),
     pytest.param("cleanup_ctx", AIOHTTP, 0, id="aiohttp-context", marks=needs("aiohttp")),
     pytest.param(
-        "FastAPI", UVICORN, -signal.SIGTERM, id="fastapi", marks=needs("fastapi", "uvicorn")
+        "/reports", UVICORN, -signal.SIGTERM, id="fastapi", marks=needs("fastapi", "uvicorn")
     ),
 ]
 
@@ -127,7 +128,7 @@ def test_server(tmp_path, mark, command, status):
     with serve(tmp_path, recipe(mark), *command) as server:
         server.read_until("unning on")
         assert " 200 OK" in server.ask("GET /health")
-        if mark == "FastAPI":
+        if mark == "/reports":
             assert '{"started":"report"}' in server.ask("POST /reports")
         assert server.end() == status, server.said
     assert not re.search(f"Traceback|{NOISE}", server.said), server.said
@@ -149,6 +150,47 @@ def test_server_whose_worker_fails(tmp_path, mark, command, status):
         assert server.end() == (status or 1), server.said
     assert "unhandled errors in node 'app' (1 sub-exception)" in server.said[told:]
     assert not re.search(NOISE, server.said), server.said
+
+
+WAITING = """
+import threading
+
+GO = threading.Event()
+
+
+@api.get("/waiting")
+async def waiting() -> int:
+    return anyio.to_thread.current_default_thread_limiter().statistics().tasks_waiting
+
+
+@api.post("/go")
+async def go() -> None:
+    GO.set()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sockets with names")
+@needs("fastapi", "uvicorn")
+@pytest.mark.parametrize("has_limiter", [True, False])
+def test_threads_of_jobs_and_of_the_framework(tmp_path, has_limiter):
+    """A plain endpoint is served while jobs have a limiter of their own; else it waits for them."""
+    code = recipe("/conversions").replace("time.sleep(0.1)", "GO.wait(60)") + WAITING
+    if not has_limiter:
+        code = code.replace(", limiter=JOBS", "")
+    with serve(tmp_path, code, *UVICORN) as server, ThreadPoolExecutor(1) as aside:
+        server.read_until("unning on")
+        assert '{"started":45}' in server.ask("POST /conversions")
+        health = aside.submit(server.ask, "GET /health")
+        if has_limiter:
+            assert '{"is_well":true}' in health.result(60)
+        else:
+            while not server.ask("GET /waiting").endswith("\r\n6"):  # 5 of 45, and the endpoint
+                pass
+            assert not health.done()
+        server.ask("POST /go")
+        assert '{"is_well":true}' in health.result(60)
+        assert server.end() == -signal.SIGTERM, server.said
+    assert not re.search(f"Traceback|{NOISE}", server.said), server.said
 
 
 # tests
