@@ -49,7 +49,7 @@ class Life:
         self.is_deaf = self._chance.randrange(DEAF) == 0
         self._said = b""
         self._streams = {}
-        self._starved = 0.0  # seconds that its main thread had to wait for a processor
+        self._waited = {}  # the nanoseconds that each of its threads has waited for a processor
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
         self._end, theirs = os.pipe()
         self._pid = os.fork()
@@ -71,11 +71,11 @@ class Life:
             self._open_streams(int(self._said.partition(b"port ")[2].split()[0]))
         self._read_for(self._chance.random() * LATEST)
         os.kill(self._pid, signal.SIGTERM)
-        before, sent = self._starved, time.monotonic()
+        before, sent = sum(self._waited.values()), time.monotonic()
         status = self._wait()
-        self._starved -= before
-        took = time.monotonic() - sent - self._starved
-        wrong = list(self._find_wrong(status, took))
+        starved = (sum(self._waited.values()) - before) / 1e9
+        took = time.monotonic() - sent - starved
+        wrong = list(self._find_wrong(status, took, starved))
         self._log.close()
         os.close(self._end)
         return wrong, took
@@ -97,9 +97,10 @@ class Life:
             time.sleep(left)
 
     def _read(self):
-        with suppress(OSError, IndexError):  # of Linux; and it may have ended
-            told = Path(f"/proc/{self._pid}/schedstat").read_text(encoding="ascii")
-            self._starved = int(told.split()[1]) / 1e9
+        with suppress(OSError, IndexError):  # of Linux; and any may have ended
+            for thread in Path(f"/proc/{self._pid}/task").iterdir():
+                told = (thread / "schedstat").read_text(encoding="ascii")
+                self._waited[thread.name] = int(told.split()[1])
         with suppress(BlockingIOError):
             self._said += os.read(self._end, 65536)
         for stream, got in self._streams.items():
@@ -127,7 +128,7 @@ class Life:
 
     # what came of it
 
-    def _find_wrong(self, status, took):
+    def _find_wrong(self, status, took, starved):
         self._log.seek(0)
         log = self._log.read().decode(errors="replace")
         tail = log[-2_000:]
@@ -143,7 +144,7 @@ class Life:
         for stream in self._streams:
             stream.close()
         broken = [got for got in self._streams.values() if got and not got.endswith(b"\nbye\n")]
-        if broken and self._starved < STARVED:
+        if broken and starved < STARVED:
             yield f"{len(broken)} streams have no end, the first after {bytes(broken[0][-20:])!r}"
 
     def _is_named(self, log):
