@@ -12,7 +12,7 @@ import pytest
 
 import browser as browsers
 from creche import WorkerState
-from creche.trace._layout import Entry, lay_out
+from creche.trace._layout import Entry, Mark, lay_out
 from creche.trace._page import as_page
 
 PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
@@ -296,6 +296,26 @@ def test_hover_and_click_tell(show):
     drawn(page)
     page.mouse.dblclick(*middle(page, 5))
     assert range_shown(page) == pytest.approx([8.7e6, 10.2e6], rel=0.02)
+
+
+def test_marks_of_services(show):
+    """When a service was ready, began again and made no progress is seen on it, and told."""
+    marks = (Mark(2, "ready"), Mark(5, "attempt 2", "OSError: lost"), Mark(8, "stalled", "for 2 s"))
+    page = show([entry(1, "consumer", 0, 0, 10, attempt=2, marks=marks)])
+    at = place(page, 0)
+    seen = [pixel(page, at["x"] + at["width"] * when / 10, at["y"] + 2) for when in (2, 5, 8)]
+    names = ("RUNNING", "ERROR", "CANCELLED")
+    assert seen == [page.evaluate("(name) => colours[name]", name) for name in names]
+    page.mouse.move(*middle(page, 0))
+    assert "attempt 2" in page.locator("#tip").inner_text().splitlines()
+    click(page, 0)
+    terms, texts = (page.locator(f"#details {each}").all_inner_texts() for each in ("dt", "dd"))
+    assert list(zip(terms, texts, strict=True))[-4:] == [
+        ("attempts", "2"),
+        ("ready", "at 2.00 s"),
+        ("attempt 2", "at 5.00 s: OSError: lost"),
+        ("stalled", "at 8.00 s: for 2 s"),
+    ]
 
 
 def test_light_and_dark(show):
