@@ -530,3 +530,24 @@ def test_a_process_obeys_ctrl_c_within_a_huge_file(backend, tmp_path):
     *_, last = terminal.drawn.decode().strip().splitlines()
     assert re.search(r"creche: stopped by Ctrl\+C: .* of 1.0 TiB, 0 of 1 files, ", last)
     assert b"Traceback" not in terminal.drawn
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Processes() is not for Windows")
+def test_in_processes(take, tmp_path):
+    """Hashed in processes, the sums and the problems are those of the threads."""
+    for number in range(5):
+        (tmp_path / f"{number}").write_bytes(bytes(number * 1000))
+    (tmp_path / "closed").touch()
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    in_threads = take("--workers", "2", tmp_path)
+    assert take("--workers", "2", "--where", "processes", tmp_path) == in_threads
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Processes() is not for Windows")
+def test_main_module_in_processes(tmp_path):
+    """Started as a program, its own main module is what the processes import."""
+    (tmp_path / "file").write_text("hello")
+    command = [sys.executable, "-m", "creche", str(tmp_path), "--where", "processes"]
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=GUARD * 3)
+    assert ended.stdout.startswith(hashlib.sha256(b"hello").hexdigest().encode()), ended.stderr

@@ -3,8 +3,8 @@
 ``python -m creche tree PID`` is for programs that use Creche, see ``creche.remote``.
 
 The node is the class ``Tour``. A thread worker finds the files. Then a worker hands them out to
-thread workers, one for each file, in a group with a limit. A node around it has two daemons: one
-waits for Ctrl+C, the other shows how far the tour is where there is no live board.
+workers in threads or processes, one for each file, in a group with a limit. A node around it has
+two daemons: one waits for Ctrl+C, the other shows how far the tour is where there is no live board.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from creche import Node, Worker, WorkerError, get_current_worker, work
+from creche import Node, Worker, WorkerError, WorkerState, get_current_worker, work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from creche import WorkerGroup
+    from creche.ways import Way
 
 CHUNK = 256 * 1024  # bytes that a thread reads between two looks at whether it was cancelled
 INTERVAL = 0.1  # seconds between two lines of progress, where there is no board
@@ -37,8 +38,10 @@ INTERVAL = 0.1  # seconds between two lines of progress, where there is no board
 class Tour(Node):
     """Finds files and hashes as many at once as there are workers."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, where: Way | None = None) -> None:
         super().__init__("tour")
+        self.where: Way | None = where  # None for threads
+        self.paths: dict[int, bytes] = {}  # of workers that are elsewhere, by their numbers
         self.hashes: WorkerGroup = self.group("hashes", limit=workers)
         self.threads: anyio.CapacityLimiter = anyio.CapacityLimiter(workers)
         self.files: list[tuple[bytes, int]] = []  # path and size
@@ -97,6 +100,9 @@ class Tour(Node):
         """Hand out the files. The steps of this worker are the bytes of all of them."""
         whole = get_current_worker()
         whole.update(total_steps=sum(size for _, size in self.files))
+        if self.where is not None:
+            await self.hash_elsewhere(self.where)
+            return
         start = partial(self.hashes.start_worker, thread=True, limiter=self.threads)
         for path, _ in self.files:
             # Returns once the worker has a slot and a thread: so at most one worker ever waits.
@@ -105,26 +111,36 @@ class Tour(Node):
 
     def hash_file(self, path: bytes, whole: Worker[Any]) -> None:
         """Hash a file; runs in a thread."""
-        worker = get_current_worker()
-        digest = hashlib.sha256()
-        try:
-            with open(path, "rb", buffering=0, opener=open_at_once) as file:
-                size = os.fstat(file.fileno()).st_size
-                worker.update(total_steps=size)
-                while chunk := file.read(CHUNK):
-                    worker.check_cancelled()
-                    digest.update(chunk)
-                    worker.advance(len(chunk))
-                    whole.advance(len(chunk))
-                    whole.update(description=self.so_far(whole))
-            if chunk is None:
-                raise OSError("Has to be waited for")
-            if worker.completed_steps < size:
-                raise OSError("Shrank while it was read")
-        except OSError as error:
-            self.problems.append((path, told(error)))
+
+        def tell(number: int) -> None:
+            whole.advance(number)
+            whole.update(description=self.so_far(whole))
+
+        self.take(path, hash_one(path, tell))
+
+    async def hash_elsewhere(self, where: Way) -> None:
+        """Hand the files to an engine; what comes of each is taken as its worker ends."""
+        for path, _ in self.files:
+            await self.hashes.room()
+            worker = self.hashes.run_worker(partial(hash_one, path), spoken(path), where=where)
+            self.paths[worker.number] = path
+        await self.hashes.wait()
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Take what came of a file that was hashed elsewhere."""
+        worker, whole = event.worker, self.hashing
+        if event.state is WorkerState.SUCCESS and worker.number in self.paths and whole is not None:
+            found: Any = worker.result
+            self.take(self.paths.pop(worker.number), found)
+            whole.advance(worker.completed_steps)
+            whole.update(description=self.so_far(whole))
+
+    def take(self, path: bytes, found: bytes | str) -> None:
+        """Take what was found of a file: its digest, or a problem."""
+        if isinstance(found, str):
+            self.problems.append((path, found))
         else:
-            self.sums.append((path, digest.digest()))
+            self.sums.append((path, found))
 
     def so_far(self, whole: Worker[Any]) -> str:
         """Tell how many bytes and files are done."""
@@ -161,6 +177,28 @@ class Tour(Node):
                 await anyio.sleep(INTERVAL)
         finally:
             show("\r\x1b[K")
+
+
+def hash_one(path: bytes, tell: Callable[[int], None] = lambda _: None) -> bytes | str:
+    """Give the digest of a file, or what is wrong with it; in a thread, or in another process."""
+    worker = get_current_worker()
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0, opener=open_at_once) as file:
+            size = os.fstat(file.fileno()).st_size
+            worker.update(total_steps=size)
+            while chunk := file.read(CHUNK):
+                worker.check_cancelled()
+                digest.update(chunk)
+                worker.advance(len(chunk))
+                tell(len(chunk))
+        if chunk is None:
+            raise OSError("Has to be waited for")
+        if worker.completed_steps < size:
+            raise OSError("Shrank while it was read")
+    except OSError as error:
+        return told(error)
+    return digest.digest()
 
 
 def open_at_once(path: str, flags: int) -> int:
@@ -231,6 +269,20 @@ def print_tree(pid: int) -> int:
     return 0 if write_out("the tree", [tree.encode()]) else 1
 
 
+def no_engine(_: int) -> None:
+    """Hash in threads."""
+
+
+def processes(workers: int) -> Way:
+    """Hash in as many processes as there are workers."""
+    from creche.ways import Processes  # noqa: PLC0415 (most tours do without)
+
+    return Processes(workers)
+
+
+ENGINES: dict[str, Callable[[int], Way | None]] = {"threads": no_engine, "processes": processes}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Take the tour; give the exit status: 0, 1 if anything went wrong, 130 after Ctrl+C."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (python -m creche 2>&-)
@@ -246,10 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", default=["."], metavar="PATH", help="file or folder")
     parser.add_argument("--backend", choices=anyio.get_available_backends(), default="asyncio")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--where", choices=tuple(ENGINES), default="threads")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be 1 or more")
-    tour = Tour(options.workers)
+    tour = Tour(options.workers, ENGINES[options.where](options.workers))
     try:
         try:
             anyio.run(tour.run, options.paths, backend=options.backend)

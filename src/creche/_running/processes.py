@@ -329,12 +329,11 @@ def _python() -> list[str]:
 
 
 def _main() -> tuple[str, str] | None:
-    """Tell how the main module can be imported elsewhere, as ``multiprocessing`` does."""
+    """Tell how the main module can be imported elsewhere, should it be needed there."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if name is not None:
-        # What is run of a package, or of a folder, has nothing in it but what it runs.
-        return None if name.rpartition(".")[2] == "__main__" else ("name", name)
+        return "name", name
     path = getattr(main, "__file__", None)
     return None if path is None else ("path", str(Path(path).absolute()))
 
