@@ -163,6 +163,14 @@ def deep(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def cluster(session: nox.Session) -> None:
+    """Test work on a Dask cluster of real processes, whose machines are lost."""
+    session.install("-e", ".", *group("tests"))
+    session.env["CRECHE_CLUSTER"] = "1"
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_dask_machines.py"]))
+
+
+@nox.session(python=FOUND[-1])
 def browser(session: nox.Session) -> None:
     """Test the pages in a headless browser, which is fetched where there is none."""
     session.install("-e", ".", *group("tests"), *group("browser"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import importlib.util
 import multiprocessing
 import sys
 import threading
@@ -55,6 +58,17 @@ WAYS = {"threads": lambda: contextlib.nullcontext(Threads()), "pool": standard_p
 if sys.platform != "win32":
     WAYS["processes"] = processes
 
+
+@contextlib.contextmanager
+def dask():
+    from creche.dask import OnDask  # noqa: PLC0415 (an extra)
+
+    yield OnDask(client())
+
+
+if importlib.util.find_spec("distributed"):
+    WAYS["dask"] = dask
+
 _pools = {}
 
 
@@ -65,3 +79,21 @@ def pool(method):
         _pools[method] = ProcessPoolExecutor(1, mp_context=context)
         _pools[method].submit(int).result()
     return _pools[method]
+
+
+@functools.cache
+def client():
+    """Give a client of a cluster whose machines are threads, made once and warmed."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 (an extra, slow to import)
+
+    cluster = atexit_close(
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0")
+    )
+    made = atexit_close(Client(cluster))
+    made.gather(made.map(abs, range(8)))
+    return made
+
+
+def atexit_close(what):
+    atexit.register(what.close)
+    return what

@@ -33,6 +33,12 @@ def pid():
     return os.getpid()
 
 
+def machine():
+    from distributed import get_worker  # noqa: PLC0415 (where there is one)
+
+    return get_worker().address
+
+
 def fail(text):
     raise ValueError(text)
 

@@ -74,6 +74,8 @@ FLOORS = {
         ("services._service", "services.__init__"),
         ("jobs._status", "jobs._errors", "jobs._store", "jobs._ask"),
         ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),
+        ("dask._there",),
+        ("dask._line", "dask._way", "dask.__init__"),
         ("mcp._wire", "agents"),
         ("mcp._client", "mcp._server", "mcp.__init__"),
         ("web._problems", "web._closing", "web._text", "web._answers", "web._documented"),
@@ -96,8 +98,8 @@ FLOORS = {
 HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import nothing
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
 PUBLIC_MODULES = [
-    *("agents", "board", "hosting", "jobs", "mcp", "otel", "remote", "services", "testing"),
-    *("trace", "ways", "web"),
+    *("agents", "board", "dask", "hosting", "jobs", "mcp", "otel", "remote", "services"),
+    *("testing", "trace", "ways", "web"),
 ]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
@@ -108,6 +110,7 @@ FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "stackscope"}
 OF_PACKAGES = {
     "board": {"rich"},
+    "dask": {"distributed"},
     "mcp": {"mcp", "mcp_types", "pydantic"},
     "otel": {"opentelemetry"},
     "services": set[str](),

@@ -29,7 +29,7 @@ from creche import (
 from creche._running import wire
 from creche.trace import record
 from creche.ways import OnExecutor, Processes
-from engines import WAYS, Threads, pool
+from engines import WAYS, Threads, client, pool
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
 
 
@@ -37,6 +37,12 @@ from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
 def warm():
     """Keep the threads of what is shared out of the account of a single test."""
     pool("spawn")
+    if "dask" in WAYS:
+        client()
+
+
+AT_HOME = ("Threads", "OnDask")
+"""The ways, as they are here, that run in threads of this very process."""
 
 
 @pytest.fixture(params=list(WAYS))
@@ -55,7 +61,7 @@ def sign(tmp_path):
 async def begun(app, call, sign, **options):
     """Run work that says by a file that it runs, and wait until it does."""
     worker = app.run_worker(call, **options)
-    await until(sign.exists)
+    await until(lambda: sign.exists() and worker.state is RUNNING)
     return worker
 
 
@@ -331,7 +337,7 @@ async def test_records_come_home(caplog, way):
     assert told.getMessage() == "here is news"
     assert "ValueError: news" in caplog.text
     assert threaded.getMessage() == "from a thread"
-    if type(way).__name__ != "Threads":  # which is at home, where nothing has to be carried
+    if type(way).__name__ not in AT_HOME:  # where nothing has to be carried
         assert told.creche_worker == "write_log"
         assert told.colour == "blue"
         assert "ValueError: news" in failed.exc_text

@@ -97,10 +97,11 @@ class WorkerJob:
 
     # the way there
 
-    def pack(self) -> bytes:
+    def pack(self, work: Callable[[], object] | None = None) -> bytes:
         """Give the bytes for a ``Far`` to run; the work is handed over with this call."""
         worker = self._alive()
-        payload = wire.pack_job(worker._work, self._head(worker), self._label)
+        packed = worker._work if work is None else work
+        payload = wire.pack_job(packed, self._head(worker), self._label)
         self._part.is_handed_over = True
         return payload
 

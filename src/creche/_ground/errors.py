@@ -330,7 +330,7 @@ def strip_traceback(error: BaseException) -> None:
     with harmless:  # what runs in exec() may have globals of any kind
         traceback = _TRACEBACK.__get__(error)
         while traceback and str(traceback.tb_frame.f_globals.get("__name__")).startswith(
-            "creche._"
+            ("creche._", "creche.dask.")
         ):
             traceback = traceback.tb_next
         _TRACEBACK.__set__(error, traceback)

@@ -58,10 +58,13 @@ class Job(Protocol):
 
     # the way there
 
-    def pack(self) -> bytes:
+    def pack(self, work: Callable[[], object] | None = None) -> bytes:
         """Give the bytes for a ``Far`` to run; the work is handed over with this call.
 
         From here on a cancelled worker ends as its way is left, not before.
+
+        Args:
+            work: What to call there, if that is not the work itself: something that calls it.
 
         Raises:
             WorkerError: The work cannot be pickled.

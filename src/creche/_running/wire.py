@@ -10,6 +10,7 @@ what its name means; it is found as what the decorated one wraps.
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import io
 import os
@@ -93,6 +94,8 @@ class FarTraceback(Exception):  # noqa: N818 (it is none of the errors, but tell
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, BaseException) and _is_for_tracebacks(type(obj)):
+            return obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         if isinstance(obj, FunctionType | type) and obj.__module__ == "__main__":
             _check_main(obj)
         if type(obj) is FunctionType:
@@ -100,6 +103,15 @@ class _Pickler(pickle.Pickler):
             if depth:
                 return _unwrap, (obj.__module__, obj.__qualname__, depth)
         return NotImplemented
+
+
+def _is_for_tracebacks(kind: type) -> bool:
+    """Whether a class is pickled by tblib, which is installed by Dask for all errors.
+
+    Errors are then made again without their arguments: a SystemExit has no code.
+    """
+    how = copyreg.dispatch_table.get(kind)
+    return str(getattr(how, "__module__", "")).startswith("tblib.")
 
 
 class _Unpickler(pickle.Unpickler):

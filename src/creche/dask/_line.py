@@ -1,0 +1,265 @@
+"""The way between home and a cluster, for one tree of nodes.
+
+Messages come as events of a topic of the scheduler, in the order in which they were sent, and
+before the outcome. What home has to say goes to all processes at once, by ``Client.run()``. What
+comes up while one such call is under way goes with the next, so many workers that are cancelled
+together take one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import secrets
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import ReferenceType, ref
+
+import anyio
+from anyio import lowlevel
+from distributed.scheduler import KilledWorker
+
+from creche import WorkerCrashed, WorkerError
+from creche._ground.bridge import run_soon
+
+from ._there import Told, hear
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+    from creche.ways import Job
+
+T = TypeVar("T")
+_PATIENCE = 5.0
+"""Seconds that the last call to the cluster may take."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no outcome: what Dask has raised, in text, as its traceback keeps the future."""
+
+    text: str
+    is_crash: bool = False
+
+    def as_error(self, job: Job) -> WorkerError:
+        """Make the error of the worker."""
+        if self.is_crash:
+            return WorkerCrashed(f"what ran {job.label} is gone: {self.text}")
+        return WorkerError(
+            f"{job.label} could not be run on the cluster: {self.text}; Creche and the module of "
+            "the work have to be installed there"
+        )
+
+
+class Entry:
+    """A job that is on the cluster, or on its way there."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.has_begun = False  # as far as it has to ask
+        self.is_lost = False
+        """Whether it asked again, as its machine was lost, and it may begin once."""
+
+
+class _Batch:
+    """What home will say next."""
+
+    def __init__(self) -> None:
+        self.told = Told()
+        self.done = anyio.Event()
+        self.running: frozenset[str] | None = None
+        """Which of the cancelled jobs run; ``None`` if that cannot be told."""
+
+
+class Line:
+    """What a tree of nodes has for the jobs that it has on a cluster.
+
+    Args:
+        client: The client of the cluster.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._loop = client.loop.asyncio_loop
+        self._is_here = lowlevel.current_token().native_token is self._loop
+        self._token = lowlevel.current_token()
+        self.topic: str = f"creche-{secrets.token_hex(8)}"
+        """What the messages go by."""
+        self._entries: dict[str, Entry] = {}
+        self._batch = _Batch()
+        self._wanted = anyio.Event()
+        self._group: TaskGroup = anyio.create_task_group()
+        client.subscribe_topic(self.topic, partial(_hand_over, ref(self)))
+
+    # jobs
+
+    def expect_outcome(self, future: Any) -> Outcome[bytes | Failure]:
+        """Begin to wait for what comes of a job, on the client's event loop."""
+        return Outcome(self._begin(partial(_outcome, self._client, future)), self._token)
+
+    async def cancel(self, future: Any) -> None:
+        """Have the scheduler forget a job that was called off."""
+        await self.there(lambda: self._client.cancel([future], asynchronous=True))
+
+    def watch(self, job: Job, outcome: Outcome[bytes | Failure], future: Any) -> None:
+        """Wait for the end of a job that was abandoned, when its way has been left."""
+        self._group.create_task(_watch(job, outcome, future), context=Context())
+
+    def expect(self, entry: Entry) -> str:
+        """Give a name to a job, by which its messages come."""
+        key = f"{self.topic}-{secrets.token_hex(8)}"
+        self._entries[key] = entry
+        return key
+
+    def forget(self, key: str) -> None:
+        """Expect no more messages of a job."""
+        self._entries.pop(key, None)
+
+    def take(self, key: str, *, asks: bool, message: bytes) -> None:
+        """Take a message, on the client's loop."""
+        call = partial(self._receive, key, message, asks=asks)
+        if self._is_here:
+            call()
+        else:
+            run_soon(self._token, call)
+
+    def _receive(self, key: str, message: bytes, *, asks: bool) -> None:
+        entry = self._entries.get(key)
+        if entry is None:
+            if asks:
+                self._answer(key, may_begin=False)
+        elif asks and entry.has_begun:
+            entry.is_lost = True
+            self._answer(key, may_begin=False)
+        else:
+            entry.has_begun = entry.has_begun or asks
+            entry.job.receive(message, partial(self._answer, key) if asks else None)
+
+    def _answer(self, key: str, may_begin: bool) -> None:
+        self._batch.told.answers[key] = may_begin
+        self._wanted.set()
+
+    # what home says
+
+    async def call_off(self, key: str, reason: str | None) -> bool:
+        """Say that a job was cancelled; tell whether it runs, as far as can be told."""
+        batch = self._batch
+        batch.told.stops[key] = reason
+        self._wanted.set()
+        await batch.done.wait()
+        return batch.running is None or key in batch.running
+
+    async def run(self) -> None:
+        """Say what there is to be said, until cancelled."""
+        try:
+            async with self._group:
+                while True:
+                    await self._wanted.wait()
+                    await lowlevel.checkpoint()  # the others that are cancelled in this turn
+                    self._wanted = anyio.Event()
+                    batch, self._batch = self._batch, _Batch()
+                    await self._say(batch)
+        finally:
+            with anyio.move_on_after(_PATIENCE, shield=True):
+                await self._leave()
+
+    async def _say(self, batch: _Batch) -> None:
+        try:
+            told = await self.there(
+                lambda: self._client.run(hear, batch.told, on_error="ignore", asynchronous=True)
+            )
+            batch.running = frozenset(key for begun in told.values() for key in begun)
+        except Exception:  # noqa: BLE001 (the cluster is gone: what waits for it will hear of that)
+            batch.running = None
+        finally:
+            batch.done.set()
+
+    async def _leave(self) -> None:
+        """Leave nothing behind on the cluster."""
+        try:
+            await self.there(
+                lambda: self._client.run_on_scheduler(_forget, self.topic, asynchronous=True)
+            )
+        except Exception:  # noqa: BLE001 (it has no Creche, or is gone; then it keeps a few messages)
+            with suppress(Exception):
+                self._client.unsubscribe_topic(self.topic)
+
+    async def there(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run something on the client's event loop, to its end."""
+        outcome = Outcome(self._begin(call), self._token)
+        return await outcome.wait()
+
+    def _begin(
+        self, call: Callable[[], Awaitable[T]]
+    ) -> asyncio.Future[T] | concurrent.futures.Future[T]:
+        if self._is_here:
+            return asyncio.ensure_future(_await(call))
+        return asyncio.run_coroutine_threadsafe(_await(call), self._loop)
+
+
+class Outcome(Generic[T]):
+    """What comes of something that runs on the client's event loop.
+
+    It runs to its end, whoever is cancelled: Dask's calls do not take well to be broken off.
+    """
+
+    def __init__(
+        self,
+        running: asyncio.Future[T] | concurrent.futures.Future[T],
+        token: lowlevel.EventLoopToken,
+    ) -> None:
+        self._running = running
+        self._done = anyio.Event()
+        running.add_done_callback(partial(_tell, token, self._done))
+
+    async def wait(self) -> T:
+        """Wait for it."""
+        await self._done.wait()
+        return self._running.result()
+
+
+def _tell(token: lowlevel.EventLoopToken, done: anyio.Event, _: object) -> None:
+    run_soon(token, done.set)
+
+
+async def _await(call: Callable[[], Awaitable[T]]) -> T:
+    return await call()
+
+
+def _hand_over(to: ReferenceType[Line], event: tuple[float, tuple[str, bool, bytes]]) -> None:
+    """Take a message, on the client's loop; the client never forgets whom it gives them to."""
+    line = to()
+    if line is not None:
+        key, asks, message = event[1]
+        line.take(key, asks=asks, message=message)
+
+
+async def _watch(job: Job, outcome: Outcome[bytes | Failure], future: Any) -> None:
+    try:
+        given = await outcome.wait()
+        job.end_abandoned(None if isinstance(given, Failure) else given)
+    finally:
+        future.release()
+        del future
+
+
+def _forget(topic: str, dask_scheduler: Any) -> None:
+    """Drop what the scheduler has kept of a topic; it has no call for that."""
+    dask_scheduler._broker._topics.pop(topic, None)
+
+
+async def _outcome(client: Any, future: Any) -> bytes | Failure:
+    try:
+        given: bytes = await client.gather(future, asynchronous=True)
+    except (KilledWorker, concurrent.futures.CancelledError) as error:
+        return Failure(str(error), is_crash=True)
+    except Exception as error:  # noqa: BLE001 (Dask's)
+        return Failure(f"{type(error).__name__}: {error}")
+    finally:
+        del future
+    return given

@@ -1,0 +1,213 @@
+"""What runs on the machines of the cluster: the far side of a job, and what home says to it.
+
+A job that begins says so and does not wait for an answer, as that would cost every job a round trip
+through the scheduler. Home can keep it from beginning all the same: it calls the job off in every
+process of the cluster, and each of them remembers that until the scheduler has forgotten the job. A
+job that must not begin twice, because its work can be killed, waits for an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import distributed
+
+from creche import Node, Worker, get_current_worker
+from creche.ways import Far, Processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from anyio.abc import TaskGroup
+
+_PATIENCE = 60.0
+"""Seconds that a job waits for home to say that it may begin."""
+_MEMORY = 60.0
+"""Seconds that a process remembers which jobs were called off."""
+
+
+@dataclass
+class Told:
+    """What home says to all processes, of several jobs at once."""
+
+    stops: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    """The jobs that were cancelled, each with the reason."""
+    answers: dict[str, bool] = field(default_factory=dict[str, bool])
+    """Whether those may begin that have asked."""
+
+
+class _Running:
+    """A job that is in this process."""
+
+    def __init__(self, far: Far) -> None:
+        self.far = far
+        self.has_begun = False
+        self.answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+
+_lock = threading.Lock()
+_running: dict[str, _Running] = {}
+_called_off: set[str] = set()
+
+
+def run(topic: str, key: str, payload: bytes, has_to_ask: bool, data: Sequence[Any]) -> bytes:
+    """Run a job; what is submitted to Dask.
+
+    Args:
+        topic: What its messages go by.
+        key: The name of the job.
+        payload: What ``Job.pack()`` gave.
+        has_to_ask: Whether it waits for home to say that it may begin.
+        data: The values that are on the cluster already.
+
+    Returns:
+        The outcome, for ``Job.open()``.
+    """
+    machine = distributed.get_worker()
+
+    def send(message: bytes) -> bool | None:
+        if running.has_begun:
+            machine.log_event(topic, (key, False, message))
+            return None
+        with _lock:
+            if key in _called_off:
+                return False
+            running.has_begun = True
+        machine.log_event(topic, (key, has_to_ask, message))
+        return running.answers.get(timeout=_PATIENCE) if has_to_ask else True
+
+    running = _Running(Far(payload, send))
+    with _lock:
+        _running[key] = running
+    _data.values = data
+    try:
+        return running.far.run()
+    finally:
+        _data.values = ()
+        with _lock:
+            del _running[key]
+
+
+def hear(told: Told) -> list[str]:
+    """Take what home says, on the event loop; give which of the cancelled jobs run here."""
+    with _lock:
+        _called_off.update(told.stops)
+        begun = {
+            key: _running[key].far
+            for key in told.stops
+            if key in _running and _running[key].has_begun
+        }
+        asking = [(_running[key], told.answers[key]) for key in told.answers if key in _running]
+    asyncio.get_running_loop().call_later(_MEMORY, _called_off.difference_update, told.stops)
+    for key, far in begun.items():
+        far.stop(told.stops[key])
+    for each, may_begin in asking:
+        each.answers.put(may_begin)
+    return list(begun)
+
+
+# the work
+
+
+_data = threading.local()  # of the job that the thread runs
+
+
+PARTIAL: type[Any] = partial
+"""Of which the arguments can be told."""
+
+
+class Datum:
+    """Stands, in the arguments of the work, for a value that is on the cluster already."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class There:
+    """What is called there in place of the work, if that is not all.
+
+    Args:
+        work: The work.
+        isolate: Whether to run it in a process of its own.
+        grace: Seconds that it has there to end by itself once it was cancelled.
+    """
+
+    def __init__(self, work: Any, *, isolate: bool, grace: float) -> None:
+        self.work = work
+        self.isolate = isolate
+        self.grace = grace
+
+    def __call__(self) -> Any:
+        """Call it."""
+        work = _filled(self.work)
+        return _isolated(work, self.grace) if self.isolate else work()
+
+
+def _filled(work: Any) -> Any:
+    """Put the values in that the work's arguments only stand for."""
+    if not isinstance(work, PARTIAL):
+        return work
+    values: Sequence[Any] = _data.values
+
+    def fill(value: Any) -> Any:
+        return values[value.number] if isinstance(value, Datum) else value
+
+    keywords = {name: fill(value) for name, value in work.keywords.items()}
+    return partial(work.func, *map(fill, work.args), **keywords)
+
+
+async def _isolated(work: Callable[[], Any], grace: float) -> Any:
+    """Run work in a process of its own, beside the machine's, as that one cannot be killed."""
+    far: Any = get_current_worker()
+    run: list[Worker[Any]] = []  # one, which has ended once the scope is left
+    try:
+        async with anyio.create_task_group() as listening:
+            # Shielded: the process hears of a cancellation, and of its reason, from one side.
+            with anyio.CancelScope(shield=True):
+                await _in_process(work, grace, far, listening, run)
+            listening.cancel_scope.cancel()
+    except anyio.get_cancelled_exc_class():
+        # It was killed, or has given something in its grace.
+        if not run or (run[0].error is None and run[0].result is None):
+            raise
+    (worker,) = run
+    if worker.error is not None:
+        raise worker.error
+    return worker.result
+
+
+async def _in_process(
+    work: Callable[[], Any],
+    grace: float,
+    far: Any,
+    listening: TaskGroup,
+    run: list[Worker[Any]],
+) -> None:
+    async with Node(far.path.removesuffix(f"/{far.group}/{far.name}")) as node:
+        worker = node.run_worker(
+            work,
+            far.name,
+            far.group,
+            far.description,
+            where=Processes(1, grace=grace),
+            exit_on_error=False,
+        )
+        run.append(worker)
+        listening.start_soon(_hand_on_cancel, worker, far)
+        async with worker.subscribe() as events:
+            async for _ in events:
+                steps = worker.completed_steps, worker.total_steps
+                far.update(*steps, description=worker.description)
+
+
+async def _hand_on_cancel(worker: Worker[Any], far: Far) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        worker.cancel(far.cancel_reason)  # nothing happens if it has ended
