@@ -161,7 +161,7 @@ def test_ends_are_seen_for_a_moment(show):
     )
     row(page, "failed").nth(1).wait_for()
     told = rows(page)
-    assert told[2] == "fetch | done | fetch('/4') | 50 of 200 | 10 s"
+    assert told[2] == "fetch | done | 10 s"
     assert told[3].startswith("<script>alert(1)</script> | failed")
     assert told[8] == "consumer | attempt 3, cancelled | 10 s"
 
@@ -279,6 +279,25 @@ def test_search(show):
     page.keyboard.press("Escape")
     until(page, "flat.length === 9")
     assert page.locator("#found").inner_text() == ""
+
+
+def test_a_long_queue_is_folded(show):
+    """Of what waits the first are rows, the others a number, until that is asked for."""
+    waiting = [worker(n, name=f"job {n}", state="PENDING", is_queued=True) for n in range(2, 100)]
+    tree = whole([node()], [group(running=1, queued=98)], [worker(1, name="first"), *waiting])
+    page = show(tree)
+    assert [line.split(" | ")[0] for line in rows(page)[2:]] == [
+        "first", "job 2", "job 3", "job 4", "job 5", "job 6", "… 93 more queued",
+    ]  # fmt: skip
+    page.server.tell("change", time=NOW, workers=[{"number": 2, "state": "RUNNING"}])
+    row(page, "92 more").wait_for()
+    page.get_by_role("searchbox").fill("job 99")
+    until(page, "flat.length === 3")
+    key(page, "Escape", "Escape", "End", "Enter")
+    assert page.evaluate("[flat.length, flat[places.get(active)].name]") == [101, "job 7"]
+    page.reload()
+    row(page, "more queued").click()
+    until(page, "flat.length === 101")
 
 
 def test_folding(show):
