@@ -143,11 +143,12 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Run ruff, the linter and the formatter, and zizmor on the workflows."""
+    """Run ruff, the linter and the formatter, zizmor on the workflows, and our own on prose."""
     session.install(*group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("zizmor", "--offline", "--pedantic", "--quiet", ".github")
+    session.run("python", "tests/prose.py")
 
 
 @nox.session(python=FOUND[-1])

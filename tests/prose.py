@@ -16,7 +16,7 @@ from pages import PROSE, ROOT
 SOURCES = ROOT / "src" / "creche"
 
 INSTEAD = {
-    r"(?:for|to|of|by|from|with|than|as|tells?|gives?|lets?) who": "whoever, those who",
+    r"(?:for|to|of|by|from|with|than|as) who": "whoever, those who",
     r"nobody is told|none is told|none is lost|told twice": "is reported once",
     r"(?:a|the|that) ring|in rings?": "a cycle",
     r"patience": "a grace period",
@@ -47,7 +47,7 @@ INSTEAD = {
     r"for ever": "forever",
 }
 PHRASES = {
-    re.compile(rf"\b(?:{phrase})(?!\w)", re.IGNORECASE): instead
+    re.compile(rf"\b(?:{phrase})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE): instead
     for phrase, instead in INSTEAD.items()
 }
 EXPORTS = re.compile(r"^__all__ = (\[.*?\])", re.MULTILINE | re.DOTALL)

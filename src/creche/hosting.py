@@ -131,7 +131,7 @@ class Host(Generic[NodeT]):
         loop = lowlevel.current_token().native_token
         if self._task_group is None and not isinstance(loop, asyncio.AbstractEventLoop):
             raise WorkerError(
-                "under Trio every task lives in a nursery, so Host() has to be told of one: "
+                "under Trio every task lives in a nursery, so Host() needs one: "
                 "Host(node, task_group=nursery)"
             )
         self._loop, self._scope = loop, anyio.CancelScope()

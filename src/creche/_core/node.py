@@ -583,7 +583,7 @@ class Node:
     async def remove(self) -> None:
         """Cancel a mounted node and wait until it has closed. Does nothing if it already has.
 
-        May be called again. Cancelling this call ends the wait; the node closes all the same.
+        May be called again. Cancelling this call ends the wait; the node closes anyway.
 
         Raises:
             WorkerError: The node was not mounted.

@@ -114,8 +114,8 @@ class WorkerCrashed(WorkerError):  # noqa: N818 (as WorkerFailed, beside which i
     """What ran the work is gone: its process was killed or has ended, or its machine was lost.
 
     Args:
-        message: What to say.
-        exitcode: How the process ended, where that is known.
+        message: The message.
+        exitcode: How the process ended, if that is known.
     """
 
     def __init__(self, message: str, exitcode: int | None = None) -> None:
@@ -125,7 +125,7 @@ class WorkerCrashed(WorkerError):  # noqa: N818 (as WorkerFailed, beside which i
 
 
 class RemoteError(WorkerError):
-    """The work raised an error elsewhere that could not travel; this tells of it in text.
+    """The work raised an error elsewhere that could not be sent here; this reports it as text.
 
     Args:
         type_name: The name of its class.

@@ -127,7 +127,7 @@ class Job(Protocol):
         ...
 
     def notice_cancellation(self) -> None:
-        """Take note of a cancellation that has reached the way, whoever it came from."""
+        """Record a cancellation that has reached the way, whatever caused it."""
         ...
 
     def abandon(self) -> None:

@@ -47,7 +47,7 @@ class OnExecutor:
             survives for long.
 
     Raises:
-        WorkerError: It is no executor, or one of threads.
+        WorkerError: It is not an executor, or an executor of threads.
     """
 
     def __init__(self, executor: Executor) -> None:

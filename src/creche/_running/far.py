@@ -297,7 +297,7 @@ class Far:
     # running it
 
     def run(self) -> bytes:
-        """Run the work, and give what came of it; it never raises.
+        """Run the work and return the outcome; it never raises.
 
         Returns:
             The outcome, for ``Job.open()``.

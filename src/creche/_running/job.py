@@ -58,7 +58,7 @@ class Job(LoopJob, Protocol):
         ...
 
     def notice_cancellation(self) -> None:
-        """Take note of a cancellation that came from outside."""
+        """Record a cancellation that came from outside."""
         ...
 
     def note_abandoned(self, *, abandoned: bool) -> None:

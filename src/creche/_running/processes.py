@@ -52,7 +52,7 @@ class Processes:
         idle: Seconds after which a process that has nothing to do ends; ``None`` for never.
 
     Raises:
-        WorkerError: An argument makes no sense; or this is Windows, where a process cannot be given
+        WorkerError: An argument is invalid; or this is Windows, where a process cannot be given
             a line and a session: use ``ProcessPoolExecutor`` there.
     """
 

@@ -42,7 +42,7 @@ class OnDask:
             ``priority`` and others.
 
     Raises:
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
     """
 
     def __init__(

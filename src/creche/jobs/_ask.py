@@ -43,14 +43,14 @@ async def ask(key: str, question: str, schema: dict[str, Any] | None = None) -> 
     Args:
         key: What the answer is given under; a job asks one question of a key at a time.
         question: The question, for people.
-        schema: A JSON schema of the answer, for who answers. The answer is not checked by it.
+        schema: A JSON schema of the answer, for whoever answers. The answer is not checked.
 
     Returns:
         The value that was given as the answer, as it came: check it.
 
     Raises:
         WorkerError: This is not the work of an unfinished job; or the job asks that already; or an
-            argument makes no sense.
+            argument is invalid.
 
     Checkpoint:
         Always.

@@ -32,7 +32,7 @@ class JobError(WorkerError):
 
 
 class JobFailed(JobError):  # noqa: N818 (as WorkerFailed)
-    """The work of the job raised an error: ``__cause__``, for who waited for it as it ended."""
+    """The work of the job raised an error: ``__cause__``, for those that awaited its end."""
 
 
 class JobCancelled(JobError):  # noqa: N818 (as WorkerCancelled)

@@ -322,7 +322,7 @@ class Job(Generic[T]):
 class Watch:
     """How a job stands, as a stream; made by ``Job.watch()``.
 
-    Nothing is held between two steps, so one that is left in the midst leaves nothing behind.
+    Nothing is held between two steps, so one that is left halfway leaves nothing behind.
     """
 
     def __init__(self, job: Job[Any]) -> None:

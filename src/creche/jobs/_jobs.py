@@ -74,7 +74,7 @@ class Jobs:
             may see that.
 
     Raises:
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
         StoreError: The store cannot be read.
     """
 
@@ -142,7 +142,7 @@ class Jobs:
     ) -> Job[Any]:
         """Run work in a worker of the node, as a job; returns at once.
 
-        An error of the work is told by the job, and fails the node only with
+        An error of the work is reported by the job, and fails the node only with
         ``exit_on_error=True``.
 
         Args:
@@ -155,8 +155,8 @@ class Jobs:
             The job.
 
         Raises:
-            WorkerError: The node is not open, or an argument makes no sense. A coroutine object
-                given as work is closed.
+            WorkerError: The node is not open, or an argument is invalid. A coroutine object
+                passed as work is closed.
 
         Threads:
             Any thread.

@@ -146,8 +146,8 @@ class ClientTasks(ClientExtension):
     ``call_tool()`` is cancelled or fails, the task is cancelled.
 
     Args:
-        on_status: Called with each ``TaskStatus`` that differs from the one before, to show how the
-            task gets on.
+        on_status: Called with each ``TaskStatus`` that differs from the one before, to show the
+            progress of the task.
     """
 
     identifier = EXTENSION

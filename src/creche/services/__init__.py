@@ -1,4 +1,4 @@
-"""Work that serves: started again when it fails, and told of where it holds up the event loop.
+"""Services: work that is run again when it fails; and what blocks the event loop.
 
 ``node.run_worker(service(consume))`` runs a function again when it raises an error, within a budget
 of restarts. ``async with watchdog(node)`` names the worker whose step the event loop stands in.

@@ -43,8 +43,8 @@ def lifespan(node: Node, grace: float = 5) -> Callable[[object], AbstractAsyncCo
     server need not wait for them, and what works may go on for the time of grace. In a lifespan of
     your own, use it as a context manager: ``async with lifespan(node)(app): ...``.
 
-    A node that fails is closed, and the error logged in that moment; the server goes on, and
-    answers what it can. It is raised as the server stops.
+    A node that fails is closed, and the error is logged at once. The server goes on, and
+    answers what it can. The error is raised when the server stops.
 
     Args:
         node: The node, not opened yet.
@@ -55,7 +55,7 @@ def lifespan(node: Node, grace: float = 5) -> Callable[[object], AbstractAsyncCo
         A function that takes the application and gives an async context manager.
 
     Raises:
-        WorkerError: It is no node, or grace is negative.
+        WorkerError: It is not a node, or grace is negative.
 
     Checkpoint:
         The context manager: in entering and leaving.

@@ -59,15 +59,15 @@ def routes(
             async. What is asked for is ``"read"``, ``"cancel"``, ``"answer"``, ``"list"``; of the
             page, ``"watch"`` and ``"cancel_worker"``, which is not allowed without it.
         owner: Called with the request; tells who makes it, as a text, or ``None``. It may be async,
-            or raise an ``HTTPException``. With it, there is a list of one's own jobs, and jobs of
-            others are unknown.
+            or raise an ``HTTPException``. With it, callers can list their own jobs, and jobs
+            of others are unknown to them.
         page: Whether there is a page, at ``{prefix}/page``, that shows all workers of the tree.
 
     Returns:
         The routes.
 
     Raises:
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
 
     Threads:
         Any thread.
@@ -108,7 +108,7 @@ def router(
 
     Raises:
         ImportError: FastAPI is not installed.
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
 
     Threads:
         Any thread.

@@ -103,7 +103,7 @@ class WorkerMachine(RuleBasedStateMachine):
     # what users may override
 
     def make_node(self, name: str, parent: Node | None) -> Node:
-        """Make a node; to be overridden for a class of one's own.
+        """Make a node; override it to use a class of your own.
 
         Args:
             name: Its name.
@@ -115,7 +115,7 @@ class WorkerMachine(RuleBasedStateMachine):
         return self.node_class(name, parent=parent)
 
     def make_worker(self, node: Node, work: Any, **options: Any) -> Worker[Any]:
-        """Make a worker of a script; to be overridden for a class of one's own.
+        """Make a worker for a script; override it to use a class of your own.
 
         Args:
             node: The node.
@@ -193,7 +193,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self._let_loops_unwind()
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for what a thread does, and for what follows; not for ever, if it does not come."""
+        """Wait for what a thread does, and for what follows; not forever, if it does not come."""
         if not self.world.until(condition, self._patience):
             type(self)._patience = IMPATIENCE
         self._let_loops_unwind()
@@ -250,7 +250,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_holds(self) -> None:
-        """Look at each invariant; one that is broken is told by its name and what it says."""
+        """Look at each invariant; one that is broken is reported with its name and what it says."""
         __tracebackhide__ = True
         for name, meaning in NAMED.items():
             broken = self._look(name)

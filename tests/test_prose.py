@@ -1,0 +1,59 @@
+"""Pages, public docstrings and error messages use none of the phrases in prose.py."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+import prose
+
+
+def test_nothing_uses_them():
+    """No page, docstring of a public name or error message uses one of the phrases."""
+    if not prose.SOURCES.exists():
+        pytest.skip("the wheel is tested without the sources")
+    assert list(prose.found()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("for who looks only now and then", "for who"),
+        ("it waits in a ring", "a ring"),
+        ("the state that it is in since", "is in since"),
+        ("Each is told twice.", "told twice"),
+        ("Defects are mended.", "mended"),
+        ("an argument makes\nno sense", "makes\nno sense"),
+    ],
+)
+def test_they_are_noticed(text, words):
+    """A phrase is found wherever it stands in a sentence, and across the end of a line."""
+    found = [match[0] for phrase in prose.PHRASES for match in phrase.finditer(text)]
+    assert found == [words]
+
+
+def test_code_is_left_out():
+    """Code in a page is no prose: not in blocks, not within a line, and not in links."""
+    page = "a `ring` and [it](of-who.md)\n\n```python\nshall = anew\n```\n\n    hence\n\nshall\n"
+    text = prose.without_code(page)
+    found = [match for phrase in prose.PHRASES for match in phrase.finditer(text)]
+    assert [text.count("\n", 0, match.start()) for match in found] == [page.count("\n") - 1]
+
+
+def test_docstrings_are_those_of_public_names():
+    """Of a file the docstrings of exported classes and functions are read, and of their methods."""
+    tree = ast.parse('''
+class Out:
+    """1"""
+    def method(self):
+        """2"""
+    def _own(self):
+        """no"""
+class In:
+    """no"""
+def out():
+    """3"""
+''')
+    read = [text for _, text in prose.docstrings(tree, {"Out", "out"})]
+    assert read == ["1", "2", "3"]
