@@ -1,0 +1,194 @@
+"""Random programs on jobs, against a small model of what must have become of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import partial
+
+import anyio
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from creche import Node, WorkerError
+from creche.jobs import JobExpired, Jobs, _job, _jobs, ask
+from helpers import settle
+
+KEEP, TTL, LIMIT = 3, 10, 2
+KINDS = ("return", "fail", "ask")
+NUMBERS = st.integers(0, 9)
+ACTS = st.one_of(
+    st.tuples(st.just("submit"), st.sampled_from(KINDS)),
+    st.tuples(st.sampled_from(["end", "cancel", "remove", "answer"]), NUMBERS),
+    st.tuples(st.just("end and cancel"), NUMBERS),  # in one step, each first in turn
+    st.tuples(st.just("cancel and end"), NUMBERS),
+    st.tuples(st.just("wait"), st.sampled_from([1, TTL])),
+)
+
+
+@dataclass
+class Made:
+    """One job, and what the model knows of it."""
+
+    job: object
+    kind: str
+    gate: anyio.Event
+    told: list = field(default_factory=list)
+    may_end: bool = False
+    is_cancelled: bool = False
+    outcome: str | None = None
+    ended: datetime | None = None
+    is_removed: bool = False
+
+    @property
+    def expected(self):
+        if self.is_cancelled and self.may_end and self.kind == "fail":
+            return {"cancelled", "failed"}  # which of them is first
+        if self.is_cancelled:
+            return {"cancelled"}  # it is final
+        return {"failed" if self.kind == "fail" else "succeeded"}
+
+
+class Program:
+    """A program that is run, step by step, and checked after each."""
+
+    def __init__(self, app, tasks):
+        self.time = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        self.tasks = tasks
+        self.jobs = Jobs(app, keep=KEEP, ttl=TTL)
+        self.made = []
+
+    def now(self):
+        return self.time
+
+    async def work(self, kind, gate):
+        if kind == "ask":
+            return await ask("key", "a question")
+        await gate.wait()
+        if kind == "fail":
+            raise ValueError("no luck")
+        return kind
+
+    async def watch(self, each):
+        async for status in each.job.watch():
+            each.told.append(status)
+
+    def submit(self, kind):
+        gate = anyio.Event()
+        job = self.jobs.submit(partial(self.work, kind, gate), kind, group="few")
+        each = Made(job, kind, gate)
+        self.made.append(each)
+        self.tasks.start_soon(self.watch, each)
+
+    def act(self, name, argument):
+        if name == "submit":
+            self.submit(argument)
+        elif name == "wait":
+            self.time += timedelta(seconds=argument)
+        elif argument < len(self.made):
+            each = self.made[argument]
+            for part in name.split(" and "):
+                getattr(self, part)(each)
+
+    def end(self, each):
+        if each.kind != "ask":
+            each.gate.set()
+            each.may_end = True
+
+    def cancel(self, each):
+        each.job.cancel()
+        each.is_cancelled = each.is_cancelled or each.outcome is None
+
+    def answer(self, each):
+        asks = bool(each.job.status.questions)
+        event(f"answered: {asks}")
+        try:
+            each.job.answer("key", "answer")
+            assert asks
+            each.may_end = True
+        except WorkerError:
+            assert not asks
+
+    def remove(self, each):
+        is_there = each.outcome is not None and self.jobs.get(each.job.id) is not None
+        assert self.jobs.remove(each.job.id) == is_there
+        each.is_removed = each.is_removed or is_there
+
+    def model(self):
+        """End what must have ended by now: cancelled, or among the first few and free to go."""
+        while True:
+            unfinished = [each for each in self.made if each.outcome is None]
+            free = [each for each in unfinished[:LIMIT] if each.may_end]
+            over = [each for each in unfinished if each.is_cancelled] or free
+            if not over:
+                return
+            for each in over:
+                each.outcome, each.ended = each.job.status.status, self.time
+                assert each.outcome in each.expected
+
+    def kept(self):
+        """Give what has ended and must be kept."""
+        kept = [each for each in self.made if each.outcome is not None and not each.is_removed]
+        return [each for each in kept if each.ended + timedelta(seconds=TTL) > self.time]
+
+    def check(self):
+        self.model()
+        listed = {job.id for job in self.jobs.list()}
+        unfinished = [each for each in self.made if each.outcome is None]
+        for each in unfinished:
+            assert not each.job.status.done
+            assert each.job.id in listed  # none is lost
+        kept = [each for each in self.kept() if each.job.id in listed]
+        assert len(kept) == min(KEEP, len(self.kept()) - self.pushed_out(kept))
+        assert len(listed) == len(unfinished) + len(kept)
+        for each in self.made:
+            status = each.job.status
+            assert (self.jobs.get(each.job.id) is each.job) == (each.job.id in listed)
+            if each.outcome is not None:
+                assert status.status == each.outcome
+                assert status.finished == each.ended
+                assert each.told[-1] is status
+                assert [each.done for each in each.told].count(True) == 1
+
+    def pushed_out(self, kept):
+        """Tell how many would be kept, had there not been newer ones."""
+        gone = [each for each in self.kept() if each not in kept]
+        for each in gone:
+            newer = [other for other in self.made if other.ended and other.ended >= each.ended]
+            assert len(newer) > KEEP
+        return len(gone) if len(kept) < KEEP else max(0, len(self.kept()) - KEEP)
+
+
+async def run(acts):
+    modules = (_job, _jobs)
+    before = [module.now for module in modules]
+    try:
+        async with Node("app") as app, anyio.create_task_group() as tasks:
+            app.group("few", limit=LIMIT)
+            program = Program(app, tasks)
+            for module in modules:
+                module.now = program.now
+            for act in acts:
+                program.act(*act)
+                await settle()
+                program.check()
+            for each in program.made:
+                each.job.cancel()
+            for each in program.made:
+                if each.outcome == "succeeded" and not program.jobs.get(each.job.id):
+                    with pytest.raises(JobExpired):
+                        await each.job.result()
+                await each.job.join()
+        for each in program.made:
+            assert each.told[-1].done
+    finally:
+        for module, now in zip(modules, before, strict=True):
+            module.now = now
+
+
+@settings(max_examples=max(1, settings.default.max_examples // 4))  # each has a loop of its own
+@given(st.lists(ACTS, max_size=20))
+def test_random_programs(quiet, backend, acts):
+    """No job is lost, none that has ended changes, and each stream ends with the end."""
+    anyio.run(run, acts, **backend)
