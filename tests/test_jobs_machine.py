@@ -27,7 +27,7 @@ ACTS = st.one_of(
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Made:
     """One job, and what the model knows of it."""
 
@@ -58,6 +58,7 @@ class Program:
         self.tasks = tasks
         self.jobs = Jobs(app, keep=KEEP, ttl=TTL)
         self.made = []
+        self.kept = []  # what has ended and may still be there
 
     def now(self):
         return self.time
@@ -106,6 +107,8 @@ class Program:
         try:
             each.job.answer("key", "answer")
             assert asks
+            with pytest.raises(WorkerError):
+                each.job.answer("key", "again")
             each.may_end = True
         except WorkerError:
             assert not asks
@@ -126,11 +129,7 @@ class Program:
             for each in over:
                 each.outcome, each.ended = each.job.status.status, self.time
                 assert each.outcome in each.expected
-
-    def kept(self):
-        """Give what has ended and must be kept."""
-        kept = [each for each in self.made if each.outcome is not None and not each.is_removed]
-        return [each for each in kept if each.ended + timedelta(seconds=TTL) > self.time]
+                self.kept.append(each)
 
     def check(self):
         self.model()
@@ -139,9 +138,8 @@ class Program:
         for each in unfinished:
             assert not each.job.status.done
             assert each.job.id in listed  # none is lost
-        kept = [each for each in self.kept() if each.job.id in listed]
-        assert len(kept) == min(KEEP, len(self.kept()) - self.pushed_out(kept))
-        assert len(listed) == len(unfinished) + len(kept)
+        self.check_kept(listed)
+        assert len(listed) == len(unfinished) + len(self.kept)
         for each in self.made:
             status = each.job.status
             assert (self.jobs.get(each.job.id) is each.job) == (each.job.id in listed)
@@ -151,13 +149,15 @@ class Program:
                 assert each.told[-1] is status
                 assert [each.done for each in each.told].count(True) == 1
 
-    def pushed_out(self, kept):
-        """Tell how many would be kept, had there not been newer ones."""
-        gone = [each for each in self.kept() if each not in kept]
-        for each in gone:
-            newer = [other for other in self.made if other.ended and other.ended >= each.ended]
-            assert len(newer) > KEEP
-        return len(gone) if len(kept) < KEEP else max(0, len(self.kept()) - KEEP)
+    def check_kept(self, listed):
+        """The newest that have ended are there, as many as there may be, until they expire."""
+        known = [each for each in self.kept if not each.is_removed]
+        known = [each for each in known if each.ended + timedelta(seconds=TTL) > self.time]
+        self.kept = [each for each in known if each.job.id in listed]
+        assert len(self.kept) == min(KEEP, len(known))
+        for each in known:
+            if each not in self.kept:
+                assert each.ended <= min(other.ended for other in self.kept)
 
 
 async def run(acts):
