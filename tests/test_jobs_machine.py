@@ -17,9 +17,10 @@ from helpers import settle
 
 KEEP, TTL, LIMIT = 3, 10, 2
 KINDS = ("return", "fail", "ask")
-NUMBERS = st.integers(0, 9)
+NUMBERS = st.integers(-4, 3)  # of the newest and the oldest
 ACTS = st.one_of(
     st.tuples(st.just("submit"), st.sampled_from(KINDS)),
+    st.tuples(st.just("run"), st.integers(1, KEEP + 1)),  # several that end at once
     st.tuples(st.sampled_from(["end", "cancel", "remove", "answer"]), NUMBERS),
     st.tuples(st.just("end and cancel"), NUMBERS),  # in one step, each first in turn
     st.tuples(st.just("cancel and end"), NUMBERS),
@@ -81,13 +82,17 @@ class Program:
         each = Made(job, kind, gate)
         self.made.append(each)
         self.tasks.start_soon(self.watch, each)
+        return each
 
     def act(self, name, argument):
         if name == "submit":
             self.submit(argument)
+        elif name == "run":
+            for _ in range(argument):
+                self.end(self.submit("return"))
         elif name == "wait":
             self.time += timedelta(seconds=argument)
-        elif argument < len(self.made):
+        elif -len(self.made) <= argument < len(self.made):
             each = self.made[argument]
             for part in name.split(" and "):
                 getattr(self, part)(each)
@@ -188,7 +193,7 @@ async def run(acts):
 
 
 @settings(max_examples=max(1, settings.default.max_examples // 4))  # each has a loop of its own
-@given(st.lists(ACTS, max_size=20))
+@given(st.lists(ACTS, min_size=5, max_size=20))
 def test_random_programs(quiet, backend, acts):
     """No job is lost, none that has ended changes, and each stream ends with the end."""
     anyio.run(run, acts, **backend)
