@@ -403,7 +403,7 @@ async def test_cancel_while_a_thread_begins_its_loop():
 
     async with Node("app") as app:
         worker = app.run_worker(anyio.lowlevel.checkpoint, thread=True)
-        worker._thread = Probe(None, abandon_on_cancel=False)
+        worker._thread = Probe()
     assert worker.state is SUCCESS
     assert seen == [True]
 

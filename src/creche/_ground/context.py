@@ -17,5 +17,8 @@ imports_main = False
 
 
 def without_far(worker: Any) -> Any:
-    """Give a worker of this process, ``None`` for what stands for one that is elsewhere."""
-    return None if worker is None or worker._is_far else worker
+    """Give a worker of this process, ``None`` for what stands for one that is elsewhere.
+
+    What somebody else has put into the variable is given as it is.
+    """
+    return None if getattr(worker, "_is_far", False) else worker
