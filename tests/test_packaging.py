@@ -120,6 +120,7 @@ OF_PACKAGES = {
 }
 # Within functions that are called where it runs.
 OF_FILES = {
+    "__main__": {"distributed"},
     "board._notebook": {"IPython"},
     "_ground.backend": {"trio"},
     "services._watchdog": {"trio"},

@@ -544,10 +544,23 @@ def test_in_processes(take, tmp_path):
     assert take("--workers", "2", "--where", "processes", tmp_path) == in_threads
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Processes() is not for Windows")
-def test_main_module_in_processes(tmp_path):
+@pytest.mark.parametrize("engine", ["processes", "dask"])
+def test_main_module_elsewhere(engine, tmp_path):
     """Started as a program, its own main module is what the processes import."""
+    if engine == "processes" and sys.platform == "win32":
+        pytest.skip("Processes() is not for Windows")
+    if engine == "dask":
+        pytest.importorskip("distributed")
     (tmp_path / "file").write_text("hello")
-    command = [sys.executable, "-m", "creche", str(tmp_path), "--where", "processes"]
-    ended = subprocess.run(command, capture_output=True, check=False, timeout=GUARD * 3)
+    arguments = ("--workers", "1", "--where", engine, str(tmp_path))
+    command = [sys.executable, "-m", "creche", *arguments]
+    ended = subprocess.run(command, capture_output=True, check=False, timeout=GUARD * 9)
     assert ended.stdout.startswith(hashlib.sha256(b"hello").hexdigest().encode()), ended.stderr
+
+
+def test_engine_that_is_not_installed(take, tmp_path, monkeypatch):
+    """An engine whose extra is missing is named, with what to install."""
+    monkeypatch.setitem(sys.modules, "creche.dask", None)
+    with pytest.raises(SystemExit) as exited:
+        take("--where", "dask", tmp_path)
+    assert exited.value.code == 2

@@ -16,7 +16,7 @@ import re
 import signal
 import stat
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ import anyio
 from creche import Node, Worker, WorkerError, WorkerState, get_current_worker, work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Callable, Generator, Iterable, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from creche import WorkerGroup
     from creche.ways import Way
@@ -38,9 +38,9 @@ INTERVAL = 0.1  # seconds between two lines of progress, where there is no board
 class Tour(Node):
     """Finds files and hashes as many at once as there are workers."""
 
-    def __init__(self, workers: int, where: Way | None = None) -> None:
+    def __init__(self, workers: int) -> None:
         super().__init__("tour")
-        self.where: Way | None = where  # None for threads
+        self.where: Way | None = None  # for threads
         self.paths: dict[int, bytes] = {}  # of workers that are elsewhere, by their numbers
         self.hashes: WorkerGroup = self.group("hashes", limit=workers)
         self.threads: anyio.CapacityLimiter = anyio.CapacityLimiter(workers)
@@ -269,18 +269,39 @@ def print_tree(pid: int) -> int:
     return 0 if write_out("the tree", [tree.encode()]) else 1
 
 
-def no_engine(_: int) -> None:
+@contextmanager
+def threads(_: int) -> Generator[None, None, None]:
     """Hash in threads."""
+    yield None
 
 
-def processes(workers: int) -> Way:
+@contextmanager
+def processes(workers: int) -> Generator[Way, None, None]:
     """Hash in as many processes as there are workers."""
     from creche.ways import Processes  # noqa: PLC0415 (most tours do without)
 
-    return Processes(workers)
+    yield Processes(workers)
 
 
-ENGINES: dict[str, Callable[[int], Way | None]] = {"threads": no_engine, "processes": processes}
+@contextmanager
+def on_dask(workers: int) -> Generator[Way, None, None]:
+    """Hash on a Dask cluster, of as many processes, that lasts as long as the tour."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 (the same)
+
+    from creche.dask import OnDask  # noqa: PLC0415 (needs distributed, maybe missing)
+
+    start: Any = LocalCluster  # without types
+    with start(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster:
+        connect: Any = Client
+        with connect(cluster) as client:
+            yield OnDask(client)
+
+
+ENGINES: dict[str, Callable[[int], AbstractContextManager[Way | None]]] = {
+    "threads": threads,
+    "processes": processes,
+    "dask": on_dask,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -302,10 +323,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be 1 or more")
-    tour = Tour(options.workers, ENGINES[options.where](options.workers))
+    tour = Tour(options.workers)
     try:
         try:
-            anyio.run(tour.run, options.paths, backend=options.backend)
+            with ENGINES[options.where](options.workers) as tour.where:
+                anyio.run(tour.run, options.paths, backend=options.backend)
+        except ImportError as error:
+            parser.error(str(error))
         finally:
             for path, problem in sorted(tour.problems):
                 show(f"creche: {spoken(path)}: {problem}\n")

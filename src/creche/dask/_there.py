@@ -9,6 +9,7 @@ job that must not begin twice, because its work can be killed, waits for an answ
 from __future__ import annotations
 
 import asyncio
+import importlib
 import queue
 import threading
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+_cloudpickle: Any = importlib.import_module("cloudpickle")  # it has no types
 _PATIENCE = 60.0
 """Seconds that a job waits for home to say that it may begin."""
 _MEMORY = 60.0
@@ -130,7 +132,10 @@ class Datum:
 
 
 class There:
-    """What is called there in place of the work, if that is not all.
+    """What is called there, with the work in it.
+
+    The work is pickled as Dask does it: a function of the main module, which no machine can import,
+    travels by value.
 
     Args:
         work: The work.
@@ -142,6 +147,12 @@ class There:
         self.work = work
         self.isolate = isolate
         self.grace = grace
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "work": _cloudpickle.dumps(self.work)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, work=_cloudpickle.loads(state["work"]))
 
     def __call__(self) -> Any:
         """Call it."""

@@ -68,12 +68,10 @@ class OnDask:
     async def __call__(self, job: Job) -> Any:
         """Run a job; see ``creche.ways.Way``."""
         work, data = _apart(job.work)
-        if data or self._isolate:
-            work = There(work, isolate=self._isolate, grace=self._grace)
         entry = Entry(job)
         try:
             line = job.resource(self._client, partial(Line, self._client))
-            payload = job.pack(work)
+            payload = job.pack(There(work, isolate=self._isolate, grace=self._grace))
             key = line.expect(entry)
             submitted = self._client.submit(
                 run, line.topic, key, payload, self._isolate, data, key=key, **self._options
