@@ -376,7 +376,7 @@ async def test_page():
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.text.startswith("<!doctype html>")
+        assert answer.text.startswith("<!DOCTYPE html>")
 
 
 async def test_tree_over_http():
