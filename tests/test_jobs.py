@@ -15,6 +15,7 @@ import anyio
 import pytest
 from anyio import lowlevel
 
+import farwork
 from creche import Node, WorkerCancelled, WorkerError, get_current_worker
 from creche.jobs import (
     Job,
@@ -33,6 +34,7 @@ from creche.jobs import (
     ask_from_thread,
 )
 from creche.services import Backoff, Restart, service
+from engines import Threads
 from helpers import Meeting, fail, give_later, no_collection, settle, slow_to_leave, told, until
 
 
@@ -150,6 +152,14 @@ async def test_life_of_a_job(clock):
     assert ended.expires == clock.time + timedelta(seconds=60)
     assert job.status is ended
     assert await job.result() == "done"
+
+
+async def test_job_that_runs_elsewhere():
+    """A job may run in another place, and its progress comes home."""
+    async with Node("app") as app:
+        job = Jobs(app).submit(partial(farwork.count, 5), where=Threads())
+        assert await job.result() == 100.0
+        assert job.status.progress == Progress(5, 5, 100.0)
 
 
 async def test_failure():

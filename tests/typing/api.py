@@ -59,6 +59,7 @@ from creche.otel import metered, traced
 from creche.remote import read_tree, serve_tree
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.trace import Trace, record
+from creche.ways import Processes
 from creche.web import Action, accepted, lifespan, router, routes
 
 if sys.version_info >= (3, 11):
@@ -537,6 +538,7 @@ async def check_jobs(app: Node) -> None:
     job = jobs.submit(fetch, name="fetch", owner="me", group="few", exclusive=True)
     assert_type(job, Job[bytes])
     assert_type(jobs.submit(crunch, thread=True), Job[int])
+    assert_type(jobs.submit(crunch, where=Processes()), Job[int])
     assert_type(jobs.submit(fetch(), "fetch"), Job[bytes])
     assert_type(await job.result(), bytes)
     assert_type(await job.join(), Job[bytes])

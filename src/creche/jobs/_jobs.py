@@ -19,10 +19,12 @@ from ._status import JobStatus, Progress, now, text_of
 if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable
+    from concurrent.futures import Executor
 
     from anyio import CapacityLimiter
 
     from creche import WorkType
+    from creche.ways import Way
 
     from ._store import Store
 
@@ -52,6 +54,7 @@ class JobOptions(TypedDict, total=False):
     daemon: bool
     abandon_on_cancel: bool
     limiter: CapacityLimiter | None
+    where: Way | Executor | None
     stall_after: float | None
 
 
