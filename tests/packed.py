@@ -41,7 +41,9 @@ def faults(folder):
             if not (ROOT / path).exists():
                 yield f"the README on PyPI: {link} leads nowhere"
         elif not link.startswith("https://"):
-            yield f"the README on PyPI: {link} is no whole address"
+            yield f"the README on PyPI: {link} is not a whole address"
+        elif "creche" in link and link not in urls.values():
+            yield f"the README on PyPI: {link} is not an address of the project"
 
 
 if __name__ == "__main__":
