@@ -262,6 +262,8 @@ def test_misuse():
     ):
         with pytest.raises(WorkerError, match=text):
             JobTools(jobs, **options)
+    with pytest.raises(WorkerError, match="takes Jobs, not <Node 'app'"):
+        JobTools(jobs.node)
     tools = JobTools(jobs)
     tools.kind(odd)
     with pytest.raises(WorkerError, match="there is a kind 'odd' already; give the function"):

@@ -789,6 +789,7 @@ class Mislabelled(RemoteTask):
         return await self._session.send_request(request, TaskStatus)
 
 
+FINAL = {"completed": "succeeded", "failed": "failed", "cancelled": "cancelled"}
 STEPS = ("turn", "advance", "ask", "thread", "return", "error", "protocol", "deaf")
 ACTS = ("call", "get", "get", "cancel", "answer", "turns")
 
@@ -827,10 +828,12 @@ class Followed:
 
     async def look(self):
         status = await self.task.status()
-        if self.seen and self.seen[-1].status in ("completed", "failed", "cancelled"):
+        if self.seen and self.seen[-1].status in FINAL:
             assert status == self.seen[-1]
         if self.is_cancelled:
             assert status.status != "completed"
+        if status.status in FINAL:
+            assert self.job.status.status == FINAL[status.status]
         assert (status.result is not None) == (status.status == "completed")
         assert (status.error is not None) == (status.status == "failed")
         assert bool(status.input_requests) == (status.status == "input_required")
@@ -885,7 +888,7 @@ def test_random_programs(backend, quiet, scripts, acts, seed):
                     await one.cancel()
                     await one.job.join()
                     last = await one.look()
-                    assert last.status in ("completed", "failed", "cancelled")
+                    assert last.status in FINAL
                     assert await one.look() == last
 
     anyio.run(main, **backend)
@@ -897,7 +900,11 @@ def test_misuse():
     for wrong in (0, -1, float("inf"), float("nan"), "1"):
         with pytest.raises(WorkerError, match="poll_interval must be a positive number"):
             Tasks(jobs, poll_interval=wrong)
+    with pytest.raises(WorkerError, match="takes Jobs, not <Node 'server'"):
+        Tasks(jobs.node)
     tasks = Tasks(jobs)
+    with pytest.raises(WorkerError, match="in a thread anyway; no thread= for 'tool'"):
+        tasks.tool(name="tool", options={"thread": True})(anyio.sleep)
     tasks.tool(name="tool")(anyio.sleep)
     with pytest.raises(WorkerError, match="there is a tool 'tool' already; give the other one a"):
         tasks.tool(name="tool")(anyio.sleep)

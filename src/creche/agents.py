@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import anyio
 
 from creche import WorkerError
-from creche.jobs import Job, JobExpired
+from creche.jobs import Job, JobExpired, Jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from typing import TypeAlias
 
-    from creche.jobs import Jobs, JobStatus
+    from creche.jobs import JobStatus
 
     Tool: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
@@ -60,6 +60,8 @@ class JobTools:
         most: int = 100,
         group: str = "agents",
     ) -> None:
+        if not isinstance(jobs, Jobs):
+            raise WorkerError(f"JobTools() takes Jobs, not {jobs!r:.100}")
         if not isinstance(owner, str) or not owner:
             raise WorkerError(f"owner must be a text, not empty, not {owner!r:.100}")
         if not isinstance(most, int) or most < 1:

@@ -24,7 +24,7 @@ from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from pydantic import ValidationError
 
 from creche import WorkerError
-from creche.jobs import JobError
+from creche.jobs import JobError, Jobs
 
 from ._wire import EXTENSION, VERSIONS, TaskParams, UpdateParams
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
-    from creche.jobs import Job, JobOptions, Jobs, JobStatus, Question
+    from creche.jobs import Job, JobOptions, JobStatus, Question
 
     Context = ServerRequestContext[Any, Any]
 
@@ -76,12 +76,14 @@ class Tasks(Extension):
         poll_interval: How many seconds a client should wait before it asks again.
 
     Raises:
-        WorkerError: ``poll_interval`` is no positive number.
+        WorkerError: An argument makes no sense.
     """
 
     identifier = EXTENSION
 
     def __init__(self, jobs: Jobs, *, poll_interval: float = 1.0) -> None:
+        if not isinstance(jobs, Jobs):
+            raise WorkerError(f"Tasks() takes Jobs, not {jobs!r:.100}")
         if not isinstance(poll_interval, int | float) or not 0 < poll_interval < math.inf:
             raise WorkerError(
                 f"poll_interval must be a positive number of seconds, not {poll_interval!r:.100}"
@@ -108,13 +110,16 @@ class Tasks(Extension):
             kwargs: What ``MCPServer.tool()`` takes: ``name``, ``title``, ``description`` ...
 
         Raises:
-            WorkerError: There is a tool of that name; or a server has taken the tools already.
+            WorkerError: There is a tool of that name; or a server has taken the tools already; or
+                ``thread`` is among the options.
         """
 
         def declare(fn: ToolT) -> ToolT:
             name = str(kwargs.get("name") or getattr(fn, "__name__", ""))
             if name in self._tools:
                 raise WorkerError(f"there is a tool {name!r} already; give the other one a name=")
+            if options and "thread" in options:
+                raise WorkerError(f"a plain tool runs in a thread anyway; no thread= for {name!r}")
             if self._is_taken:
                 raise WorkerError(f"declare the tool {name!r} before the server is made")
             binding = ToolBinding(_announced(fn), kwargs=kwargs)
