@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class Resource(Protocol):
-    """What an engine needs for as long as a tree of nodes uses it: a line, processes."""
+    """What an engine needs while a tree of nodes uses it: a connection, processes."""
 
     async def run(self) -> None:
-        """Be there until cancelled, and then leave nothing behind."""
+        """Run until cancelled, and then leave nothing behind."""
         ...
 
 
@@ -20,15 +20,15 @@ ResourceT = TypeVar("ResourceT", bound=Resource)
 
 
 class Job(Protocol):
-    """The work of one worker, as the way that runs it elsewhere sees it.
+    """The work of one worker, as seen by the way that runs it elsewhere.
 
-    It is there until the way has returned, for the event loop of the worker's node, but for what
-    says otherwise.
+    It exists until the way has returned. It is for the event loop of the worker's node, unless a
+    method says otherwise.
     """
 
     @property
     def label(self) -> str:
-        """The worker in a sentence: ``worker 'thumbnail'``."""
+        """The worker, for use in a sentence: ``worker 'thumbnail'``."""
         ...
 
     @property
@@ -43,25 +43,25 @@ class Job(Protocol):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether cancellation was requested; in any thread."""
+        """Whether cancellation was requested. Any thread."""
         ...
 
     @property
     def cancel_reason(self) -> object:
-        """The reason that came with the request."""
+        """The reason that was given."""
         ...
 
     @property
     def abandon_on_cancel(self) -> bool:
-        """Whether work that has begun, and cannot be stopped, is left to itself once cancelled."""
+        """Whether cancelled work that has begun, and cannot be stopped, is left behind."""
         ...
 
     # the way there
 
     def pack(self, work: Callable[[], object] | None = None) -> bytes:
-        """Give the bytes for a ``Far`` to run; the work is handed over with this call.
+        """Return the bytes for a ``Far`` to run. This call hands the work over.
 
-        From here on a cancelled worker ends as its way is left, not before.
+        From now on a cancelled worker ends when its way returns, not before.
 
         Args:
             work: What to call there, if that is not the work itself: something that calls it.
@@ -72,9 +72,9 @@ class Job(Protocol):
         ...
 
     def begin(self, where: str = "") -> None:
-        """Say that the work begins; the worker is RUNNING. On a RUNNING one nothing happens.
+        """Say that the work begins, which makes the worker RUNNING. Does nothing if it is already.
 
-        It is for a way that knows this by itself. Else the ``Far`` asks, and ``receive()`` answers.
+        It is for a way that knows this itself. Else the ``Far`` asks and ``receive()`` answers.
 
         Args:
             where: Where it runs, in words: ``process 4711``.
@@ -85,33 +85,33 @@ class Job(Protocol):
         ...
 
     def receive(self, message: bytes, answer: Callable[[bool], object] | None = None) -> None:
-        """Take a message that a ``Far`` has sent.
+        """Take a message from a ``Far``.
 
         Args:
             message: The message.
-            answer: Given whether the work may begin, if the message asks for that. It is called on
-                the event loop, within this call if that is made there.
+            answer: Called with whether the work may begin, if the message asks for that. It is
+                called on the event loop, and within this call if this is called there.
 
         Threads:
-            Any thread. A call from another one returns before the message has been taken.
+            Any thread. A call from another thread returns before the message is handled.
         """
         ...
 
     # the way back
 
     def open(self, outcome: bytes) -> Any:
-        """Give what the work returned, or raise what it raised.
+        """Return what the work returned, or raise what it raised.
 
         Args:
-            outcome: What ``Far.run()`` has given.
+            outcome: What ``Far.run()`` returned.
 
         Returns:
             The value.
 
         Raises:
-            WorkerCancelled: The work did not begin, as the worker was cancelled.
-            RemoteError: The work raised an error that cannot travel.
-            WorkerError: The value or the work cannot be read where it has arrived.
+            WorkerCancelled: The work did not begin, because the worker was cancelled.
+            RemoteError: The work raised an error that could not be sent here.
+            WorkerError: The value or the work cannot be unpickled.
             BaseException: What the work raised, with the traceback from there as its cause.
         """
         ...
@@ -119,10 +119,10 @@ class Job(Protocol):
     # cancellation
 
     async def outlast(self, wait: Callable[[], Awaitable[T]]) -> T:
-        """Await something to its end, whatever is cancelled meanwhile: the end of the far side.
+        """Await something to its end, even if cancelled meanwhile: the end of the far side.
 
         Args:
-            wait: What to await; called again if a native ``Task.cancel()`` broke it off.
+            wait: What to await; called again if a native ``Task.cancel()`` interrupted it.
         """
         ...
 
@@ -131,32 +131,32 @@ class Job(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Say that the work is left to itself; see ``abandon_on_cancel``. Then leave the way."""
+        """Say that the work is left behind, see ``abandon_on_cancel``. Then leave the way."""
         ...
 
     def end_abandoned(self, outcome: bytes | None) -> None:
-        """Say that work which was abandoned has ended; an error of its own is logged.
+        """Say that abandoned work has ended; an error that it raised is logged.
 
         Args:
-            outcome: What ``Far.run()`` has given, if it has.
+            outcome: What ``Far.run()`` returned, if it did.
 
         Threads:
-            Any thread, also when the way has been left.
+            Any thread, even after the way has returned.
         """
         ...
 
     def resource(self, key: object, make: Callable[[], ResourceT]) -> ResourceT:
-        """Give what the worker's tree of nodes has for an engine; made at the first call.
+        """Return what the worker's tree of nodes keeps for an engine; the first call makes it.
 
-        It runs until the root of the tree has nothing else left, and is ended before that closes.
+        It runs until the root of the tree has nothing else left, and ends before the root closes.
 
         Args:
-            key: What it is for, as a rule the engine itself; compared by identity.
-            make: What makes it. Its ``run()`` is cancelled at the end, and may take its time to
+            key: What it is for, usually the engine itself; compared by identity.
+            make: Makes it. Its ``run()`` is cancelled at the end, and may take its time to
                 leave.
 
         Raises:
-            WorkerError: The root is being closed.
+            WorkerError: The root is closing.
         """
         ...
 

@@ -33,18 +33,19 @@ else:  # pragma: no cover (as above)
 
 
 class OnExecutor:
-    """Run work in an executor that makes processes, or interpreters: a way, for ``where=``.
+    """Run work in an executor that makes processes or interpreters; for ``where=``.
 
-    An executor that is given to ``where=`` itself becomes one. It stays the caller's, who has to
-    shut it down. A worker is RUNNING once its work really begins, whatever the executor thinks: the
-    work asks for that first. One that is cancelled before does not begin. After that it is told,
-    and waited for unless ``abandon_on_cancel`` is set: work in an executor cannot be killed.
+    An executor that is passed to ``where=`` directly is wrapped in one. It still belongs to the
+    caller, who has to shut it down. A worker is RUNNING once its work really begins, whatever the
+    executor says: the work asks first. A worker that is cancelled before that never begins. One
+    that is cancelled later is notified, and waited for unless ``abandon_on_cancel`` is set, because
+    work in an executor cannot be killed.
 
-    The lines by which the work asks are local: it has to run on the same machine.
+    The connections through which the work asks are local, so it has to run on the same machine.
 
     Args:
-        executor: The executor. Its start method must not be ``fork``, which no program with threads
-            survives for long.
+        executor: The executor. Its start method must not be ``fork``, which is unsafe in programs
+            with threads.
 
     Raises:
         WorkerError: It is not an executor, or an executor of threads.

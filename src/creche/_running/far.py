@@ -1,7 +1,7 @@
-"""The far side of work that runs elsewhere: what stands for the worker there.
+"""The far side of work that runs elsewhere: the counterpart of the worker there.
 
-It imports no event loop unless the work is async, so that a new process is soon there. What carries
-its messages home is given to it; it asks by the first of them whether to begin.
+It imports no event loop unless the work is async, so that a new process is ready soon. It is given
+something that sends its messages home, and asks with the first one whether to begin.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def here() -> str:
 
 
 class Far:
-    """What stands for a worker where its work runs; ``get_current_worker()`` gives it there.
+    """The counterpart of a worker where its work runs; ``get_current_worker()`` returns it there.
 
-    An engine makes one of the bytes that ``Job.pack()`` gave, and hands home what ``run()`` gives.
+    An engine makes one from the bytes of ``Job.pack()``, and sends home what ``run()`` returns.
 
     Args:
-        payload: What ``Job.pack()`` gave.
-        send: Carries a message home, to ``Job.receive()``; called in any thread. The first message
-            asks whether to begin: if ``send`` returns ``False``, the work is not called. If it
-            raises, it is not either; later on, the work is told to stop.
-        begun: Whether the work has begun, as home knows it: then nothing is asked.
+        payload: What ``Job.pack()`` returned.
+        send: Sends a message home, to ``Job.receive()``; called in any thread. The first message
+            asks whether to begin: if ``send`` returns ``False``, or raises, the work is not called.
+            If it raises later, the work is told to stop.
+        begun: Whether home knows already that the work has begun: then it does not ask.
     """
 
     # As the core sees it, where the work opens nodes of its own: a worker of no node of theirs.
@@ -100,12 +100,12 @@ class Far:
 
     @property
     def description(self) -> str:
-        """Its longer text for people."""
+        """Its description, for people."""
         return self._head.description if self._description is None else self._description
 
     @property
     def path(self) -> str:
-        """Where the worker is at home: ``path/group/name``."""
+        """Where the worker belongs: ``path/group/name``."""
         return self._head.path
 
     # how far it is
@@ -117,22 +117,22 @@ class Far:
 
     @property
     def total_steps(self) -> int | None:
-        """The number of steps in all, ``None`` if that is not known."""
+        """The total number of steps; ``None`` if it is not known."""
         return self._total
 
     @property
     def progress(self) -> float:
-        """How much is done, from 0.0 to 100.0 percent; 0.0 while the total is unknown or 0."""
+        """How much is done, in percent from 0.0 to 100.0; 0.0 if the total is unknown or 0."""
         return percent(self._completed, self._total)
 
     def advance(self, steps: int = 1) -> None:
-        """Add to the number of completed steps; home is told 20 times a second at most.
+        """Add to the number of completed steps; reported home at most 20 times a second.
 
         Args:
-            steps: How many.
+            steps: How many to add.
 
         Raises:
-            WorkerError: It is no finite number.
+            WorkerError: It is not a finite number.
 
         Threads:
             Any thread.
@@ -149,15 +149,15 @@ class Far:
         *,
         description: str | None = None,
     ) -> None:
-        """Set the steps or the description, as ``Worker.update()`` does.
+        """Set the steps or the description, like ``Worker.update()``.
 
         Args:
-            completed_steps: How many steps are completed; ``None`` leaves the number as it is.
-            total_steps: How many there are in all; ``None`` if that is not known, -1 leaves it.
-            description: What the work is doing now, for people; ``None`` leaves it as it is.
+            completed_steps: The number of completed steps; ``None`` leaves it unchanged.
+            total_steps: The total; ``None`` if it is not known, -1 leaves it unchanged.
+            description: What the work is doing now, for people; ``None`` leaves it unchanged.
 
         Raises:
-            WorkerError: One of the numbers is no finite number; nothing is changed.
+            WorkerError: A number is not finite. Nothing is changed.
 
         Threads:
             Any thread.
@@ -185,11 +185,11 @@ class Far:
     def track(
         self, iterable: Iterable[T] | AsyncIterable[T], total: int | None = None
     ) -> Iterator[T] | AsyncIterator[T]:
-        """Iterate, and advance by one step for each item, as ``Worker.track()`` does.
+        """Iterate, and advance by one step after each item, like ``Worker.track()``.
 
         Args:
-            iterable: What to iterate.
-            total: The number of items; by default what it says of itself.
+            iterable: What to iterate over.
+            total: The number of items; by default what the iterable says.
 
         Returns:
             An iterator over the items.
@@ -238,24 +238,24 @@ class Far:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether cancellation was requested, as far as this side was told."""
+        """Whether cancellation was requested, as far as this side knows."""
         return self._cancelled.is_set()
 
     @property
     def cancel_reason(self) -> object:
-        """The reason that came with it, as text."""
+        """The reason that was given, as text."""
         return self._reason
 
     @property
     def cancelled_event(self) -> threading.Event:
-        """An event that is set when this side is told that cancellation was requested."""
+        """An event that is set when this side learns that cancellation was requested."""
         return self._cancelled
 
     def check_cancelled(self) -> None:
         """Raise an error if cancellation was requested.
 
         Raises:
-            WorkerCancelled: It was. Let it out of the work, and the worker ends CANCELLED.
+            WorkerCancelled: It was. Let it leave the work, and the worker ends CANCELLED.
 
         Threads:
             Any thread.
@@ -268,9 +268,9 @@ class Far:
         return f"{self._head.label} was cancelled{reason}"
 
     def stop(self, reason: object = None) -> None:
-        """Tell the work that its worker was cancelled; for engines. The first call counts.
+        """Tell the work that its worker was cancelled; for engines. Only the first call counts.
 
-        Async work gets a cancellation at its next checkpoint, other work has to ask.
+        Async work is cancelled at its next checkpoint; other work has to ask.
 
         Args:
             reason: Why.
@@ -303,7 +303,7 @@ class Far:
             The outcome, for ``Job.open()``.
 
         Threads:
-            Any thread, which is kept busy. Async work has an event loop of its own in it.
+            Any thread, which is blocked meanwhile. Async work gets its own event loop in it.
         """
         try:
             return copy_context().run(self._run)

@@ -33,27 +33,27 @@ _PATIENCE = 5.0
 
 
 class Processes:
-    """Run work in processes, which can be killed: a way, for ``where=``.
+    """Run work in processes, which can be killed; for ``where=``.
 
-    Each tree of nodes that uses it has processes of its own, started as there is work for them and
-    ended as the root is left. A worker is PENDING while it waits for one. A process runs one piece
-    of work at a time, in its main thread, and is used again.
+    Each tree of nodes that uses it has its own processes. They are started when there is work, and
+    end when the root is left. A worker is PENDING while it waits for one. A process runs one piece
+    of work at a time, in its main thread, and is then reused.
 
-    A cancelled worker ends within milliseconds: its process is killed, with all that it has started
-    in its session. With ``grace`` it is told before, and has time to leave: async work is cancelled
-    there, other work has to ask by ``get_current_worker().check_cancelled()``.
+    A cancelled worker ends within milliseconds: its process is killed, with everything it has
+    started in its session. With ``grace`` it is notified first and has time to leave: async work is
+    cancelled there, other work has to ask with ``get_current_worker().check_cancelled()``.
 
-    A process that dies is a ``WorkerCrashed`` for the one worker that it ran; the next work gets a
-    new one. If this program is killed, its processes end by themselves.
+    A process that dies fails the one worker that it ran, with ``WorkerCrashed``; the next work gets
+    a new process. If this program is killed, its processes end by themselves.
 
     Args:
         size: How many at once; by default one for each processor.
         grace: Seconds that cancelled work has to end by itself, before its process is killed.
-        idle: Seconds after which a process that has nothing to do ends; ``None`` for never.
+        idle: Seconds after which an idle process ends; ``None`` for never.
 
     Raises:
-        WorkerError: An argument is invalid; or this is Windows, where a process cannot be given
-            a line and a session: use ``ProcessPoolExecutor`` there.
+        WorkerError: An argument is invalid; or this is Windows, where processes cannot have such
+            connections and sessions: use ``ProcessPoolExecutor`` there.
     """
 
     def __init__(
