@@ -178,8 +178,8 @@ class _Recorder:
         ended = {**attributes, "creche.state": event.state.name}
         if counted.is_running:
             self._run_time.record(lasted, ended)
-        if event.state is WorkerState.ERROR:
-            ended["error.type"] = _type_of(facts_of(counted.worker).error)
+        if event.state is WorkerState.ERROR:  # a copy: the SDK may have kept the other
+            ended = {**ended, "error.type": _type_of(facts_of(counted.worker).error)}
         self._ended.add(1, ended)
 
     def _instrument_of(self, counted: _Counted) -> metrics.UpDownCounter:
