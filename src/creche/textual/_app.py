@@ -1,0 +1,56 @@
+"""The one changed line of an app."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import creche
+
+from ._manager import WorkerManager
+from ._worker import as_textual
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+class Creche:
+    """Puts the workers of an app of Textual on Creche: ``class MyApp(Creche, App): ...``."""
+
+    _creche_workers: WorkerManager | None = None
+
+    @property
+    def workers(self) -> WorkerManager:
+        """The workers of the app, and the nodes that they belong to."""
+        if self._creche_workers is None:
+            self._creche_workers = WorkerManager(cast("Any", self))
+        return self._creche_workers
+
+    if not TYPE_CHECKING:  # there App's own signatures count
+
+        async def run_async(self, **options: Any) -> Any:
+            """Run the app, as ``App.run_async()``, and its node round it."""
+            async with self.workers._running():
+                return await super().run_async(**options)
+
+        @asynccontextmanager
+        async def run_test(self, **options: Any) -> AsyncGenerator[Any]:
+            """Run the app for a test, as ``App.run_test()``, and its node round it."""
+            async with self.workers._running(), super().run_test(**options) as pilot:
+                yield pilot
+
+        def call_from_thread(self, callback: Any, *args: Any, **kwargs: Any) -> Any:
+            """Make a call as ``App.call_from_thread()``, but none of a worker that was cancelled.
+
+            Raises:
+                WorkerCancelled: Textual's, and Creche's: it was, and nothing was called.
+            """
+            worker = creche.active_worker.get(None)
+
+            def call() -> Any:
+                if worker is not None:
+                    with as_textual():
+                        worker.check_cancelled()
+                return callback(*args, **kwargs)
+
+            return super().call_from_thread(call)
