@@ -189,6 +189,15 @@ def mcp_conformance(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def textual(session: nox.Session) -> None:
+    """Run Textual's own tests of workers on creche.textual; ``-- --all`` runs its whole suite."""
+    needs = ("pytest>=8", "pytest-asyncio>=1.3", "pytest-xdist>=3.8", "httpx>=0.28")
+    session.install("-e", ".[textual]", "textual[syntax]", *needs)
+    folder = Path(session.create_tmp()).resolve()
+    session.run("python", "tests/textual_suite/run.py", str(folder), *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def mutants(session: nox.Session) -> None:
     """Plant faults in a copy of the core, one at a time; each has to be noticed."""
     session.install("-e", ".", *group("tests"))

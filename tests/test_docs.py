@@ -25,6 +25,7 @@ EXTRAS = {  # what needs which
     "mcp": "mcp",
     "pydantic_ai": "pydantic_ai",
     "pytest_asyncio": "pytest_asyncio",
+    "textual": "textual",
     "trio": "trio",
     "creche.web": "sse_starlette",
     "starlette": "starlette",

@@ -81,6 +81,7 @@ FLOORS = {
         ("web._problems", "web._closing", "web._text", "web._answers", "web._documented"),
         ("web._access", "web._lifespan", "web._jobs", "web._tally", "web._state", "web._tree"),
         ("web._page", "web._routes", "web.__init__"),
+        ("textual._worker", "textual._manager", "textual._app", "textual.__init__"),
         ("trace._layout", "trace._chrome", "trace._page", "trace._recorder", "trace.__init__"),
         ("testing._scripts", "testing._virtual"),
         ("testing._leaks", "testing._recorder", "testing._strategies", "testing._fixtures"),
@@ -99,7 +100,7 @@ HEADS = [f"{folder}.__init__" for folder in FLOORS if folder]  # which import no
 ORDER = HEADS + [module for floors in FLOORS.values() for floor in floors for module in floor]
 PUBLIC_MODULES = [
     *("agents", "board", "dask", "hosting", "jobs", "mcp", "otel", "remote", "services"),
-    *("testing", "trace", "ways", "web"),
+    *("testing", "textual", "trace", "ways", "web"),
 ]
 
 # What a file may import from outside: the standard library and the first of these. The second adds
@@ -115,6 +116,7 @@ OF_PACKAGES = {
     "otel": {"opentelemetry"},
     "services": set[str](),
     "testing": {"hypothesis", "pytest", "trio"},
+    "textual": {"textual"},
     "trace": set[str](),
     "web": {"starlette", "sse_starlette"},
 }

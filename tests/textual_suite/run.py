@@ -1,9 +1,10 @@
 """Run Textual's own tests with Creche under every worker.
 
-They come with Textual's source distribution, which is fetched from the registry and left where it
-is told. ``--all`` runs the whole suite, and beside it the unmodified one: what fails with Creche and
-not without it is run once more alone, as many of these tests depend on time, and is a failure if it
-fails again. The snapshots are not in the distribution, so the tests of pictures are left out.
+They come with Textual's source distribution, which is fetched from the registry and kept in the
+folder that is given. ``--all`` runs the whole suite, and beside it the unmodified one: what fails
+with Creche and not without it is run once more alone, as many of these tests depend on time, and is
+a failure if it fails again. The snapshots are not in the distribution, so the tests that compare
+pictures are left out.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ def compare(source: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the distribution is put")
-    parser.add_argument(
-        "--all", action="store_true", help="the whole suite, and the unmodified one"
-    )
+    parser.add_argument("--all", action="store_true", help="the whole suite, twice")
     options, others = parser.parse_known_args()
     source = fetch(options.folder.resolve())
     if options.all:

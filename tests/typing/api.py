@@ -29,6 +29,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from textual.app import App
+from textual.widget import Widget
 
 from creche import (
     FrameSnapshot,
@@ -58,6 +60,7 @@ from creche.mcp import ClientTasks, RemoteTask, Tasks, TaskStatus, start_task
 from creche.otel import metered, traced
 from creche.remote import read_tree, serve_tree
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
+from creche.textual import Creche
 from creche.trace import Trace, record
 from creche.ways import Processes
 from creche.web import Action, accepted, lifespan, router, routes
@@ -613,3 +616,17 @@ async def check_web(app: Node, jobs: Jobs, request: Request) -> None:
     routes(jobs, authorize=authorize, owner=lambda request: request.headers.get("x-user"))
     routes(jobs, authorize=5)  # type: ignore[arg-type]  # is no function
     routes(app)  # type: ignore[arg-type]  # are no jobs
+
+
+class Terminal(Creche, App[int]):
+    """An app of Textual with the one changed line."""
+
+
+async def check_textual(app: Terminal, widget: Widget) -> None:
+    """Keep Textual's types, and give the node of a widget."""
+    assert_type(app.workers.root, Node)
+    assert_type(app.workers.home(widget).group("one", limit=1), WorkerGroup)
+    assert_type(await app.workers.leave(widget), None)
+    assert_type(await app.run_async(headless=True), int | None)
+    assert_type(app.call_from_thread(crunch), int)
+    app.workers.home("one")  # type: ignore[arg-type]  # is no widget

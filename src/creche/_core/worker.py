@@ -565,7 +565,7 @@ class Worker(Generic[ResultType]):
         Threads:
             Any thread; the subscription is for the node's event loop only.
         """
-        wanted: tuple[type[Any], ...] = types or (self.StateChanged, self.ProgressChanged)
+        wanted: tuple[type[Any], ...] = types or (events.StateChanged, events.ProgressChanged)
         return Subscription(WorkerSource(self), wanted)
 
     async def wait(self) -> ResultType:

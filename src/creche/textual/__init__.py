@@ -8,6 +8,13 @@ unmounts it. It needs Textual: ``pip install 'creche[textual]'``.
 
 from __future__ import annotations
 
+from importlib import import_module
+
+try:
+    import_module("textual")
+except ImportError:
+    raise ImportError("creche.textual needs Textual: pip install 'creche[textual]'") from None
+
 from ._app import Creche
 from ._manager import WorkerManager
 from ._worker import Worker

@@ -26,17 +26,17 @@ class Creche:
             self._creche_workers = WorkerManager(cast("Any", self))
         return self._creche_workers
 
-    if not TYPE_CHECKING:  # there App's own signatures count
+    if not TYPE_CHECKING:  # pragma: no branch (for type checkers App's own signatures count)
 
         async def run_async(self, **options: Any) -> Any:
             """Run the app, as ``App.run_async()``, and its node round it."""
-            async with self.workers._running():
+            async with self.workers._life():
                 return await super().run_async(**options)
 
         @asynccontextmanager
         async def run_test(self, **options: Any) -> AsyncGenerator[Any]:
             """Run the app for a test, as ``App.run_test()``, and its node round it."""
-            async with self.workers._running(), super().run_test(**options) as pilot:
+            async with self.workers._life(), super().run_test(**options) as pilot:
                 yield pilot
 
         def call_from_thread(self, callback: Any, *args: Any, **kwargs: Any) -> Any:

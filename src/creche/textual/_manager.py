@@ -103,7 +103,7 @@ class WorkerManager(worker_manager.WorkerManager):
                 await home.remove()
 
     @asynccontextmanager
-    async def _running(self) -> AsyncGenerator[None]:
+    async def _life(self) -> AsyncGenerator[None]:
         """Keep the nodes open while the app runs."""
         host = Host(self.root)
         await host.start()

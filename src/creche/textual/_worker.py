@@ -7,12 +7,9 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import creche
+from textual import worker as stock
 
-try:
-    from textual import worker as stock
-except ImportError:
-    raise ImportError("creche.textual needs Textual: pip install 'creche[textual]'") from None
+import creche
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -37,9 +34,11 @@ def as_textual(work: object = None) -> Generator[None]:
     """Raise Creche's errors as those of Textual, and close work that is not to be run then."""
     try:
         yield
-    except creche.WorkerError as error:
+    except BaseException as error:
         if inspect.iscoroutine(work):
             work.close()
+        if not isinstance(error, creche.WorkerError):
+            raise
         if isinstance(error, creche.WorkerFailed):
             raise stock.WorkerFailed(error.error) from error.error
         kind: type[Exception] = stock.WorkerError
