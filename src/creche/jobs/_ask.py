@@ -41,22 +41,22 @@ async def ask(key: str, question: str, schema: dict[str, Any] | None = None) -> 
     The job is ``input_required`` meanwhile. Cancelling this call withdraws the question.
 
     Args:
-        key: What the answer is given under; a job asks one question of a key at a time.
+        key: The key of the question; a job has one question with a key at a time.
         question: The question, for people.
         schema: A JSON schema of the answer, for whoever answers. The answer is not checked.
 
     Returns:
-        The value that was given as the answer, as it came: check it.
+        The answer, unchanged: check it.
 
     Raises:
-        WorkerError: This is not the work of an unfinished job; or the job asks that already; or an
-            argument is invalid.
+        WorkerError: This is not the work of an unfinished job, the job asks a question with that
+            key already, or an argument is invalid.
 
     Checkpoint:
         Always.
 
     Threads:
-        Any event loop, also that of async work in a thread of its own; in a plain function that
+        Any event loop, including that of async work in its own thread. In a plain function that
         runs in a thread, use ``ask_from_thread()``.
     """
     return await find_job("ask()").wait_for_answer(make_question(key, question, schema))
@@ -66,12 +66,12 @@ def ask_from_thread(key: str, question: str, schema: dict[str, Any] | None = Non
     """Ask a question in the thread of a job, and wait for the answer; see ``ask()``.
 
     Args:
-        key: What the answer is given under.
+        key: The key of the question.
         question: The question, for people.
         schema: A JSON schema of the answer.
 
     Returns:
-        The value that was given as the answer.
+        The answer, unchanged.
 
     Raises:
         WorkerCancelled: The job was cancelled.

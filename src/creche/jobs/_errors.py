@@ -1,4 +1,4 @@
-"""Why there is no result to be had, and what may be wrong with a store."""
+"""Why a job has no result, and what may be wrong with a store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class StoreError(WorkerError):
 
 
 class JobError(WorkerError):
-    """There is no result to be had of a job; base of those that say why.
+    """A job has no result; base of the errors that say why.
 
     Args:
-        message: What to say.
-        status: How the job stands.
+        message: The message.
+        status: The status of the job.
     """
 
     def __init__(self, message: str, status: JobStatus) -> None:
@@ -44,4 +44,4 @@ class JobInterrupted(JobError):  # noqa: N818 (as the others)
 
 
 class JobExpired(JobError):  # noqa: N818 (as the others)
-    """The job has succeeded, and its result is not kept any more."""
+    """The job has succeeded, and its result is no longer kept."""

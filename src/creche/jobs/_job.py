@@ -49,7 +49,7 @@ class _Gone(Enum):
 
 @final
 class Job(Generic[T]):
-    """A worker with an id, which is known for a while after its end; made by ``Jobs.submit()``."""
+    """A worker with an id, which is remembered for a while; made by ``Jobs.submit()``."""
 
     __slots__ = ("__weakref__", "_facts", "_result", "_status", "_waiting", "_worker")
 
@@ -78,7 +78,7 @@ class Job(Generic[T]):
 
     @property
     def id(self) -> str:
-        """128 random bits in hexadecimal digits. Who knows it may ask for the job."""
+        """128 random bits in hexadecimal. Whoever knows it may ask for the job."""
         return self._status.id
 
     @property
@@ -88,7 +88,7 @@ class Job(Generic[T]):
 
     @property
     def status(self) -> JobStatus:
-        """How the job stands; the same object as long as nothing changes.
+        """The current status; the same object as long as nothing changes.
 
         Threads:
             Any thread.
@@ -154,7 +154,7 @@ class Job(Generic[T]):
     # what becomes of it
 
     async def join(self) -> Job[T]:
-        """Wait until the job has ended, whichever way; no outcome of the work is raised.
+        """Wait until the job has ended, in whatever way. Errors of the work are not raised.
 
         Cancelling this call ends the wait; the job goes on.
 
@@ -191,7 +191,7 @@ class Job(Generic[T]):
                 the end.
             JobCancelled: The job was cancelled.
             JobInterrupted: Its program ended before it did.
-            JobExpired: The result is not kept any more.
+            JobExpired: The result is no longer kept.
             DeadlockError: As for ``Worker.wait()``.
             WorkerError: This is not the event loop of its node.
 
@@ -235,10 +235,10 @@ class Job(Generic[T]):
         return f"job {self._status.kind!r:.100}"
 
     def watch(self) -> Watch:
-        """Give how the job stands, and again whenever that has changed: ``async for``.
+        """Yield the current status, and each new one; for ``async for``.
 
-        Each status tells all; who is slow misses some of them, but never the final one, with which
-        it ends. It may be begun at any time, also when the job has ended, and left at any time.
+        Each status is complete. A slow reader misses some of them, but never the final one, with
+        which the stream ends. You can start at any time, even after the end, and stop at any time.
 
         Returns:
             An async iterator of ``JobStatus``.
@@ -252,10 +252,10 @@ class Job(Generic[T]):
         return Watch(self)
 
     def cancel(self, reason: object = None) -> None:
-        """Request cancellation, see ``Worker.cancel()``; on a job that has ended nothing happens.
+        """Request cancellation, see ``Worker.cancel()``. Does nothing if the job has ended.
 
         Args:
-            reason: Anything that tells why.
+            reason: Anything that says why.
 
         Threads:
             Any thread.
@@ -268,14 +268,14 @@ class Job(Generic[T]):
     # what it asks
 
     def answer(self, key: str, value: object) -> None:
-        """Answer what the work of the job asks, see ``ask()``.
+        """Answer a question of the job, see ``ask()``.
 
         Args:
             key: The key of the question.
-            value: The answer, which the work is given as it is.
+            value: The answer, which is passed to the work unchanged.
 
         Raises:
-            WorkerError: The job asks nothing of that key, or not any more.
+            WorkerError: The job does not ask a question with that key, or not any more.
 
         Threads:
             Any thread.

@@ -59,22 +59,22 @@ class JobOptions(TypedDict, total=False):
 
 
 class Jobs:
-    """Workers with an id, which can be asked for while they run and for a while afterwards.
+    """Workers with an id, which can be looked up while they run and for a while afterwards.
 
     ``jobs = Jobs(app)``; ``job = jobs.submit(work)``; ``jobs.get(job.id)``.
 
-    A job that has ended is kept for ``ttl`` seconds, and among the newest ``keep``, whichever is
-    less. What is kept is plain data and its result: nothing of the worker. They live in this
+    A job that has ended is kept for ``ttl`` seconds, as long as it is among the newest ``keep``.
+    What is kept is plain data and the result, but nothing of the worker. Jobs live in this
     process; a store keeps the plain data beyond its end.
 
     Args:
         node: The node that the workers belong to. It may be opened later.
-        keep: How many jobs that have ended are kept at most.
+        keep: How many ended jobs are kept at most.
         ttl: For how many seconds each of them is kept.
-        store: Where the history is kept beyond the life of the program. What is unfinished in it
-            is ``interrupted``: nothing is resumed.
-        tracebacks: Whether the error of a job tells where it was raised; for programs whose users
-            may see that.
+        store: Where the history is kept beyond the life of the program. Unfinished jobs in it
+            become ``interrupted``: nothing is resumed.
+        tracebacks: Whether the error of a job includes where it was raised; for programs whose
+            users may see that.
 
     Raises:
         WorkerError: An argument is invalid.
@@ -143,7 +143,7 @@ class Jobs:
         owner: str | None = None,
         **options: Unpack[JobOptions],
     ) -> Job[Any]:
-        """Run work in a worker of the node, as a job; returns at once.
+        """Run work in a worker of the node, as a job. Returns at once.
 
         An error of the work is reported by the job, and fails the node only with
         ``exit_on_error=True``.
@@ -152,7 +152,7 @@ class Jobs:
             work: As for ``Node.run_worker()``.
             name: What kind of job it is; by default the name of the function.
             owner: Whose job it is, see ``list()``.
-            options: The other arguments of ``Node.run_worker()``, but for ``start``.
+            options: The other arguments of ``Node.run_worker()``, except ``start``.
 
         Returns:
             The job.
@@ -194,13 +194,13 @@ class Jobs:
             self._flush()
 
     def get(self, job_id: str) -> Job[Any] | None:
-        """Get a job by its id.
+        """Return a job by its id.
 
         Args:
-            job_id: The id; anything else than an id is unknown as well.
+            job_id: The id. Anything that is not an id is simply unknown.
 
         Returns:
-            The job; ``None`` if there is none of that id, or it is not kept any more.
+            The job; ``None`` if there is none with that id, or it is no longer kept.
 
         Raises:
             StoreError: The store cannot be read.
@@ -216,14 +216,14 @@ class Jobs:
         return job
 
     def list(self, *, owner: str | _Every | None = _Every.OWNER) -> tuple[Job[Any], ...]:
-        """Get all jobs, or those of an owner, in the order in which they were submitted.
+        """Return all jobs, or those of an owner, in the order in which they were submitted.
 
         Args:
-            owner: Whose jobs; ``None`` for those that have no owner. Without it, all: for those
-                who may see them.
+            owner: Whose jobs; ``None`` for those without an owner. If left out, all jobs, for
+                callers who may see them.
 
         Returns:
-            The jobs, those included that have ended and are kept.
+            The jobs, including those that have ended and are kept.
 
         Threads:
             Any thread.
@@ -236,13 +236,13 @@ class Jobs:
         return tuple(sorted(every, key=lambda job: job._status.created))
 
     def remove(self, job_id: str) -> bool:
-        """Forget a job that has ended, its result and what the store has of it.
+        """Forget a job that has ended, with its result and its entry in the store.
 
         Args:
             job_id: The id.
 
         Returns:
-            Whether there was one to be forgotten: an unfinished one is not.
+            Whether a job was forgotten; unfinished jobs are not.
 
         Threads:
             Any thread.

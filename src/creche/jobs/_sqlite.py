@@ -43,17 +43,17 @@ _DELETE = "DELETE FROM jobs WHERE id = ?"
 
 
 class SQLiteStore:
-    """Keeps the history of jobs in a file of SQLite: ``Jobs(app, store=SQLiteStore("jobs.db"))``.
+    """Keeps the history of jobs in an SQLite file: ``Jobs(app, store=SQLiteStore("jobs.db"))``.
 
-    One program at a time uses the file. What is put is written soon, by a thread; at the latest as
-    the program ends or ``close()`` is called. If it cannot be written, as the disk is full, that is
-    logged, and all of it is written once that works again.
+    Only one program at a time uses the file. A thread writes it, soon after each change, and at the
+    latest when the program ends or ``close()`` is called. If it cannot be written, for instance
+    because the disk is full, that is logged, and everything is written once it works again.
 
     Args:
-        path: The file, which is made if there is none.
+        path: The file. It is created if it does not exist.
 
     Raises:
-        StoreError: It cannot be opened or written, is no such file, or another program uses it.
+        StoreError: It cannot be opened or written, is not such a file, or another program uses it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -119,7 +119,7 @@ class SQLiteStore:
     # what a store is asked
 
     def put(self, status: JobStatus) -> None:
-        """Keep how a job stands; it is written soon.
+        """Keep the status of a job; it is written soon.
 
         Raises:
             StoreError: The store was closed.
@@ -133,7 +133,7 @@ class SQLiteStore:
             self._write_soon(status.id, status)
 
     def get(self, job_id: str) -> JobStatus | None:
-        """Give what was kept of a job last, ``None`` if nothing is.
+        """Return what was last kept of a job; ``None`` if nothing was.
 
         Threads:
             Any thread.
@@ -142,7 +142,7 @@ class SQLiteStore:
             return self._statuses.get(job_id)
 
     def list(self) -> tuple[JobStatus, ...]:
-        """Give all that is kept, the jobs that were put first coming first.
+        """Return everything that is kept, the jobs that were put first coming first.
 
         Threads:
             Any thread.
@@ -151,7 +151,7 @@ class SQLiteStore:
             return tuple(self._statuses.values())
 
     def delete(self, job_id: str) -> None:
-        """Keep nothing of a job.
+        """Delete what is kept of a job.
 
         Raises:
             StoreError: The store was closed.
@@ -165,7 +165,7 @@ class SQLiteStore:
                 self._write_soon(job_id, None)
 
     def flush(self) -> None:
-        """Wait until what was put has been written, or could not be.
+        """Wait until everything has been written, or could not be.
 
         Threads:
             Any thread, which is blocked meanwhile.
@@ -176,7 +176,7 @@ class SQLiteStore:
             writer.join()
 
     def close(self) -> None:
-        """Write what is to be written, and let go of the file; may be called again.
+        """Write what is left, and release the file. May be called again.
 
         Threads:
             Any thread; blocks until the file is written.

@@ -1,4 +1,4 @@
-"""What is told of a job: plain data, which JSON can hold and a store can keep."""
+"""The status of a job: plain data, which JSON can hold and a store can keep."""
 
 # Annotations are no texts here: Pydantic, for one, reads them in the module that the classes say
 # they are from.
@@ -20,7 +20,7 @@ _MOST = 10**18
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is."""
+    """The progress of a job."""
 
     completed: int
     """The number of completed steps."""
@@ -32,14 +32,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a job asks, and waits for."""
+    """A question of a job, which waits for the answer."""
 
     key: str
-    """What the answer is given under, see ``Job.answer()``."""
+    """The key of the question, see ``Job.answer()``."""
     question: str
     """The question, for people."""
     schema: dict[str, Any] | None
-    """A JSON schema of the answer, if the work gave one. Creche does not check answers by it."""
+    """A JSON schema of the answer, if the work gave one. Creche does not check answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,48 +51,48 @@ class ErrorInfo:
     text: str
     """What it says."""
     traceback: str | None
-    """Where it was raised, if ``Jobs`` was told to keep that."""
+    """Where it was raised, with ``Jobs(tracebacks=True)``."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job at one moment. The times are aware, in UTC."""
+    """The status of a job at one moment. Times are timezone-aware, in UTC."""
 
     id: str = field(repr=False)
-    """128 random bits in hexadecimal digits. Who knows it may ask for the job: keep it secret."""
+    """128 random bits in hexadecimal. Whoever knows it may ask for the job: keep it secret."""
     kind: str
     """What kind of job it is: the name that it was submitted with."""
     status: StatusName
-    """How it stands. ``interrupted`` is one that was unfinished as its program ended."""
+    """Its status. ``interrupted``: its program ended before it did."""
     done: bool
-    """Whether it has ended, whichever way."""
+    """Whether it has ended, in whatever way."""
     cancel_requested: bool
     """Whether cancellation was requested; the work may still be running."""
     message: str
     """What it is doing, for people: the worker's description."""
     progress: Progress
-    """How far it is."""
+    """Its progress."""
     created: datetime
     """When it was submitted."""
     started: datetime | None
-    """When its work was entered."""
+    """When its work started."""
     updated: datetime
-    """When it was first seen as it stands now."""
+    """When this status was first seen."""
     finished: datetime | None
     """When it ended."""
     expires: datetime | None
-    """Until when it is kept, once it has ended; it may go earlier if there are many."""
+    """Until when it is kept, once it has ended; less if there are many."""
     attempt: int
     """The number of the attempt, see ``creche.services``."""
     questions: tuple[Question, ...]
-    """What it asks now."""
+    """The questions that it asks now."""
     error: ErrorInfo | None
     """What its work raised."""
     owner: str | None
     """Whose job it is."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as what JSON can hold; times in the form of ISO 8601.
+        """Return it as a dictionary for JSON; times in ISO 8601.
 
         Threads:
             Any thread.
@@ -107,11 +107,11 @@ class JobStatus:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "JobStatus":
-        """Make it of what ``to_dict()`` gave.
+        """Make a status from the result of ``to_dict()``.
 
         Raises:
             KeyError: Something is missing.
-            TypeError: Something has another type.
+            TypeError: Something has the wrong type.
             ValueError: A time has another form.
 
         Threads:

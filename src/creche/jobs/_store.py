@@ -11,27 +11,27 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """What ``Jobs`` asks of a store. One ``Jobs`` at a time uses it.
+    """What ``Jobs`` needs from a store. Only one ``Jobs`` at a time uses it.
 
-    The calls come from the event loop and from threads, one at a time, and must not wait: a store
-    that does so writes later, as ``SQLiteStore`` does. What they raise is logged, and the jobs go
-    on; ``Jobs.get()`` and the making of ``Jobs`` raise it as ``StoreError``. A store that writes
-    later may have a method ``flush()`` that waits until all is written: it is called as the last
-    job ends while the node shuts down.
+    The methods are called from the event loop and from threads, one call at a time, and must not
+    block: a slow store writes later, as ``SQLiteStore`` does. What they raise is logged, and the
+    jobs go on, except that ``Jobs()`` and ``Jobs.get()`` raise it as ``StoreError``. A store that
+    writes later may have a method ``flush()`` that waits until everything is written: it is called
+    when the last job ends while the node shuts down.
     """
 
     def put(self, status: JobStatus) -> None:
-        """Keep how a job stands, in place of what was kept of it before."""
+        """Keep the status of a job, replacing what was kept of it before."""
         ...
 
     def get(self, job_id: str) -> JobStatus | None:
-        """Give what was kept of a job last, ``None`` if nothing is."""
+        """Return what was last kept of a job; ``None`` if nothing was."""
         ...
 
     def list(self) -> Iterable[JobStatus]:
-        """Give all that is kept, the jobs that were put first coming first."""
+        """Return everything that is kept, the jobs that were put first coming first."""
         ...
 
     def delete(self, job_id: str) -> None:
-        """Keep nothing of a job; nothing happens if nothing was kept."""
+        """Delete what is kept of a job. Does nothing if nothing is."""
         ...

@@ -1,7 +1,7 @@
-"""Jobs over HTTP, for Starlette and FastAPI: found, polled, streamed, answered and cancelled.
+"""Jobs over HTTP, for Starlette and FastAPI: find, poll, stream, answer and cancel them.
 
-``routes(jobs)`` are routes of Starlette, ``router(jobs)`` is the same for FastAPI. A program's own
-route that starts a job returns ``await accepted(job, request)``. ``lifespan(node)`` has the node
+``routes(jobs)`` returns routes for Starlette, ``router(jobs)`` the same for FastAPI. Your own
+route that starts a job returns ``await accepted(job, request)``. ``lifespan(node)`` keeps the node
 open while the server runs. It needs Starlette and sse-starlette: ``pip install 'creche[web]'``.
 """
 

@@ -38,30 +38,30 @@ class _Never(Message):
 def lifespan(node: Node, grace: float = 5) -> Callable[[object], AbstractAsyncContextManager[None]]:
     """Make a lifespan for Starlette or FastAPI: the node is open while the server runs.
 
-    ``FastAPI(lifespan=lifespan(node))``. As the server is told to stop by SIGTERM or SIGINT, the
-    node is shut down at once: no more work is admitted, streams and long polls end, so that the
-    server need not wait for them, and what works may go on for the time of grace. In a lifespan of
-    your own, use it as a context manager: ``async with lifespan(node)(app): ...``.
+    Use ``FastAPI(lifespan=lifespan(node))``. When the server is told to stop by SIGTERM or SIGINT,
+    the node is shut down at once: it takes no more work, streams and long polls end, so that the
+    server need not wait for them, and running work has the grace period. In your own lifespan,
+    use it as a context manager: ``async with lifespan(node)(app): ...``.
 
-    A node that fails is closed, and the error is logged at once. The server goes on, and
+    If the node fails, it is closed, and the error is logged at once. The server goes on and
     answers what it can. The error is raised when the server stops.
 
     Args:
-        node: The node, not opened yet.
-        grace: Seconds that work may go on after the signal, or, where there is none, from the
-            moment when the server stops the application.
+        node: The node, not yet opened.
+        grace: Seconds that work may go on after the signal or, if there is none, from the
+            moment the server stops the application.
 
     Returns:
-        A function that takes the application and gives an async context manager.
+        A function that takes the application and returns an async context manager.
 
     Raises:
         WorkerError: It is not a node, or grace is negative.
 
     Checkpoint:
-        The context manager: in entering and leaving.
+        The context manager: on entering and leaving.
 
     Threads:
-        The event loop of the server. Signals are only seen in the main thread.
+        The event loop of the server. Signals are only noticed in the main thread.
     """
     if not isinstance(node, Node):
         raise WorkerError(f"lifespan() takes a Node, not {node!r:.100}")

@@ -48,19 +48,19 @@ def routes(
 ) -> list[Route]:
     """Make the routes of jobs for Starlette: ``Starlette(routes=[..., *routes(jobs)])``.
 
-    The id of a job is what lets a client ask for it. Whoever has it may read, cancel and answer,
+    The id of a job is what lets a client access it. Whoever has it may read, cancel and answer,
     unless the program says otherwise.
 
     Args:
         jobs: The jobs.
-        prefix: The path that all of them are below.
-        authorize: Called with the request, what is asked for and the status of the job, if it is
-            about one; tells whether that is allowed, or raises an ``HTTPException``. It may be
-            async. What is asked for is ``"read"``, ``"cancel"``, ``"answer"``, ``"list"``; of the
-            page, ``"watch"`` and ``"cancel_worker"``, which is not allowed without it.
-        owner: Called with the request; tells who makes it, as a text, or ``None``. It may be async,
-            or raise an ``HTTPException``. With it, callers can list their own jobs, and jobs
-            of others are unknown to them.
+        prefix: The path below which all routes are.
+        authorize: Called with the request, the action, and the status of the job if it is
+            about one; returns whether that is allowed, or raises an ``HTTPException``. It may be
+            async. Actions are ``"read"``, ``"cancel"``, ``"answer"``, ``"list"``; for the
+            page, ``"watch"`` and ``"cancel_worker"``, which is not allowed without this.
+        owner: Called with the request; returns who makes it, as a string, or ``None``. It may be
+            async, or raise an ``HTTPException``. With it, callers can list their own jobs, and
+            the jobs of others are unknown to them.
         page: Whether there is a page, at ``{prefix}/page``, that shows all workers of the tree.
 
     Returns:
@@ -91,16 +91,16 @@ def router(
     owner: Owner | None = None,
     page: bool = False,
 ) -> APIRouter:
-    """Make a router of FastAPI with the same routes: ``app.include_router(router(jobs))``.
+    """Make a FastAPI router with the same routes: ``app.include_router(router(jobs))``.
 
-    They stand in the OpenAPI document with their models. ``include_router()`` takes what it takes
-    for others, dependencies for instance.
+    The routes are in the OpenAPI document, with their models. ``include_router()`` takes its usual
+    arguments, such as dependencies.
 
     Args:
         jobs: The jobs.
         prefix: As for ``routes()``, and so are the others.
-        authorize: Tells whether a request is allowed.
-        owner: Tells who makes a request.
+        authorize: Returns whether a request is allowed.
+        owner: Returns who makes a request.
         page: Whether there is a page.
 
     Returns:
