@@ -1,9 +1,9 @@
 """Jobs: workers with an id, which can be found, watched and stopped, and are kept for a while.
 
 Use ``jobs = Jobs(app)`` and ``job = jobs.submit(work)``. Whoever has the id finds the job
-again with ``jobs.get(id)``: its status as plain data, its result, a stream of its changes, while it runs and
-for a while afterwards; even after a restart, with ``SQLiteStore``. ``creche.web`` serves
-them over HTTP.
+again with ``jobs.get(id)``: its status as plain data, its result, a stream of its changes, while
+it runs and for a while afterwards; even after a restart, with ``SQLiteStore``. ``creche.web``
+serves them over HTTP.
 """
 
 from __future__ import annotations

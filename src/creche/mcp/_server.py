@@ -76,7 +76,7 @@ class Tasks(Extension):
         poll_interval: How many seconds a client should wait before it asks again.
 
     Raises:
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
     """
 
     identifier = EXTENSION

@@ -67,7 +67,7 @@ class Worker(creche.Worker[ResultType], stock.Worker[ResultType]):  # type: igno
         thread: Whether to run the work in a thread.
 
     Raises:
-        WorkerError: Textual's: an argument makes no sense, or the app does not run. A coroutine
+        WorkerError: Textual's: an argument is invalid, or the app does not run. A coroutine
             given as work is closed.
     """
 
