@@ -212,6 +212,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def openapi(session: nox.Session) -> None:
+    """Ask a service of creche.web all that its OpenAPI document allows, and what it does not."""
+    session.install("-e", ".[web]", "fastapi>=0.121", "uvicorn>=0.38", "schemathesis>=4.32")
+    session.run("python", "tests/openapi/run.py", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def sigterm(session: nox.Session) -> None:
     """End a service under load by SIGTERM, 1,000 times on asyncio and on Trio; 40 minutes."""
     session.install("-e", ".", *group("tests"))

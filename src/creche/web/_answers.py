@@ -99,11 +99,15 @@ def wait_of_query(request: Request) -> float:
     given = request.query_params.get("wait")
     if given is None:
         return 0.0
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", given):
+    try:
+        seconds = float(given) if re.fullmatch(r"[0-9.eE+-]{1,50}", given) else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY, "wait must be a number of seconds, 0 or more"
         )
-    return min(float(given), LONGEST_WAIT)
+    return min(seconds, LONGEST_WAIT)
 
 
 def wait_preferred(request: Request) -> float:

@@ -39,7 +39,7 @@ _WAIT = {
     "in": "query",
     "required": False,
     "description": "Seconds to wait for the end, or, with If-None-Match, for a change; at most 60.",
-    "schema": {"type": "number", "minimum": 0, "maximum": 60},
+    "schema": {"type": "number", "minimum": 0},
 }
 _ANSWER = {
     "required": True,
@@ -98,7 +98,19 @@ def _answers(*codes: int, **more: Any) -> dict[str, Any]:
 _JOB = {"model": JobStatus, "description": "The job."}
 _STREAM = {
     "description": "A stream of Server-Sent Events.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "required": ["event", "data"],
+                "properties": {
+                    "event": {"type": "string"},
+                    "id": {"type": "string"},
+                    "data": {"type": "string", "contentMediaType": "application/json"},
+                },
+            }
+        }
+    },
 }
 _JSON: dict[str, Any] = {
     "description": "The value.",

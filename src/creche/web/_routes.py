@@ -20,13 +20,16 @@ from ._page import PageEndpoints
 from ._problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from fastapi import APIRouter
 
     from ._access import Authorize, Owner
 
     Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+_METHODS = ("DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 
 
 class Call(NamedTuple):
@@ -72,14 +75,12 @@ def routes(
     Threads:
         Any thread.
     """
-    by_path: dict[str, dict[str, Call]] = {}
-    for call in calls(jobs, prefix, authorize, owner, page):
-        by_path.setdefault(call.path, {})[call.method] = call
     made: list[Route] = []
-    for path, methods in by_path.items():
-        first = next(iter(methods.values()))
-        # One for all methods of a path, so that another is told which there are.
-        made.append(Route(path, _by_method(methods), methods=list(methods), name=first.name))
+    for path, found, refuse, others in _by_path(calls(jobs, prefix, authorize, owner, page)):
+        made += [
+            Route(path, each.endpoint, methods=[each.method], name=each.name) for each in found
+        ]
+        made.append(Route(path, refuse, methods=others, name="creche_refused"))
     return made
 
 
@@ -118,14 +119,12 @@ def router(
     except ImportError:
         raise ImportError("router() needs FastAPI: pip install fastapi; or use routes()") from None
     made = APIRouter()
-    for call in calls(jobs, prefix, authorize, owner, page):
-        made.add_api_route(
-            call.path,
-            call.endpoint,
-            methods=[call.method],
-            name=call.name,
-            **documentation(call.method, call.path.removeprefix(prefix)),
-        )
+    for path, found, refuse, others in _by_path(calls(jobs, prefix, authorize, owner, page)):
+        for each in found:
+            told = documentation(each.method, path.removeprefix(prefix))
+            methods = [each.method]
+            made.add_api_route(path, each.endpoint, methods=methods, name=each.name, **told)
+        made.add_route(path, refuse, methods=others, include_in_schema=False)
     return made
 
 
@@ -163,12 +162,23 @@ def calls(
     return [Call(method, prefix + path, name, _guarded(call)) for method, path, name, call in found]
 
 
-def _by_method(methods: dict[str, Call]) -> Endpoint:
-    async def endpoint(request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        return await methods[method].endpoint(request)
+def _by_path(found: list[Call]) -> Iterator[tuple[str, list[Call], Endpoint, list[str]]]:
+    """Give the calls of each path, and what answers its other methods: says which there are."""
+    paths: dict[str, list[Call]] = {}
+    for call in found:
+        paths.setdefault(call.path, []).append(call)
+    for path, of_path in paths.items():
+        allowed = [call.method for call in of_path]
+        others = [each for each in _METHODS if each not in allowed]
+        yield path, of_path, _refuse(", ".join(allowed)), others
 
-    return endpoint
+
+def _refuse(allowed: str) -> Endpoint:
+    async def refuse(request: Request) -> Response:
+        detail = f"{request.method} is not allowed here; there is {allowed}"
+        return Problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, {"Allow": allowed}).answer()
+
+    return refuse
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:
