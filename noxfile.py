@@ -241,6 +241,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def bench_jobs(session: nox.Session) -> None:
+    """Measure what a job costs, beside a dict and a queue, and streams of many."""
+    session.install("-e", ".[web]", "httpx>=0.28", "uvicorn>=0.38")
+    session.run("python", "benchmarks/jobs.py", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def pictures(session: nox.Session) -> None:
     """Draw the pictures of the docs anew."""
     session.install("-e", ".[rich,trio]")

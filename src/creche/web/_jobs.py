@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._access import Access
     from ._closing import Closing
 
-INTERVAL = 0.1
+INTERVAL = 0.25
 """Seconds from one event of a stream to the next, at least; the end comes at once."""
 _END = "end"
 
