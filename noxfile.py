@@ -225,6 +225,13 @@ def sigterm(session: nox.Session) -> None:
     session.run("python", "tests/sigterm/run.py", *session.posargs)
 
 
+@nox.session(python=FOUND[-1])
+def elsewhere(session: nox.Session) -> None:
+    """Run 880 random jobs elsewhere on each backend, and look for what is left; some minutes."""
+    session.install("-e", ".", *group("tests"))
+    session.run("python", "tests/soak/elsewhere.py", *session.posargs)
+
+
 @nox.session(python=FOUND)
 def interrupts(session: nox.Session) -> None:
     """Interrupt programs at every executed line of the core; it takes hours."""

@@ -22,6 +22,7 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 import anyio
+import elsewhere
 import trio
 import watching
 from instructions import environment
@@ -308,6 +309,14 @@ def _follow(loop, is_followed, amount=None):
     return watching.followed(loop, 200, is_followed=is_followed, amount=amount)
 
 
+def _in_processes(loop, size, amount=None):
+    return elsewhere.creche(loop, size, in_pool=False, amount=amount)
+
+
+def _in_pool(loop, size, amount=None):
+    return elsewhere.creche(loop, size, in_pool=True, amount=amount)
+
+
 def spent_on(program):
     """Run a program in a process of its own; give the seconds that it took, on both clocks."""
     begun, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -325,6 +334,7 @@ def scenarios(*, full):
     others = [10, 1_000, 10_000] if full else [10, 1_000]
     grown = [1_000, 10_000, 100_000] if full else [500, 5_000]
     threads = 500 if full else 50
+    calls, kills = (500, 20) if full else (50, 3)
     made = [
         Scenario(
             "return",
@@ -359,6 +369,38 @@ def scenarios(*, full):
                 for loop in ALL
                 for way in (UNFOLLOWED, "Creche")
             ],
+        ),
+        Scenario(
+            "processes",
+            f"a function in {elsewhere.PROCESSES} processes: the program's processor time",
+            (elsewhere.BARE,),
+            [
+                Case(way, loop, calls, partial(call, loop, calls))
+                for loop in ALL
+                for way, call in ((elsewhere.BARE, elsewhere.to_process), ("Creche", _in_processes))
+            ],
+        ),
+        Scenario(
+            "executor",
+            "a function in a pool of processes: the program's processor time",
+            (elsewhere.SUBMIT,),
+            [
+                Case(way, "asyncio", calls, partial(call, "asyncio", calls))
+                for way, call in ((elsewhere.SUBMIT, elsewhere.submit), ("Creche", _in_pool))
+            ],
+        ),
+        Scenario(
+            "kill",
+            "from the cancellation of work in a process to its end",
+            (elsewhere.KILL,),
+            [
+                Case(way, "asyncio", kills, partial(call, "asyncio", kills))
+                for way, call in (
+                    (elsewhere.KILL, elsewhere.bare_kill),
+                    ("Creche", elsewhere.cancel),
+                )
+            ],
+            clock="wall",
         ),
         Scenario(
             "watchdog",

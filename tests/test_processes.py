@@ -31,6 +31,10 @@ def is_alive(pid):
     return True
 
 
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def has_died(pid):
     """Whether a process has died; it may be the child of one that is not interested."""
     try:
@@ -128,6 +132,27 @@ async def test_process_that_hangs_up(monkeypatch):
     assert gone.error.exitcode == 1
     assert isinstance(killed.error, WorkerCrashed)
     assert killed.error.exitcode == -signal.SIGKILL
+
+
+async def test_node_left_while_a_process_starts():
+    """A node may be left at once while a process is being started; it is not left behind."""
+    before = descriptors()
+    async with Node("app") as app:
+        worker = app.run_worker(farwork.pid, where=Processes(2))
+        await until(lambda: worker._thread.is_waiting)
+        await settle(2)
+        worker.cancel()
+        assert worker.state is CANCELLED
+    assert descriptors() <= before
+
+
+async def test_process_that_cannot_be_started(monkeypatch):
+    """Work for which no process can be started is an ERROR that says so, and not RUNNING."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    async with Listener(exit_on_error=False) as app:
+        worker = await app.run_worker(farwork.pid, where=Processes(1)).join()
+    assert app.told_of(worker) == [PENDING, ERROR]
+    assert "no process can be started: FileNotFoundError" in str(worker.error)
 
 
 async def test_process_that_died_idle():

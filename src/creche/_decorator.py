@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable, Coroutine
     from concurrent.futures import Executor
-    from typing import Concatenate, Protocol
+    from typing import Protocol
 
     from anyio import CapacityLimiter
 
@@ -55,15 +55,15 @@ if TYPE_CHECKING:
     class WhereDecorator(Protocol):
         """What ``@work(where=...)`` gives, to be called on a node, which does not travel."""
 
-        @overload
-        def __call__(
-            self, function: staticmethod[P, Coroutine[Any, Any, R]], /
-        ) -> Callable[Concatenate[Any, P], Worker[R]]: ...
+        # Type checkers see the function below a @staticmethod, not the object that this makes.
 
         @overload
         def __call__(
-            self, function: staticmethod[P, R], /
-        ) -> Callable[Concatenate[Any, P], Worker[R]]: ...
+            self, function: Callable[P, Coroutine[Any, Any, R]], /
+        ) -> Callable[P, Worker[R]]: ...
+
+        @overload
+        def __call__(self, function: Callable[P, R], /) -> Callable[P, Worker[R]]: ...
 
     class AsyncDecorator(Protocol):
         """What ``@work(...)`` gives without ``thread``."""

@@ -8,6 +8,7 @@ does pyright, by the switch below.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import pathlib
 import signal
@@ -39,8 +40,10 @@ from creche import (
     Node,
     NodeSnapshot,
     Overflow,
+    RemoteError,
     Subscription,
     Worker,
+    WorkerCrashed,
     WorkerFailed,
     WorkerGroup,
     WorkerManager,
@@ -62,7 +65,8 @@ from creche.remote import read_tree, serve_tree
 from creche.services import Backoff, NotRestartable, Restart, RestartsExhausted, service, watchdog
 from creche.textual import Creche
 from creche.trace import Trace, record
-from creche.ways import Processes
+from creche.ways import Far, OnExecutor, Processes
+from creche.ways import Job as FarJob
 from creche.web import Action, accepted, lifespan, router, routes
 
 if sys.version_info >= (3, 11):
@@ -129,6 +133,18 @@ class Panel(Node):
     @work(limit=2, overflow="keep_latest", description="", daemon=True)
     async def draw(self) -> None:
         """In a group with a limit."""
+
+    @work(where=Processes(2, grace=1.0), limit=4)
+    @staticmethod
+    def shrink(path: str, size: int = 128) -> bytes:
+        """Elsewhere, without the node."""
+        return path.encode() * size
+
+    @work(where=Processes(), abandon_on_cancel=True)
+    @staticmethod
+    async def ask(question: str) -> int:
+        """Elsewhere, on an event loop there."""
+        return len(question)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """Handle."""
@@ -327,6 +343,34 @@ def declarations() -> None:
     work(overflow="queue")  # type: ignore[call-overload]  # is no rule
     work(thraed=True)  # type: ignore[call-overload]  # is no option
     work(1)  # type: ignore[call-overload]  # is no function
+
+
+async def through(job: FarJob) -> object:
+    """Be a way of one's own."""
+    payload: bytes = job.pack()
+    job.begin("here")
+    far = Far(payload, print, begun=True)
+    assert_type(far.run(), bytes)
+    assert_type(list(far.track([1, 2])), list[int])
+    return job.open(far.run())
+
+
+async def elsewhere(panel: Panel, pool: concurrent.futures.Executor) -> None:
+    """Call what runs elsewhere, and find out where."""
+    assert_type(panel.shrink("a", size=1), Worker[bytes])
+    assert_type(await panel.shrink("a"), bytes)
+    assert_type(await panel.ask("why"), int)
+    assert_type(panel.run_worker(crunch, where=pool), Worker[int])
+    assert_type(panel.run_worker(fetch, where=through), Worker[bytes])
+    assert_type(await panel.start_worker(crunch, where=Processes()), Worker[int])
+    assert_type(panel.group("x").run_worker(crunch, where=OnExecutor(pool)), Worker[int])
+    assert_type(await panel.group("x").room(), None)
+    assert_type(Worker(panel, crunch, where=through), Worker[int])
+    assert_type(panel.shrink("a").where, str)
+    assert_type(WorkerCrashed("gone", -9).exitcode, int | None)
+    assert_type(RemoteError("a.B", "c").type_name, str)
+    panel.shrink(1)  # type: ignore[arg-type]  # takes a text
+    panel.run_worker(crunch, where="there")  # type: ignore[call-overload]  # is no way
 
 
 def threads(node: Node) -> None:

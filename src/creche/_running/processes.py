@@ -119,14 +119,23 @@ class Processes:
 
 
 class _Pool:
-    """The processes of one tree of nodes."""
+    """The processes of one tree of nodes.
+
+    They are started and watched by tasks of its own: a worker that waits for one may be cancelled,
+    and its node be left, before it is there.
+    """
 
     def __init__(self, size: int, idle: float | None) -> None:
         self.slots: anyio.Semaphore = anyio.Semaphore(size, fast_acquire=True)
-        """Held by each job that has a process, or is about to start one."""
+        """Held by each job that has a process, or waits for one that is being started."""
+        self._size = size
         self._idle_after = idle
         self._idle: list[_Process] = []
+        self._count = 0  # of those that are there, or being started
+        self._fault: BaseException | None = None  # why none could be started
+        self._changed = anyio.Event()
         self._is_open = anyio.Event()
+        self._is_closing = False
         self._group: TaskGroup = anyio.create_task_group()
 
     async def run(self) -> None:
@@ -136,6 +145,7 @@ class _Pool:
             try:
                 await self._expire()
             finally:
+                self._is_closing = True
                 for process in self._idle:
                     process.dismiss()
 
@@ -146,34 +156,65 @@ class _Pool:
         while after:
             await anyio.sleep(after)
             oldest = anyio.current_time() - after
-            for process in [each for each in self._idle if each.idle_since <= oldest]:
+            for process in [each for each in self._idle if (each.idle_since or 0) <= oldest]:
                 self._idle.remove(process)
                 process.dismiss()
 
     async def get(self) -> _Process:
-        """Give a process that has nothing to do, started if need be."""
-        while self._idle:
-            process = self._idle.pop()
-            if process.is_alive:
-                return process
+        """Give a process that has nothing to do, started if need be; who calls has a slot.
+
+        Raises:
+            WorkerError: None can be started.
+        """
         if not self._is_open.is_set():
             await self._is_open.wait()
-        process = _Process()
-        with anyio.CancelScope(shield=True):
-            await process.start()
-        # Its own context: that of the worker would be kept with it.
-        self._group.create_task(process.watch(), context=Context(), name=process.where)
-        return process
+        while True:
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_alive:
+                    return process
+            if self._count < self._size:
+                self._count += 1
+                # Its own context: that of the worker would be kept with it.
+                self._group.create_task(self._keep(), context=Context(), name="creche process")
+            await self._changed.wait()
+            fault, self._fault = self._fault, None
+            if fault is not None:
+                raise WorkerError(
+                    f"no process can be started: {type(fault).__name__}: {text_of(fault)}"
+                ) from fault
+
+    async def _keep(self) -> None:
+        """Start a process, and watch it to its end."""
+        try:
+            with anyio.CancelScope(shield=True):
+                process = _Process()
+                try:
+                    await process.start()
+                except Exception as error:  # noqa: BLE001 (raised by who waits for it)
+                    self._fault = error
+                    return
+                self.put_back(process)
+                await process.watch()
+        finally:
+            self._count -= 1
+            self._tell()
 
     def put_back(self, process: _Process) -> None:
-        """Take back a process that is not at work any more."""
+        """Take back a process that is not at work any more, or one that is new."""
+        is_new = process.idle_since is None
+        process.idle_since = anyio.current_time()
         if not process.is_alive:
             process.close()
-        elif self._idle_after == 0:
+        elif self._is_closing or (self._idle_after == 0 and not is_new):
             process.dismiss()
         else:
-            process.idle_since = anyio.current_time()
             self._idle.append(process)
+            self._tell()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
 
 class _Process:
@@ -182,8 +223,8 @@ class _Process:
     def __init__(self) -> None:
         self.is_busy = False
         """Whether it may have work: from the moment at which it is sent to its outcome."""
-        self.idle_since = 0.0
-        """When it was last given back."""
+        self.idle_since: float | None = None
+        """When it was last given back; ``None`` if it is new."""
         self.where = ""
         """What it is called."""
         self._process: Process
@@ -215,8 +256,7 @@ class _Process:
 
     async def watch(self) -> None:
         """Wait until it has ended, and say so."""
-        with anyio.CancelScope(shield=True):
-            await self._process.wait()
+        await self._process.wait()
         self._exited.set()
         # Whatever it has forked off may have its end of the line.
         with suppress(OSError):
