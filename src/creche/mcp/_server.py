@@ -21,11 +21,11 @@ from mcp.server.extension import Extension, MethodBinding, ToolBinding
 from mcp.server.mcpserver import authenticated_principal
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
-from pydantic import ValidationError
 
 from creche import WorkerError
 from creche.jobs import JobError, Jobs
 
+from ._forms import answer_of, form_of
 from ._wire import EXTENSION, VERSIONS, TaskParams, UpdateParams
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Tasks(Extension):
             if not _has(ctx, FORMS):
                 raise _missing(FORMS)
             questions = self._questions(job, status)
-            task["inputRequests"] = {key: _request(each) for key, each in questions.items()}
+            task["inputRequests"] = {key: form_of(each) for key, each in questions.items()}
         elif status.done and status.status != "cancelled":
             try:
                 result = await self._result(job)
@@ -206,7 +206,7 @@ class Tasks(Extension):
         job = self._find(ctx, params)
         questions = self._questions(job, job.status)
         answers = [
-            (questions[key].key, _answer(questions[key], response))
+            (questions[key].key, answer_of(questions[key], response))
             for key, response in params.input_responses.items()
             if key in questions  # others are answered already, or were never asked
         ]
@@ -287,29 +287,3 @@ def _message(status: JobStatus) -> str:
     completed, total = status.progress.completed, status.progress.total
     steps = f"{completed} of {total} ({status.progress.percent:.0f} %)" if total else ""
     return ", ".join(filter(None, (status.message, steps))) or status.status
-
-
-def _is_object(question: Question) -> bool:
-    return (question.schema or {}).get("type") == "object"
-
-
-def _request(question: Question) -> dict[str, Any]:
-    """Make a form of a question; a schema that is no object's becomes that of its only field."""
-    key, schema = question.key, question.schema or {"type": "string"}
-    if not _is_object(question):
-        schema = {"type": "object", "properties": {key: schema}, "required": [key]}
-    params = {"mode": "form", "message": question.question, "requestedSchema": schema}
-    return {"method": "elicitation/create", "params": params}
-
-
-def _answer(question: Question, response: Any) -> Any:
-    """Give the answer that a form holds; None if the user declined or closed it."""
-    try:
-        result = mcp_types.ElicitResult.model_validate(response)
-        if result.action != "accept":
-            return None
-        content = result.content or {}
-        return content if _is_object(question) else content[question.key]
-    except (ValidationError, KeyError):
-        text = f"no answer to the question {question.key!r}"
-        raise MCPError(mcp_types.INVALID_PARAMS, text) from None
