@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -111,9 +112,7 @@ class _Caller:
 
     def _leave_mounts_aside(self, node: Node) -> None:
         """Leave aside the mounted nodes that it is in: they cannot end before it does."""
-        for each in walk_up(node):
-            if cast("object", each) is self._top:
-                return
+        for each in takewhile(lambda each: each is not self._top, walk_up(node)):
             if each._creche_mount is not None:
                 self._mounts.append(each._creche_mount)
                 each._creche_mount.leave_aside()
