@@ -20,6 +20,7 @@ import httpx
 from starlette.applications import Starlette
 
 from creche.web import _page, _tally, _text, _tree, lifespan, routes
+from creche.web._state import State
 from creche.web._tree import Tree, Viewer
 
 
@@ -88,13 +89,17 @@ async def viewing(node):
         kind = ""
         while kind != "end":
             kind, text = await viewer.next()
-            page.hear(kind, tree.whole() if text is None else json.loads(text))
+            page.hear(kind, whole(tree) if text is None else json.loads(text))
 
     with tree.seen_by(viewer):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follow)
             yield page
             tasks.cancel_scope.cancel()
+
+
+def whole(tree):
+    return json.loads(tree.whole(may_cancel=False))
 
 
 async def test_whole():
@@ -107,7 +112,7 @@ async def test_whole():
         third = below.run_worker(anyio.sleep_forever, daemon=True)
         await until(lambda: first.state is third.state is RUNNING)
         first.update(3, 12)
-        told = Tree(app).whole()
+        told = whole(Tree(app))
         assert (told["node"], told["failures"]) == ("app", [])
         assert [(each["id"], each["parent"], each["path"]) for each in told["nodes"]] == [
             (0, None, "app"),
@@ -238,6 +243,30 @@ async def test_rates_go_down(hurry, monkeypatch):
             waiting.cancel()
 
 
+async def test_whole_is_made_once_for_all(monkeypatch):
+    """Who comes before it is looked again gets the same, with the time of now and their leave."""
+    made, real = [], State.whole
+
+    def count(*args):
+        made.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(State, "whole", count)
+    async with Node("app") as app:
+        app.run_worker(anyio.sleep_forever)
+        tree = Tree(app)
+        with tree.seen_by(Viewer()):
+            one, two = (json.loads(tree.whole(may_cancel=may)) for may in (True, False))
+            assert len(made) == 1
+            assert (one.pop("may_cancel"), two.pop("may_cancel")) == (True, False)
+            assert one.pop("time") <= two.pop("time")
+            assert one == two
+            tree._look()
+            tree.whole(may_cancel=True)
+            assert len(made) == 2
+        app.cancel()
+
+
 async def test_who_is_slow_is_told_the_whole(hurry):
     """What waits for a page is bounded."""
     async with Node("app") as app:
@@ -267,7 +296,7 @@ async def test_page_that_comes_again(hurry):
             viewer = Viewer()
             with tree.seen_by(viewer):
                 kind, _ = await viewer.next()
-                page.hear(kind, tree.whole())
+                page.hear(kind, whole(tree))
                 assert page.names() == ["sleep_forever"]
                 with tree.seen_by(another := Viewer()):
                     assert await another.next() == ("tree", None)
@@ -284,7 +313,7 @@ async def test_ends_are_counted_while_nobody_looks(hurry):
         for _ in range(3):
             await app.run_worker(settle).join()
         await until(lambda: tree._tally.groups["app", "default"].ended["succeeded"] == 3)
-        (group,) = (each for each in tree.whole()["groups"] if each["name"] == "default")
+        (group,) = (each for each in whole(tree)["groups"] if each["name"] == "default")
         assert (group["total"], group["succeeded"]) == (4, 3)
         tree.begin()  # nothing happens
         assert len([each for each in app.workers if each.name == "page"]) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
@@ -59,7 +58,7 @@ class PageEndpoints:
     async def tree(self, request: Request) -> Response:
         """Answer with the whole tree."""
         await self._begin(request)
-        body = to_json(await self._whole(request))
+        body = await self._whole(request)
         return Response(body, HTTPStatus.OK, {"Cache-Control": "no-store"}, "application/json")
 
     async def _begin(self, request: Request) -> None:
@@ -69,9 +68,9 @@ class PageEndpoints:
         except WorkerError as error:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
 
-    async def _whole(self, request: Request) -> dict[str, Any]:
+    async def _whole(self, request: Request) -> str:
         may_cancel = await self._access.allows(request, "cancel_worker")
-        return {**self._tree.whole(), "may_cancel": may_cancel}
+        return self._tree.whole(may_cancel=may_cancel)
 
     async def events(self, request: Request) -> Response:
         """Answer with the whole tree, and then with what changes in it."""
@@ -85,7 +84,7 @@ class PageEndpoints:
                 with closing_of(self._node).wait() as scope:
                     kind, text = await viewer.next()
                     if text is None:
-                        text = json.dumps(await self._whole(request))
+                        text = await self._whole(request)
                 if scope.cancelled_caught:
                     kind, text = "end", "{}"
                 yield {"event": kind, "data": text, "retry": 2_000}

@@ -81,6 +81,8 @@ class Tree:
         self._state = State()
         self._worker: Worker[None] | None = None
         self._viewers: set[Viewer] = set()
+        self._whole = ""
+        """What stays the same for all who ask, until it is looked again."""
 
     def begin(self) -> Worker[None]:
         """Have it watched, from here on; nothing happens if it is.
@@ -121,15 +123,25 @@ class Tree:
         finally:
             self._viewers.discard(viewer)
 
-    def whole(self) -> dict[str, Any]:
-        """Give all of it, as it was told last to those who watch, or as it stands now."""
+    def whole(self, *, may_cancel: bool) -> str:
+        """Give all of it as JSON, as it was told last to those who watch, or as it stands now.
+
+        It is long where there are many workers, so it is made once for all pages that ask.
+
+        Args:
+            may_cancel: Whether who asks may cancel workers.
+        """
         if not self._viewers:
             self._look()
-        told = self._state.whole(self._tally)
-        return {"time": round(time.time(), 3), "node": self._node.path, **told}
+        if not self._whole:
+            told = self._state.whole(self._tally)
+            self._whole = json.dumps({"node": self._node.path, **told})
+        head = json.dumps({"time": round(time.time(), 3), "may_cancel": may_cancel})
+        return f"{head[:-1]}, {self._whole[1:]}"
 
     def _look(self) -> dict[str, Any]:
         """Look how it stands now, and give what has changed."""
+        self._whole = ""
         now, clock = time.time(), anyio.current_time()
         change = self._state.renew(self._node.snapshot(), self._tally, now, clock)
         return {"time": round(now, 3), **{name: rows for name, rows in change.items() if rows}}
