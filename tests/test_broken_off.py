@@ -330,7 +330,7 @@ async def test_failure_of_which_not_all_can_be_told(caplog):
     assert worker.state is ERROR
     assert str(worker.error) == "burnt"
     (record,) = [each for each in caplog.records if each.name == "creche"]
-    assert record.getMessage() == "could not say all about a failed worker"
+    assert record.getMessage() == "could not log everything about a failed worker"
     assert record.exc_info[1] is faults[0]
 
 
@@ -532,8 +532,8 @@ async def test_thread_as_it_leaves_with_an_error(caplog):
         async with Node("app") as app:
             worker = app.run_worker(burn, "cook", thread=True, exit_on_error=False)
     assert str(worker.error) == "burnt"
-    told = [each for each in caplog.records if "broken off" in each.getMessage()]
-    assert [each.getMessage() for each in told] == ["the thread of worker 'cook' was broken off"]
+    told = [each for each in caplog.records if "interrupted" in each.getMessage()]
+    assert [each.getMessage() for each in told] == ["the thread of worker 'cook' was interrupted"]
     assert told[0].exc_info[1] is faults[0]
 
 

@@ -986,7 +986,7 @@ async def test_body_that_starts_work(outer, caplog):
     (record,) = told(caplog)
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith(
-        "as node 'app' was shut down by a signal: cannot start work on node 'app', which is "
+        "while node 'app' was shut down by a signal: cannot start work on node 'app', which is "
     )
 
 

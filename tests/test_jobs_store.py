@@ -194,7 +194,7 @@ def test_cannot_be_written(path, caplog):
         forbid(store, writes=False)
         store.put(make(5))
         let_write(store)
-        assert told(caplog)[-1].getMessage().endswith("jobs.db' is written again")
+        assert told(caplog)[-1].getMessage().endswith("jobs.db' can be written again")
         kept = store.list()
         forbid(store, writes=True)
         store.delete(kept[0].id)

@@ -360,7 +360,7 @@ async def test_a_tracer_that_fails_disturbs_nobody(caplog):
     assert worker.state is WorkerState.SUCCESS
     (record,) = (each for each in caplog.records if each.levelno == logging.ERROR)
     assert record.getMessage() == (
-        "the tracer of node 'app' has missed something; it goes on, and tells this error only"
+        "the tracer of node 'app' missed an event; it goes on, and logs this error only"
     )
     assert str(record.exc_info[1]) == "no network"
 

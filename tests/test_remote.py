@@ -126,7 +126,7 @@ async def test_a_tree_that_cannot_be_drawn_is_told_by_the_log(monkeypatch, caplo
         assert await in_thread() == ""
     (record,) = told(caplog)
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("the server of trees has missed something")
+    assert record.getMessage().startswith("the server of trees missed an event")
 
 
 @posix

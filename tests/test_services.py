@@ -334,7 +334,8 @@ async def test_error_of_the_cancelled(caplog):
     assert worker.state is CANCELLED
     assert worker.attempt == 1
     (record,) = warnings_in(caplog)
-    assert record.getMessage() == "worker 'work' failed as it was cancelled: ValueError('too late')"
+    told = record.getMessage()
+    assert told == "worker 'work' failed while it was cancelled: ValueError('too late')"
     assert record.exc_info[1] is error
     assert record.creche_number == worker.number
 

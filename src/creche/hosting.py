@@ -470,7 +470,7 @@ def _is_of_the_end(
     """Tell whether what left a block, if anything, only says that its node has shut down."""
     for error in _leaves(failure):
         if type(error) is WorkerError:  # it wanted to start work, say
-            _logger.warning("as node %r was shut down by a signal: %s", node.path, error)
+            _logger.warning("while node %r was shut down by a signal: %s", node.path, error)
         elif not isinstance(error, (cancelled, WorkerCancelled)):
             return False
     return True

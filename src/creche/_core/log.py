@@ -124,4 +124,4 @@ def tell_failure(
     except KeyboardInterrupt:
         raise
     except BaseException as fault:  # noqa: BLE001 (see above)
-        tell(logging.ERROR, "could not say all about a failed worker", error=fault)
+        tell(logging.ERROR, "could not log everything about a failed worker", error=fault)

@@ -57,7 +57,7 @@ class Faults:
             return False
         if not self._is_told:
             self._is_told = True
-            report(f"{self._watcher} has missed something; it goes on, and tells this error only")
+            report(f"{self._watcher} missed an event; it goes on, and logs this error only")
         return True
 
 

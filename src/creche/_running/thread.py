@@ -214,7 +214,7 @@ class ThreadCall:
         else:
             tell(
                 logging.ERROR,
-                "the thread of %s was broken off",
+                "the thread of %s was interrupted",
                 self._job.label(),
                 error=fault,
             )

@@ -239,7 +239,7 @@ class SQLiteStore:
                 return
             if self._is_told:
                 self._is_told = False
-                _logger.warning("the history of jobs %r is written again", self._path)
+                _logger.warning("the history of jobs %r can be written again", self._path)
 
     def _write_down(
         self, news: dict[str, JobStatus | None], every: tuple[JobStatus, ...] | None
@@ -270,7 +270,7 @@ class SQLiteStore:
         if not self._is_told:
             self._is_told = True
             _logger.error(
-                "the history of jobs %r cannot be written: %s; the jobs go on, and so do attempts",
+                "the history of jobs %r cannot be written: %s; the jobs go on; it is tried again",
                 self._path,
                 error,
             )

@@ -282,7 +282,7 @@ def _tell(worker: Worker[Any], error: Exception, delay: float, *, is_cancelled: 
     told = (worker.name, error)
     fields = fields_of(worker)
     logger.warning(
-        "worker %r failed as it was cancelled: %.200r", *told, exc_info=error, extra=fields
+        "worker %r failed while it was cancelled: %.200r", *told, exc_info=error, extra=fields
     )
 
 
