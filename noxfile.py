@@ -212,6 +212,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[-1])
+def soak_web(session: nox.Session) -> None:
+    """Serve 50 clients and 1,000 jobs, five times: each end is heard, nothing is left."""
+    session.install("-e", ".[web]", "httpx>=0.28", "uvicorn>=0.38")
+    session.run("python", "tests/soak/web.py", *session.posargs)
+
+
+@nox.session(python=FOUND[-1])
 def openapi(session: nox.Session) -> None:
     """Ask a service of creche.web all that its OpenAPI document allows, and what it does not."""
     session.install("-e", ".[web]", "fastapi>=0.121", "uvicorn>=0.38", "schemathesis>=4.32")
