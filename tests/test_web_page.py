@@ -214,6 +214,8 @@ def test_details(show):
     page.server.tell("change", time=NOW, workers=[{"number": 17, "attempt": 2, "thread": True}])
     page.locator("#details").get_by_text("attempt 2").wait_for()
     assert details(page)["runs in"] == "a thread"
+    page.server.tell("change", time=NOW, workers=[{"number": 17, "where": "process 4711"}])
+    page.locator("#details").get_by_text("process 4711").wait_for()
     row(page, "5,000").click()
     assert details(page) == {
         "node": "app", "limit": "4, then enqueue", "running": "3", "queued": "1", "done": "300",

@@ -142,7 +142,7 @@ async def test_whole():
         assert (a["state"], a["completed_steps"], a["progress"]) == ("RUNNING", 3, 25.0)
         assert (b["state"], b["is_queued"], b["description"]) == ("PENDING", True, "soon")
         assert told["time"] - 10 < a["created"] <= a["started"] <= told["time"]
-        assert (b["started"], c["daemon"]) == (None, True)
+        assert (b["started"], b["where"], c["daemon"]) == (None, "", True)
         json.dumps(told, allow_nan=False)
         gate.set()
         app.cancel()

@@ -155,6 +155,7 @@ def _worker_row(
         "group": group,
         "name": cut(worker.name, NAME),
         "description": cut(worker.description, LINE),
+        "where": cut(worker.where, NAME),
         "cancel_reason": _line(worker.cancel_reason),
         # As they were told first: to be taken from ages, they would differ a bit each time.
         "created": old["created"] if old else round(now - (worker.age or 0.0), 3),
