@@ -157,8 +157,12 @@ async def test_abandon(by_hand, caplog):
             assert worker.is_abandoned
             meeting.go.set()
             await until(lambda: not worker.is_abandoned)  # noqa: B023 (awaited here)
-    told = [each.getMessage() for each in caplog.records if "abandoned" in each.getMessage()]
-    assert told == ["the abandoned work of worker 'meet_and_fail' failed"]
+
+    def told():
+        return [each.getMessage() for each in caplog.records if "abandoned" in each.getMessage()]
+
+    await until(told)  # in the thread that has called back
+    assert told() == ["the abandoned work of worker 'meet_and_fail' failed"]
 
 
 async def test_abandoned_work_in_an_executor_that_breaks(by_hand):
