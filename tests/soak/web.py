@@ -143,9 +143,7 @@ def main():
             workers = sum(isinstance(each, Worker) for each in objects)
             del objects
             sizes.append(memory())
-            say(
-                f"round {number + 1}: {CLIENTS * EACH} jobs in {took:.1f} s; {len(left)} workers left"
-            )
+            say(f"{number + 1}: {CLIENTS * EACH} jobs in {took:.1f} s, {len(left)} workers left")
             say(f"    {jobs} jobs, {workers} workers in memory, {sizes[-1] / 1e6:.0f} MB")
             assert not left, left
             assert jobs <= server.jobs.keep + 5, jobs
