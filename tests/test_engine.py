@@ -313,17 +313,18 @@ async def test_cancelled_work_does_not_begin_again(engine):
     assert worker.state is CANCELLED
 
 
-async def test_first_message_that_was_lost(engine):
+@pytest.mark.parametrize(("what", "end"), [("return", SUCCESS), ("raise", ERROR)])
+async def test_first_message_that_was_lost(engine, what, end):
     """An outcome without a word before it makes up for that."""
-    async with Listener() as app:
+    async with Listener(exit_on_error=False) as app:
         worker, script = start(app, engine)
         run = await handed_over(engine, script)
         run.job, job = NoEars(), run.job
         attempt = await attempted(run)
-        await finish(run, attempt)
+        await finish(run, attempt, what)
         assert job.label == "worker 'far'"
-        assert await worker == script.number
-    assert app.told_of(worker) == [PENDING, RUNNING, SUCCESS]
+        await worker.join()
+    assert app.told_of(worker) == [PENDING, RUNNING, end]
 
 
 class NoEars:

@@ -312,6 +312,21 @@ async def test_message_of_no_interest(by_hand):
     assert worker.completed_steps == 0
 
 
+async def test_outcome_does_not_overtake(by_hand):
+    """An outcome waits until home has taken all that the work has said before it."""
+    meeting = farwork.meet = Meeting()
+    async with Node("app") as app:
+        worker = app.run_worker(farwork.meet_and_advance, where=by_hand)
+        await submitted(by_hand)
+        by_hand.run()
+        await meeting.until_arrived()
+        meeting.go.set()
+        by_hand.threads[0].join(0.1)  # home takes nothing meanwhile
+        assert by_hand.threads[0].is_alive()
+        await worker
+    assert worker.completed_steps == 1
+
+
 async def test_line_of_a_home_that_is_gone(by_hand):
     """Work is told to stop when its home hangs up; the next home gets a line of its own."""
     meeting = farwork.meet = Meeting()
