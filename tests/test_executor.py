@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 import farwork
-from creche import Node, WorkerCrashed
+from creche import Node, Worker, WorkerCrashed
 from creche._running import hub, line
 from creche._running.far import Far
 from creche.ways import OnExecutor
@@ -310,6 +310,31 @@ async def test_message_of_no_interest(by_hand):
         meeting.go.set()
         await until(lambda: not worker.is_abandoned)
     assert worker.completed_steps == 0
+
+
+class Own(Worker):
+    """Is RUNNING from its own first step on."""
+
+    async def run(self):
+        return await super().run()
+
+
+async def test_run_of_ones_own(by_hand):
+    """A worker with a run() of its own runs before its work does, and ends as that does."""
+    async with Node("app") as app:
+        first, second = (Own(app, farwork.until_cancelled, where=by_hand) for _ in range(2))
+        for number, worker in enumerate((first, second)):
+            app.workers.add_worker(worker, exclusive=False)
+            await submitted(by_hand, number + 1)
+        assert first.state is RUNNING
+        by_hand.run(0)
+        await until(lambda: first.where)
+        assert first.attempt == 1
+        first.cancel()
+        second.cancel()
+        by_hand.run(1)
+    assert first.state is second.state is CANCELLED
+    assert second.where == ""
 
 
 async def test_outcome_does_not_overtake(by_hand):

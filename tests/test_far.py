@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 import farwork
-from creche import Node, WorkerCancelled, WorkerError
+from creche import Node, RemoteError, WorkerCancelled, WorkerError
 from creche._core import resources
 from creche._running import child, far, line, wire
 from creche.ways import Far
@@ -96,6 +96,7 @@ def test_home_that_cannot_be_asked():
 def test_stop_before_and_after():
     """What is to be called on a cancellation is called at once after it; one reason counts."""
     called, one = [], make(int)
+    one.check_cancelled()
     one.stop("first")
     one.stop("second")
     one._on_stop(partial(called.append, 1))
@@ -261,3 +262,46 @@ async def test_resource_that_fails():
         async with Node("app") as app:
             app.run_worker(farwork.pid, where=way)
     assert caught.value.exceptions == (kept.error,)
+
+
+async def test_resource_that_is_cancelled_natively(anyio_backend_name):
+    """A native cancellation ends a resource, and fails nothing."""
+    if anyio_backend_name == "trio":
+        pytest.skip("Trio has no native cancellation of a task")
+    import asyncio  # noqa: PLC0415 (of this backend)
+
+    kept = Kept()
+    kept.gate.set()
+
+    async def way(job):
+        job.resource(way, lambda: kept)
+
+    async with Node("app") as app:
+        await app.run_worker(farwork.pid, where=way)
+        await until(lambda: kept.told == ["runs"])
+        next(each for each in asyncio.all_tasks() if each.get_name().startswith("app: ")).cancel()
+        await until(lambda: not app._creche_resources)
+    assert kept.told == ["runs", "ends"]
+
+
+class Odd(Exception):
+    """Is another error once it has travelled."""
+
+    def __reduce__(self):
+        return ValueError, ("odd",)
+
+
+def test_error_that_becomes_another():
+    """An error that is another one once it was read is told in text."""
+    with pytest.raises(RemoteError) as told:
+        raise opened(wire.pack_error(Odd("this"), None))
+    assert (told.value.type_name.rpartition(".")[2], told.value.text) == ("Odd", "this")
+
+
+def test_function_of_the_main_module(monkeypatch):
+    """A decorated function of the main module is found in that, once it is there."""
+    prepared = []
+    monkeypatch.setattr(wire, "prepare_main", partial(prepared.append, 1))
+    monkeypatch.setattr(sys.modules["__main__"], "decorated", farwork.App.twice, raising=False)
+    assert wire._unwrap("__mp_main__", "decorated", 1) is farwork.App.twice.__wrapped__
+    assert prepared == [1]

@@ -146,6 +146,30 @@ async def test_node_left_while_a_process_starts():
     assert descriptors() <= before
 
 
+async def test_process_that_is_gone_as_it_is_given_work(monkeypatch):
+    """A process that turns out to be gone as it is given work is replaced."""
+    say, broken = processes._Process._say, [True]
+
+    async def break_once(process, kind, told):
+        if kind == processes.child.JOB and broken:
+            broken.pop()
+            raise BrokenPipeError
+        await say(process, kind, told)
+
+    monkeypatch.setattr(processes._Process, "_say", break_once)
+    async with Node("app") as app:
+        assert await app.run_worker(partial(farwork.add, 1, 2), where=Processes(1)) == 3
+    assert not broken
+
+
+async def test_long_value():
+    """A value that comes in many pieces is whole."""
+    async with Node("app") as app:
+        assert await app.run_worker(partial(bytes, 3_000_000), where=Processes(1)) == bytes(
+            3_000_000
+        )
+
+
 async def test_process_that_cannot_be_started(monkeypatch):
     """Work for which no process can be started is an ERROR that says so, and not RUNNING."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")

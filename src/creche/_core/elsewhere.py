@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -131,8 +132,8 @@ class WorkerJob:
         worker, call = self._worker, partial(self._receive, message, answer)
         if worker is None or worker._node._creche_bridge.can_act():
             call()
-        elif not worker._node._creche_bridge.post(call):
-            _answer(answer, may_begin=False)
+        else:
+            worker._node._creche_bridge.run(call)
 
     def _receive(self, message: bytes, answer: Callable[[bool], object] | None) -> None:
         kind, *told = wire.read_message(message)
@@ -143,18 +144,16 @@ class WorkerJob:
             return  # it comes too late
         elif kind == wire.STEPS:
             _set_steps(worker, *told)
-        elif kind == wire.LOG:
+        else:
             _log(worker, *told)
 
     def _may_begin(self, worker: Worker[Any], where: str) -> bool:
         if worker._state in FINAL or worker._cancellation is not None:
             return False
         if worker._state is PENDING:
-            try:
+            with suppress(WorkerCancelled):  # by a signal handler, in between
                 self.begin(where)
-            except WorkerCancelled:  # by a signal handler, in between
-                return False
-            return True
+            return worker._cancellation is None
         if self._part.where:
             lost = WorkerCrashed(f"what ran {self._label} is gone: {self._part.where}")
             restart(worker, lost, 0.0)
@@ -219,8 +218,7 @@ def _answer(answer: Callable[[bool], object] | None, *, may_begin: bool) -> None
 def _set_steps(
     worker: Worker[Any], completed: int, total: int | None, description: str | None
 ) -> None:
-    if worker._state not in FINAL:
-        worker.update(completed, total, description=description)
+    worker.update(completed, total, description=description)
 
 
 def _log(worker: Worker[Any], told: dict[str, Any]) -> None:

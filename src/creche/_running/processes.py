@@ -153,7 +153,8 @@ class _Pool:
         after = self._idle_after
         if not after:  # at 0 none is ever idle
             await anyio.sleep_forever()
-        while after:
+        assert after is not None
+        while True:
             await anyio.sleep(after)
             oldest = anyio.current_time() - after
             for process in [each for each in self._idle if (each.idle_since or 0) <= oldest]:
