@@ -43,7 +43,9 @@ def lowest() -> list[str]:
     project = PROJECT["project"]
     extras = [each for extra in project["optional-dependencies"].values() for each in extra]
     stated = {*project["dependencies"], *extras, *group("tests")}
-    return sorted(each.replace(">=", "==", 1) for each in stated)
+    # Textual needs a newer Rich than the board does; where it is missing, its tests are skipped.
+    left_out = [each for each in stated if each.startswith("textual")]
+    return sorted(each.replace(">=", "==", 1) for each in stated.difference(left_out))
 
 
 @nox.session(python=FOUND)
