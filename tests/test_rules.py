@@ -179,3 +179,21 @@ def test_handlers_that_start_workers(machine, place):
     machine.post(place=child, number=2, script=Script())
     assert [len(each.records) for each in (place, child)] == [2, 2]
     assert len(place.got) == 2
+
+
+@pytest.mark.parametrize("then", ["", "worker", "node", "parent", "remove"])
+def test_attached_nodes(machine, place, then):
+    """Work on nodes that are being opened is cancelled, or they are, in whatever way."""
+    children = machine.attach(parent=place, depth=2, turns=0, then=then)
+    assert [child.kind for child in children.values] == ["mounted", "mounted"]
+    assert "work on a node that is being opened" in machine._seen
+    children = machine.attach(parent=place, depth=1, turns=3, then=then)
+    if then == "parent":
+        assert children.values == ()
+
+
+def test_no_more_nodes_than_there_may_be(machine, place):
+    """Where there are enough, none is attached."""
+    for _ in range(4):
+        machine.attach(parent=place, depth=2, turns=0, then="")
+    assert len(list(machine.places())) <= 8
