@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _DEPTH = 30  # frames of a stack that are shown
 
+_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
 _cpu = time.process_time
 _now: Callable[[], float] = time.monotonic
 if hasattr(time, "CLOCK_BOOTTIME"):  # pragma: no branch (Linux; elsewhere monotonic() goes on too)
@@ -172,14 +173,16 @@ class _Watch:
         return self._collected + (0 if now is None else _now() - now[0])
 
     def _tell_late(self, late: float, cpu: float, collected: float) -> None:
-        if cpu < late / 2:
+        is_collection = collected >= late / 2
+        # Without a GIL only a collection keeps other threads from running.
+        if cpu < late / 2 or not (_has_gil or is_collection):
             logger.warning(
                 "the process of node %r did not run for %.2f s: it was stopped, or the machine "
                 "slept or has too much to do",
                 self._node.path,
                 late,
             )
-        elif collected >= late / 2:
+        elif is_collection:
             self._warn(late, " for a garbage collection")
         else:
             self._warn(late, " and let no other thread run")
