@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from ._core.snapshot import GroupSnapshot, NodeSnapshot, WorkerSnapshot
     from ._looking.format import format_tree
     from ._running.stacks import FrameSnapshot
+else:  # not for type checkers: to them any name would do then
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._looking import format as _  # noqa: F401, PLC0415 (it publishes all of them)
+
+        return globals()[name]
+
 
 __all__ = [
     "DeadlockError",
@@ -66,15 +75,6 @@ __all__ = [
 _LATER = ("FrameSnapshot", "GroupSnapshot", "NodeSnapshot", "WorkerSnapshot", "format_tree")
 
 publish(*(globals()[_name] for _name in __all__ if _name not in _LATER))
-
-if not TYPE_CHECKING:  # else any name would do
-
-    def __getattr__(name: str) -> object:
-        if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._looking import format as _  # noqa: F401, PLC0415 (it publishes all of them)
-
-        return globals()[name]
 
 
 def __dir__() -> list[str]:
