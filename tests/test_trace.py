@@ -300,7 +300,7 @@ def test_services_leave_marks(backend):
     assert times == [pytest.approx(at, abs=2) for at in (0, 5e6, 16e6)]
     assert {saved.slice_at(event)["name"] for event in told} == {"limp"}
     trace.save("run.html")
-    ((*_, attempt, marks),) = page_data("run.html")["workers"]
+    ((*_, attempt, marks, _),) = page_data("run.html")["workers"]
     assert (attempt, [mark[1:] for mark in marks]) == (
         2,
         [["ready", ""], ["attempt 2", "OSError: lost"], ["stalled", "for 10 s"]],
@@ -764,7 +764,7 @@ async def test_nasty_texts_are_harmless():
     assert data["node"] == HARMLESS
     assert data["lanes"][0][:2] == [HARMLESS, HARMLESS]
     (row,) = [each for each in data["workers"] if each[0] == HARMLESS]
-    assert row[-5:-2] == [HARMLESS, "", f"ValueError: {HARMLESS}"]
+    assert row[-6:-3] == [HARMLESS, "", f"ValueError: {HARMLESS}"]
 
 
 async def test_page_needs_nothing_else():
@@ -783,7 +783,7 @@ async def test_page_needs_nothing_else():
         0,
         "SUCCESS",
         0,
-        [None, None, "", "", "", 1, []],
+        [None, None, "", "", "", 1, [], ""],
     )
     assert created <= started <= end <= data["length"]
     assert data["lanes"] == [["app", "default", 1, 0 if queue_row is None else 1]]
