@@ -277,8 +277,8 @@ def test_a_process_without_a_node(attach):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(), f"this user may not attach to process {OWN}; run this command as root"),
-        (RuntimeError("disabled"), f"cannot attach to process {OWN}: disabled"),
+        (PermissionError(), "this user may not attach to process {}; run this command as root"),
+        (RuntimeError("disabled"), "cannot attach to process {}: disabled"),
     ],
 )
 def test_a_process_that_may_not_be_attached_to(attach, error, message):
@@ -288,7 +288,7 @@ def test_a_process_that_may_not_be_attached_to(attach, error, message):
         raise error
 
     attach(refuse)
-    with pytest.raises(WorkerError, match=message):
+    with pytest.raises(WorkerError, match=message.format(OWN)):
         read_tree(OWN)
 
 
