@@ -42,6 +42,7 @@ nitpick_ignore_regex = [
     ("py:.*", "(?!creche).*"),
     ("py:.*", r"creche(\..*)?\._.*|creche\..*[a-z]T"),  # what is private; variables of types
 ]
+suppress_warnings = ["ref.python"]  # of a short name in an annotation that two modules have
 if "READTHEDOCS" in os.environ:  # names from outside are links too, where there is a network
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {

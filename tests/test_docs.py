@@ -17,6 +17,7 @@ from pages import PAGES, PROSE, ROOT, blocks
 EXTRAS = {  # what needs which
     "opentelemetry": "opentelemetry",
     "PIL": "PIL",
+    "distributed": "distributed",
     "creche.board": "rich",
     "aiometer": "aiometer",
     "stamina": "stamina",
