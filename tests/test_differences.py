@@ -105,7 +105,7 @@ def release():
 
 @pytest.mark.parametrize(
     ("number", "printed"),
-    [pytest.param(0, "CRECHE\n", id="first"), pytest.param(1, "100.0\n", id="second")],
+    [pytest.param(1, "CRECHE\n", id="second"), pytest.param(2, "100.0\n", id="third")],
 )
 async def test_the_examples_of_the_page_run(number, printed, capsys):
     """Each example of the page runs as it stands and prints what the page says."""
@@ -116,8 +116,16 @@ async def test_the_examples_of_the_page_run(number, printed, capsys):
 
 
 def test_every_example_of_the_page_is_run():
-    """There are as many examples on the page as the test above runs."""
-    assert len(blocks(PAGE)) == 2
+    """There are as many on the page as the test above runs, and the first: an app on Creche."""
+    assert len(blocks(PAGE)) == 3
+
+
+def test_the_one_line_of_the_page():
+    """The app that stays one of Textual has Creche's workers."""
+    pytest.importorskip("textual", reason="it is an extra")
+    namespace = {"__name__": "example"}
+    exec(compile(blocks(PAGE)[0], str(PAGE), "exec"), namespace)  # noqa: S102 (our own page)
+    assert isinstance(namespace["MyApp"]().workers.root, Node)
 
 
 def test_the_page_and_the_tests_name_each_other():
