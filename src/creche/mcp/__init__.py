@@ -1,7 +1,7 @@
-"""Tasks of the Model Context Protocol: a tool's call becomes a job that the client follows.
+"""Tasks of the Model Context Protocol: tool calls run as jobs that the client can follow.
 
-This is the extension ``io.modelcontextprotocol/tasks`` (SEP-2663, revision 2026-07-28) for the
-official Python SDK: ``Tasks`` for servers, ``ClientTasks`` for clients. It needs ``creche[mcp]``.
+Implements the extension ``io.modelcontextprotocol/tasks`` (SEP-2663, revision 2026-07-28) for the
+official Python SDK: ``Tasks`` for servers, ``ClientTasks`` for clients. Needs ``creche[mcp]``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The client half: a call that became a task is followed to its end."""
+"""The client side: follows a call that became a task until it ends."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from mcp.client.extension import ClaimContext
 
 _PATIENCE = 5
-"""How many seconds a server has to take the cancellation of a task, when its call is cancelled."""
+"""Seconds that the server has to accept a task's cancellation when its call is cancelled."""
 
 
 class RemoteTask:
-    """A task that a server runs: asked how it is, answered, cancelled, waited for.
+    """A task that runs on a server: check its status, answer it, cancel it or wait for it.
 
-    Keep the id to find the task again, also in another session of the same client.
+    Keep the id to find the task again later, even from another session of the same client.
 
     Args:
-        session: The session to ask by: ``client.session``.
-        task_id: The id that the server gave it.
+        session: The session for the requests: ``client.session``.
+        task_id: The id that the server gave the task.
     """
 
     def __init__(self, session: ClientSession, task_id: str) -> None:
         self._session = session
         self.id = task_id
-        """What the server knows it by."""
+        """The id of the task on the server."""
 
     def __repr__(self) -> str:
         return f"<RemoteTask {self.id!r}>"
 
     async def status(self) -> TaskStatus:
-        """Ask the server how the task is.
+        """Ask the server for the status of the task.
 
         Raises:
             MCPError: The server does not know the task, or there is no connection.
@@ -59,11 +59,11 @@ class RemoteTask:
     async def answer(self, responses: dict[str, Any]) -> None:
         """Answer questions of the task, by their keys in ``TaskStatus.input_requests``.
 
-        An answer is what the client's callback would give, such as an ``ElicitResult``. The server
-        ignores keys that are not open.
+        An answer is what the client's callback would return, such as an ``ElicitResult``. The
+        server ignores keys without an open question.
 
         Raises:
-            MCPError: The server does not know the task, or does not take an answer.
+            MCPError: The server does not know the task, or rejects an answer.
 
         Checkpoint:
             Always.
@@ -73,7 +73,7 @@ class RemoteTask:
         await self._session.send_request(request, EmptyResult)
 
     async def cancel(self) -> None:
-        """Ask that the task ends; it may take a while, and ``status()`` says when it has.
+        """Ask the server to cancel the task. That can take a while: check with ``status()``.
 
         Raises:
             MCPError: The server does not know the task, or there is no connection.
@@ -87,18 +87,18 @@ class RemoteTask:
     async def result(
         self, on_status: Callable[[TaskStatus], object] | None = None
     ) -> CallToolResult:
-        """Follow the task to its end, and return its result.
+        """Wait until the task has ended, and return its result.
 
-        It asks as often as the server says. The callbacks of the client answer what the task asks,
-        each question once. Cancelling this call leaves the task alone.
+        This polls at the interval that the server suggests. The client's callbacks answer the
+        task's questions, each one once. Cancelling this call does not cancel the task.
 
         Args:
             on_status: Called with each status that differs from the one before.
 
         Raises:
             WorkerCancelled: The task was cancelled.
-            MCPError: The task failed, or the server does not know it any more, or a callback of the
-                client refused to answer.
+            MCPError: The task failed, or the server no longer knows it, or a callback of the client
+                refused to answer.
 
         Checkpoint:
             Always.
@@ -106,14 +106,14 @@ class RemoteTask:
         return _outcome(await self.follow(on_status))
 
     async def follow(self, on_status: Callable[[TaskStatus], object] | None = None) -> TaskStatus:
-        """Follow the task to its end as ``result()`` does, and return the final status.
+        """Wait until the task has ended, as ``result()`` does, and return the final status.
 
         Args:
             on_status: Called with each status that differs from the one before.
 
         Raises:
-            MCPError: The server does not know the task any more, or a callback of the client
-                refused to answer.
+            MCPError: The server no longer knows the task, or a callback of the client refused to
+                answer.
 
         Checkpoint:
             Always.
@@ -140,14 +140,14 @@ class RemoteTask:
 
 
 class ClientTasks(ClientExtension):
-    """An extension of a ``Client``: calls that become tasks are followed to their end.
+    """An extension for ``Client``: waits for calls that become tasks, and returns their results.
 
-    ``Client(..., extensions=[ClientTasks()])`` is all; ``call_tool()`` returns the result. If
-    ``call_tool()`` is cancelled or fails, the task is cancelled.
+    Use it as ``Client(..., extensions=[ClientTasks()])``. Then ``call_tool()`` returns the result
+    of the task. If ``call_tool()`` is cancelled or fails, the task is cancelled.
 
     Args:
-        on_status: Called with each ``TaskStatus`` that differs from the one before, to show the
-            progress of the task.
+        on_status: Called with each ``TaskStatus`` that differs from the one before, for example to
+            show the progress of the task.
     """
 
     identifier = EXTENSION
@@ -156,7 +156,7 @@ class ClientTasks(ClientExtension):
         self._on_status = on_status
 
     def claims(self) -> Sequence[ResultClaim[Any]]:
-        """Give what the SDK needs to know a task by."""
+        """Tell the SDK how to recognize a task; it calls this."""
         return [ResultClaim(result_type="task", model=CreatedTask, resolve=self._resolve)]
 
     async def _resolve(self, created: CreatedTask, context: ClaimContext) -> CallToolResult:
@@ -174,17 +174,17 @@ class ClientTasks(ClientExtension):
 async def start_task(
     client: Client, name: str, arguments: dict[str, Any] | None = None
 ) -> RemoteTask | CallToolResult:
-    """Call a tool, and return its task as soon as the server has made it.
+    """Call a tool, and return its task as soon as the server has created it.
 
     The client needs the extension ``ClientTasks()``.
 
     Args:
-        client: A client that is connected.
-        name: The tool.
-        arguments: Its arguments.
+        client: A connected client.
+        name: The name of the tool.
+        arguments: The arguments for the tool.
 
     Returns:
-        The task, or the result if the server answered with that.
+        The task, or the result if the server returned it directly.
 
     Raises:
         MCPError: The server refused the call.

@@ -1,4 +1,4 @@
-"""Questions of a tool as forms that a client shows to its user, and their answers."""
+"""Turns a tool's questions into forms that a client shows to its user, and reads the answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _is_object(question: Question) -> bool:
 
 
 def form_of(question: Question) -> dict[str, Any]:
-    """Make a form of a question; a schema that is no object's becomes that of its only field."""
+    """Turn a question into a form; a schema of another type than object becomes its only field."""
     key, schema = question.key, question.schema or {"type": "string"}
     if not _is_object(question):
         schema = {"type": "object", "properties": {key: schema}, "required": [key]}
@@ -26,7 +26,7 @@ def form_of(question: Question) -> dict[str, Any]:
 
 
 def answer_of(question: Question, response: Any) -> Any:
-    """Give the answer that a form holds; None if the user declined or closed it."""
+    """Return the answer in a form, or None if the user declined or closed it."""
     try:
         result = ElicitResult.model_validate(response)
         if result.action != "accept":

@@ -1,8 +1,8 @@
-"""The server half: calls of a tool run as jobs, and the client is told of each as a task.
+"""The server side: runs tool calls as jobs, and presents each job to the client as a task.
 
-The whole call is the job. What comes before the tool itself may end the call without a task: wrong
-arguments by an error, a resolver by a question in the response, after which the client calls again.
-So the client gets its response once the function of the tool is entered, or the job has ended.
+The whole call is the job. The steps before the tool itself may end the call without a task: wrong
+arguments give an error, and a resolver puts a question into the response and the client calls
+again. So the client gets its response once the tool's function has started or the job has ended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _begun: ContextVar[anyio.Event | None] = ContextVar("_begun", default=None)
 
 
 def _announced(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the function of a tool so that its first step is told; a plain one runs in a thread."""
+    """Wrap a tool's function to signal when it starts; a plain function runs in a thread."""
     is_async = any(map(inspect.iscoroutinefunction, (fn, type(fn).__call__)))
 
     @wraps(fn)
@@ -63,17 +63,17 @@ def _announced(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Tasks(Extension):
-    """An extension of an ``MCPServer``: calls of its tools become tasks.
+    """An extension for ``MCPServer``: calls of its tools become tasks.
 
-    Each call runs as a job of ``jobs``. Within the tool ``get_current_worker()`` reports progress,
-    and ``creche.jobs.ask()`` asks the client's user. A plain function runs in a thread.
+    Each call runs as a job of ``jobs``. A tool reports progress through ``get_current_worker()``,
+    and asks the client's user with ``creche.jobs.ask()``. A plain function runs in a thread.
 
-    Declare the tools first, then make the server: ``MCPServer(..., extensions=[tasks])``.
+    Declare the tools first, then create the server: ``MCPServer(..., extensions=[tasks])``.
 
     Args:
-        jobs: Where the calls run, and how long they are kept. Its node has to be open by the first
-            call.
-        poll_interval: How many seconds a client should wait before it asks again.
+        jobs: Runs the calls, and sets how long they are kept. Its node must be open before the
+            first call.
+        poll_interval: Seconds that a client should wait between two requests for the status.
 
     Raises:
         WorkerError: An argument is invalid.
@@ -89,7 +89,7 @@ class Tasks(Extension):
                 f"poll_interval must be a positive number of seconds, not {poll_interval!r:.100}"
             )
         self.jobs = jobs
-        """Where the calls run."""
+        """The ``Jobs`` that run the calls."""
         self._interval = math.ceil(poll_interval * 1000)
         self._is_taken = False
         self._tools: dict[str, tuple[ToolBinding, bool, JobOptions]] = {}
@@ -101,17 +101,17 @@ class Tasks(Extension):
     ) -> Callable[[ToolT], ToolT]:
         """Declare a tool whose calls become tasks.
 
-        A client without the extension gets its response when the tool has ended, or the error
-        -32021 if the tool asks a question, or is ``required`` to be a task.
+        A client without the extension gets a response when the tool has ended, or the error
+        -32021 if the tool asks a question or ``required`` is set.
 
         Args:
-            required: Whether a client needs the extension.
+            required: Whether clients need the extension to call the tool.
             options: Options for ``jobs.submit()``, such as ``{"group": "imports"}``.
-            kwargs: What ``MCPServer.tool()`` takes: ``name``, ``title``, ``description`` ...
+            kwargs: Arguments of ``MCPServer.tool()``: ``name``, ``title``, ``description`` ...
 
         Raises:
-            WorkerError: There is a tool of that name; or a server has taken the tools already; or
-                ``thread`` is among the options.
+            WorkerError: There is already a tool with that name; or a server has already been
+                created with the tools; or ``options`` contains ``thread``.
         """
 
         def declare(fn: ToolT) -> ToolT:
@@ -129,12 +129,12 @@ class Tasks(Extension):
         return declare
 
     def tools(self) -> Sequence[ToolBinding]:
-        """Give the tools, for the server."""
+        """Return the tools; the server calls this."""
         self._is_taken = True
         return [binding for binding, *_ in self._tools.values()]
 
     def methods(self) -> Sequence[MethodBinding]:
-        """Give the methods of the extension, for the server."""
+        """Return the methods of the extension; the server calls this."""
         return [
             MethodBinding("tasks/get", TaskParams, self._get, VERSIONS),
             MethodBinding("tasks/update", UpdateParams, self._update, VERSIONS),
@@ -144,7 +144,7 @@ class Tasks(Extension):
     async def intercept_tool_call(
         self, params: mcp_types.CallToolRequestParams, ctx: Context, call_next: CallNext
     ) -> HandlerResult:
-        """Run a call as a job, and answer with the task once the tool has begun."""
+        """Run a call as a job, and return the task once the tool has started."""
         if params.name not in self._tools:
             return await call_next(ctx)
         is_task = ctx.protocol_version in VERSIONS and _has(ctx, TASKS)
@@ -219,7 +219,7 @@ class Tasks(Extension):
         return {}
 
     def _find(self, ctx: Context, params: TaskParams) -> Job[Any]:
-        """Give the job of a task that the client may know of."""
+        """Return the job of a task that this client may see."""
         if not _has(ctx, TASKS):
             raise _missing(TASKS)
         headers = getattr(ctx.request, "headers", None)
@@ -238,9 +238,9 @@ class Tasks(Extension):
         return job
 
     def _questions(self, job: Job[Any], status: JobStatus) -> dict[str, Question]:
-        """Give the open questions by keys that no other question of the job ever has.
+        """Return the open questions by keys that are unique within the job.
 
-        A tool may ask twice by the same key, and a client takes each key for one question.
+        A tool may ask twice with the same key, but a client takes each key for one question.
         """
         asked = self._asked.setdefault(job, [])
         known = set(map(id, asked))
@@ -249,7 +249,7 @@ class Tasks(Extension):
         return {f"{each.key}-{n}": each for n, each in enumerate(asked, 1) if id(each) in now}
 
     def _task(self, status: JobStatus) -> dict[str, Any]:
-        """Say what is told of every task."""
+        """Return the fields that every task has."""
         lifetime = status.expires and status.expires - status.created
         return {
             "taskId": status.id,
@@ -262,7 +262,7 @@ class Tasks(Extension):
         }
 
     async def _result(self, job: Job[Any]) -> mcp_types.CallToolResult:
-        """Give the result of a job that has ended; only an MCPError is for the client to read."""
+        """Return the result of an ended job; of its errors, the client may see only an MCPError."""
         try:
             return cast("mcp_types.CallToolResult", await job.result())
         except JobError as error:
@@ -283,7 +283,7 @@ def _missing(needed: dict[str, Any]) -> MCPError:
 
 
 def _message(status: JobStatus) -> str:
-    """Say in a line how a job is, with the worker's description and progress."""
+    """Describe a job in one line, with the worker's description and progress."""
     completed, total = status.progress.completed, status.progress.total
     steps = f"{completed} of {total} ({status.progress.percent:.0f} %)" if total else ""
     return ", ".join(filter(None, (status.message, steps))) or status.status

@@ -1,6 +1,6 @@
-"""What goes over the wire: the requests of the extension and their results.
+"""The messages on the wire: the requests of the extension and their results.
 
-The server makes plain dictionaries for results, as ``ttlMs`` has to be there when it is null.
+The server builds results as plain dictionaries, because ``ttlMs`` must be present even if null.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 VERSIONS = frozenset({"2026-07-28"})
-"""The revisions of the protocol that have the extension."""
+"""The revisions of the protocol that support the extension."""
 
 
 class TaskParams(RequestParams):
@@ -28,13 +28,13 @@ class UpdateParams(TaskParams):
 
 
 class TaskRequest(Request[UpdateParams | TaskParams, str]):
-    """Any request about a task; the SDK puts its id into the header ``Mcp-Name``."""
+    """A request about a task; the SDK puts the task's id into the header ``Mcp-Name``."""
 
     name_param = "taskId"
 
 
 class Task(Result):
-    """What is told of every task."""
+    """The fields that every task has."""
 
     task_id: str
     status: Literal["working", "input_required", "completed", "cancelled", "failed"]
@@ -46,13 +46,13 @@ class Task(Result):
 
 
 class CreatedTask(Task):
-    """A server's answer to a call of a tool that became a task."""
+    """The server's answer to a tool call that became a task."""
 
     result_type: Literal["task"] = "task"
 
 
 class TaskStatus(Task):
-    """How a task is: with its questions, its result or its error, where its status has one."""
+    """The status of a task, with its questions, its result or its error if it has them."""
 
     result_type: Literal["complete"] = "complete"
     input_requests: dict[str, InputRequest] = Field(default_factory=dict)
