@@ -1,7 +1,7 @@
-"""Background jobs as tools of an agent: five functions that any framework takes as tools.
+"""Background jobs as tools for an agent: five functions that work with any agent framework.
 
-An agent waits while a tool of it runs. With these tools it starts jobs, does something else, checks
-their progress, waits for whichever ends first, and cancels those that it does not need.
+An agent waits while one of its tools runs. With these tools, it starts jobs, does something else,
+checks their progress, waits for whichever ends first, and cancels those that it no longer needs.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 KindT = TypeVar("KindT", bound="Callable[..., Any]")
 
 _LONGEST = 3600.0
-"""For how many seconds ``wait()`` waits at most."""
+"""The longest timeout of ``wait()``, in seconds."""
 
 
 class JobTools:
-    """Tools by which an agent starts jobs, follows, awaits and cancels them.
+    """Tools with which an agent starts, checks, awaits and cancels jobs.
 
-    Declare by ``@tools.kind`` what may be started, and give ``tools.functions()`` to the framework:
-    ``start(kind, arguments)``, ``status(id)``, ``wait(ids, until, timeout)``,
+    Declare what the agent may start with ``@tools.kind``, and pass ``tools.functions()`` to the
+    framework: ``start(kind, arguments)``, ``status(id)``, ``wait(ids, until, timeout)``,
     ``cancel(id, reason)`` and ``list()``.
 
-    They return dictionaries of plain data. Mistakes of a model raise no exception: the tool returns
-    ``{"error": ...}``, which tells the model what to do.
+    The tools return dictionaries of plain data. A model's mistakes raise no exception: the tool
+    returns ``{"error": ...}``, which tells the model what to do.
 
     Args:
-        jobs: Where the jobs run.
-        owner: Whose jobs they are; the tools see no others. Give each agent its own.
+        jobs: Runs the jobs.
+        owner: The owner of the jobs. The tools see no other jobs, so give each agent its own owner.
         limit: How many jobs may run at once; the others are queued.
-        most: How many may be unfinished at once; ``start()`` refuses more.
-        group: The group of the node that bounds them. Agents with the same group share its limit.
+        most: How many jobs may be unfinished at once; ``start()`` refuses more.
+        group: The node's group that the limit applies to. Agents with the same group share it.
 
     Raises:
-        WorkerError: An argument makes no sense.
+        WorkerError: An argument is invalid.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class JobTools:
             raise WorkerError(f"most must be a number of jobs, 1 or more, not {most!r:.100}")
         jobs.node.group(group, limit=limit)
         self.jobs = jobs
-        """Where the jobs run."""
+        """The ``Jobs`` that run the jobs."""
         self.owner = owner
-        """Whose jobs they are."""
+        """The owner of the jobs."""
         self._most = most
         self._group = group
         self._kinds: dict[str, Callable[..., Any]] = {}
 
     def kind(self, fn: KindT) -> KindT:
-        """Declare a kind of job: a function, by its name, with its docstring for the model.
+        """Declare a function as a kind of job. The model sees its name and its docstring.
 
         An async function runs in the event loop, a plain one in a thread. ``get_current_worker()``
-        and ``creche.jobs.ask()`` work as in any job. Return values that JSON can hold; for anything
-        else the model gets ``str(value)``.
+        and ``creche.jobs.ask()`` work as in any job. Return values that can be written as JSON; for
+        other values, the model gets ``str(value)``.
 
         Raises:
-            WorkerError: There is a kind of that name; or the function has none.
+            WorkerError: There is already a kind with that name; or the function has no name.
         """
         name = getattr(fn, "__name__", "")
         if not callable(fn) or not name.isidentifier():
@@ -97,17 +97,17 @@ class JobTools:
         """Return the five tools. Declare the kinds first: the docstring of ``start()`` lists them.
 
         Args:
-            prefix: Put before their names, for frameworks with other tools of these names:
-                ``"job_"``, say.
+            prefix: A prefix for their names, such as ``"job_"``, for frameworks that have other
+                tools with these names.
         """
 
         async def start(kind: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
             return await self._tell(self._start(kind, arguments or {}))
 
         async def status(id: str) -> dict[str, Any]:  # noqa: A002 (models know it by that name)
-            """Tell how a job is: its status, how far it is, and its result once it has ended.
+            """Get the status of a job, its progress, and its result once it has ended.
 
-            The status is queued, running, input_required (it waits for a person's answer),
+            The status is queued, running, input_required (it is waiting for a person's answer),
             succeeded, failed, cancelled or interrupted.
 
             Args:
@@ -120,12 +120,12 @@ class JobTools:
             until: Literal["all", "any"] = "all",
             timeout: float = 60,  # noqa: ASYNC109 (a model has no other way to say it)
         ) -> dict[str, Any]:
-            """Wait for jobs, and tell how each is then; in place of asking again and again.
+            """Wait for jobs, and get the status of each. Better than calling status repeatedly.
 
             Args:
                 ids: The ids that start gave.
                 until: "all" waits until all of them have ended, "any" until one has.
-                timeout: For how many seconds to wait at most. The jobs go on after that.
+                timeout: The longest time to wait, in seconds. The jobs keep running after that.
             """
             jobs = [self._find(each) for each in ids]
             known = [job for job in jobs if isinstance(job, Job)]
@@ -133,7 +133,7 @@ class JobTools:
             return fault or {"jobs": [await self._tell(job) for job in jobs]}
 
         async def cancel(id: str, reason: str = "") -> dict[str, Any]:  # noqa: A002 (as above)
-            """Cancel a job that is not needed any more. One that has ended stays as it is.
+            """Cancel a job that is no longer needed. A job that has ended does not change.
 
             Args:
                 id: The id that start gave.
@@ -145,7 +145,7 @@ class JobTools:
             return await self._tell(job)
 
         async def list_() -> dict[str, Any]:
-            """List all jobs that were started, the first one first, without their results."""
+            """List all jobs that were started, oldest first, without their results."""
             return {"jobs": [_brief(job.status) for job in self._mine()]}
 
         start.__doc__ = _START.format(kinds="\n".join(map(_described, self._kinds.values())))
@@ -165,7 +165,7 @@ class JobTools:
         return job
 
     def _start(self, kind: str, arguments: dict[str, Any]) -> Job[Any] | str:
-        """Start a job; what keeps it from that is told as a text."""
+        """Start a job; return a text if that is not possible."""
         if kind not in self._kinds:
             return f"there is no kind {kind!r:.100}; the kinds are {', '.join(self._kinds)}"
         fn = self._kinds[kind]
@@ -183,7 +183,7 @@ class JobTools:
             return str(error)
 
     async def _tell(self, job: Job[Any] | str) -> dict[str, Any]:
-        """Tell of a job, and of its result; a text is what is wrong."""
+        """Describe a job and its result; a text is an error message."""
         if isinstance(job, str):
             return {"error": job}
         told = _brief(job.status)
@@ -196,7 +196,7 @@ class JobTools:
 
 
 async def _wait(jobs: Iterable[Job[Any]], until: str, seconds: float) -> dict[str, Any] | None:
-    """Wait for all of some jobs, or any; gives what kept it from that."""
+    """Wait for all jobs or any of them; return an error if that is not possible."""
     if until not in ("all", "any") or not 0 <= seconds <= _LONGEST:
         return {"error": f'until must be "all" or "any", timeout 0 to {_LONGEST:.0f} seconds'}
     with anyio.move_on_after(seconds) as scope:
@@ -219,7 +219,7 @@ async def _wait_for_first(job: Job[Any], scope: anyio.CancelScope) -> None:
 
 
 def _brief(status: JobStatus) -> dict[str, Any]:
-    """Tell of a job what there is to tell, but for its result."""
+    """Describe a job, without its result."""
     progress = status.progress
     total = f" of {progress.total}" if progress.total else ""
     told = {
@@ -235,7 +235,7 @@ def _brief(status: JobStatus) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Give what JSON can hold: the value, or its text."""
+    """Return the value if it can be written as JSON, else its text."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -248,15 +248,15 @@ def _call_of(fn: Callable[..., Any]) -> str:
 
 
 def _described(fn: Callable[..., Any]) -> str:
-    """Describe a kind of job in a line, for a model."""
+    """Describe a kind of job in one line, for the model."""
     purpose = inspect.cleandoc(fn.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     return f"- {_call_of(fn)}: {purpose}"
 
 
 _START = """Start a job in the background, and return its id at once.
 
-For work that takes a while: start it, go on with other things, and get its result by wait. Several
-jobs run at the same time.
+Use this for work that takes a while: start it, do other things, and get the result with wait.
+Several jobs can run at the same time.
 
 The kinds of jobs, with their arguments:
 
