@@ -1,9 +1,9 @@
-"""Textual's workers on Creche: one changed line, ``class MyApp(Creche, App)``.
+"""Runs Textual's workers on Creche. Change one line of your app: ``class MyApp(Creche, App)``.
 
-``App``, ``@work``, messages, states and errors stay Textual's. Each worker is Creche's as well. The
-app has a node, in a task of its own from the start of ``run_async()`` or ``run_test()`` to the
-end. Below it is one for each screen and widget that runs work, from its first worker until Textual
-unmounts it. It needs Textual: ``pip install 'creche[textual]'``.
+``App``, ``@work``, messages, states and errors are still Textual's. Each worker is also a Creche
+worker. The app has a node, which lives in its own task while ``run_async()`` or ``run_test()``
+runs. Each screen and widget that runs work has a node below it, from its first worker until Textual
+unmounts it. Needs Textual: ``pip install 'creche[textual]'``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one changed line of an app."""
+"""The base class that an app adds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Creche:
-    """Puts the workers of an app of Textual on Creche: ``class MyApp(Creche, App): ...``."""
+    """Runs the workers of a Textual app on Creche: ``class MyApp(Creche, App): ...``."""
 
     _creche_workers: WorkerManager | None = None
 
     @property
     def workers(self) -> WorkerManager:
-        """The workers of the app, and the nodes that they belong to."""
+        """The workers of the app, and their nodes."""
         if self._creche_workers is None:
             self._creche_workers = WorkerManager(cast("Any", self))
         return self._creche_workers
@@ -29,21 +29,21 @@ class Creche:
     if not TYPE_CHECKING:  # pragma: no branch (for type checkers App's own signatures count)
 
         async def run_async(self, **options: Any) -> Any:
-            """Run the app, as ``App.run_async()``, and its node round it."""
+            """Run the app as ``App.run_async()`` does, inside its node."""
             async with self.workers._life():
                 return await super().run_async(**options)
 
         @asynccontextmanager
         async def run_test(self, **options: Any) -> AsyncGenerator[Any]:
-            """Run the app for a test, as ``App.run_test()``, and its node round it."""
+            """Run the app for a test as ``App.run_test()`` does, inside its node."""
             async with self.workers._life(), super().run_test(**options) as pilot:
                 yield pilot
 
         def call_from_thread(self, callback: Any, *args: Any, **kwargs: Any) -> Any:
-            """Make a call as ``App.call_from_thread()``, but none of a worker that was cancelled.
+            """Call a function as ``App.call_from_thread()`` does, unless the worker was cancelled.
 
             Raises:
-                WorkerCancelled: Textual's, and Creche's: it was, and nothing was called.
+                WorkerCancelled: Textual's and Creche's: it was cancelled, and nothing was called.
             """
             worker = creche.active_worker.get(None)
 

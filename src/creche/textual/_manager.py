@@ -1,4 +1,4 @@
-"""The workers of an app, in Textual's interface; and the nodes of Creche that they belong to."""
+"""The workers of an app, with Textual's interface, and the Creche nodes that they belong to."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Home(creche.Node):
         self._manager = manager
 
     def on_worker_state_changed(self, event: creche.Worker.StateChanged) -> None:
-        """Tell the widget; and of an error the app."""
+        """Tell the widget about the change, and the app about an error."""
         worker: Any = event.worker
         self._owner.post_message(stock.Worker.StateChanged(worker, STATES[event.state]))
         self._manager._tell(worker)
 
     async def __aexit__(self, *error: object) -> bool:
-        """Leave the node, and be known no more: a widget that starts work again gets another."""
+        """Leave the node and forget it: if the widget starts work again, it gets a new node."""
         try:
             return await super().__aexit__(*cast("Any", error))
         finally:
@@ -45,7 +45,7 @@ class Home(creche.Node):
 
 
 class WorkerManager(worker_manager.WorkerManager):
-    """The workers of an app, as Textual's manager has them, and the nodes that they belong to.
+    """Manages the workers of an app, like Textual's manager, and the nodes that they belong to.
 
     Args:
         app: The app.
@@ -55,21 +55,23 @@ class WorkerManager(worker_manager.WorkerManager):
         cast("Any", super()).__init__(app)
         self._owner: Any = app
         self.root: creche.Node = Home(app, self)
-        """The node of the app: for ``record()``, ``subscribe()``, ``format_tree()`` and others."""
+        """The node of the app, for ``record()``, ``subscribe()``, ``format_tree()`` and so on."""
         self._homes: dict[DOMNode, creche.Node] = {app: self.root}
         self._untold: list[BaseException] = []
 
     def home(self, node: DOMNode) -> creche.Node:
-        """Give the node of a screen or a widget, made at the first call: for its groups, say.
+        """Return the node of a screen or a widget, for example to set up its groups.
+
+        The first call creates the node.
 
         Args:
-            node: The screen or the widget; or the app, whose node is ``root``.
+            node: The screen or the widget, or the app, whose node is ``root``.
 
         Returns:
-            The node. It closes as Textual unmounts the widget.
+            The node. It closes when Textual unmounts the widget.
 
         Raises:
-            WorkerError: Textual's: the app does not run.
+            WorkerError: Textual's: the app is not running.
 
         Threads:
             The app's event loop only.
@@ -84,15 +86,15 @@ class WorkerManager(worker_manager.WorkerManager):
         return home
 
     async def leave(self, node: DOMNode) -> None:
-        """Wait until the work of a widget that was removed has ended.
+        """Wait until the work of a removed widget has ended.
 
-        ``await widget.remove()`` returns before that. Cancelling this call ends the wait.
+        ``await widget.remove()`` does not wait for that. Cancelling this call only ends the wait.
 
         Args:
             node: The widget. If it is still mounted, its work is cancelled.
 
         Checkpoint:
-            If there is anything to wait for.
+            If there is something to wait for.
 
         Threads:
             The app's event loop only.
@@ -115,7 +117,7 @@ class WorkerManager(worker_manager.WorkerManager):
             raise stock.WorkerFailed(self._untold[0]) from self._untold[0]
 
     def _tell(self, worker: Worker[Any]) -> None:
-        """Tell the developers' console of a change, and the app of an error that it exits with."""
+        """Log a change in the developer console, and tell the app about an error that ends it."""
         error = worker.error
         self._owner.log.worker(worker, *([] if error is None else ["failed", repr(error)]))
         if error is not None and worker.exits_app:
@@ -162,16 +164,16 @@ class WorkerManager(worker_manager.WorkerManager):
         return worker
 
     def add_worker(self, worker: Any, start: bool = True, exclusive: bool = True) -> None:
-        """Add a worker that was made directly.
+        """Add a worker that you created yourself.
 
         Args:
             worker: The worker, of the class ``creche.textual.Worker``.
             start: Whether to start it.
-            exclusive: Whether its start cancels what is unfinished in its group.
+            exclusive: Whether to cancel the unfinished workers of its group when it starts.
 
         Raises:
-            WorkerError: Textual's: it was added before, or is of another class; or the app does not
-                run.
+            WorkerError: Textual's: the worker has already been added or has another class, or the
+                app is not running.
         """
         with as_textual():
             if not issubclass(type(worker), Worker):
@@ -188,13 +190,13 @@ class WorkerManager(worker_manager.WorkerManager):
         self.root.workers.cancel_all()
 
     def cancel_group(self, node: DOMNode, group: str) -> list[Any]:
-        """Cancel the workers of a group of a node; gives those that are unfinished."""
+        """Cancel the workers of a node's group, and return those that are unfinished."""
         return self._cancel(node, lambda worker: worker.group == group)
 
     def cancel_node(self, node: DOMNode) -> list[Any]:
-        """Cancel the workers of a node; gives those that are unfinished.
+        """Cancel the workers of a node, and return those that are unfinished.
 
-        Textual calls this for each widget that it unmounts: then the node of the widget closes.
+        Textual calls this for each widget that it unmounts. This also closes the widget's node.
         """
         found = self._cancel(node, lambda _: True)
         home = self._homes.get(node)
@@ -211,15 +213,15 @@ class WorkerManager(worker_manager.WorkerManager):
         return found
 
     async def wait_for_complete(self, workers: Iterable[Any] | None = None) -> None:
-        """Wait until workers have ended; then raise what ``wait()`` of one that failed does.
+        """Wait until workers have ended, then raise an error if one of them did not succeed.
 
-        Cancelling this call ends the wait; the workers go on.
+        Cancelling this call only ends the wait; the workers keep running.
 
         Args:
-            workers: The workers, by default all of the app.
+            workers: The workers; by default, all workers of the app.
 
         Raises:
-            WorkerFailed: Textual's, as the others: one of them failed.
+            WorkerFailed: One of them failed. This and the other errors are Textual's.
             WorkerCancelled: One of them was cancelled.
             WorkerError: One of them was never started.
 

@@ -1,4 +1,4 @@
-"""A worker that is one of Creche and one of Textual; and errors, from the one's to the other's."""
+"""A worker of both Creche and Textual, and the translation of Creche's errors to Textual's."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 ResultType = TypeVar("ResultType")
 
 STATES = {state: stock.WorkerState[state.name] for state in creche.WorkerState}
-"""Textual's words for the states."""
+"""Textual's names for the states."""
 _active_worker: ContextVar[Any] = cast("Any", stock).active_worker
 _creches: Any = creche.Worker
 _state_of: Callable[[creche.Worker[Any]], creche.WorkerState] = vars(creche.Worker)["state"].fget
 
 
 class Cancelled(creche.WorkerCancelled, stock.WorkerCancelled):
-    """What a cancelled thread gets: Textual knows it, and for Creche its worker is CANCELLED."""
+    """Raised in a cancelled thread, as the ``WorkerCancelled`` of both Textual and Creche."""
 
 
 @contextmanager
 def as_textual(work: object = None) -> Generator[None]:
-    """Raise Creche's errors as those of Textual, and close work that is not to be run then."""
+    """Raise Creche's errors as Textual's, and close work that will not run because of them."""
     try:
         yield
     except BaseException as error:
@@ -51,24 +51,24 @@ def as_textual(work: object = None) -> Generator[None]:
 
 # Of the two interfaces, which are alike, Creche's counts.
 class Worker(creche.Worker[ResultType], stock.Worker[ResultType]):  # type: ignore[misc,override]
-    """A worker of Creche that is one of Textual: ``node`` is the widget, ``state`` Textual's.
+    """A Creche worker that is also a Textual worker, with the widget as ``node``.
 
-    Usually made by ``run_worker()`` or ``@work``. It cannot be awaited, as Textual awaits whatever
-    handlers and actions return: ``await worker.wait()``. ``exit_on_error`` is ``False``, since no
-    node of Creche fails by it: see ``exits_app``.
+    Usually created by ``run_worker()`` or ``@work``. It cannot be awaited, because Textual awaits
+    whatever handlers and actions return; use ``await worker.wait()``. ``exit_on_error`` is always
+    ``False``, because no Creche node fails when the worker does; see ``exits_app``.
 
     Args:
         node: The app, screen or widget that owns the worker.
         work: What to run.
         name: A short name.
-        group: The group, within the node.
+        group: The name of its group within the node.
         description: A longer text for people.
         exit_on_error: Whether the app exits if the work fails.
         thread: Whether to run the work in a thread.
 
     Raises:
-        WorkerError: Textual's: an argument is invalid, or the app does not run. A coroutine
-            given as work is closed.
+        WorkerError: Textual's: an argument is invalid, or the app is not running. If ``work`` is a
+            coroutine, it is closed.
     """
 
     StateChanged = stock.Worker.StateChanged  # type: ignore[assignment]  # what widgets get
@@ -107,18 +107,19 @@ class Worker(creche.Worker[ResultType], stock.Worker[ResultType]):  # type: igno
 
     @property  # type: ignore[misc]  # it cannot be assigned
     def state(self) -> stock.WorkerState:  # type: ignore[override]  # Textual's
-        """The state, in Textual's words."""
+        """The state, as Textual's ``WorkerState``."""
         return STATES[_state_of(self)]
 
     async def wait(self) -> ResultType:
         """Wait until the worker has ended, and return its result.
 
-        Cancelling this call ends the wait; the worker goes on.
+        Cancelling this call only ends the wait; the worker keeps running.
 
         Raises:
-            WorkerFailed: Textual's, as the others: the work raised; that is the ``__cause__``.
+            WorkerFailed: The work raised; its exception is the ``__cause__``. This and the other
+                errors are Textual's.
             WorkerCancelled: The worker was cancelled.
-            DeadlockError: Called by the worker itself, or by one whose end this one needs.
+            DeadlockError: The caller is the worker itself, or one that this worker waits for.
             WorkerError: The worker was never started.
 
         Checkpoint:
