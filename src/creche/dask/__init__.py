@@ -1,7 +1,7 @@
-"""Work on a Dask cluster, for ``where=``: ``pip install creche[dask]``.
+"""Runs work on a Dask cluster, for ``where=``: ``pip install 'creche[dask]'``.
 
 ``node.run_worker(work, where=OnDask(client))`` runs a function on one of the cluster's machines.
-Creche has to be installed there too.
+Creche must be installed there too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The way between home and a cluster, for one tree of nodes.
+"""The connection between one tree of nodes, called home, and a cluster.
 
-Messages come as events of a topic of the scheduler, in the order in which they were sent, and
-before the outcome. What home has to say goes to all processes at once, by ``Client.run()``. What
-comes up while one such call is under way goes with the next, so many workers that are cancelled
-together take one call.
+Messages from jobs arrive as events of a topic of the scheduler, in the order in which they were
+sent, and before the outcome. Messages from home go to all processes at once, with ``Client.run()``.
+Those that arise during such a call go with the next one, so cancelling many workers together takes
+one call.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no outcome: what Dask has raised, in text, as its traceback keeps the future."""
+    """Why there is no outcome: Dask's error as text, because its traceback keeps the future."""
 
     text: str
     is_crash: bool = False
 
     def as_error(self, job: Job) -> WorkerError:
-        """Make the error of the worker."""
+        """Create the error of the worker."""
         if self.is_crash:
             return WorkerCrashed(f"what ran {job.label} is gone: {self.text}")
         return WorkerError(
@@ -67,7 +67,7 @@ class Entry:
 
 
 class _Batch:
-    """What home will say next."""
+    """The messages that home sends next."""
 
     def __init__(self) -> None:
         self.told = Told()
@@ -77,7 +77,7 @@ class _Batch:
 
 
 class Line:
-    """What a tree of nodes has for the jobs that it has on a cluster.
+    """Connects a tree of nodes to its jobs on a cluster.
 
     Args:
         client: The client of the cluster.
@@ -89,7 +89,7 @@ class Line:
         self._is_here = lowlevel.current_token().native_token is self._loop
         self._token = lowlevel.current_token()
         self.topic: str = f"creche-{secrets.token_hex(8)}"
-        """What the messages go by."""
+        """The topic of the messages."""
         self._entries: dict[str, Entry] = {}
         self._batch = _Batch()
         self._wanted = anyio.Event()
@@ -99,29 +99,29 @@ class Line:
     # jobs
 
     def expect_outcome(self, future: Any) -> Outcome[bytes | Failure]:
-        """Begin to wait for what comes of a job, on the client's event loop."""
+        """Start waiting for the outcome of a job, on the client's event loop."""
         return Outcome(self._begin(partial(_outcome, self._client, future)), self._token)
 
     async def cancel(self, future: Any) -> None:
-        """Have the scheduler forget a job that was called off."""
+        """Make the scheduler forget a cancelled job."""
         await self.there(lambda: self._client.cancel([future], asynchronous=True))
 
     def watch(self, job: Job, outcome: Outcome[bytes | Failure], future: Any) -> None:
-        """Wait for the end of a job that was abandoned, when its way has been left."""
+        """Wait for the end of an abandoned job, after its way has returned."""
         self._group.create_task(_watch(job, outcome, future), context=Context())
 
     def expect(self, entry: Entry) -> str:
-        """Give a name to a job, by which its messages come."""
+        """Register a job, and return the key of its messages."""
         key = f"{self.topic}-{secrets.token_hex(8)}"
         self._entries[key] = entry
         return key
 
     def forget(self, key: str) -> None:
-        """Expect no more messages of a job."""
+        """Ignore further messages of a job."""
         self._entries.pop(key, None)
 
     def take(self, key: str, *, asks: bool, message: bytes) -> None:
-        """Take a message, on the client's loop."""
+        """Receive a message, on the client's loop."""
         call = partial(self._receive, key, message, asks=asks)
         if self._is_here:
             call()
@@ -147,7 +147,7 @@ class Line:
     # what home says
 
     async def call_off(self, key: str, reason: str | None) -> bool:
-        """Say that a job was cancelled; tell whether it runs, as far as can be told."""
+        """Announce that a job was cancelled; return whether it runs, or ``True`` if unknown."""
         batch = self._batch
         batch.told.stops[key] = reason
         self._wanted.set()
@@ -155,7 +155,7 @@ class Line:
         return batch.running is None or key in batch.running
 
     async def run(self) -> None:
-        """Say what there is to be said, until cancelled."""
+        """Send messages until cancelled."""
         try:
             async with self._group:
                 while True:
@@ -180,7 +180,7 @@ class Line:
             batch.done.set()
 
     async def _leave(self) -> None:
-        """Leave nothing behind on the cluster."""
+        """Clean up on the cluster."""
         try:
             await self.there(
                 lambda: self._client.run_on_scheduler(_forget, self.topic, asynchronous=True)
@@ -190,7 +190,7 @@ class Line:
                 self._client.unsubscribe_topic(self.topic)
 
     async def there(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run something on the client's event loop, to its end."""
+        """Run a call on the client's event loop, and wait until it has ended."""
         outcome = Outcome(self._begin(call), self._token)
         return await outcome.wait()
 
@@ -203,9 +203,9 @@ class Line:
 
 
 class Outcome(Generic[T]):
-    """What comes of something that runs on the client's event loop.
+    """The outcome of a call that runs on the client's event loop.
 
-    It runs to its end, whoever is cancelled: Dask's calls do not take well to be broken off.
+    The call is never cancelled, because Dask's calls do not handle cancellation well.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ async def _await(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def _hand_over(to: ReferenceType[Line], event: tuple[float, tuple[str, bool, bytes]]) -> None:
-    """Take a message, on the client's loop; the client never forgets whom it gives them to."""
+    """Receive a message, on the client's loop; weak, as the client never drops its handlers."""
     line = to()
     if line is not None:
         key, asks, message = event[1]
@@ -249,7 +249,7 @@ async def _watch(job: Job, outcome: Outcome[bytes | Failure], future: Any) -> No
 
 
 def _forget(topic: str, dask_scheduler: Any) -> None:
-    """Drop what the scheduler has kept of a topic; it has no call for that."""
+    """Drop the events of a topic that the scheduler keeps; it has no method for that."""
     dask_scheduler._broker._topics.pop(topic, None)
 
 

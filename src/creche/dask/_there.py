@@ -1,9 +1,9 @@
-"""What runs on the machines of the cluster: the far side of a job, and what home says to it.
+"""Runs on the machines of the cluster: the far side of a job, which receives home's messages.
 
-A job that begins says so and does not wait for an answer, as that would cost every job a round trip
-through the scheduler. Home can keep it from beginning all the same: it calls the job off in every
-process of the cluster, and each of them remembers that until the scheduler has forgotten the job. A
-job that must not begin twice, because its work can be killed, waits for an answer.
+A job announces that it begins and does not wait for an answer, because that would cost every job a
+round trip through the scheduler. Home can still prevent it from beginning: it calls the job off in
+every process of the cluster, and each process remembers that until the scheduler has forgotten the
+job. A job that must not begin twice, because its work can be killed, does wait for an answer.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 _cloudpickle: Any = importlib.import_module("cloudpickle")  # it has no types
 _PATIENCE = 60.0
-"""Seconds that a job waits for home to say that it may begin."""
+"""Seconds that a job waits for home's permission to begin."""
 _MEMORY = 60.0
-"""Seconds that a process remembers which jobs were called off."""
+"""Seconds for which a process remembers the jobs that were called off."""
 
 
 @dataclass
 class Told:
-    """What home says to all processes, of several jobs at once."""
+    """A message from home to all processes, about several jobs at once."""
 
     stops: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
     """The jobs that were cancelled, each with the reason."""
     answers: dict[str, bool] = field(default_factory=dict[str, bool])
-    """Whether those may begin that have asked."""
+    """For each job that asked, whether it may begin."""
 
 
 class _Running:
-    """A job that is in this process."""
+    """A job in this process."""
 
     def __init__(self, far: Far) -> None:
         self.far = far
@@ -59,14 +59,14 @@ _called_off: set[str] = set()
 
 
 def run(topic: str, key: str, payload: bytes, has_to_ask: bool, data: Sequence[Any]) -> bytes:
-    """Run a job; what is submitted to Dask.
+    """Run a job; this is the function that is submitted to Dask.
 
     Args:
-        topic: What its messages go by.
-        key: The name of the job.
-        payload: What ``Job.pack()`` gave.
-        has_to_ask: Whether it waits for home to say that it may begin.
-        data: The values that are on the cluster already.
+        topic: The topic for its messages.
+        key: The key of the job.
+        payload: The bytes from ``Job.pack()``.
+        has_to_ask: Whether it waits for home's permission to begin.
+        data: The values that are already on the cluster.
 
     Returns:
         The outcome, for ``Job.open()``.
@@ -97,7 +97,7 @@ def run(topic: str, key: str, payload: bytes, has_to_ask: bool, data: Sequence[A
 
 
 def hear(told: Told) -> list[str]:
-    """Take what home says, on the event loop; give which of the cancelled jobs run here."""
+    """Receive a message from home, on the event loop; return the cancelled jobs that run here."""
     with _lock:
         _called_off.update(told.stops)
         begun = {
@@ -121,26 +121,26 @@ _data = threading.local()  # of the job that the thread runs
 
 
 PARTIAL: type[Any] = partial
-"""Of which the arguments can be told."""
+"""The type of work whose arguments can be inspected."""
 
 
 class Datum:
-    """Stands, in the arguments of the work, for a value that is on the cluster already."""
+    """A placeholder in the work's arguments for a value that is already on the cluster."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 class There:
-    """What is called there, with the work in it.
+    """Wraps the work, and is called on the machine.
 
     The work is pickled as Dask does it: a function of the main module, which no machine can import,
-    travels by value.
+    is sent by value.
 
     Args:
         work: The work.
-        isolate: Whether to run it in a process of its own.
-        grace: Seconds that it has there to end by itself once it was cancelled.
+        isolate: Whether to run it in its own process.
+        grace: Seconds that it has to end by itself there after it is cancelled.
     """
 
     def __init__(self, work: Any, *, isolate: bool, grace: float) -> None:
@@ -155,13 +155,13 @@ class There:
         vars(self).update(state, work=_cloudpickle.loads(state["work"]))
 
     def __call__(self) -> Any:
-        """Call it."""
+        """Run the work."""
         work = _filled(self.work)
         return _isolated(work, self.grace) if self.isolate else work()
 
 
 def _filled(work: Any) -> Any:
-    """Put the values in that the work's arguments only stand for."""
+    """Replace the placeholders in the work's arguments by their values."""
     if not isinstance(work, PARTIAL):
         return work
     values: Sequence[Any] = _data.values
@@ -174,7 +174,7 @@ def _filled(work: Any) -> Any:
 
 
 async def _isolated(work: Callable[[], Any], grace: float) -> Any:
-    """Run work in a process of its own, beside the machine's, as that one cannot be killed."""
+    """Run work in its own process, because the machine's process cannot be killed."""
     far: Any = get_current_worker()
     run: list[Worker[Any]] = []  # one, which has ended once the scope is left
     try:

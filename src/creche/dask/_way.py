@@ -1,4 +1,4 @@
-"""Work on a Dask cluster: the way itself."""
+"""The way that runs work on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ if TYPE_CHECKING:
 class OnDask:
     """Run work on a Dask cluster: a way, for ``where=``.
 
-    A worker is PENDING while its work waits on the cluster, and RUNNING once it begins there. One
-    that is cancelled before that is not called; all that are cancelled together take one message to
-    the cluster. After that the work is told, and waited for unless ``abandon_on_cancel`` is set: a
-    thread of a machine cannot be killed. With ``isolate`` it can.
+    A worker is PENDING while its work waits on the cluster, and RUNNING once the work begins there.
+    If it is cancelled before that, its work is never called. Workers that are cancelled together
+    need one message to the cluster. If it is cancelled later, the work is told, and the worker
+    waits for it unless ``abandon_on_cancel`` is set, because a thread of a machine cannot be
+    killed. Work with ``isolate`` can be killed.
 
-    If a machine is lost, Dask begins the work again elsewhere, three times as a rule: ``attempt``
-    counts, and the steps begin at 0. Then the worker fails with ``WorkerCrashed``.
+    If a machine is lost, Dask starts the work again on another one, three times by default. Each
+    time, ``attempt`` goes up by one and the steps start at 0 again. After that, the worker fails
+    with ``WorkerCrashed``.
 
-    Futures of the client that stand among the arguments of a ``functools.partial``, scattered data
-    for instance, arrive as their values.
+    If an argument of a ``functools.partial`` is a future of the client, such as scattered data, the
+    work gets its value.
 
     Args:
-        client: The client, of either kind; it stays the caller's. Under Trio it is one that is not
-            asynchronous.
-        isolate: Whether to run each piece of work in a process of its own beside that of the
-            machine. It is killed on cancellation, and begun once: if it or its machine is lost, the
-            worker fails with ``WorkerCrashed``.
+        client: The client, synchronous or asynchronous; under Trio, a synchronous one. Creche does
+            not close it.
+        isolate: Whether to run each piece of work in its own process beside that of the machine.
+            Cancellation kills it, and it is started only once: if the process or its machine is
+            lost, the worker fails with ``WorkerCrashed``.
         grace: Seconds that isolated work has to end by itself before it is killed.
-        **as_for_submit: What ``Client.submit()`` takes as well: ``workers``, ``resources``,
-            ``priority`` and others.
+        **as_for_submit: Other arguments of ``Client.submit()``: ``workers``, ``resources``,
+            ``priority`` and so on.
 
     Raises:
         WorkerError: An argument is invalid.
@@ -89,7 +91,7 @@ class OnDask:
 
 
 def _apart(work: Any) -> tuple[Any, list[Any]]:
-    """Take the futures out of the arguments of work: Dask brings their values to where it runs."""
+    """Take the futures out of the work's arguments; Dask sends their values to the machine."""
     futures: list[Any] = []
 
     def stand_in(value: Any) -> Any:
@@ -138,7 +140,7 @@ class _Call:
         return self._job.open(outcome)
 
     async def _still_runs(self, future: Any) -> bool:
-        """Deal with a cancellation; tell whether the work runs all the same."""
+        """Handle a cancellation, and return whether the work still runs."""
         job, line = self._job, self._line
         reason = None if job.cancel_reason is None else str(job.cancel_reason)
         if await job.outlast(partial(line.call_off, self._key, reason)):
