@@ -1,8 +1,9 @@
-"""The tree of a running program, shown to another one: ``python -m creche tree PID``.
+"""Shows the tree of a running program from another process: ``python -m creche tree PID``.
 
-A program shows its tree while ``async with serve_tree(app), app: ...`` is open, by a socket in a
-folder that only its user can enter. It sends text, and reads nothing. From Python 3.14 on a program
-that does not serve is asked as a debugger would do it, if the system lets us (PEP 768).
+While ``async with serve_tree(app), app: ...`` is open, a program serves its tree on a socket in a
+folder that only its user can enter. The socket only sends text and never reads. On Python 3.14 and
+later, a program that does not serve its tree is asked through the debugger interface (PEP 768), if
+the system allows that.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ _numbers = itertools.count(1)
 async def serve_tree(node: Node) -> AsyncGenerator[None, None]:
     """Show a node and all below it to ``python -m creche tree PID`` while the block is open.
 
-    ``async with serve_tree(app), app: ...`` shows them all the time. The socket is in a folder of
-    the user's own, ``creche-UID`` where temporary files are. The event loop answers, so a loop that
-    is blocked does not. Errors in answering disturb nobody: the first of them is logged at ERROR by
-    the logger ``creche``.
+    Use ``async with serve_tree(app), app: ...`` to show them for the whole life of the node. The
+    socket is in the user's own folder ``creche-UID`` in the directory for temporary files. The
+    event loop answers requests, so a blocked loop does not answer. Errors while answering do not
+    affect the program: the first one is logged at ERROR by the logger ``creche``.
 
     Args:
         node: The node, open or not.
 
     Raises:
-        WorkerError: It is no ``Node``; or the system has no sockets with names, as Windows; or the
-            folder is not private.
-        OSError: The socket cannot be made.
+        WorkerError: ``node`` is not a ``Node``; or the system has no Unix sockets, like Windows; or
+            the folder is not private.
+        OSError: The socket cannot be created.
 
     Checkpoint:
         Always.
@@ -87,19 +88,19 @@ async def serve_tree(node: Node) -> AsyncGenerator[None, None]:
 
 
 def read_tree(pid: int) -> str:
-    """Ask a running program of the same user for its tree; it takes 5 seconds at most.
+    """Ask a running program of the same user for its tree; this takes at most 5 seconds.
 
     Args:
-        pid: The number of its process.
+        pid: The process ID of the program.
 
     Returns:
         The text of ``format_tree()`` for each tree.
 
     Raises:
-        WorkerError: There is no such process, it may not be asked, or it does not answer.
+        WorkerError: There is no such process, this user may not ask it, or it does not answer.
 
     Threads:
-        Any thread, but no event loop, as it blocks.
+        Any thread, but not in an event loop, because it blocks.
     """
     if _has_sockets():
         _check_process(pid)
@@ -111,7 +112,7 @@ def read_tree(pid: int) -> str:
 
 
 def _has_sockets() -> bool:
-    """Whether the system has sockets with names, in folders that belong to a user."""
+    """Whether the system has Unix sockets, and folders that belong to a user."""
     return hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
 
 
@@ -121,10 +122,10 @@ def _folder() -> Path:
 
 
 def _private_folder() -> Path:
-    """Give the folder of the sockets, made if need be.
+    """Return the folder of the sockets; create it if necessary.
 
     Raises:
-        WorkerError: Others own it or may enter it.
+        WorkerError: Another user owns it or may enter it.
     """
     folder = _folder()
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -137,7 +138,7 @@ def _private_folder() -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether it is a folder, and no link to one, that this user owns and nobody else may enter."""
+    """Whether it is a folder, not a link, that this user owns and nobody else may enter."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
@@ -147,7 +148,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _text_of(node: Node) -> str:
-    """Give the text that is sent, with a line break at its end."""
+    """Return the text to send, with a line break at the end."""
     return f"{format_tree(node)}\n"
 
 
@@ -155,7 +156,7 @@ def _text_of(node: Node) -> str:
 
 
 def _check_process(pid: int) -> None:
-    """Raise an error unless there is a process that this user may ask."""
+    """Raise an error unless the process exists and this user may ask it."""
     try:
         if pid > 0:  # else it stands for a group of processes
             os.kill(pid, 0)  # asks only; not on Windows, where it would send a Ctrl+C
@@ -170,7 +171,7 @@ def _check_process(pid: int) -> None:
 
 
 def _ask(path: Path, pid: int) -> str | None:
-    """Read what a socket has to say; ``None`` if nobody is behind it any more."""
+    """Read the text from a socket; return ``None`` if nobody serves it any more."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_PATIENCE)
         try:
@@ -189,7 +190,7 @@ def _no_answer(pid: int) -> WorkerError:
 
 
 def _ask_as_debugger(pid: int) -> str:
-    """Have the process itself write its trees into a folder that only this user can enter."""
+    """Make the process write its trees into a folder that only this user can enter."""
     attach: Callable[[int, str], object] | None = getattr(sys, "remote_exec", None)
     if attach is None:
         raise WorkerError(
@@ -232,7 +233,7 @@ _SCRIPT = """\
 
 
 def tell_soon(path: str) -> None:
-    """Write the trees of this process into a file, in a thread: here, any line is interrupted."""
+    """Write the trees of this process to a file, in a thread, as this may interrupt any line."""
     threading.Thread(target=_tell, args=(path,), name="creche tree", daemon=True).start()
 
 
