@@ -1,7 +1,7 @@
-"""Metrics of the workers of a tree: how many, in what state, for how long; and of the event loop.
+"""Metrics of the event loop and of a tree's workers: their number, states and times.
 
-Like spans they come from a subscription, so no worker is delayed. Attributes have few values, as a
-metric is kept for each combination: the group and the node of a worker, but not its name.
+Like spans, they come from a subscription, so they delay no worker. The attributes have few possible
+values, because a metric is kept for each combination: a worker's group and node, but not its name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ async def metered(
 ) -> AsyncGenerator[None, None]:
     """Record metrics of the workers of a node and all nodes below it while the block is open.
 
-    ``async with metered(app), app: ...`` counts all of them. The instruments:
+    Use ``async with metered(app), app: ...`` to count all workers. The instruments:
 
     - ``creche.worker.started``, a counter: workers that were added.
     - ``creche.worker.ended``, a counter: workers that ended, with the attribute ``creche.state``
@@ -41,27 +41,26 @@ async def metered(
     - ``creche.worker.running``, an up-down counter: workers that are RUNNING.
     - ``creche.worker.wait_time``, a histogram: seconds from when a worker was added until it was
       RUNNING.
-    - ``creche.worker.run_time``, a histogram: seconds from then to its end, with the attribute
+    - ``creche.worker.run_time``, a histogram: seconds that a worker was RUNNING, with the attribute
       ``creche.state``.
-    - ``creche.loop.lag``, a histogram: seconds by which the event loop woke a sleeping task too
-      late.
+    - ``creche.loop.lag``, a histogram: how many seconds late the event loop woke a sleeping task.
 
-    All of them have the attribute ``creche.node``, the path of the node; those of workers also have
-    ``creche.group``. Workers that were added before the block was entered are not counted. Those
-    that have not ended when it is left are taken out of the up-down counters. Errors of the meter
-    disturb nobody: the first of them is logged at ERROR by the logger ``creche``.
+    All instruments have the attribute ``creche.node``, the path of the node; those of workers also
+    have ``creche.group``. Workers that were added before the block was entered are not counted.
+    Workers that have not ended when the block exits are removed from the up-down counters. Errors
+    of the meter do not affect the program: the first one is logged at ERROR by the logger
+    ``creche``.
 
     Args:
-        node: The node, not open yet or open.
-        meter: What makes the instruments; by default the one that the global provider has for
-            ``creche``.
-        lag_every: Seconds between two measurements of the lag of the event loop.
+        node: The node, open or not yet open.
+        meter: Creates the instruments; by default, the global provider's meter ``creche``.
+        lag_every: Seconds between two measurements of the event loop's lag.
 
     Raises:
-        WorkerError: It is no ``Node``, or it is closed; or ``lag_every`` is not above 0.
+        WorkerError: ``node`` is not a ``Node`` or is closed; or ``lag_every`` is not above 0.
 
     Checkpoint:
-        On leaving the block, when all that happened is recorded.
+        On leaving the block; everything that happened before is then recorded.
 
     Threads:
         The node's event loop only.
@@ -94,13 +93,13 @@ class _Counted:
     def __init__(self, worker: Worker[Any], since: float, attributes: dict[str, str]) -> None:
         self.worker = worker  # so that no other has its id meanwhile
         self.since = since
-        """When it came into its present state, in seconds of the loop's clock."""
+        """When it entered its current state, in seconds of the loop's clock."""
         self.attributes = attributes
         self.is_running = False
 
 
 class _Recorder:
-    """The instruments, and the workers that they count at the moment."""
+    """The instruments, and the workers that they currently count."""
 
     def __init__(self, meter: metrics.Meter, faults: Faults) -> None:
         self._faults = faults
@@ -137,12 +136,12 @@ class _Recorder:
         )
 
     async def follow(self, events: AsyncIterable[Worker.StateChanged]) -> None:
-        """Take note of events as they come."""
+        """Record events as they arrive."""
         async for event in events:
             self._take(event)
 
     def finish(self, events: Iterable[Worker.StateChanged]) -> None:
-        """Take note of the last events, and stop counting the workers that have not ended."""
+        """Record the last events, and stop counting the workers that have not ended."""
         for event in events:
             self._take(event)
         for counted in self._counted.values():
@@ -186,7 +185,7 @@ class _Recorder:
         return self._running if counted.is_running else self._queued
 
     async def measure_lag(self, node: Node, every: float) -> NoReturn:
-        """Sleep again and again, and record by how much each sleep was too long."""
+        """Sleep repeatedly, and record how late each sleep ended."""
         attributes = {"creche.node": path_of(node)}
         while True:
             due = anyio.current_time() + every
@@ -196,7 +195,7 @@ class _Recorder:
 
 
 def _type_of(error: BaseException | None) -> str:
-    """Name the class of an error, as the conventions of OpenTelemetry have it."""
+    """Return the class name of an error, following OpenTelemetry's conventions."""
     if error is None:
         return "_OTHER"  # it failed elsewhere
     kind = type(error)
