@@ -186,6 +186,9 @@ class Unpicklable(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
 
+    def __reduce__(self):  # as it is by default, unless a library has changed that for all errors
+        return Unpicklable, self.args
+
 
 @pytest.mark.parametrize(
     ("error", "kept"),

@@ -162,6 +162,21 @@ async def test_job_that_runs_elsewhere():
         assert job.status.progress == Progress(5, 5, 100.0)
 
 
+async def test_question_that_outlives_its_job():
+    """Whoever asks in the name of a job that has ended since may give up; nobody is told."""
+    async with anyio.create_task_group() as tasks:
+
+        async def work():
+            tasks.start_soon(ask, "key", "Really?")
+            await until(lambda: job.status.questions)
+
+        async with Node("app") as app:
+            job = Jobs(app).submit(work)
+            await job.join()
+        tasks.cancel_scope.cancel()
+    assert (job.status.status, job.status.questions) == ("succeeded", ())
+
+
 async def test_failure():
     """It says what was raised; who waits is given the original, and nothing of it is kept."""
     original = ValueError("no luck")

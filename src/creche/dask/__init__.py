@@ -11,8 +11,20 @@ try:
 except ImportError:
     raise ImportError("creche.dask needs distributed: pip install 'creche[dask]'") from None
 
+import copyreg
+
+from creche import WorkerError
+
 from ._way import OnDask
 
 __all__ = ["OnDask"]
 
 OnDask.__module__ = __name__
+
+# Dask has tblib pickle every error, with its causes. Those of Creche pickle themselves, as
+# a cause may be one that cannot be pickled.
+_kinds: list[type[BaseException]] = [WorkerError]
+while _kinds:
+    _kind = _kinds.pop()
+    copyreg.dispatch_table.pop(_kind, None)
+    _kinds += _kind.__subclasses__()

@@ -76,7 +76,7 @@ def running_is_inside(machine: WorkerMachine) -> None:
 
 @add_invariant
 def services_begin_again(machine: WorkerMachine) -> None:
-    """A service begins again for each crash, and is ready in the attempt that it is in alone."""
+    """A service begins again after each crash, and is ready only in the attempt that said so."""
     for record in machine.records():
         worker = record.worker
         if record.kind == "service" and record.play.is_inside and record.is_plain:
