@@ -100,14 +100,15 @@ def machine_of(kind, **attributes):
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        (Twice, "work_is_not_repeated"),
-        (TwiceAtOnce, "work_is_not_repeated"),
-        (Forgetful, "the_end_fits_the_log"),
-        (ForgetfulInQueues, "the_end_fits_the_log"),
-        (ForgetsToAwait, "the_end_fits_the_log"),
-        (Beyond, "progress_stays_within_the_total"),
-        (Back, "progress_never_goes_back_by_itself"),
-        (OwnError, "the_end_fits_the_log"),
+        # A coroutine refuses to be run again, and its work has raised then.
+        (Twice, ("work_is_not_repeated", "the_end_fits_the_log")),
+        (TwiceAtOnce, ("work_is_not_repeated", "the_end_fits_the_log")),
+        (Forgetful, ("the_end_fits_the_log",)),
+        (ForgetfulInQueues, ("the_end_fits_the_log",)),
+        (ForgetsToAwait, ("the_end_fits_the_log",)),
+        (Beyond, ("progress_stays_within_the_total",)),
+        (Back, ("progress_never_goes_back_by_itself",)),
+        (OwnError, ("the_end_fits_the_log",)),
     ],
 )
 def test_broken_worker_is_found(kind, told):
@@ -115,7 +116,7 @@ def test_broken_worker_is_found(kind, told):
     begun = time.monotonic()
     with pytest.raises(AssertionError) as caught:
         run_state_machine_as_test(machine_of(kind), settings=SMALL)
-    assert str(caught.value).startswith(f"{told}: ")
+    assert str(caught.value).partition(": ")[0] in told
     assert time.monotonic() - begun < 60
 
 

@@ -142,7 +142,8 @@ class World:
         self._tasks.start_soon(function)
 
     async def _task_ids(self) -> list[int]:
-        return [task.id for task in anyio.get_running_tasks()]
+        me = anyio.get_current_task().id  # it ends, and another task may get its number
+        return [task.id for task in anyio.get_running_tasks() if task.id != me]
 
     def tasks_left(self) -> list[str]:
         """Name the tasks that are neither the loop's own nor the one that looks."""
