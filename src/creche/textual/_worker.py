@@ -72,7 +72,7 @@ class Worker(creche.Worker[ResultType], stock.Worker[ResultType]):  # type: igno
     """
 
     StateChanged = stock.Worker.StateChanged  # type: ignore[assignment]  # what widgets get
-    __await__ = None  # type: ignore[assignment]  # it would block the message pump to its end
+    __await__: Any = None  # it would block the message pump to its end
 
     def __init__(
         self,
