@@ -122,7 +122,8 @@ def typed_docs(session: nox.Session) -> None:
     folder = Path(session.create_tmp()).resolve()
     session.run("python", "tests/pages.py", str(folder))
     session.chdir(folder)
-    session.run("mypy", "--strict", ".")
+    # Dask has no types for its clients.
+    session.run("mypy", "--strict", "--untyped-calls-exclude", "distributed", ".")
     session.run("pyright", "--project", ".")
 
 
