@@ -82,9 +82,8 @@ class PageEndpoints:
         with self._tree.seen_by(viewer):
             while kind != "end":
                 with closing_of(self._node).wait() as scope:
-                    kind, text = await viewer.next()
-                    if text is None:
-                        text = await self._whole(request)
+                    kind, change = await viewer.next()
+                    text = await self._whole(request) if change is None else change
                 if scope.cancelled_caught:
                     kind, text = "end", "{}"
                 yield {"event": kind, "data": text, "retry": 2_000}
