@@ -228,6 +228,24 @@ async def test_idle_runners_are_not_left():
         assert IDLE in {task.name for task in anyio.get_running_tasks()}
 
 
+async def test_tasks_with_the_numbers_of_others():
+    """A task that is left is found although it has the id of one that was there and has ended."""
+    many, before, after = 50, anyio.Event(), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(many):
+            tasks.start_soon(before.wait)
+        await settle()
+        with pytest.raises(AssertionError) as caught:
+            async with assert_nothing_left():
+                before.set()
+                await settle()
+                for _ in range(many):
+                    tasks.start_soon(after.wait, name="left")
+                await settle()
+        after.set()
+    assert str(caught.value).count("task 'left'") == many
+
+
 async def test_nothing_left():
     """A node that was left, with threads in the pool, leaves nothing."""
     async with assert_nothing_left(), Node() as app:

@@ -21,6 +21,7 @@ import pytest
 
 from creche import __main__ as tour
 from creche import get_current_worker
+from helpers import run_python
 
 GUARD = 20  # seconds after which what hangs is a failure
 COLUMNS = 80
@@ -558,9 +559,11 @@ def test_main_module_elsewhere(engine, tmp_path):
     assert ended.stdout.startswith(hashlib.sha256(b"hello").hexdigest().encode()), ended.stderr
 
 
-def test_engine_that_is_not_installed(take, tmp_path, monkeypatch):
+def test_engine_that_is_not_installed(tmp_path):
     """An engine whose extra is missing is named, with what to install."""
-    monkeypatch.setitem(sys.modules, "creche.dask", None)
-    with pytest.raises(SystemExit) as exited:
-        take("--where", "dask", tmp_path)
-    assert exited.value.code == 2
+    program = (
+        "import sys; sys.modules['distributed'] = None; from creche.__main__ import main; main()"
+    )
+    done = run_python(program, "--where", "dask", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "creche: creche.dask needs distributed: pip install 'creche[dask]'\n"

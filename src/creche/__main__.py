@@ -286,9 +286,11 @@ def processes(workers: int) -> Generator[Way, None, None]:
 @contextmanager
 def on_dask(workers: int) -> Generator[Way, None, None]:
     """Hash on a Dask cluster, of as many processes, that lasts as long as the tour."""
-    from distributed import Client, LocalCluster  # noqa: PLC0415 (the same)
-
-    from creche.dask import OnDask  # noqa: PLC0415 (needs distributed, maybe missing)
+    try:
+        from creche.dask import OnDask  # noqa: PLC0415 (most tours do without)
+    except ImportError as error:
+        sys.exit(f"creche: {error}")
+    from distributed import Client, LocalCluster  # noqa: PLC0415 (it is there)
 
     start: Any = LocalCluster  # without types
     with start(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster:
@@ -328,8 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with ENGINES[options.where](options.workers) as tour.where:
                 anyio.run(tour.run, options.paths, backend=options.backend)
-        except ImportError as error:
-            parser.error(str(error))
         finally:
             for path, problem in sorted(tour.problems):
                 show(f"creche: {spoken(path)}: {problem}\n")

@@ -59,7 +59,7 @@ class NothingLeft:
     def __init__(self, grace: float) -> None:
         self._grace = grace
         self._threads: set[threading.Thread] = set()
-        self._tasks: set[int] = set()
+        self._tasks: dict[int, anyio.TaskInfo] = {}
         self._workers: weakref.WeakSet[Worker[Any]] = weakref.WeakSet()
 
     def __enter__(self) -> Self:
@@ -80,7 +80,7 @@ class NothingLeft:
             _complain(self._find())
 
     async def __aenter__(self) -> Self:
-        self._tasks = {task.id for task in anyio.get_running_tasks()}
+        self._tasks = running_tasks()
         return self.__enter__()
 
     async def __aexit__(
@@ -98,8 +98,8 @@ class NothingLeft:
             await lowlevel.checkpoint()
         tasks = [
             f"task {task.name!r}"
-            for task in anyio.get_running_tasks()
-            if task.id not in self._tasks and task.name != IDLE  # an open node keeps a few
+            for number, task in running_tasks().items()
+            if number not in self._tasks and task.name != IDLE  # an open node keeps a few
         ]
         _complain([*tasks, *self._find()])
 
@@ -115,6 +115,14 @@ class NothingLeft:
 
     def _find_workers(self) -> list[str]:
         return [repr(worker) for worker in _unfinished() if worker not in self._workers]
+
+
+def running_tasks() -> dict[int, anyio.TaskInfo]:
+    """Give the tasks of the running loop, each by a number that is its own while this is kept.
+
+    The id of a task may be another's once it has ended; what is given holds the coroutine.
+    """
+    return {id(task.coro): task for task in anyio.get_running_tasks()}
 
 
 def _unfinished() -> list[Worker[Any]]:

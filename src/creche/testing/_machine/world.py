@@ -19,6 +19,8 @@ import anyio
 from anyio import lowlevel
 from anyio.from_thread import start_blocking_portal
 
+from creche.testing._leaks import running_tasks
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
@@ -103,7 +105,7 @@ class World:
         self._tasks: TaskGroup
         self._over: anyio.Event
         self._host, _ = self._portal.start_task(self._stay)
-        self._own = set(self._portal.call(self._task_ids))
+        self._own = self._portal.call(self._running)
 
     async def _stay(self, *, task_status: TaskStatus[None]) -> None:
         async with anyio.create_task_group() as self._tasks:
@@ -141,17 +143,18 @@ class World:
         """Start a task; on the loop only."""
         self._tasks.start_soon(function)
 
-    async def _task_ids(self) -> list[int]:
-        me = anyio.get_current_task().id  # it ends, and another task may get its number
-        return [task.id for task in anyio.get_running_tasks() if task.id != me]
+    async def _running(self) -> dict[int, anyio.TaskInfo]:
+        return running_tasks()
 
     def tasks_left(self) -> list[str]:
         """Name the tasks that are neither the loop's own nor the one that looks."""
 
         async def look() -> list[str]:
-            me = anyio.get_current_task().id
-            own = {*self._own, me}
-            return [task.name or "" for task in anyio.get_running_tasks() if task.id not in own]
+            me = anyio.get_current_task()
+            found = running_tasks().items()
+            return [
+                task.name or "" for number, task in found if number not in self._own and task != me
+            ]
 
         return self._portal.call(look)
 
