@@ -54,6 +54,12 @@ def test_calls_in_a_signal_handler(backend):
     strike(backend, "handler", "--once", "--share", "1/20")
 
 
+def test_calls_in_a_signal_handler_while_a_node_waits(backend):
+    """A cancel in a signal handler holds between any two lines of the loop that waits for work."""
+    where = ["--within", "until_idle", "--program", "calls", "--program", "messages"]
+    strike(backend, "handler", *where, "--times", "4", "--deed", "node")
+
+
 def test_calls_in_a_signal_handler_while_the_loop_sleeps(backend):
     """A cancel and a message in a signal handler wake the event loop."""
     strike(backend, "asleep")

@@ -47,6 +47,7 @@ def arguments():
     add("--program", choices=list(programs.ALL), action="append")
     add("--deed", choices=list(fires.DEEDS), action="append", help="what the handler does")
     add("--at", type=int, help="the number of one place: tell all")
+    add("--within", metavar="FUNCTION", help="only places in functions of this name")
     add("--gap", type=int, help="how many places lie between two Ctrl+C")
     add("--times", type=int, help="how often each line of a program is a place; else always")
     add("--once", action="store_true", help="each line of the library is a place once")
@@ -91,6 +92,8 @@ def choose(asked, trails):
     numbers = {}  # of each line
     for program, trail in trails.items():
         for number, line in enumerate(trail, 1):
+            if asked.within and not line.endswith(f" {asked.within}"):
+                continue
             numbers.setdefault(line if asked.once else (program, line), []).append(
                 (program, number)
             )

@@ -381,10 +381,11 @@ class Nursery:
         """
         while True:
             while True:
-                # Made before it is looked whether to wait: a signal handler may come in between.
-                if self._idle is None or self._idle.is_set():
-                    self._idle = anyio.Event()
+                # Made before it is looked whether to wait, and read once: a signal handler may come
+                # in between.
                 idle = self._idle
+                if idle is None or idle.is_set():
+                    idle = self._idle = anyio.Event()
                 if self.blocks and not blocks:
                     await self._close_deserted_blocks()
                 if self.holds <= (self.blocks if blocks else 0) and not self.bridge.in_flight:
