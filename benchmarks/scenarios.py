@@ -39,7 +39,6 @@ LIMIT, THREADS = 10, 4
 """How many jobs, and how many threads, a limit lets run at once."""
 TIMES = 30
 """How often work is replaced, or a group cancelled, while others are alive."""
-UNFOLLOWED = "Creche, unfollowed"
 STATUS = Path("/proc/self/status")
 IMPORTS = {
     "python": "pass",
@@ -305,8 +304,16 @@ def tell_and_end(value):
     os._exit(0)
 
 
-def _follow(loop, is_followed, amount=None):
-    return watching.followed(loop, 200, is_followed=is_followed, amount=amount)
+def _followed(name, title, do):
+    """Make a scenario of 200 workers that are followed one by one."""
+    ways = (watching.UNFOLLOWED, watching.STREAM, watching.QUEUE, "Creche")
+    cases = [
+        Case(way, loop, 200, partial(watching.followed, way, loop, 200, do))
+        for loop in ALL
+        for way in ways
+        if (way, loop) != (watching.QUEUE, "trio")
+    ]
+    return Scenario(name, title, (watching.UNFOLLOWED,), cases)
 
 
 def _in_processes(loop, size, amount=None):
@@ -360,15 +367,15 @@ def scenarios(*, full):
             ("Creche, unwatched",),
             each(spawn, jobs, "start_watched", "returns", needs=["start_watched"]),
         ),
-        Scenario(
+        _followed(
             "followed",
             "a job of 1,000 steps of progress in 10 turns of the loop, followed by one who listens",
-            (UNFOLLOWED,),
-            [
-                Case(way, loop, 200, partial(_follow, loop, way == "Creche"))
-                for loop in ALL
-                for way in (UNFOLLOWED, "Creche")
-            ],
+            "count",
+        ),
+        _followed(
+            "followed-hash",
+            "a job that hashes 64 kB before each of 10 steps of progress, followed",
+            "hash",
         ),
         Scenario(
             "processes",

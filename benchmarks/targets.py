@@ -74,6 +74,7 @@ TARGETS = (
     Target("memory-queued", 0.07, size=100_000),
     Target("progress", 1.5, "raw", counted=True),
     Target("followed", 1.5, "Creche, unfollowed"),
+    Target("followed-hash", 1.5, "Creche, unfollowed"),
     Target("watchdog", 0.1, ""),
     Target("exclusive", 1.15, report.SMALLEST, size=10_000),
     Target("exclusive", 1.0, "Textual", size=10_000),

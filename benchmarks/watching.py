@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from functools import partial
+from hashlib import sha256
 from time import perf_counter, process_time
 
 import anyio
@@ -10,8 +13,11 @@ import anyio
 from creche import Node, get_current_worker
 from creche.services import watchdog
 
+UNFOLLOWED, STREAM, QUEUE = "Creche, unfollowed", "AnyIO's stream", "asyncio.Queue"
 TURNS, STEPS = 10, 100
 """How often a worker sleeps, and of how many steps it tells before."""
+CHUNK = bytes(65_536)
+"""What a worker that does something hashes before each step it tells of."""
 IDLE = 5
 """Seconds for which a loop has nothing to do but to answer the watchdog."""
 
@@ -23,11 +29,22 @@ def run(loop, main, *args):
     return anyio.run(main, *args, backend=backend, backend_options=options)
 
 
-async def _work():
+def _count(worker):
+    for _ in range(STEPS):
+        worker.advance()
+
+
+def _hash(worker):
+    sha256(CHUNK)
+    worker.advance()
+
+
+async def _work(do, tell=None):
     worker = get_current_worker()
     for _ in range(TURNS):
-        for _ in range(STEPS):
-            worker.advance()
+        do(worker)
+        if tell is not None:
+            tell(None)
         await anyio.sleep(0.001)
 
 
@@ -37,18 +54,49 @@ async def _follow(worker):
             pass
 
 
-async def _spend(size, *, is_followed):
+async def _read_stream(stream):
+    async with stream:
+        for _ in range(TURNS):
+            await stream.receive()
+
+
+async def _read_queue(queue):
+    for _ in range(TURNS):
+        await queue.get()
+
+
+async def _spend(size, way, do):
     begun = process_time(), perf_counter()
     async with anyio.create_task_group() as tasks, Node("app") as app:
-        for worker in [app.run_worker(_work) for _ in range(size)]:
-            if is_followed:
+        for _ in range(size):
+            tell = None
+            if way == STREAM:
+                sender, stream = anyio.create_memory_object_stream(math.inf)
+                tell = sender.send_nowait
+                tasks.start_soon(_read_stream, stream)
+            elif way == QUEUE:
+                queue = asyncio.Queue()
+                tell = queue.put_nowait
+                tasks.start_soon(_read_queue, queue)
+            worker = app.run_worker(partial(_work, do, tell))
+            if way == "Creche":
                 tasks.start_soon(_follow, worker)
     return (process_time() - begun[0]) / size, (perf_counter() - begun[1]) / size
 
 
-def followed(loop, size, *, is_followed, amount=None):
-    """Give the seconds a worker takes, on both clocks, with or without one who follows it."""
-    return run(loop, partial(_spend, amount or size, is_followed=is_followed))
+def followed(way, loop, size, do, amount=None):
+    """Give the seconds a worker takes, on both clocks, and who is told how it gets on.
+
+    Args:
+        way: ``Creche`` with a subscription to each worker. Others have the worker tell itself, once
+            a turn, by a queue of its own: what is left if there are neither states nor an end, and
+            nothing is made of a thousand steps.
+        loop: The event loop.
+        size: How many workers.
+        do: What each does before it tells: ``"count"`` or ``"hash"``.
+        amount: How many, in place of the size.
+    """
+    return run(loop, partial(_spend, amount or size, way, _hash if do == "hash" else _count))
 
 
 async def _idle():

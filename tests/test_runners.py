@@ -1451,17 +1451,18 @@ async def test_a_sleep_that_a_signal_handler_comes_into(on_trio, monkeypatch):
     """What wakes a task in the very step in which it falls asleep, wakes it."""
     import trio  # noqa: PLC0415 (absent where it is not installed)
 
-    sleep = backend.get_backend(lowlevel.current_token()).new_sleep()
+    loop = backend.get_backend(lowlevel.current_token())
+    sleep = loop.new_sleep()
     block = trio.lowlevel.wait_task_rescheduled
 
     def wake_first(abort):
-        sleep.wake()
+        loop.wake(sleep)
         return block(abort)
 
     monkeypatch.setattr(trio.lowlevel, "wait_task_rescheduled", wake_first)
     with anyio.fail_after(RENDEZVOUS):
-        await sleep.sleep()
-    sleep.wake()  # once more, which does nothing
+        await sleep
+    loop.wake(sleep)  # once more, which does nothing
 
 
 async def test_the_caller_learns_that_its_task_factory_fails(on_asyncio):

@@ -469,15 +469,22 @@ async def test_wake_up_for_a_worker_is_not_lost(what):
         first.cancel()
 
 
-async def test_wake_up_for_a_reader_is_not_lost():
+async def test_wake_up_for_a_reader_is_not_lost(monkeypatch):
     """A message that comes as the wait for it begins is read."""
     async with Node("app") as app, app.subscribe(Note) as notes:
-        note = Note()
-        with (
-            anyio.fail_after(RENDEZVOUS),
-            broken_in_upon("_new_event", lambda: app.post_message(note), app),
-        ):
+        note, loop, posted = Note(), app._creche_nursery.backend, []
+        new_sleep = loop.new_sleep
+
+        def post_in_between():
+            sleep = new_sleep()
+            if not posted:
+                posted.append(app.post_message(note))
+            return sleep
+
+        monkeypatch.setattr(loop, "new_sleep", post_in_between)
+        with anyio.fail_after(RENDEZVOUS):
             assert await anext(notes) is note
+    assert posted == [True]
 
 
 # Tasks that cannot be made.

@@ -136,8 +136,7 @@ class Audience:
         """Tell of a change of state; on the loop."""
         if self._advanced and state in FINAL and worker._order in self._advanced:
             # Progress from another thread, or from a bare callback, that is still on its way.
-            self._advanced.discard(worker._order)
-            self._tell_progress_now(worker)
+            self._tell_progress(worker, is_late=True)
         followers = followers_of(worker) if worker._rare is not None else ()
         if not self.tells_changes and not followers:
             return
@@ -152,7 +151,7 @@ class Audience:
 
     def announce_progress(self, worker: Worker[Any]) -> None:
         """Tell of progress, from any thread; at most one call a worker is on its way."""
-        bridge = self._node._creche_bridge
+        bridge = self._node._creche_nursery.bridge
         if bridge.can_act():
             self._tell_progress(worker)
             return
@@ -163,16 +162,21 @@ class Audience:
         if not bridge.post(partial(self._tell_progress, worker)):
             self._advanced.discard(worker._order)
 
-    def _tell_progress(self, worker: Worker[Any]) -> None:
-        self._advanced.discard(worker._order)  # first: what is done from here on is another call
-        if worker._state not in FINAL:
-            self._tell_progress_now(worker)
-
-    def _tell_progress_now(self, worker: Worker[Any]) -> None:
-        followers = followers_of(worker)
-        self._tell(ProgressChanged(worker), followers, handled=self._handles(ProgressChanged))
-        if followers:
-            worker._rare_parts().is_hungry = False  # until it is taken
+    def _tell_progress(self, worker: Worker[Any], *, is_late: bool = False) -> None:
+        if self._advanced:
+            # First: what is done from here on is another call.
+            self._advanced.discard(worker._order)
+        if worker._state in FINAL and not is_late:
+            return
+        event, rare = ProgressChanged(worker), worker._rare
+        followers = () if rare is None else tuple(rare.followers or ())
+        if self.tells_progress:
+            self._tell(event, followers, handled=self._handles(ProgressChanged))
+        else:
+            for listener in followers:
+                listener._put(event)
+        if rare is not None:
+            rare.is_hungry = False  # until it is taken
 
     def announce_event(self, worker: Worker[Any], event: Message) -> None:
         """Tell of something else that a worker did; on the loop."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 _numbers = itertools.count(1)
+_set = object.__setattr__  # of what is frozen
 
 
 @dataclass(init=False, repr=False, eq=False, frozen=True)
@@ -94,8 +95,11 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
     """A number that grows with each event of any worker."""
 
     def __init__(self, worker: Worker[Any]) -> None:
-        facts = vars(self)
-        facts["worker"], facts["number"], facts["_key"] = worker, next(_numbers), worker._order
+        # By turns of the loop thousands of them wait, and a dict of its own would be another object
+        # for the collector.
+        _set(self, "worker", worker)
+        _set(self, "number", next(_numbers))
+        _set(self, "_key", worker._order)
 
     def _be_taken(self) -> None:
         """From now on more progress is news to whoever has taken this."""

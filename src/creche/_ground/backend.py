@@ -19,7 +19,7 @@ from .interrupts import keep_interrupts_out
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Task
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Generator
     from contextvars import Context
 
     import anyio
@@ -89,18 +89,6 @@ class Event(Protocol):
         ...
 
 
-class Sleep(Protocol):
-    """How one task waits once to be given something to do."""
-
-    async def sleep(self) -> None:
-        """Wait in the current task until it is woken, or cancelled."""
-        ...
-
-    def wake(self) -> None:
-        """Wake it, or have it not sleep; may be called again, and if it has been cancelled."""
-        ...
-
-
 class Backend(Protocol):
     """One event loop."""
 
@@ -135,11 +123,17 @@ class Backend(Protocol):
         """Make an event; AnyIO's would find out which loop runs, at each step of its life."""
         ...
 
-    # for tasks that run one job after another
+    checkpoint: Callable[[], Awaitable[None]]
+    """Give the loop its turn, and raise a cancellation that has come; as AnyIO's."""
 
-    def new_sleep(self) -> Sleep:
-        """Make what the current task is about to sleep on."""
+    new_sleep: Callable[[], Awaitable[None]]
+    """Make what the current task is about to await, once; cheaper than an event."""
+
+    def wake(self, sleep: Any) -> None:
+        """Wake the task that awaits it, or will; may be called again, and after a cancellation."""
         ...
+
+    # for tasks that run one job after another
 
     async def pause(self) -> None:
         """Give the loop its turn."""
@@ -176,18 +170,6 @@ class Backend(Protocol):
 
 # The fewest traces that a task had in its first step, for each kind of loop.
 _fewest: dict[tuple[object, bool], tuple[int, ...]] = {}
-
-
-class _AsyncioSleep:
-    def __init__(self, loop: AbstractEventLoop) -> None:
-        self._waiter: Future[None] = loop.create_future()
-
-    async def sleep(self) -> None:
-        await self._waiter
-
-    def wake(self) -> None:
-        if not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class _AsyncioProbe:
@@ -227,7 +209,9 @@ class _Asyncio:
         from asyncio import BaseEventLoop, Event, current_task, sleep  # noqa: PLC0415
 
         self._loop = loop
-        self._sleep_once, self._event = sleep, Event
+        self._event = Event
+        self.checkpoint: Callable[[], Awaitable[None]] = partial(sleep, 0)
+        self.new_sleep: Callable[[], Awaitable[None]] = loop.create_future
         # The usual loop's own is this in a wrapper.
         self.clock = time.monotonic if type(loop).time is BaseEventLoop.time else loop.time
         self.get_task: Callable[[], Task[Any] | None] = partial(current_task, loop)
@@ -241,11 +225,12 @@ class _Asyncio:
     def new_event(self) -> Event:
         return self._event()
 
-    def new_sleep(self) -> Sleep:
-        return _AsyncioSleep(self._loop)
+    def wake(self, sleep: Future[None]) -> None:
+        if not sleep.done():
+            sleep.set_result(None)
 
     async def pause(self) -> None:
-        await self._sleep_once(0)
+        await self.checkpoint()
 
     def rename(self, task: Task[Any], name: str) -> None:
         task.set_name(name)
@@ -291,31 +276,30 @@ class _Asyncio:
 
 
 class _TrioSleep:
-    def __init__(self) -> None:
+    __slots__ = ("_backend", "_is_woken", "_task")
+
+    def __init__(self, backend: _Trio) -> None:
+        self._backend = backend
         self._task: TrioTask | None = None
         self._is_woken = False
 
-    async def sleep(self) -> None:
-        from trio import lowlevel  # noqa: PLC0415 (an extra; it is running)
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not self._is_woken:
+            lowlevel = self._backend.lowlevel
+            self._task = lowlevel.current_task()
+            yield from lowlevel.wait_task_rescheduled(self._abort).__await__()
 
-        if self._is_woken:
-            return
-
-        def abort(_: RaiseCancelT) -> Abort:
-            self._task = None
-            return lowlevel.Abort.SUCCEEDED
-
-        self._task = lowlevel.current_task()
-        await lowlevel.wait_task_rescheduled(abort)
+    def _abort(self, _: RaiseCancelT) -> Abort:
+        self._task = None
+        return cast("Abort", self._backend.lowlevel.Abort.SUCCEEDED)
 
     def wake(self) -> None:
-        from trio import lowlevel  # noqa: PLC0415 (as above)
-
         self._is_woken = True
         task, self._task = self._task, None
         if task is None:
             return
-        if task is lowlevel.current_task():  # a signal handler, as it is about to fall asleep
+        lowlevel = self._backend.lowlevel
+        if task is self._backend.get_task():  # a signal handler, as it is about to fall asleep
             self._task = task
             lowlevel.current_trio_token().run_sync_soon(self.wake)
         else:
@@ -364,7 +348,9 @@ class _Trio:
     def __init__(self) -> None:
         from trio import Event, lowlevel  # noqa: PLC0415 (as above)
 
-        self._event = Event
+        self._event, self.lowlevel = Event, lowlevel
+        self.checkpoint: Callable[[], Awaitable[None]] = lowlevel.checkpoint
+        self.new_sleep: Callable[[], Awaitable[None]] = partial(_TrioSleep, self)
         self.clock = lowlevel.current_clock().current_time
         self._current_task = lowlevel.current_task
         keep_interrupts_out(lowlevel.enable_ki_protection, lowlevel.disable_ki_protection)
@@ -381,8 +367,8 @@ class _Trio:
     def new_event(self) -> Event:
         return self._event()
 
-    def new_sleep(self) -> Sleep:
-        return _TrioSleep()
+    def wake(self, sleep: _TrioSleep) -> None:
+        sleep.wake()
 
     async def pause(self) -> None:
         from trio import lowlevel  # noqa: PLC0415 (as above)

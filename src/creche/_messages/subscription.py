@@ -8,23 +8,24 @@ something where nobody listens costs one look at it.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, final
 
-import anyio
 from anyio import lowlevel
 
+from creche._ground.backend import get_backend
 from creche._ground.bridge import run_soon
 from creche._ground.errors import WorkerError
 from creche._ground.message import Backlog, Message, MessageT
 from creche._ground.report import shown
-from creche._ground.states import CLOSING, NEW
+from creche._ground.states import CLOSED, CLOSING, NEW
 
 if TYPE_CHECKING:
     import sys
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
     from types import TracebackType
 
-    from creche._ground.backend import Event
+    from creche._ground.backend import Backend
     from creche._ground.bridge import Bridge
     from creche._nursery.nursery import Nursery
 
@@ -106,7 +107,9 @@ class Subscription(Generic[MessageT]):
     """
 
     __slots__ = (
+        "_backend",
         "_backlog",
+        "_bridge",
         "_is_over",
         "_is_read",
         "_news",
@@ -143,7 +146,9 @@ class Subscription(Generic[MessageT]):
         self._tree = tree
         self._until_closing = until == "closing"
         self._backlog: Backlog[MessageT] | None = None  # there once it was opened
-        self._news: Event | None = None
+        self._news: Awaitable[None] | None = None
+        self._bridge = node._creche_bridge
+        self._backend: Backend
         self._is_read = False
         self._is_over = False
         # Of the reader's loop, where the node is not open yet and so knows of none.
@@ -163,7 +168,8 @@ class Subscription(Generic[MessageT]):
         """Keep a message for the reader, if it is of a class that is wanted; on the loop."""
         if self._backlog is not None and isinstance(message, self._types):
             self._backlog.put(message)
-            self._wake()
+            if self._news is not None:
+                self._wake()
 
     def _is_closing(self, node: Source) -> None:
         """Take note that a node takes no more work."""
@@ -181,9 +187,9 @@ class Subscription(Generic[MessageT]):
         if news is None:
             return
         if self._token is not None and self._thread != threading.get_ident():
-            run_soon(self._token, news.set)
+            run_soon(self._token, partial(self._backend.wake, news))
         else:
-            news.set()
+            self._backend.wake(news)
 
     # what its user does
 
@@ -205,12 +211,15 @@ class Subscription(Generic[MessageT]):
             raise WorkerError(f"{self!r} was opened before; subscribe again")
         self._node._creche_audience.check()
         self._check_thread()
-        self._backlog = Backlog()
-        if self._node._creche_nursery.state is NEW:
+        nursery = self._node._creche_nursery
+        if nursery.state is NEW or nursery.state is CLOSED:
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
+            self._backend = get_backend(self._token)
+        else:
+            self._backend = nursery.backend
+        self._backlog = Backlog()
         for node in self._reach():
             node._creche_audience.add(self)
-        nursery = self._node._creche_nursery
         if self._until_closing and (nursery.is_cancelled or nursery.state is CLOSING):
             self._is_over = True
         return self
@@ -237,7 +246,7 @@ class Subscription(Generic[MessageT]):
         return list(self._node._creche_below()) if self._tree else [self._node]
 
     def _check_thread(self, *, waits: bool = False) -> None:
-        bridge = self._node._creche_bridge
+        bridge = self._bridge
         if bridge.is_elsewhere if waits else bridge.is_foreign:
             raise WorkerError(f"{self!r} is used outside the event loop of its node")
 
@@ -265,8 +274,10 @@ class Subscription(Generic[MessageT]):
         Threads:
             The node's event loop only.
         """
-        backlog = self._opened()
-        self._check_thread()
+        backlog, thread = self._backlog, self._bridge.thread
+        if backlog is None or (thread is not None and thread != threading.get_ident()):
+            backlog = self._opened()
+            self._check_thread()
         if self._is_read:
             raise WorkerError(
                 f"{self!r} is being read by another task; subscribe once for each reader"
@@ -274,22 +285,19 @@ class Subscription(Generic[MessageT]):
         self._is_read = True
         try:
             if backlog or self._is_over:
-                await lowlevel.checkpoint()
+                await self._backend.checkpoint()
             while not backlog:
                 if self._is_over:
                     raise StopAsyncIteration
                 # Made before it is looked once more: a signal handler may come in between.
-                news = self._news = self._new_event()
+                news = self._news = self._backend.new_sleep()
                 if not backlog and not self._is_over:
-                    self._check_thread(waits=True)
-                    await news.wait()
+                    if self._backend.get_task() is None:
+                        self._check_thread(waits=True)
+                    await news
             return backlog.take()
         finally:
             self._is_read = False
-
-    def _new_event(self) -> Event:
-        nursery = self._node._creche_nursery
-        return anyio.Event() if nursery.state is NEW else nursery.new_event()
 
     def take_all(self) -> list[MessageT]:
         """Take out all events that are waiting now.

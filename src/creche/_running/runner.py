@@ -44,10 +44,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
     from types import TracebackType
 
-    from creche._ground.backend import Backend, Sleep
+    from creche._ground.backend import Backend
     from creche._nursery.nursery import Nursery
 
 MOST = 10
@@ -163,6 +163,10 @@ class Runners:
         if not self._spawned:
             self._spawned.clear()  # else it keeps the room that thousands took
         return self._nursery.backend
+
+    def wake(self, sleep: object) -> None:
+        """Wake one that is idle."""
+        self._nursery.backend.wake(sleep)
 
     def give_next(self, runner: Runner) -> None:
         """Give a runner the next job, if one is ready."""
@@ -287,7 +291,7 @@ class Runner(OwnTask):
     def __init__(self, pool: Runners, job: Shared) -> None:
         super().__init__(pool, job)
         self._is_spent = False
-        self._sleep: Sleep | None = None
+        self._sleep: Awaitable[None] | None = None
 
     def cancel(self) -> None:
         """Cancel its job."""
@@ -304,7 +308,7 @@ class Runner(OwnTask):
     def wake(self, job: Shared | None) -> None:
         """Give a job to one that is idle; without one it ends."""
         self.job = job
-        cast("Sleep", self._sleep).wake()
+        self._pool.wake(self._sleep)
 
     async def run(self) -> None:
         """Run jobs, each in its own context."""
@@ -394,11 +398,11 @@ class Runner(OwnTask):
             if self._pool.is_due(self):
                 yield from backend.pause().__await__()
                 return True
-            self._sleep = backend.new_sleep()  # it may be woken from the next line on
+            sleep = self._sleep = backend.new_sleep()  # it may be woken from the next line on
             if not self._pool.rest(self):
                 return False
             backend.rename(task, IDLE)
-            yield from self._sleep.sleep().__await__()
+            yield from sleep.__await__()
         except GeneratorExit:
             return False  # the loop has ended
         except anyio.get_cancelled_exc_class():
