@@ -39,6 +39,7 @@ def add_signal_handler(*_):
     raise NotImplementedError
 
 asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler
+asyncio.new_event_loop().close()  # it keeps to this kind of loop
 sys.platform = "win32"
 
 import creche.__main__

@@ -37,6 +37,23 @@ async def main():
 
 anyio.run(main, backend=sys.argv[1])
 """
+BUSY = """
+import sys, threading, anyio
+from creche import Node
+
+async def go_on():
+    print("ready", flush=True)
+    reader = threading.Thread(target=sys.stdin.read)
+    reader.start()
+    while reader.is_alive():
+        await anyio.sleep(0.001)
+
+async def main():
+    async with Node("app") as app:
+        app.run_worker(go_on)
+
+anyio.run(main, backend=sys.argv[1])
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +249,28 @@ async def test_a_system_without_such_sockets(monkeypatch):
         read_without_debugger()
 
 
-# without one, from Python 3.14 on; what attaches is simulated
+# without one, from Python 3.14 on
+
+
+@posix
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="new in 3.14")
+def test_a_process_that_serves_nothing(backend):
+    """The trees of a real process are told, as it goes on with its work."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, backend["backend"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout.readline() == "ready\n"
+        said = read_tree(program.pid)
+        program.communicate("", timeout=60)
+    assert said.startswith("node app: open")
+    assert "go_on: running" in said
+    assert program.returncode == 0
+
+
+# the same; what attaches is simulated
 
 
 @pytest.fixture

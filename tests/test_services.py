@@ -6,6 +6,7 @@ import ast
 import asyncio
 import functools
 import gc
+import inspect
 import logging
 import pickle
 import re
@@ -750,7 +751,7 @@ async def test_name(fn, name, result):
     if name in ("fromkeys", "max"):
         fn = functools.partial(fn, "ab")
     again = service(fn)
-    in_thread = not asyncio.iscoroutinefunction(again)
+    in_thread = not inspect.iscoroutinefunction(again)
     async with Node("app") as app:
         worker = await run(app, again, thread=in_thread)
     assert worker.name == again.__name__ == name

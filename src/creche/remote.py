@@ -180,13 +180,11 @@ def _ask(path: Path, pid: int) -> str | None:
         except (ConnectionRefusedError, FileNotFoundError):
             return None
         except TimeoutError:
-            raise _no_answer(pid) from None
+            raise _no_answer(pid, "its event loop may be blocked") from None
 
 
-def _no_answer(pid: int) -> WorkerError:
-    return WorkerError(
-        f"process {pid} has not answered for {_PATIENCE:g} seconds; its event loop may be blocked"
-    )
+def _no_answer(pid: int, guess: str) -> WorkerError:
+    return WorkerError(f"process {pid} has not answered for {_PATIENCE:g} seconds; {guess}")
 
 
 def _ask_as_debugger(pid: int) -> str:
@@ -212,7 +210,12 @@ def _ask_as_debugger(pid: int) -> str:
         end = time.monotonic() + _PATIENCE
         while not told.exists():
             if time.monotonic() > end:
-                raise _no_answer(pid)
+                # Python answers before its next instruction, and one that waits has none.
+                raise _no_answer(
+                    pid,
+                    "it may be blocked, or may have nothing to do; a program that uses "
+                    "creche.remote.serve_tree() answers while it waits",
+                )
             time.sleep(0.01)
         text = told.read_text(encoding="utf-8")
     if not text:
