@@ -71,7 +71,7 @@ FLOORS = {
         ("board._words", "board._pace", "board._tally", "board._pen", "board._picture"),
         ("board._terminal", "board._notebook", "board._lines", "board.__init__"),
         ("services._function", "services._log", "services._restart", "services._watchdog"),
-        ("services._service", "services.__init__"),
+        ("services._attempts", "services._service", "services.__init__"),
         ("jobs._status", "jobs._errors", "jobs._store", "jobs._ask"),
         ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),
         ("dask._there",),

@@ -5,7 +5,8 @@ on Trio, 20 minutes on two cores. Each service has a process of its own, which t
 daemons, restarts and 50 open streams keep busy. It has to exit with 143 within its grace and half a
 second, every final change of a worker must have been told, and every stream ended in an orderly
 way. Time in which it waits for a processor, as the machine is busy, does not count. In one of a
-hundred a thread is deaf: then the end comes late, and the log has to name it.
+hundred a thread is deaf: then the end comes late, and the log has to name it. An end that is late
+for no such reason is told step by step, with the time of a processor that each took.
 """
 
 # ruff: noqa: T201 (it prints what it finds)
@@ -48,6 +49,8 @@ class Life:
         self._chance = random.Random(f"signal {seed}")
         self.is_deaf = self._chance.randrange(DEAF) == 0
         self._said = b""
+        self._sent = self._alive = 0.0  # the times of the signal, and when it was last seen alive
+        self._usage = None  # of the process, once it has ended
         self._streams = {}
         self._waited = {}  # the nanoseconds that each of its threads has waited for a processor
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
@@ -71,10 +74,11 @@ class Life:
             self._open_streams(int(self._said.partition(b"port ")[2].split()[0]))
         self._read_for(self._chance.random() * LATEST)
         os.kill(self._pid, signal.SIGTERM)
-        before, sent = sum(self._waited.values()), time.monotonic()
+        before, self._sent = sum(self._waited.values()), time.monotonic()
         status = self._wait()
         starved = (sum(self._waited.values()) - before) / 1e9
-        took = time.monotonic() - sent - starved
+        # To when it was last seen alive: this program too may wait for a processor.
+        took = self._alive - self._sent - starved
         wrong = list(self._find_wrong(status, took, starved))
         self._log.close()
         os.close(self._end)
@@ -117,10 +121,12 @@ class Life:
     def _wait(self):
         until = time.monotonic() + HANG
         while True:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if pid:
-                self._read()
+            now = time.monotonic()
+            if os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                self._read()  # what its first thread has waited can be read until it is reaped
+                _, status, self._usage = os.wait4(self._pid, 0)
                 return os.waitstatus_to_exitcode(status)
+            self._alive = now
             if time.monotonic() > until:
                 os.kill(self._pid, signal.SIGKILL)
                 until = float("inf")
@@ -135,10 +141,12 @@ class Life:
         if status != 128 + signal.SIGTERM:
             yield f"exit status {status}\n{tail}"
         if took > service.GRACE + SLACK and not self._is_named(log):
-            yield f"took {took:.2f} s, and names nobody\n{tail}"
-        *_, last = self._said.decode().splitlines() or [""]
-        if not last.startswith("{"):
-            yield f"it gave no account of its end, but {last!r}"
+            steps = "\n".join(self._tell_steps(starved))
+            yield f"took {took:.2f} s, and names nobody\n{steps}\n{tail}"
+        lines = self._said.decode().splitlines()
+        *_, last = [line for line in lines if line.startswith("{")] or [""]
+        if not last:
+            yield f"it gave no account of its end, but {lines[-1:]}"
             return
         yield from json.loads(last)["wrong"]
         for stream in self._streams:
@@ -146,6 +154,25 @@ class Life:
         broken = [got for got in self._streams.values() if got and not got.endswith(b"\nbye\n")]
         if broken and starved < STARVED:
             yield f"{len(broken)} streams have no end, the first after {bytes(broken[0][-20:])!r}"
+
+    def _tell_steps(self, starved):
+        """Tell where the time went: when each step was, and for how long there was a processor."""
+        before, used = None, self._usage
+        for line in self._said.decode().splitlines():
+            word, *rest = line.split(maxsplit=3)
+            if word != "step":
+                continue
+            at, spent = map(float, rest[:2])
+            more = "" if before is None else f", {spent - before:.3f} s of them on a processor"
+            yield f"  {at - self._sent:7.3f} s: {rest[2]}{more}"
+            before = spent
+        spent = used.ru_utime + used.ru_stime
+        more = "" if before is None else f", {spent - before:.3f} s of them on a processor"
+        yield f"  {self._alive - self._sent:7.3f} s: last seen alive{more}"
+        yield (
+            f"  its threads waited {starved:.3f} s for a processor, all together; it was put "
+            f"aside {used.ru_nivcsw} times in its life, and read {used.ru_majflt} pages from disk"
+        )
 
     def _is_named(self, log):
         return self.is_deaf and "worker app/default/deaf: RUNNING for" in log

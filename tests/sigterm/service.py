@@ -2,15 +2,19 @@
 
 It serves streams, takes jobs into a queue, runs threads, daemons and work that crashes and begins
 again, on two nodes. It writes lines: ``caught`` once a signal is handled, ``port 12345`` once it
-serves, and as its last one what it found wrong, as JSON.
+serves, what it found wrong, as JSON, and ``step`` with the times of each step on the way to its
+end.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
+import signal
 import time
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
@@ -28,6 +32,31 @@ _AGAIN = Restart(max=None, backoff=Backoff(0.001, longest=0.02))
 
 def say(line):
     os.write(1, f"{line}\n".encode())
+
+
+def step(name):
+    """Tell what has happened, when, and how many seconds of a processor were spent until then."""
+    say(f"step {time.monotonic():.4f} {time.process_time():.4f} {name}")
+
+
+@asynccontextmanager
+async def told(name):
+    """Tell when what is within it has ended."""
+    try:
+        yield
+    finally:
+        step(name)
+
+
+def tell_of_signal():
+    """Tell when the signal is handled, and have it handled as before."""
+    handle = signal.getsignal(signal.SIGTERM)
+
+    def handle_and_tell(number, frame):
+        step("the signal is handled")
+        handle(number, frame)
+
+    signal.signal(signal.SIGTERM, handle_and_tell)
 
 
 class Service:
@@ -49,10 +78,14 @@ class Service:
         async with everything:
             try:
                 async with (
+                    told("the signals are left to others"),
                     stop_on_signals(self._app, grace=GRACE),
+                    told("the outer node has closed"),
                     self._app as app,
+                    told("the inner node has closed"),
                     Node("front", parent=app) as front,
                 ):
+                    tell_of_signal()
                     say("caught")
                     await self._start(app, front)
             finally:
@@ -159,4 +192,8 @@ def run(backend, seed, *, is_deaf=False):
     """Run it until it is ended; raises ``SignalReceived`` then."""
     name = "trio" if backend == "trio" else "asyncio"
     options = {"use_uvloop": True} if backend == "uvloop" else {}
-    anyio.run(Service(seed, is_deaf=is_deaf).run, backend=name, backend_options=options)
+    atexit.register(step, "the threads have ended, the interpreter ends")
+    try:
+        anyio.run(Service(seed, is_deaf=is_deaf).run, backend=name, backend_options=options)
+    finally:
+        step("the loop has closed")

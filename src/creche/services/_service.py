@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, cast, overl
 
 import anyio
 
-from creche import Worker, WorkerCancelled, WorkerError, get_current_worker
+from creche import Worker, WorkerError, get_current_worker
 
+from ._attempts import Attempts
 from ._function import check_function, is_async, name_of, takes_status
-from ._log import fields_of, logger
-from ._restart import Budget, Restart, is_final, matcher
+from ._restart import Restart, matcher
 
 if TYPE_CHECKING:
     import sys
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
 
     from anyio.abc import TaskStatus
 
@@ -165,7 +164,8 @@ class _Service:
     """A function, and when it is run again.
 
     The frames of what it raises are kept with the error, and so by the worker that has failed. None
-    of them may know the worker by then: that would be a reference cycle.
+    of them may know the worker by then: that would be a reference cycle. The two ways to run it
+    differ in how they call the function and wait; ``Attempts`` decides what comes next.
     """
 
     def __init__(
@@ -187,48 +187,44 @@ class _Service:
         self._takes_status = takes_status
         self._stall_after = stall_after
 
-    def _begin(self, worker: Worker[Any]) -> Budget:
+    def _begin(
+        self,
+        worker: Worker[Any],
+        clock: Callable[[], float],
+        is_cancelled: Callable[[Worker[Any]], bool],
+    ) -> Attempts:
         if self._stall_after is not None:
             worker.watch_stalls(self._stall_after)
-        return Budget(self._restart, f"{self._name}()")
+        return Attempts(
+            f"{self._name}()",
+            worker,
+            self._restart,
+            self._is_wanted,
+            always=self._always,
+            clock=clock,
+            is_cancelled=is_cancelled,
+        )
 
     def _options(self, worker: Worker[Any]) -> dict[str, Any]:
         return {"task_status": _Status(worker)} if self._takes_status else {}
 
-    def _is_restartable(self, error: Exception, worker: Worker[Any]) -> bool:
-        if isinstance(error, WorkerCancelled) and worker.is_cancelled:
-            return False  # that is how it ends
-        return not is_final(error) and bool(self._is_wanted(error))
-
-    def _returned(self) -> Exception:
-        return RuntimeError(f"{self._name}() returned, and is to run always")
-
     async def run(self) -> Any:
-        worker, failure = get_current_worker(), None
-        budget = self._begin(worker)
+        worker = get_current_worker()
+        attempts = self._begin(worker, anyio.current_time, _is_cancelled)
         try:
             while True:
-                began = anyio.current_time()
-                try:
+                with attempts:
                     value = await self._awaitable(self._fn(**self._options(worker)))
-                    if not self._always or _is_cancelled(worker):
+                    if attempts.is_result():
                         return value
-                    failure, value = self._returned(), None
-                except Exception as error:
-                    if not self._is_restartable(error, worker):
-                        raise
-                    failure = _without_head(error)
-                now = anyio.current_time()
-                delay = budget.take(failure, now, now - began)
-                _tell(worker, failure, delay, is_cancelled=_is_cancelled(worker))
-                failure = None
-                await anyio.sleep(delay)
+                    del value
+                await anyio.sleep(attempts.next_delay())
         finally:
-            del worker, failure, budget  # it holds errors, which hold this frame
+            del worker, attempts  # they hold errors, which hold this frame
 
     def run_in_thread(self) -> Any:
-        worker, failure = get_current_worker(), None
-        budget = self._begin(worker)
+        worker = get_current_worker()
+        attempts = self._begin(worker, time.monotonic, _is_told)
         try:
             if not worker.thread:
                 raise WorkerError(
@@ -236,24 +232,15 @@ class _Service:
                     "with thread=True, or make it an async function"
                 )
             while True:
-                began = time.monotonic()
-                try:
+                with attempts:
                     value = self._plain(self._fn(**self._options(worker)))
-                    if not self._always or worker.is_cancelled:
+                    if attempts.is_result():
                         return value
-                    failure, value = self._returned(), None
-                except Exception as error:
-                    if not self._is_restartable(error, worker):
-                        raise
-                    failure = _without_head(error)
-                now = time.monotonic()
-                delay = budget.take(failure, now, now - began)
-                _tell(worker, failure, delay, is_cancelled=worker.is_cancelled)
-                failure = None
-                worker.cancelled_event.wait(min(delay, threading.TIMEOUT_MAX))
+                    del value
+                worker.cancelled_event.wait(min(attempts.next_delay(), threading.TIMEOUT_MAX))
                 worker.check_cancelled()
         finally:
-            del worker, failure, budget  # it holds errors, which hold this frame
+            del worker, attempts  # as above
 
     def _awaitable(self, value: object) -> Awaitable[Any]:
         if inspect.isawaitable(value):
@@ -274,27 +261,13 @@ class _Service:
         )
 
 
-def _tell(worker: Worker[Any], error: Exception, delay: float, *, is_cancelled: bool) -> None:
-    """Tell that an attempt has failed; of one that was cancelled there is no other."""
-    if not is_cancelled:
-        worker.restarted(error, delay)
-        return
-    told = (worker.name, error)
-    fields = fields_of(worker)
-    logger.warning(
-        "worker %r failed while it was cancelled: %.200r", *told, exc_info=error, extra=fields
-    )
-
-
 def _is_cancelled(worker: Worker[Any]) -> bool:
     """Whether the worker was cancelled; or a scope round its node, of which it may not know yet."""
     return worker.is_cancelled or anyio.current_effective_deadline() == -math.inf
 
 
-def _without_head(error: Exception) -> Exception:
-    """Have the traceback of an error begin in the function, not in the frame that keeps it."""
-    error.__traceback__ = cast("TracebackType", error.__traceback__).tb_next
-    return error
+def _is_told(worker: Worker[Any]) -> bool:
+    return worker.is_cancelled
 
 
 def _check_stall_after(seconds: object) -> None:
