@@ -176,6 +176,21 @@ class App(Node):
         return value * 2
 
 
+def make_span():
+    """Make a span with the SDK; give its trace, its parent, and the baggage that has come."""
+    from opentelemetry import baggage  # noqa: PLC0415 (an extra)
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (as above)
+
+    with TracerProvider().get_tracer("there").start_as_current_span("there") as span:
+        parent = None if span.parent is None else span.parent.span_id
+        return span.get_span_context().trace_id, parent, baggage.get_baggage("user")
+
+
+async def make_span_later():
+    await anyio.lowlevel.checkpoint()
+    return make_span()
+
+
 def segfault():
     ctypes.string_at(0)
 

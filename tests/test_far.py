@@ -24,7 +24,7 @@ AWAY = (0, b"another interpreter")
 
 
 def make(work, send=lambda _: None, *, home=AWAY, **options):
-    head = wire.Head("far", "group", "", "app/group/far", "worker 'far'", "asyncio", 0, home)
+    head = wire.Head("far", "group", "", "app/group/far", "worker 'far'", "asyncio", 0, home, {})
     return Far(wire.pack_job(work, head, "worker 'far'"), send, **options)
 
 
@@ -176,7 +176,7 @@ def test_lost_line():
         one = object.__new__(line.Line)
         vars(one).update(_fars={}, _lock=threading.Lock(), _socket=here, is_lost=True)
         one._take(1, line.GO)  # of no job
-        payload = wire.pack_job(int, wire.Head(*"abcdef", 0, AWAY), "worker 'far'")
+        payload = wire.pack_job(int, wire.Head(*"abcdef", 0, AWAY, {}), "worker 'far'")
         with pytest.raises(WorkerError, match="cannot be reached from where it was to run"):
             opened(one.run(1, payload))
 

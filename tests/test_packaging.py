@@ -41,7 +41,8 @@ FLOORS = {
     "_running": (
         ("_running.job", "_running.runner"),
         ("_running.task", "_running.own_loop", "_running.thread", "_running.stacks"),
-        ("_running.wire", "_running.far", "_running.line", "_running.hub"),
+        ("_running.wire", "_running.tracing", "_running.stream"),
+        ("_running.far", "_running.line", "_running.hub"),
         ("_running.executor", "_running.child", "_running.processes"),
     ),
     "_messages": (("_messages.mailbox", "_messages.subscription"),),

@@ -31,10 +31,12 @@ from creche._ground.errors import (
 from creche._ground.report import is_a, is_awaitable, shown, tell
 from creche._ground.states import FINAL, PENDING, RUNNING
 from creche._running import wire
+from creche._running.tracing import give_trace
 
 from .log import fields_of
 from .parts import ElsewherePart
 from .readiness import restart
+from .resources import get as get_resource
 from .run import begin, notice_cancellation
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ class WorkerJob:
             backend=backend_name(worker._nursery.bridge.token),
             level=logging.root.level,
             home=wire.whoami(),
+            trace=give_trace(),
         )
 
     def begin(self, where: str = "") -> None:
@@ -205,9 +208,7 @@ class WorkerJob:
 
     def resource(self, key: object, make: Callable[[], ResourceT]) -> ResourceT:
         """Give what the worker's tree of nodes has for an engine; made at the first call."""
-        from .resources import get  # noqa: PLC0415 (it is for those who need one)
-
-        return get(self._alive()._node.root, key, make)
+        return get_resource(self._alive()._node.root, key, make)
 
 
 def _answer(answer: Callable[[bool], object] | None, *, may_begin: bool) -> None:

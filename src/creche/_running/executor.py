@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio import lowlevel
 
 from creche._ground.bridge import run_soon
 from creche._ground.errors import WorkerCrashed, WorkerError
@@ -84,12 +83,11 @@ class _Call:
         self._job = job
         self._hub = hub
         self._number = number
-        self._done = anyio.Event()
+        self._done = hub.backend.new_event()
         self._future: Future[bytes]
 
     def submit(self, executor: Executor, payload: bytes) -> None:
-        token, done = lowlevel.current_token(), self._done
-        hub = self._hub
+        hub, done = self._hub, self._done
         try:
             self._future = executor.submit(run_far, hub.address, hub.key, self._number, payload)
         except BrokenExecutor as error:
@@ -99,6 +97,7 @@ class _Call:
                 f"{self._job.label} cannot be handed over: {type(error).__name__}: {text_of(error)}"
             ) from error
         # Nothing of the job: an executor keeps its futures for a while.
+        token = hub.token
         self._future.add_done_callback(lambda _: run_soon(token, done.set))
 
     async def run(self) -> Any:

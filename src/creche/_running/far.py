@@ -23,6 +23,7 @@ from creche._ground.steps import check_steps, percent, track
 
 from . import wire
 from .job import call, check_no_generator, is_unawaited
+from .tracing import take_trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -322,6 +323,7 @@ class Far:
 
     def _run(self) -> bytes:
         current.set(self)
+        take_trace(self._head.trace)
         try:
             work = wire.unpack(self._payload, self._start)
         except BaseException as error:  # noqa: BLE001 (told at home)

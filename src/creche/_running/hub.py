@@ -10,27 +10,30 @@ import hmac
 import itertools
 import secrets
 import socket
-from contextlib import suppress
+import sys
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.abc import SocketListener
+from anyio import lowlevel
+
+from creche._ground.backend import get_backend
 
 from .line import DONE, GO, HEAD, LONGEST, PATIENCE, PROOF, STAY, STOP, frame, prove
+from .stream import Stream
 from .wire import BEGIN, read_message
 from .wire import message as make_message
 
 if TYPE_CHECKING:
-    from anyio.abc import SocketStream
-
+    from creche._ground.backend import Backend
     from creche._ground.way import Job
 
     from .line import Address
 
-_LOST = (
-    *(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError),
-    OSError,
-)
+_PAUSE = 0.1
+"""Seconds until the next try when a call cannot be taken, as no descriptor is left."""
+_WAITING = 128
+"""Calls that may wait to be taken."""
 
 
 class Hub:
@@ -39,18 +42,29 @@ class Hub:
     def __init__(self) -> None:
         self.key: bytes = secrets.token_bytes(32)
         """What both ends know."""
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = _listen()
         self.address: Address = self._socket.getsockname()
         """Where it listens."""
+        self.token: lowlevel.EventLoopToken = lowlevel.current_token()
+        """The event loop."""
+        self.backend: Backend = get_backend(self.token)
+        """The same, for what each job needs."""
         self._jobs: dict[int, Job] = {}
-        self._lines: dict[int, _Caller] = {}  # of jobs that have asked to begin
+        self._lines: dict[int, Stream] = {}  # of jobs that have asked to begin
         self._numbers = itertools.count(1)
 
     async def run(self) -> None:
         """Take calls."""
-        self._socket.settimeout(0)
-        async with await SocketListener.from_socket(self._socket) as listener:
-            await listener.serve(self._hear)
+        with self._socket:
+            async with anyio.create_task_group() as callers:
+                while True:
+                    await anyio.wait_readable(self._socket)
+                    try:
+                        line, _ = self._socket.accept()
+                    except OSError:
+                        await anyio.sleep(_PAUSE)
+                    else:
+                        callers.start_soon(self._hear, line)
 
     def expect(self, job: Job) -> int:
         """Give the number by which a job is known on the lines."""
@@ -65,72 +79,55 @@ class Hub:
 
     async def stop(self, number: int, reason: str | None) -> None:
         """Tell a job that has begun that it was cancelled."""
-        caller = self._lines.get(number)
-        if caller is not None:
-            with suppress(*_LOST):  # what it runs in is gone
-                await caller.say(number, STOP + make_message("", reason))
+        stream = self._lines.get(number)
+        if stream is not None:
+            with suppress(OSError):  # what it runs in is gone
+                await stream.send(frame(number, STOP + make_message("", reason)))
 
-    async def _hear(self, stream: SocketStream) -> None:
-        async with stream:
-            with suppress(*_LOST):
-                caller = _Caller(stream)
-                if not await caller.meet(self.key):
-                    return
-                while True:
-                    number, message = await caller.listen()
-                    await self._take(caller, number, message)
+    async def _hear(self, line: socket.socket) -> None:
+        line.settimeout(0)
+        stream = Stream(line, HEAD, LONGEST)
+        with line, closing(stream), suppress(OSError):
+            if not await _meet(stream, self.key):
+                return
+            while True:
+                number, message = await stream.receive()
+                await self._take(stream, number, message)
 
-    async def _take(self, caller: _Caller, number: int, message: bytes) -> None:
+    async def _take(self, stream: Stream, number: int, message: bytes) -> None:
         answers: list[bool] = []
         job = self._jobs.get(number)
         if message == DONE:
             answers.append(True)
         elif job is not None:
-            self._lines.setdefault(number, caller)
+            self._lines[number] = stream
             job.receive(message, answers.append)
         elif read_message(message)[0] == BEGIN:
             answers.append(False)  # it was cancelled
         for may_begin in answers:
-            await caller.say(number, GO if may_begin else STAY)
+            await stream.send(frame(number, GO if may_begin else STAY))
 
 
-class _Caller:
-    """A process of an executor, on the line."""
+def _listen() -> socket.socket:
+    """Listen on this machine alone."""
+    if sys.platform == "linux":
+        # No file, so none is left, and a fifth of the price of TCP.
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"\0creche-{secrets.token_hex(16)}")
+        listener.listen(_WAITING)
+    else:  # pragma: no cover (there)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=_WAITING)
+    listener.settimeout(0)
+    return listener
 
-    def __init__(self, stream: SocketStream) -> None:
-        self._stream = stream
-        self._buffer = bytearray()
-        self._lock = anyio.Lock(fast_acquire=True)
 
-    async def meet(self, key: bytes) -> bool:
-        """Have it prove that it knows the key, and prove it too."""
-        with anyio.move_on_after(PATIENCE):
-            mine = secrets.token_bytes(PROOF)
-            await self._stream.send(mine)
-            await self._fill(2 * PROOF)
-            proof, theirs = bytes(self._buffer[:PROOF]), bytes(self._buffer[PROOF : 2 * PROOF])
-            del self._buffer[: 2 * PROOF]
-            if hmac.compare_digest(proof, prove(key, mine, b"far")):
-                await self._stream.send(prove(key, theirs, b"home"))
-                return True
-        return False
-
-    async def listen(self) -> tuple[int, bytes]:
-        """Give the next message, and the number of its job."""
-        await self._fill(HEAD.size)
-        size, number = HEAD.unpack_from(self._buffer)
-        if size > LONGEST:
-            raise OSError(f"a frame of {size} bytes is longer than any")
-        await self._fill(HEAD.size + size)
-        message = bytes(self._buffer[HEAD.size : HEAD.size + size])
-        del self._buffer[: HEAD.size + size]
-        return number, message
-
-    async def _fill(self, size: int) -> None:
-        while len(self._buffer) < size:
-            self._buffer += await self._stream.receive()
-
-    async def say(self, number: int, message: bytes) -> None:
-        """Say something of a job; to be shielded, as half a frame makes the line useless."""
-        async with self._lock:
-            await self._stream.send(frame(number, message))
+async def _meet(stream: Stream, key: bytes) -> bool:
+    """Have who calls prove that it knows the key, and prove it too."""
+    with anyio.move_on_after(PATIENCE):
+        mine = secrets.token_bytes(PROOF)
+        await stream.send(mine)
+        proof, theirs = await stream.receive_exactly(PROOF), await stream.receive_exactly(PROOF)
+        if hmac.compare_digest(proof, prove(key, mine, b"far")):
+            await stream.send(prove(key, theirs, b"home"))
+            return True
+    return False

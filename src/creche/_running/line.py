@@ -1,9 +1,9 @@
 """The far end of the line home: for work in the processes of an executor.
 
-Each process has one line to a home, made with the first job and kept. It is a TCP connection within
-the machine. Both ends prove that they know the key, which has travelled with the job, before any of
-them reads what the other says. A frame is its length, the number of the job and a message; none is
-longer than ``LONGEST``.
+Each process has one line to a home, made with the first job and kept. It is a connection within the
+machine: a Unix socket on Linux, TCP elsewhere. Both ends prove that they know the key, which has
+travelled with the job, before any of them reads what the other says. A frame is its length, the
+number of the job and a message; none is longer than ``LONGEST``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .far import Far
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Address = tuple[str, int]
+Address = tuple[str, int] | bytes
+"""A port of this machine, or the name of a Unix socket that is no file."""
 HEAD = struct.Struct("!IQ")
 """The length of the message, and the number of the job."""
 LONGEST = 16 * 1024 * 1024
@@ -92,9 +93,8 @@ class Line:
         self.is_lost = False
         self._fars: dict[int, tuple[Far, queue.SimpleQueue[bool | None]]] = {}
         self._lock = threading.Lock()
-        self._socket = socket.create_connection(address, PATIENCE)
+        self._socket = _connect(address)
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._meet(key)
             self._socket.settimeout(None)
             _start(self._listen)
@@ -170,6 +170,22 @@ class Line:
             far.stop(wire.read_message(message[len(STOP) :])[1])
         else:
             answers.put(message == GO)
+
+
+def _connect(address: Address) -> socket.socket:
+    """Connect to home."""
+    if isinstance(address, tuple):
+        made = socket.create_connection(address, PATIENCE)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(PATIENCE)
+        made.connect(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _next(answers: queue.SimpleQueue[bool | None]) -> bool:

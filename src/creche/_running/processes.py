@@ -22,6 +22,7 @@ from creche._ground.errors import WorkerCrashed, WorkerError
 from creche._ground.report import shown, text_of
 
 from . import child
+from .stream import Stream
 
 if TYPE_CHECKING:
     from anyio.abc import Process, TaskGroup
@@ -133,7 +134,7 @@ class _Pool:
         self._idle: list[_Process] = []
         self._count = 0  # of those that are there, or being started
         self._fault: BaseException | None = None  # why none could be started
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # made by who waits for a change
         self._is_open = anyio.Event()
         self._is_closing = False
         self._group: TaskGroup = anyio.create_task_group()
@@ -178,6 +179,8 @@ class _Pool:
                 self._count += 1
                 # Its own context: that of the worker would be kept with it.
                 self._group.create_task(self._keep(), context=Context(), name="creche process")
+            if self._changed is None:
+                self._changed = anyio.Event()
             await self._changed.wait()
             fault, self._fault = self._fault, None
             if fault is not None:
@@ -214,8 +217,9 @@ class _Pool:
             self._tell()
 
     def _tell(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
 
 
 class _Process:
@@ -230,9 +234,9 @@ class _Process:
         """What it is called."""
         self._process: Process
         self._exited = anyio.Event()
-        self._buffer = bytearray()
         self._line, self._far_end = socket.socketpair()
         self._line.settimeout(0)
+        self._stream = Stream(self._line, child.HEAD, sys.maxsize)
         self._report: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (see close())
 
     async def start(self) -> None:
@@ -262,6 +266,7 @@ class _Process:
         # Whatever it has forked off may have its end of the line.
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
+        self._stream.end()
         if not self.is_busy:
             self.close()
 
@@ -289,7 +294,7 @@ class _Process:
         """Take what it says of its work; give what came of that, ``None`` if it has died."""
         try:
             while True:
-                kind, told = await self._hear()
+                kind, told = await self._stream.receive()
                 if kind == child.OUTCOME:
                     self.is_busy = False
                     return told
@@ -315,34 +320,14 @@ class _Process:
 
     def close(self) -> None:
         """Let go of the line, and of what it reports."""
+        self._stream.close()
         self._line.close()
         self._report.close()
 
     # the line
 
     async def _say(self, kind: int, told: bytes) -> None:
-        left = memoryview(child.frame(kind, told))
-        while left:
-            try:
-                left = left[self._line.send(left) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._line)
-
-    async def _hear(self) -> tuple[int, bytes]:
-        # What was read is kept in the buffer, whoever is cancelled meanwhile.
-        buffer, start = self._buffer, child.HEAD.size
-        while True:
-            if len(buffer) >= start:
-                size, kind = child.HEAD.unpack_from(buffer)
-                if len(buffer) >= start + size:
-                    told = bytes(buffer[start : start + size])
-                    del buffer[: start + size]
-                    return kind, told
-            await anyio.wait_readable(self._line)
-            more = self._line.recv(1 << 18)
-            if not more:
-                raise ConnectionError("it has hung up")
-            buffer += more
+        await self._stream.send(child.frame(kind, told))
 
     # its end
 

@@ -65,6 +65,8 @@ class Head(NamedTuple):
     """That of the root logger at home."""
     home: tuple[int, bytes]
     """The interpreter that the worker is in, see ``whoami()``."""
+    trace: dict[str, str]
+    """The trace that the work belongs to, see ``tracing``."""
 
 
 Progress = tuple[int, "int | None", "str | None"]
