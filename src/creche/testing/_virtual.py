@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from selectors import SelectorKey
 
-_GRACE = 0.02
+_GRACE = 0.1
 """Real seconds before each jump while a thread runs."""
 
 
