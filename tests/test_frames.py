@@ -195,6 +195,19 @@ async def test_error_of_a_call_from_a_thread_is_no_cycle(kept, way):
         await kept.check(1)
 
 
+@pytest.mark.usefixtures("on_asyncio")
+@pytest.mark.parametrize("way", [at_once, later, plainly])
+async def test_worker_that_fails_by_its_call_to_the_loop_is_no_cycle(kept, way):
+    """The frames of the call on the loop know the worker that made it."""
+
+    def call(app):
+        app.call_from_thread(way, kept)
+
+    async with Node("app") as app:
+        await run_until_it_fails(app, kept, partial(call, app), thread=True)
+        await kept.check(3)
+
+
 async def test_call_of_a_superseded_thread_is_no_cycle(kept):
     """The thread learns that it was cancelled by an error that goes with it."""
 
@@ -232,6 +245,41 @@ async def test_handler_that_fails_is_no_cycle(kept):
     except BaseExceptionGroup as group:
         assert [type(leaf) for leaf in leaves(group)] == [Boom]
     await kept.check(2)
+
+
+async def test_older_error_ends_no_handler():
+    """A worker may raise what a handler has kept, while the task of the handlers waits."""
+
+    class Note(Message):
+        pass
+
+    class Wait(Message):
+        pass
+
+    class App(Node):
+        def on_note(self, _note):
+            try:
+                raise Boom
+            except Boom as error:
+                self.older = error
+
+        async def on_wait(self, _wait):
+            waits.set()
+            await release.wait()
+            self.is_done = True
+
+    waits, release = anyio.Event(), anyio.Event()
+
+    async def raise_older():
+        raise app.older
+
+    async with App("app") as app:
+        app.post_message(Note())
+        app.post_message(Wait())
+        await waits.wait()
+        await app.workers.wait_for_complete([app.run_worker(raise_older, exit_on_error=False)])
+        release.set()
+    assert app.is_done
 
 
 # what leaves a block

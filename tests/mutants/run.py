@@ -3,7 +3,7 @@
 ``python tests/mutants/run.py [WORD ...]``: all of mutants.toml, or those whose names contain one
 of the words. A fault that nothing notices is a failure, and so is one whose text is not found: the
 core has changed, and the list has to follow. A test that hangs, and is ended, has noticed. One with
-``since`` needs that version of Python, or it is passed over.
+``since`` needs that version of Python, and one with ``until`` an older one, or it is passed over.
 """
 
 # ruff: noqa: T201 (it prints its verdicts)
@@ -66,8 +66,8 @@ def prepare(place):
 
 
 def is_for_this_python(mutant):
-    since = tuple(map(int, mutant.get("since", "3").split(".")))
-    return sys.version_info >= since
+    since, until = (mutant.get(*each).split(".") for each in (("since", "3"), ("until", "4")))
+    return tuple(map(int, since)) <= sys.version_info < tuple(map(int, until))
 
 
 def core(place):
@@ -164,7 +164,7 @@ def main():
     if options.names:
         mutants = [each for each in mutants if any(word in each["name"] for word in options.names)]
     for each in [each for each in mutants if not is_for_this_python(each)]:
-        print(f"passed over, as it needs Python {each['since']}: {each['name']}")
+        print(f"passed over, as it is for other versions of Python: {each['name']}")
         mutants.remove(each)
     stale = [told for told in map(find_stale, mutants) if told is not None]
     for told in stale:

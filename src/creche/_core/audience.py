@@ -14,15 +14,17 @@ from .events import ProgressChanged, StateChanged
 from .followers import followers_of
 from .log import LOG, is_wanted
 from .parts import lock
-from .tree import is_lost, join
+from .tree import is_lost, join, walk_down
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
+    from creche._ground.bridge import Bridge
     from creche._ground.message import Message
     from creche._ground.states import WorkerState
     from creche._messages.subscription import Listener
+    from creche._nursery.nursery import Nursery
 
     from .node import Node
 
@@ -59,6 +61,24 @@ class Audience:
         """Who listens, in the order in which they are told; not to be changed but by this class."""
         self._row: tuple[Listener, ...] | None = ()
         self._hear_changes = self._hear_progress = 0  # how many of them
+
+    @property
+    def nursery(self) -> Nursery:
+        """The nursery of the node."""
+        return self._node._creche_nursery
+
+    @property
+    def bridge(self) -> Bridge:
+        """The way into the event loop of the node."""
+        return self._node._creche_bridge
+
+    def below(self) -> Iterator[Audience]:
+        """Give this audience, and those of all nodes below."""
+        return (node._creche_audience for node in walk_down(self._node))
+
+    def label(self) -> str:
+        """Name the node in a sentence."""
+        return self._node._creche_label()
 
     @property
     def heard_by(self) -> tuple[Listener, ...]:
@@ -120,12 +140,12 @@ class Audience:
     def close(self) -> None:
         """Tell all who listen that the node takes no more work; may be called again."""
         for listener in self.heard_by:
-            listener._is_closing(self._node)
+            listener._is_closing(self)
 
     def leave(self) -> None:
         """Tell all who listen that the node has closed."""
         for listener in self.heard_by:
-            listener._has_left(self._node)
+            listener._has_left(self)
         self._empty()
         self.heed_handlers()
 

@@ -71,35 +71,39 @@ def post(node: Node, message: Message) -> bool:
     return bridge.post(arrive, to=node._creche_nursery.bridge)
 
 
+class _Caller:
+    """The worker in whose thread a call was made, if any; until the call has ended.
+
+    The frames of the call know this and not the worker: see errors: frames.
+    """
+
+    __slots__ = ("worker",)
+
+    def __init__(self, worker: Worker[Any] | None) -> None:
+        self.worker = worker
+
+
 def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Have the loop call a function, and wait for its value, see ``Node.call_from_thread()``."""
     bridge = node._creche_nursery.bridge
-    caller: Worker[Any] | None = without_far(current.get(None))
-    future: Future[Any] = Future()
-
-    def begin() -> None:
-        begin_call(node, caller, fn, args, future)  # noqa: F821 (deleted once it has begun)
-
-    try:
-        if not bridge.is_foreign:
-            raise WorkerError(
-                "call_from_thread() is for other threads than that of the node's event loop, "
-                f"and for open nodes ({node._creche_label()} is "
-                f"{node._creche_nursery.state.value}); on the loop, call the function"
-            )
-        if not bridge.post(begin, partial(fail, future)):
-            raise WorkerError(
-                f"{node._creche_label()} is {node._creche_nursery.state.value}; nothing can be "
-                "called"
-            )
-        return await_answer(future, bridge.token)
-    finally:
-        del caller  # see errors: frames
+    if not bridge.is_foreign:
+        raise WorkerError(
+            "call_from_thread() is for other threads than that of the node's event loop, "
+            f"and for open nodes ({node._creche_label()} is "
+            f"{node._creche_nursery.state.value}); on the loop, call the function"
+        )
+    caller, future = _Caller(without_far(current.get(None))), Future[Any]()
+    begin = partial(begin_call, node, caller, fn, args, future)
+    if not bridge.post(begin, partial(fail, future)):
+        raise WorkerError(
+            f"{node._creche_label()} is {node._creche_nursery.state.value}; nothing can be called"
+        )
+    return await_answer(future, bridge.token)
 
 
 def begin_call(
     node: Node,
-    caller: Worker[Any] | None,
+    caller: _Caller,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     future: Future[Any],
@@ -110,19 +114,17 @@ def begin_call(
         _check_call(node, caller)
         value = fn(*args)
         if is_awaitable(value) and not is_a(value, Worker):
-            _await(node, caller, value, future)
+            _await(node, _Caller(caller.worker), value, future)
         else:
             future.set_result(value)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         _close(value)
         fail(future, error)
     finally:
-        del caller  # see errors: frames
+        caller.worker = None
 
 
-def _await(
-    node: Node, caller: Worker[Any] | None, awaitable: Any, future: Future[Any] | None
-) -> None:
+def _await(node: Node, caller: _Caller, awaitable: Any, future: Future[Any] | None) -> None:
     """Await the value of a call in a task, which is cancelled with the worker that called."""
 
     def lost(error: BaseException | None = None) -> None:
@@ -131,18 +133,18 @@ def _await(
             fail(future, error or WorkerCancelled(_tell_whose(node, caller)))
 
     async def go_on() -> None:
-        nonlocal caller, future, awaitable
+        nonlocal future, awaitable
         try:
             assert future is not None
             await _go_on(node, caller, awaitable, future)
-            if caller is not None:
-                ties = caller._rare_parts()
+            if caller.worker is not None:
+                ties = caller.worker._rare_parts()
                 ties.loop_calls = tuple(each for each in ties.loop_calls if each is not task)
         except BaseException as error:
             lost(error)  # it was broken off: what awaits in it leaves nothing out
             raise
         finally:
-            caller = future = awaitable = None  # see errors: frames
+            caller.worker = future = awaitable = None  # see errors: frames
 
     task = node._creche_nursery.spawn_held(
         go_on,
@@ -150,8 +152,8 @@ def _await(
         name=f"{node.path}: call from a thread",
         context=copy_context(),
     )
-    if caller is not None:
-        caller._rare_parts().loop_calls += (task,)
+    if caller.worker is not None:
+        caller.worker._rare_parts().loop_calls += (task,)
 
 
 def _close(awaitable: object) -> None:
@@ -159,14 +161,14 @@ def _close(awaitable: object) -> None:
         awaitable.close()  # one that was never awaited would be warned about
 
 
-def _check_call(node: Node, caller: Worker[Any] | None) -> None:
-    _check_caller(caller)
+def _check_call(node: Node, caller: _Caller) -> None:
+    _check_caller(caller.worker)
     if node._creche_nursery.is_cancelled:
         raise WorkerCancelled(f"{node._creche_label()} was cancelled")
 
 
 async def _go_on(
-    node: Node, caller: Worker[Any] | None, awaitable: Awaitable[Any], future: Future[Any]
+    node: Node, caller: _Caller, awaitable: Awaitable[Any], future: Future[Any]
 ) -> None:
     try:
         _check_call(node, caller)
@@ -180,13 +182,12 @@ async def _go_on(
             future.set_result(value)
     finally:
         _close(awaitable)  # it may have been broken off before it was awaited
-        del caller  # see errors: frames
 
 
-def _tell_whose(node: Node, caller: Worker[Any] | None) -> str:
+def _tell_whose(node: Node, caller: _Caller) -> str:
     """Name who was cancelled, and the call with it."""
-    if caller is not None and caller._cancellation is not None:
-        return tell_of(caller)
+    if caller.worker is not None and caller.worker._cancellation is not None:
+        return tell_of(caller.worker)
     if node._creche_nursery.is_cancelled:
         return f"{node._creche_label()} was cancelled"
     return f"a call from a thread to {node._creche_label()} was cancelled natively"

@@ -40,7 +40,7 @@ from .resources import get as get_resource
 from .run import begin, notice_cancellation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from creche._ground.way import ResourceT, Way
 
@@ -233,11 +233,14 @@ def _log(worker: Worker[Any], told: dict[str, Any]) -> None:
             tell(logging.ERROR, "a record from elsewhere cannot be logged", error=fault)
 
 
-async def _run(way: Way, worker: Worker[Any]) -> Any:
+def _start(way: Way, worker: Worker[Any]) -> Coroutine[Any, Any, Any]:
     """Have a way run the work of a worker."""
     part = cast("ElsewherePart", worker._thread)
-    job = WorkerJob(worker, part)
     part.is_waiting = True
+    return _run(way, WorkerJob(worker, part))
+
+
+async def _run(way: Way, job: WorkerJob) -> Any:
     try:
         value = await way(job)
         job.begin()  # of a way that did not say so
@@ -248,8 +251,7 @@ async def _run(way: Way, worker: Worker[Any]) -> Any:
             raise error.with_traceback(None)  # noqa: B904 (it is the same one)
         raise
     finally:
-        job._worker = None
-        del worker, job  # see errors: frames
+        job._worker = None  # see errors: frames
 
 
 def set_way(worker: Worker[Any], where: object, limiter: object) -> str:
@@ -270,7 +272,7 @@ def set_way(worker: Worker[Any], where: object, limiter: object) -> str:
             "an awaitable cannot go elsewhere; give the function itself, with functools.partial() "
             "its arguments"
         )
-    worker._thread = ElsewherePart(partial(_run, way_of(where)))
+    worker._thread = ElsewherePart(partial(_start, way_of(where)))
     return ""
 
 

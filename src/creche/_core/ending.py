@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from creche._ground.errors import WorkerError, WorkerFailed, note_report
+from creche._ground.errors import WorkerError, WorkerFailed
 from creche._ground.report import harmless, is_a
 from creche._ground.states import CLOSING, FINAL
 from creche._running.job import COROUTINE, is_unawaited
@@ -74,7 +74,7 @@ def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool
     if worker._outcome is not error:
         tell_failure(worker, error, state, fatal=fatal)
     if fatal and not is_a(error, WorkerFailed):
-        note_report(worker._rare_parts(), worker._nursery.tree)
+        worker._note_report(worker._nursery.tree)
     return fatal
 
 

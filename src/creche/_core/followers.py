@@ -34,21 +34,21 @@ class WorkerSource:
         self._worker = worker
 
     @property
-    def _creche_nursery(self) -> Nursery:
+    def nursery(self) -> Nursery:
+        """The nursery of its node."""
         return self._worker._nursery
 
     @property
-    def _creche_bridge(self) -> Bridge:
+    def bridge(self) -> Bridge:
+        """The way into the event loop of its node."""
         return self._worker._node._creche_bridge
 
-    @property
-    def _creche_audience(self) -> WorkerSource:
-        return self
-
-    def _creche_below(self) -> Iterable[WorkerSource]:  # pragma: no cover (asked of nodes only)
+    def below(self) -> Iterable[WorkerSource]:  # pragma: no cover (asked of nodes only)
+        """Give this source: nothing is below a worker."""
         return (self,)
 
-    def _creche_label(self) -> str:
+    def label(self) -> str:
+        """Name the worker in a sentence."""
         return self._worker._creche_label()
 
     @property

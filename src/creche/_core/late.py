@@ -68,7 +68,7 @@ def _stack_finder() -> Callable[[Worker[Any]], tuple[FrameSnapshot, ...]]:
         from creche._running.stacks import find_calls, find_stack  # noqa: PLC0415 (seldom needed)
 
         calls = find_calls()
-        return lambda worker: find_stack(worker, calls)
+        return lambda worker: find_stack(worker, worker._handle, calls)
     return lambda _: ()
 
 

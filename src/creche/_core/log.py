@@ -56,10 +56,10 @@ class Log:
                 self._is_broken = True
                 tell(logging.ERROR, "a change of a worker's state cannot be logged", error=fault)
 
-    def _is_closing(self, node: Source) -> None:
+    def _is_closing(self, source: Source) -> None:
         """Go on: what is still to come is told too."""
 
-    def _has_left(self, node: Source) -> None:  # noqa: ARG002 (a listener is told of each)
+    def _has_left(self, source: Source) -> None:  # noqa: ARG002 (as each listener has it)
         """Be told anew what is wrong: the log outlasts all nodes."""
         self._is_broken = False
 

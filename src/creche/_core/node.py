@@ -89,8 +89,10 @@ class Node:
         self._creche_life = Life(self)
         self._creche_nursery = Nursery(self._creche_life)
         self._creche_runners = Runners(self._creche_nursery)
-        self._creche_audience = Audience(self)
-        self._creche_mailbox = Mailbox(self, self._creche_nursery, self._creche_audience)
+        audience = self._creche_audience = Audience(self)
+        self._creche_mailbox = Mailbox(
+            self, self._creche_nursery, audience.pass_on, audience.is_started
+        )
         self._creche_groups: dict[str, WorkerGroup] = {}
         self._creche_spare: WorkerGroup | None = None  # one that was forgotten
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
@@ -393,7 +395,7 @@ class Node:
         Threads:
             Any thread; the subscription is for the node's event loop only.
         """
-        return Subscription(self, types, **options)
+        return Subscription(self._creche_audience, types, **options)
 
     # from elsewhere
 

@@ -6,11 +6,11 @@ import math
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-    from weakref import WeakSet
 
     from anyio import CancelScope, CapacityLimiter
 
@@ -34,18 +34,6 @@ lock = threading.RLock()
 if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
     # Another thread may hold it as this process is forked; in the child nobody would ever let go.
     os.register_at_fork(after_in_child=lambda: cast("Any", lock)._at_fork_reinit())
-
-
-class Description(Protocol):
-    """What makes the longer text for people."""
-
-    def __call__(self) -> str:
-        """Give it, once somebody reads it."""
-        ...
-
-    def condensed(self) -> str:
-        """Give what is kept of it once the worker has ended and nobody has read it."""
-        ...
 
 
 class ThreadPart:
@@ -139,6 +127,15 @@ class RareParts:
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""
         self.service: ServicePart | None = None
+
+    def note_report(self, tree: object) -> bool:
+        """Note that a tree reports the error; return whether it did not before."""
+        if self.reported_in is None:
+            self.reported_in = WeakSet()
+        if tree in self.reported_in:
+            return False
+        self.reported_in.add(tree)
+        return True
 
     def service_part(self) -> ServicePart:
         """Give what a service has, made if need be; in any thread."""

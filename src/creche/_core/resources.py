@@ -46,7 +46,6 @@ class Kept:
                 root._creche_nursery.fail(fault)
         finally:
             root._creche_resources.pop(id(self.key), None)
-            del root  # see errors: frames
 
     def end(self) -> bool:
         """Tell it to end; tell whether that is news."""

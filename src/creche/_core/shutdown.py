@@ -39,7 +39,6 @@ async def shut_down(top: Node, grace: float, deadline: float | None) -> None:
         await _end_all(top, grace, deadline, caller)
     finally:
         caller.take_back()
-        del caller  # see errors: frames
 
 
 async def _end_all(top: Node, grace: float, deadline: float | None, caller: _Caller) -> None:
@@ -123,8 +122,9 @@ class _Caller:
             self._mounts.pop().take_back()
         if self._nursery is not None:
             self._nursery.blocks -= 1
-        if self.worker is not None and self.worker._cancellation is None:
-            self.worker._let_go()
+        worker, self.worker = self.worker, None  # see errors: frames
+        if worker is not None and worker._cancellation is None:
+            worker._let_go()
 
 
 async def _settle(top: Node) -> None:

@@ -190,7 +190,7 @@ def _take_group(group: WorkerGroup, stacks: float, calls: dict[int, Any]) -> Gro
         stack = None
         if stacks > 0 and worker._order in group._running:
             stacks -= 1
-            stack = find_stack(worker, calls)
+            stack = find_stack(worker, worker._handle, calls)
         workers.append(_take_worker(worker, positions.get(worker._order), stack, now))
     return GroupSnapshot(
         name=text(group.name),

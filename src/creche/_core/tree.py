@@ -75,4 +75,4 @@ def join(node: Node) -> None:
         node = parent
     for each, parent in reversed(joining):
         parent._creche_children[id(each)] = each
-        inherit(each, parent)
+        inherit(each._creche_audience, parent._creche_audience)

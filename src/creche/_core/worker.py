@@ -28,7 +28,7 @@ from .cancelling import cancel, event_of, tell_of
 from .checks import check_new
 from .ending import close_work
 from .followers import WorkerSource, add_callback
-from .parts import HAS_GIL, Description, RareParts, ThreadPart, lock
+from .parts import HAS_GIL, RareParts, ThreadPart, lock
 from .progress import set_steps
 from .readiness import is_ready, restart, say_ready, until_ready, watch_stalls
 from .run import lose_task, main, run_aside
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
+    from creche._ground.call import Call
     from creche._ground.message import MessageT
     from creche._ground.options import AllOptions
     from creche._ground.states import WorkerState
@@ -176,7 +177,7 @@ class Worker(Generic[ResultType]):
         work: object,
         name: str,
         group: str,
-        description: str | Description,
+        description: str | Call,
         exit_on_error: bool,
         thread: bool,
         daemon: bool,
@@ -645,6 +646,9 @@ class Worker(Generic[ResultType]):
                 self._rare = self._rare or ties
         return self._rare
 
+    def _note_report(self, tree: object) -> bool:
+        return self._rare_parts().note_report(tree)
+
     # the way in: its task
 
     def run(self) -> Coroutine[Any, Any, ResultType]:
@@ -653,12 +657,7 @@ class Worker(Generic[ResultType]):
         A subclass may implement it as ``async def run(self)``, instead of the work or around
         ``await super().run()``. It runs in a task on the node's event loop.
         """
-        if self._thread is None:
-            try:
-                return in_task(self)
-            finally:
-                del self  # see errors: frames
-        return run_aside(self, self._thread)
+        return in_task(self) if self._thread is None else run_aside(self, self._thread)
 
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN

@@ -30,8 +30,7 @@ Two rules hold everywhere above.
 that must not be broken into says so (``bridge.steps.busy``), and a call that comes in its midst is
 posted to the loop instead of made at once. What one line changes, nothing can come between.
 
-*Cycles.* A worker holds the error of its work, and the traceback of an error holds frames. So a
-frame of the library that an error passes through must not know the worker, or the two keep each
-other alive until the collector runs. ``strip_traceback()`` takes our frames off the head of a
-traceback. A frame that has to stay in it deletes what it knows as it is left, in a ``finally``.
+*Cycles.* A worker holds the error of its work, and the traceback of an error holds frames. If such
+a frame knows the worker, the two keep each other alive until the collector runs. ``errors`` lists
+the four ways in which the library avoids this.
 """

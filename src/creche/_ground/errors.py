@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import pickle
 import sys
+from contextlib import suppress
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from typing import TYPE_CHECKING, Any, Protocol, cast
-from weakref import WeakSet
 
 from .report import harmless, is_a, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
 if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
 
-# Frames. The traceback of an error holds the frames that it went through, and such a frame may hold
-# those that called it, down to the first of its task, or thread (which of them, differs from one
-# Python to the next); each holds what its names stand for. A worker holds its error. So a frame
-# that knows the worker, or the error itself, is a reference cycle: all that the work knew is there
-# until the collector runs. Most need nothing of their own for that. The library's frames are
-# dropped from the head of what workers raise (strip_traceback()). What is kept to be raised has no
-# name where it is raised: ``raise kept.pop()``. The name of an ``except`` goes by itself. Who only
-# gathers an error is in no traceback of it. Where a frame has to know, its names are deleted as it
-# is left, with a word that leads here, and a test fails for each of these that is not.
+# Frames. A worker holds its error, and the traceback of an error holds the frames that it passed
+# through. Each of these may hold the frame that called it (when it does, differs between versions
+# of Python), and each frame holds its local variables. So a frame that knows the worker, or the
+# error itself, makes a reference cycle, which keeps all that the work knew alive until the
+# collector runs. There are four cures:
+# - strip_traceback() drops our frames from the head of a traceback, and clears those of our plain
+#   functions that are still referred to.
+# - An error that is kept to be raised is in a list or an attribute, and is taken out as it is
+#   raised: ``raise kept.pop()``. The frame then has no name for it.
+# - What a coroutine knows of a worker is in an object that is emptied when it ends: ``Leaving``,
+#   the caller of a call from a thread, the job of a way.
+# - A coroutine that has to know it deletes the names as it ends, with a comment that leads here.
+# tests/test_frames.py fails for each place where one of these is missing.
 
 
 class WorkerError(Exception):
@@ -143,31 +148,17 @@ class RemoteError(WorkerError):
         return f"{self.type_name}: {self.text}" if self.text else self.type_name
 
 
-class Reported(Protocol):
-    """Where it is noted which trees have reported an error."""
-
-    reported_in: WeakSet[Any] | None
-
-
 class FailedWorker(Protocol):
     """What is asked of the worker whose failure a ``WorkerFailed`` relays."""
 
     @property
     def error(self) -> BaseException | None: ...
 
-    def _rare_parts(self) -> Reported: ...
+    def _note_report(self, tree: object) -> bool:
+        """Note that a tree reports the error; return whether it did not before."""
+        ...
 
     def _creche_label(self) -> str: ...
-
-
-def note_report(where: Reported, tree: object) -> bool:
-    """Note that a tree reports an error; tell whether that is news."""
-    if where.reported_in is None:
-        where.reported_in = WeakSet()
-    if tree in where.reported_in:
-        return False
-    where.reported_in.add(tree)
-    return True
 
 
 def unreported(error: BaseException, tree: object) -> BaseException | None:
@@ -196,7 +187,7 @@ def _is_second_report(error: BaseException, tree: object) -> bool:
         source = source.error.worker if is_a(source.error, WorkerFailed) else None
     if root is None:
         return False  # not made by wait(): the user's own
-    if not note_report(root._rare_parts(), tree):
+    if not root._note_report(tree):
         return not error._is_the_report
     error._is_the_report = True  # this very exception is the one report; it may pass several blocks
     return False
@@ -325,12 +316,34 @@ def add_note(error: BaseException, note: str) -> None:
 def strip_traceback(error: BaseException) -> None:
     """Drop the library's own frames from the head of a traceback.
 
-    They hold the worker, which holds the error: a reference cycle; and they tell the user nothing.
+    They tell the user nothing, and they hold the worker, which holds the error: a reference cycle.
+    So those of ours that a later frame still refers to are cleared.
     """
     with harmless:  # what runs in exec() may have globals of any kind
         traceback = _TRACEBACK.__get__(error)
-        while traceback and str(traceback.tb_frame.f_globals.get("__name__")).startswith(
-            ("creche._", "creche.dask.")
-        ):
+        while traceback and _is_ours(traceback.tb_frame):
             traceback = traceback.tb_next
         _TRACEBACK.__set__(error, traceback)
+        _clear_frames(traceback)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(("creche._", "creche.dask."))
+
+
+# Clearing a coroutine that is suspended would close it, and it may be suspended again since.
+_CAN_SUSPEND = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
+
+
+def _clear_frames(traceback: TracebackType | None) -> None:
+    """Clear the frames of our functions in a traceback, and of those that called them."""
+    seen: set[FrameType] = set()
+    while traceback is not None:
+        frame: FrameType | None = traceback.tb_frame
+        while frame is not None and frame not in seen:
+            seen.add(frame)
+            if _is_ours(frame) and not frame.f_code.co_flags & _CAN_SUSPEND:
+                with suppress(RuntimeError):  # it is still running
+                    frame.clear()
+            frame = frame.f_back
+        traceback = traceback.tb_next

@@ -76,7 +76,7 @@ async def beside(
     """
     cancelled = anyio.get_cancelled_exc_class()
     watching = anyio.CancelScope(shield=True)
-    failure: BaseException | None = None
+    failure: list[BaseException] = []
 
     async def run() -> None:
         try:
@@ -91,13 +91,10 @@ async def beside(
             try:
                 yield
             except BaseException as raised:  # noqa: BLE001 (the task group would wrap it)
-                failure = raised
+                failure.append(raised)
             watching.cancel()
     except cancelled:
-        if failure is None:
+        if not failure:
             raise  # else it is told again at the next checkpoint, and the failure only here
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure  # see errors: frames
+    if failure:
+        raise failure.pop()  # see errors: frames

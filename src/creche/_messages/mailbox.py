@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from types import CoroutineType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from creche._ground.errors import (
     WorkerError,
@@ -25,41 +25,45 @@ from creche._ground.states import CLOSED
 from creche._ground.text import text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextvars import Context
 
     from creche._nursery.held import HeldTask
     from creche._nursery.nursery import Nursery
 
 
-class Addressee(Protocol):
-    """The node that a mailbox is of."""
-
-    def _creche_label(self) -> str:
-        """Name the node in a sentence."""
-        ...
-
-
-class Beyond(Protocol):
-    """What a mailbox asks of those who tell messages: what becomes of a message it handled."""
-
-    def pass_on(self, message: Message) -> None:
-        """Hand a handled message to the parent."""
-        ...
-
-    def is_started(self, outcome: object) -> bool:
-        """Tell whether what a handler returned is a worker, which goes on by itself."""
-        ...
-
-
 class Mailbox:
-    """Messages on their way to the handlers of one node."""
+    """Messages on their way to the handlers of one node.
 
-    __slots__ = ("_addressee", "_beyond", "_context", "_hurried", "_nursery", "_pump", "_waiting")
+    Args:
+        node: The node, which has the handlers.
+        nursery: The nursery of the node.
+        pass_on: Hands a message to the parent once it was handled.
+        is_started: Whether what a handler returned is a worker, which runs by itself.
+    """
 
-    def __init__(self, addressee: Addressee, nursery: Nursery, beyond: Beyond) -> None:
-        self._addressee = addressee
-        self._beyond = beyond
+    __slots__ = (
+        "_context",
+        "_hurried",
+        "_is_started",
+        "_node",
+        "_nursery",
+        "_pass_on",
+        "_pump",
+        "_waiting",
+    )
+
+    def __init__(
+        self,
+        node: object,
+        nursery: Nursery,
+        pass_on: Callable[[Message], object],
+        is_started: Callable[[object], bool],
+    ) -> None:
+        self._node = node
         self._nursery = nursery
+        self._pass_on = pass_on
+        self._is_started = is_started
         self._waiting = Backlog[Message]()
         self._pump: HeldTask | None = None
         self._context: Context | None = None
@@ -96,7 +100,7 @@ class Mailbox:
                 self._pump = self._nursery.spawn_held(
                     self._run,
                     self._again,
-                    name=f"handlers of {self._addressee._creche_label()}",
+                    name=f"handlers of {self._nursery.owner.label()}",
                     context=self._context.copy(),
                 )
             except BaseException as error:
@@ -113,29 +117,28 @@ class Mailbox:
     async def _run(self) -> None:
         while self._waiting:
             message = self._waiting.take()
-            failure: BaseException | None = None
+            failure: list[BaseException] = []
             outcome: object = None
             try:
-                handler = getattr(self._addressee, message.handler_name, None)
+                handler = getattr(self._node, message.handler_name, None)
                 if handler is not None:
                     outcome = call_users(handler, message)
                     # A handler under @work has started a worker, and that is all.
                     if (
                         outcome is not None
-                        and not self._beyond.is_started(outcome)
+                        and not self._is_started(outcome)
                         and is_awaitable(outcome)
                     ):
                         await await_users(outcome)
                 if message.bubble and not message._stopped:
-                    self._beyond.pass_on(message)
+                    self._pass_on(message)
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
-                failure = error
+                failure.append(error)
                 if is_a(outcome, CoroutineType):
                     outcome.close()  # it may have been broken off before it was awaited
             # Out of the handler: the cancellation that follows would have it as its context.
-            if failure is not None:
-                self._fail(failure, message)
-            del failure, message  # see errors: frames
+            if failure:
+                self._fail(failure.pop(), message)
             handler = outcome = None
         self._pump = None
         self._deliver()  # for what a signal handler has posted since it was looked
@@ -149,7 +152,7 @@ class Mailbox:
             if not self._hurried and self._nursery.is_scope_cancelled():
                 self._nursery.cancel_from_outside()
             return
-        where = f"{text_of(message, 'handler_name')} of {self._addressee._creche_label()}"
+        where = f"{text_of(message, 'handler_name')} of {self._nursery.owner.label()}"
         if is_a(failure, WorkerError) and failure._is_refusal:
             # It wanted to start work as the node, or another, was shutting down: too late.
             tell(logging.WARNING, "%s: %s", where, failure)

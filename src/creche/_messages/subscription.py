@@ -45,50 +45,43 @@ class Listener(Protocol):
 
     def _put(self, message: Message) -> None: ...
 
-    def _is_closing(self, node: Source) -> None: ...
+    def _is_closing(self, source: Source) -> None: ...
 
-    def _has_left(self, node: Source) -> None: ...
-
-
-class Hearers(Protocol):
-    """Who listens to one node, or to one worker."""
-
-    @property
-    def hearers(self) -> dict[Listener, Any]:
-        """Who they are, in the order in which they are told."""
-        ...
-
-    def check(self) -> None:
-        """Raise an error if there is nothing to be heard any more."""
-        ...
-
-    def add(self, listener: Listener) -> None:
-        """Take note of who hears the node from now on."""
-        ...
-
-    def drop(self, listener: Listener) -> None:
-        """Take note of who hears it no more."""
-        ...
+    def _has_left(self, source: Source) -> None: ...
 
 
 class Source(Protocol):
-    """What a subscription asks of a node."""
+    """What a subscription listens to: the audience of a node, or of one worker."""
 
     @property
-    def _creche_nursery(self) -> Nursery: ...
+    def nursery(self) -> Nursery: ...
 
     @property
-    def _creche_bridge(self) -> Bridge: ...
+    def bridge(self) -> Bridge: ...
 
     @property
-    def _creche_audience(self) -> Hearers: ...
-
-    def _creche_below(self) -> Iterable[Source]:
-        """Give the node and all nodes below it."""
+    def hearers(self) -> dict[Listener, Any]:
+        """The listeners, in the order in which they get messages."""
         ...
 
-    def _creche_label(self) -> str:
-        """Name the node in a sentence."""
+    def check(self) -> None:
+        """Raise an error if nothing can happen there any more."""
+        ...
+
+    def add(self, listener: Listener) -> None:
+        """Send messages to a listener from now on."""
+        ...
+
+    def drop(self, listener: Listener) -> None:
+        """Send it no more messages."""
+        ...
+
+    def below(self) -> Iterable[Source]:
+        """Give this source, and those of all nodes below."""
+        ...
+
+    def label(self) -> str:
+        """Name the node or worker in a sentence."""
         ...
 
 
@@ -113,7 +106,7 @@ class Subscription(Generic[MessageT]):
         "_is_over",
         "_is_read",
         "_news",
-        "_node",
+        "_source",
         "_thread",
         "_token",
         "_tree",
@@ -123,7 +116,7 @@ class Subscription(Generic[MessageT]):
 
     def __init__(
         self,
-        node: Source,
+        source: Source,
         types: tuple[type[MessageT], ...],
         *,
         tree: bool = False,
@@ -141,13 +134,13 @@ class Subscription(Generic[MessageT]):
                     else "subscribe() needs the classes of messages that are wanted; "
                     "for all that happens, Message"
                 )
-        self._node = node
+        self._source = source
         self._types = types
         self._tree = tree
         self._until_closing = until == "closing"
         self._backlog: Backlog[MessageT] | None = None  # there once it was opened
         self._news: Awaitable[None] | None = None
-        self._bridge = node._creche_bridge
+        self._bridge = source.bridge
         self._backend: Backend
         self._is_read = False
         self._is_over = False
@@ -157,7 +150,7 @@ class Subscription(Generic[MessageT]):
 
     def __repr__(self) -> str:
         names = ", ".join(each.__qualname__ for each in self._types)
-        return f"<Subscription to {names} of {self._node._creche_label()}>"
+        return f"<Subscription to {names} of {self._source.label()}>"
 
     # what the node tells it
 
@@ -171,14 +164,14 @@ class Subscription(Generic[MessageT]):
             if self._news is not None:
                 self._wake()
 
-    def _is_closing(self, node: Source) -> None:
-        """Take note that a node takes no more work."""
+    def _is_closing(self, source: Source) -> None:
+        """End, if that is wanted, as a node admits no more work."""
         if self._until_closing:
-            self._has_left(node)
+            self._has_left(source)
 
-    def _has_left(self, node: Source) -> None:
-        """Take note that a node has closed."""
-        if node is self._node:
+    def _has_left(self, source: Source) -> None:
+        """End, if it is the node itself that has closed and not one below."""
+        if source is self._source:
             self._is_over = True
             self._wake()
 
@@ -209,17 +202,17 @@ class Subscription(Generic[MessageT]):
         """
         if self._backlog is not None:
             raise WorkerError(f"{self!r} was opened before; subscribe again")
-        self._node._creche_audience.check()
+        self._source.check()
         self._check_thread()
-        nursery = self._node._creche_nursery
+        nursery = self._source.nursery
         if nursery.state is NEW or nursery.state is CLOSED:
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
             self._backend = get_backend(self._token)
         else:
             self._backend = nursery.backend
         self._backlog = Backlog()
-        for node in self._reach():
-            node._creche_audience.add(self)
+        for source in self._reach():
+            source.add(self)
         if self._until_closing and (nursery.is_cancelled or nursery.state is CLOSING):
             self._is_over = True
         return self
@@ -236,14 +229,14 @@ class Subscription(Generic[MessageT]):
             WorkerError: This is not the thread of the node's event loop.
         """
         self._check_thread()
-        for node in self._reach():
-            node._creche_audience.drop(self)
+        for source in self._reach():
+            source.drop(self)
         self._opened().clear()
         self._is_over = True
         self._wake()
 
     def _reach(self) -> list[Source]:
-        return list(self._node._creche_below()) if self._tree else [self._node]
+        return list(self._source.below()) if self._tree else [self._source]
 
     def _check_thread(self, *, waits: bool = False) -> None:
         bridge = self._bridge
@@ -323,8 +316,8 @@ class Subscription(Generic[MessageT]):
 
 
 def inherit(source: Source, above: Source) -> None:
-    """Have a node, and those below it, heard by those who listen to the tree above it."""
-    of_tree = [each for each in above._creche_audience.hearers if each._tree]
-    for node in source._creche_below():
+    """Have those who listen to the tree above a node listen to it, and to those below it."""
+    of_tree = [each for each in above.hearers if each._tree]
+    for each in source.below():
         for listener in of_tree:
-            node._creche_audience.add(listener)
+            each.add(listener)

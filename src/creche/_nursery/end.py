@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import lowlevel
 
-from creche._ground.errors import DeadlockError, WorkerError, get_traceback, leaves, uncancelled
+from creche._ground.errors import DeadlockError, WorkerError, leaves, uncancelled
 from creche._ground.report import is_a, tell
 from creche._ground.states import CLOSED, NEW
 
+from .failures import Leaving
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from .nursery import Nursery
 
@@ -42,7 +44,7 @@ class End:
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
 
-    async def close(self, error: BaseException | None) -> bool:
+    def close(self, error: BaseException | None) -> Coroutine[Any, Any, bool]:
         """Wait until nothing is left, leave the task group and raise what was gathered.
 
         Args:
@@ -63,38 +65,46 @@ class End:
         if is_new or nursery.bridge.is_elsewhere:
             told = "without having been entered" if is_new else "outside its event loop"
             raise WorkerError(f"{where()} is left {told}; use async with")
-        failures = nursery.failures
-        if nursery.state is CLOSED:  # by whoever found that its block was left too late, or never
-            return failures.conclude(where, error, error) if failures else False
-        cancellation: BaseException | None = None
-        misuse: WorkerError | None = None
-        leaving: BaseException | None = None
-        try:
-            if error is not None:
-                cancellation = self._take_in_surely(error)
-            if nursery.watcher.host.is_current():
-                misuse, leaving = await self._leave(cancellation)
+        return self._close(Leaving(error))
+
+    async def _close(self, leaving: Leaving) -> bool:
+        nursery = self._nursery
+        with leaving:
+            if nursery.state is not CLOSED:
+                await self._end(leaving)
+            elif nursery.failures:  # by whoever found that its block was left too late, or never
+                leaving.error = leaving.body
             else:
-                misuse = await self._leave_elsewhere()
-            if misuse is not None:
-                if failures:
-                    failures.add(misuse, nursery.tree)
-                leaving = misuse
-            elif nursery.is_killed and leaving is None:
-                leaving = WorkerError(
-                    f"a native Task.cancel() hit a task of {where()} before its first step, so "
-                    "AnyIO cancelled them all; use Worker.cancel() instead"
-                )
-            return failures.conclude(where, error, leaving)
-        finally:
-            del error, cancellation, misuse, leaving  # see errors: frames
+                return False
+            return nursery.failures.conclude(nursery.owner.label, leaving)
+
+    async def _end(self, leaving: Leaving) -> None:
+        nursery = self._nursery
+        if leaving.body is not None:
+            leaving.cancellation = self._take_in_surely(leaving.body)
+        if nursery.watcher.host.is_current():
+            await self._leave(leaving)
+        else:
+            await self._leave_elsewhere(leaving)
+        if leaving.misuse is not None:
+            if nursery.failures:
+                nursery.failures.add(leaving.misuse, nursery.tree)
+            leaving.error = leaving.misuse
+        elif nursery.is_killed and leaving.error is None:
+            leaving.error = WorkerError(
+                f"a native Task.cancel() hit a task of {nursery.owner.label()} before its first "
+                "step, so AnyIO cancelled them all; use Worker.cancel() instead"
+            )
 
     async def abandon(self) -> None:
         """Undo what ``Nursery.open()`` has done, and what was started since."""
         nursery = self._nursery
         nursery.cancel("it could not be opened")
         if nursery.task_group is not None:
-            await self._finish(await self._drain())
+            leaving = Leaving(None)
+            with leaving:
+                await self._drain(leaving)
+                await self._finish(leaving)
         else:
             self.unopened()
 
@@ -153,44 +163,28 @@ class End:
 
     # in the host, and elsewhere
 
-    async def _leave(
-        self, cancellation: BaseException | None
-    ) -> tuple[WorkerError | None, BaseException | None]:
-        """Leave in the host.
-
-        Args:
-            cancellation: What left the body, if it was one.
-
-        Returns:
-            What is wrong with the order of the blocks, if anything, and the cancellation that goes
-            on its way.
-        """
+    async def _leave(self, leaving: Leaving) -> None:
+        """Leave in the host."""
         nursery = self._nursery
-        late: BaseException | None = None
-        leaving: BaseException | None = None
-        try:
-            is_others = cancellation is not None and not nursery.is_group_cancelled()
-            if cancellation is not None:
-                self._try(nursery.cancel_from_outside)
-            misuse = await self._close_inner()
-            late = await self._drain()
-            leaving = await self._finish(cancellation or late)
-            if is_others and leaving is None:
-                # Trio leaves it to the next checkpoint. AnyIO loses a native one now and then, as
-                # it counts the cancellations of single tasks among those of the group.
-                leaving = cancellation
-            return misuse, leaving
-        finally:
-            del cancellation, late, leaving  # see errors: frames
+        is_others = leaving.cancellation is not None and not nursery.is_group_cancelled()
+        if leaving.cancellation is not None:
+            self._try(nursery.cancel_from_outside)
+        leaving.misuse = await self._close_inner()
+        await self._drain(leaving)
+        await self._finish(leaving)
+        if is_others and leaving.error is None:
+            # Trio leaves it to the next checkpoint. AnyIO sometimes loses a native one, as it
+            # counts the cancellations of single tasks among those of the group.
+            leaving.error = leaving.cancellation
 
-    async def _leave_elsewhere(self) -> WorkerError:
+    async def _leave_elsewhere(self, leaving: Leaving) -> None:
         """End it in another task than the host, and say what is wrong with that."""
         nursery = self._nursery
         nursery.cancel("left in another task", spare_host=not nursery.watcher.host.is_done())
         await self._close_inner()  # it would wait for what this very task has entered
-        await self._drain()
+        await self._drain(leaving)
         self._end_outside()
-        return WorkerError(
+        leaving.misuse = WorkerError(
             f"{nursery.owner.label()} is left in another task than the one that entered "
             "it, so all its work was cancelled; enter and leave its block in the same task"
         )
@@ -230,10 +224,9 @@ class End:
 
     # the steps of the end
 
-    async def _drain(self) -> BaseException | None:
-        """Wait until nothing is left and close; return what arrived natively in the meantime."""
+    async def _drain(self, leaving: Leaving) -> None:
+        """Wait until nothing is left and close; a native cancellation may arrive meanwhile."""
         nursery = self._nursery
-        late: BaseException | None = None
         faults = 0
         while True:
             try:
@@ -242,9 +235,9 @@ class End:
                         await nursery.reap()
                     await nursery.until_idle()
                 if nursery.shut():
-                    return late
+                    return
             except nursery.cancelled_class as exc:
-                late = late or exc
+                leaving.cancellation = leaving.cancellation or exc
                 self._try(nursery.cancel_from_outside)
             except GeneratorExit:
                 raise  # the program has ended, and with it this task
@@ -254,13 +247,12 @@ class End:
                 if faults > _MOST_FAULTS:
                     raise
 
-    async def _finish(self, cancellation: BaseException | None) -> BaseException | None:
+    async def _finish(self, leaving: Leaving) -> None:
         """Leave the task group, now that nothing is left in it; see ``_leave_group()``."""
         try:
-            return await self._leave_group(cancellation)
+            await self._leave_group(leaving)
         finally:
             self._twice(self._take_leave)
-            del cancellation  # see errors: frames
 
     def _end_outside(self) -> None:
         """End where the host cannot leave the task group, nor anybody else."""
@@ -278,36 +270,30 @@ class End:
         nursery.nesting.leave(nursery.watcher.host.task)
         nursery.owner.on_closed()
 
-    async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
+    async def _leave_group(self, leaving: Leaving) -> None:
         """Leave the task group, now empty, with a cancellation if there is one.
 
-        Returns:
-            The cancellation that goes on its way, as it was not the group's own.
+        What the group does not swallow is not its own, and leaves the block.
         """
         nursery = self._nursery
         assert nursery.task_group is not None
         self._twice(self._stop_tasks)
         try:
-            if cancellation is None:  # the wait was shielded, so it may be due
+            if leaving.cancellation is None:  # the wait was shielded, so it may be due
                 await lowlevel.checkpoint_if_cancelled()
         except nursery.cancelled_class as exc:
-            cancellation = exc
+            leaving.cancellation = exc
         except KeyboardInterrupt as exc:  # Trio delivers it here, if it is due
             nursery.failures.add(exc, nursery.tree)
-        kind = type(cancellation) if cancellation is not None else None
-        traceback = get_traceback(cancellation) if cancellation is not None else None
         try:
-            swallowed = await nursery.task_group.__aexit__(kind, cancellation, traceback)
+            if not await nursery.task_group.__aexit__(*leaving.exc_info()):
+                leaving.error = leaving.cancellation
         except nursery.cancelled_class as exc:
-            return exc
+            leaving.error = exc
         except BaseException as exc:  # noqa: BLE001 (gathered, and raised in the end)
             self._take_stray(exc)
-            return None
-        else:
-            return None if swallowed else cancellation
         finally:
             nursery.task_group = None
-            del cancellation, traceback  # see errors: frames
 
     def _take_stray(self, error: BaseException) -> None:
         """Gather what left a task of the nursery all the same.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from creche._ground.errors import (
     get_cause,
     get_context,
+    get_traceback,
     parts_of,
     set_cause,
     set_context,
@@ -20,6 +21,52 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
+
+
+class Leaving:
+    """What is on its way out of a block that is being left.
+
+    The frames that leave the block know this and none of the errors, and it is emptied before one
+    of them is raised: see errors: frames.
+    """
+
+    __slots__ = ("_context", "_is_bare", "body", "cancellation", "error", "misuse")
+
+    def __init__(self, body: BaseException | None) -> None:
+        self.body = body
+        """What left the body."""
+        self.cancellation: BaseException | None = None
+        """The cancellation with which to leave the task group."""
+        self.misuse: BaseException | None = None
+        """What is wrong with how the block is left."""
+        self.error: BaseException | None = None
+        """What the block raises; while it ends, what it raises if nothing has failed."""
+        self._is_bare = False
+        self._context: BaseException | None = None
+
+    def raise_bare(self, error: BaseException) -> None:
+        """Have a failure raised as it is, in no group."""
+        self.error, self._is_bare, self._context = error, True, get_context(error)
+
+    def exc_info(
+        self,
+    ) -> tuple[type[BaseException] | None, BaseException | None, TracebackType | None]:
+        """Give the cancellation as ``__aexit__()`` takes it."""
+        if self.cancellation is None:
+            return None, None, None
+        return type(self.cancellation), self.cancellation, get_traceback(self.cancellation)
+
+    def __enter__(self) -> None:
+        """Begin to leave the block."""
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of all errors."""
+        if self._is_bare and self.error is not None:
+            # It was raised while the cancellation of the body was handled, which on Trio holds the
+            # frames of the cancel, the tasks and so the worker: a cycle.
+            set_context(self.error, self._context)
+        self.body = self.cancellation = self.misuse = self.error = self._context = None
 
 
 class Failures:
@@ -46,48 +93,39 @@ class Failures:
         else:
             self._bare = fresh
 
-    def conclude(
-        self,
-        where: Callable[[], str],
-        error: BaseException | None,
-        leaving: BaseException | None,
-    ) -> bool:
+    def conclude(self, where: Callable[[], str], leaving: Leaving) -> bool:
         """Raise what was gathered.
 
         Args:
             where: Names the block in words.
-            error: What left the body of the block.
-            leaving: What is to be raised if nothing was gathered.
+            leaving: What is on its way out of the block.
 
         Returns:
             Whether to swallow the error of the body; ``False`` where that itself is to be raised.
 
         Raises:
             BaseExceptionGroup: The failures.
-            BaseException: The one that goes bare, with the failures as its cause; or ``leaving``.
+            BaseException: The one that goes bare, with the failures as its cause; or
+                ``leaving.error`` if nothing was gathered.
         """
+        self._hand_over(where, leaving)
+        if leaving.error is None:
+            return True
+        if leaving.error is leaving.body:
+            return False
+        raise leaving.error
+
+    def _hand_over(self, where: Callable[[], str], leaving: Leaving) -> None:
         errors, bare = self._errors, self._bare
         self._errors, self._bare = [], None
-        context = get_context(bare) if bare is not None else None
-        try:
-            if bare is not None:
-                before = get_cause(bare)
-                is_group = is_a(before, BaseExceptionGroup)
-                if before is not None and is_group:  # of a node below, from which it came
-                    errors = [*parts_of(before), *errors]
-                if errors and (before is None or is_group):
-                    set_cause(bare, BaseExceptionGroup("other errors in workers", errors))
-                leaving = bare
-            elif errors:
-                raise BaseExceptionGroup(f"unhandled errors in {where()}", errors) from None
-            if leaving is None:
-                return True
-            if leaving is error:
-                return False
-            raise leaving
-        finally:
-            if bare is not None:
-                # It was raised while the cancellation of the body was handled, which on Trio holds
-                # the frames of the cancel, the tasks and so the worker: a cycle.
-                set_context(bare, context)
-            del errors, bare, error, leaving, context  # see errors: frames
+        if bare is not None:
+            before = get_cause(bare)
+            is_group = is_a(before, BaseExceptionGroup)
+            if before is not None and is_group:  # of a node below, from which it came
+                errors = [*parts_of(before), *errors]
+            if errors and (before is None or is_group):
+                set_cause(bare, BaseExceptionGroup("other errors in workers", errors))
+            leaving.raise_bare(bare)
+        elif errors:
+            leaving.error = BaseExceptionGroup(f"unhandled errors in {where()}", errors)
+            set_cause(leaving.error, None)  # as "raise from None" does

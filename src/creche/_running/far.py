@@ -349,25 +349,12 @@ class Far:
             if is_awaitable(value):
                 from .own_loop import on_own_loop  # noqa: PLC0415 (imports AnyIO)
 
-                return on_own_loop(_Loop(self), value, self._head.backend)
+                return on_own_loop(self._head.label, self._on_stop, value, self._head.backend)
             check_no_generator(value, lambda: self._head.label)
             return value
         finally:
             if is_unawaited(value):
                 cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
-
-
-class _Loop:
-    """The work, as the event loop that it has of its own sees it."""
-
-    def __init__(self, far: Far) -> None:
-        self._far = far
-
-    def on_cancel(self, stop: Callable[[], object]) -> None:
-        self._far._on_stop(stop)
-
-    def label(self) -> str:
-        return self._far._head.label
 
 
 # the log

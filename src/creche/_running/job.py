@@ -11,25 +11,53 @@ from creche._ground.interrupts import interruptible
 from creche._ground.report import is_a, is_awaitable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from contextvars import Context
+
+    from .runner import OwnTask
 
 COROUTINE: type[Any] = CoroutineType
 
 
-class LoopJob(Protocol):
-    """What is asked for work that runs on an event loop of its own."""
+class TaskJob(Protocol):
+    """What running in a task asks of its worker."""
 
-    def on_cancel(self, stop: Callable[[], object]) -> None:
-        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+    _context: Context | None
+    """What to run in; ``None`` once the worker was called off."""
+    _work: Any
+    """What to call, or to await."""
+
+    def _task_name(self) -> str:
+        """Give the name of the task."""
         ...
+
+    def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
+        """Give what to run, which must not raise; it begins by taking the task."""
+        ...
+
+    def _is_to_await(self, value: object) -> bool:
+        """Whether a value that the work returned is to be awaited."""
+        ...
+
+    def _lose_task(self, fault: BaseException) -> None:
+        """End: no task could be made, or a runner was interrupted between two steps."""
+        ...
+
+    def _creche_label(self) -> str:
+        """Name the worker in a sentence."""
+        ...
+
+
+class Job(Protocol):
+    """What running in a thread asks of its worker."""
 
     def label(self) -> str:
         """Name the worker in a sentence."""
         ...
 
-
-class Job(LoopJob, Protocol):
-    """What running in a thread asks of its worker."""
+    def on_cancel(self, stop: Callable[[], object]) -> None:
+        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        ...
 
     @property
     def worker(self) -> object:
@@ -100,8 +128,9 @@ def is_unawaited(value: object) -> bool:
     return is_a(value, COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
 
 
-def leaked(job: LoopJob) -> WorkerError:
+def leaked(label: str) -> WorkerError:
+    """Make the error for a cancellation that nobody had asked for."""
     return WorkerError(
-        f"the work of {job.label()} raised a cancellation that nobody had asked for; "
+        f"the work of {label} raised a cancellation that nobody had asked for; "
         "let cancellation out of the scope it belongs to only"
     )

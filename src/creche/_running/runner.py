@@ -39,7 +39,7 @@ from collections import deque
 from contextvars import Context
 from functools import partial
 from types import coroutine
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
@@ -50,29 +50,12 @@ if TYPE_CHECKING:
     from creche._ground.backend import Backend
     from creche._nursery.nursery import Nursery
 
+    from .job import TaskJob
+
 MOST = 10
 """How many runners a nursery keeps."""
 IDLE = "idle runner"
 """The name of a task that has nothing to run."""
-
-
-class Shared(Protocol):
-    """What a runner asks of a job that may share its task with others."""
-
-    _context: Context | None
-    """What the job is to run in, ``None`` once it was called off."""
-
-    def _task_name(self) -> str:
-        """Give the name of its task."""
-        ...
-
-    def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
-        """Give what is to be run, which must not raise; it begins by taking the task."""
-        ...
-
-    def _lose_task(self, fault: BaseException) -> None:
-        """Take note that no task can be had, or that a runner was broken off between two steps."""
-        ...
 
 
 class Runners:
@@ -99,7 +82,7 @@ class Runners:
         #   Without one, nothing is ready. While the nursery is being opened it is this object.
         # - _idle sleep until they are given a job; _spawned have not taken their first step.
         self._nursery = nursery
-        self._ready: deque[Shared] = deque()
+        self._ready: deque[TaskJob] = deque()
         self._awake: object = None
         self._idle: dict[Runner, None] = {}
         self._kept = 0  # how many runners may be used again
@@ -115,7 +98,7 @@ class Runners:
         """Launch what waits, as the nursery is open."""
         self._replace(self)
 
-    def launch(self, job: Shared) -> None:
+    def launch(self, job: TaskJob) -> None:
         """Have a job run, from the next turn of the loop on.
 
         Raises:
@@ -129,7 +112,7 @@ class Runners:
         with self._nursery.bridge.steps:
             self._awake = self._give(job)
 
-    def _give(self, job: Shared) -> Runner | None:
+    def _give(self, job: TaskJob) -> Runner | None:
         """Give a job to a runner that is idle, to a new one, or a task of its own."""
         # Who has a factory of tasks makes one for each, and may fail to: the caller learns of that.
         if self._nursery.backend.shares_tasks():
@@ -232,7 +215,7 @@ class Runners:
         """Take note that a runner was woken, or cancelled as it slept; may be called again."""
         self._idle.pop(runner, None)
 
-    def put_back(self, job: Shared) -> None:
+    def put_back(self, job: TaskJob) -> None:
         """Take back what a runner was given and does not run."""
         self._ready.appendleft(job)
 
@@ -257,18 +240,18 @@ class OwnTask:
 
     __slots__ = ("_pool", "coro", "handle", "job")
 
-    def __init__(self, pool: Runners, job: Shared) -> None:
+    def __init__(self, pool: Runners, job: TaskJob) -> None:
         self._pool = pool
         self.handle: anyio.TaskHandle[None]
         """Its task."""
-        self.job: Shared | None = job
+        self.job: TaskJob | None = job
         """What it runs, or is given to run."""
         self.coro: Coroutine[Any, Any, None] | None = None
         """What its job runs, once that has begun."""
 
     def run(self) -> Coroutine[Any, Any, None]:
         """Give what is to be run: that of the job itself, as one round it would take memory."""
-        return cast("Shared", self.job)._main(self)
+        return cast("TaskJob", self.job)._main(self)
 
     def begin(self) -> None:
         """Take note that the job begins."""
@@ -288,7 +271,7 @@ class Runner(OwnTask):
 
     __slots__ = ("_is_spent", "_sleep")
 
-    def __init__(self, pool: Runners, job: Shared) -> None:
+    def __init__(self, pool: Runners, job: TaskJob) -> None:
         super().__init__(pool, job)
         self._is_spent = False
         self._sleep: Awaitable[None] | None = None
@@ -305,7 +288,7 @@ class Runner(OwnTask):
         """Take note that its job ends in this step, and it can take another."""
         self._pool.come_round(self)
 
-    def wake(self, job: Shared | None) -> None:
+    def wake(self, job: TaskJob | None) -> None:
         """Give a job to one that is idle; without one it ends."""
         self.job = job
         self._pool.wake(self._sleep)

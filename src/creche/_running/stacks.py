@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from creche._ground.public import publish
 
@@ -45,12 +45,6 @@ class FrameSnapshot:
 
 
 publish(FrameSnapshot)
-
-
-class Standing(Protocol):
-    """What is asked of a worker to find out where it stands."""
-
-    _handle: OwnTask | None
 
 
 @functools.cache
@@ -102,15 +96,16 @@ def find_calls() -> dict[int, Any]:
             if frame.f_code is _LOOP:
                 awaited = frame.f_locals.get("awaitable")
             elif frame.f_code is _CALL:
-                # A call that is just ending has let go of itself: nobody asks for None.
-                job = getattr(frame.f_locals.get("self"), "_job", None)
+                call: ThreadCall = frame.f_locals["self"]
                 place = awaited if awaited is not None else library.StackSlice(outer=frame)
-                calls[id(getattr(job, "worker", None))] = place
+                calls[id(call._job.worker)] = place
             frame = frame.f_back
     return calls
 
 
-def find_stack(worker: Standing, calls: dict[int, Any]) -> tuple[FrameSnapshot, ...]:
+def find_stack(
+    worker: object, task: OwnTask | None, calls: dict[int, Any]
+) -> tuple[FrameSnapshot, ...]:
     """Tell where a worker stands, from the outermost frame to the innermost, but for our own.
 
     Of the places within the libraries of the event loop, to which the way down leads in the end,
@@ -118,11 +113,12 @@ def find_stack(worker: Standing, calls: dict[int, Any]) -> tuple[FrameSnapshot, 
 
     Args:
         worker: The worker.
+        task: What runs its task, if it has one.
         calls: What ``find_calls()`` found.
     """
     place = calls.get(id(worker))
-    if place is None and worker._handle is not None:
-        place = worker._handle.coro
+    if place is None and task is not None:
+        place = task.coro
     if place is None:
         return ()  # it has not begun
     # Looking for context managers as well would take ten times as long.

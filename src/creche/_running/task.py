@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from creche._ground.errors import WorkerError
 from creche._ground.interrupts import await_users, interruptible
@@ -13,20 +13,7 @@ from .job import COROUTINE, FUNCTIONS, call, check_no_generator
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-
-class TaskJob(Protocol):
-    """What is asked of a worker that runs in a task."""
-
-    _work: Any
-    """What to call, or to await."""
-
-    def _is_to_await(self, value: object) -> bool:
-        """Whether a value that the work returned is to be awaited."""
-        ...
-
-    def _creche_label(self) -> str:
-        """Name the worker in a sentence."""
-        ...
+    from .job import TaskJob
 
 
 @interruptible
@@ -38,22 +25,19 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
         the largest object of a worker.
     """
     work = job._work
-    try:
-        value: Any = work() if type(work) in FUNCTIONS else call(work)
-        if type(value) is COROUTINE:
-            own: Coroutine[Any, Any, Any] = value
-            return own
-        if job._is_to_await(value):
-            return await_users(value)
-        if is_awaitable(value):
-            return _give(value)  # a worker: whoever wants its result awaits it
-        check_no_generator(value, job._creche_label)
-        raise WorkerError(
-            f"the work of {job._creche_label()} is a plain function that returned no awaitable "
-            f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
-        )
-    finally:
-        del job, work  # see errors: frames
+    value: Any = work() if type(work) in FUNCTIONS else call(work)
+    if type(value) is COROUTINE:
+        own: Coroutine[Any, Any, Any] = value
+        return own
+    if job._is_to_await(value):
+        return await_users(value)
+    if is_awaitable(value):
+        return _give(value)  # a worker: whoever wants its result awaits it
+    check_no_generator(value, job._creche_label)
+    raise WorkerError(
+        f"the work of {job._creche_label()} is a plain function that returned no awaitable "
+        f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
+    )
 
 
 async def _give(value: Any) -> Any:

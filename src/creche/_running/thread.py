@@ -166,7 +166,7 @@ class ThreadCall:
         if is_a(self._error, anyio.get_cancelled_exc_class()):
             self._error = None
             await lowlevel.checkpoint_if_cancelled()
-            raise leaked(self._job)
+            raise leaked(self._job.label())
         raise self._take_error()
 
     def _take_error(self) -> BaseException:
@@ -188,11 +188,8 @@ class ThreadCall:
             except BaseException as fault:  # noqa: BLE001 (as above)
                 self._keep(fault)
                 self._leave()  # or the host would wait for ever
-            finally:
-                del self  # see errors: frames
 
     def _run_in_thread(self) -> None:
-        work: object = None
         with self._lock:
             if self._called_off:
                 return
@@ -204,8 +201,6 @@ class ThreadCall:
             self._value = self._do(work)
         except BaseException as error:  # noqa: BLE001 (as above)
             self._error = error
-        finally:
-            del self, work  # see errors: frames
 
     def _keep(self, fault: BaseException) -> None:
         """Keep for the host what broke off a step of our own, unless the work has raised."""
@@ -238,14 +233,16 @@ class ThreadCall:
             value = call(work)
             if self._job.is_to_await(value):
                 return on_own_loop(
-                    self._job, cast("Awaitable[Any]", value), backend_name(self._token)
+                    self._job.label(),
+                    self._job.on_cancel,
+                    cast("Awaitable[Any]", value),
+                    backend_name(self._token),
                 )
             check_no_generator(value, self._job.label)
             return value
         finally:
             if is_unawaited(value):
                 cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
-            del self, work  # see errors: frames
 
     def _report_late(self, left: Callable[[], object]) -> None:
         if self._abandon:

@@ -78,7 +78,7 @@ async def live_board(node: Node, *, console: Console | None = None) -> AsyncGene
     """
     if not isinstance(node, Node):
         raise WorkerError(f"live_board() takes a Node, not {node!r:.100}")
-    async with Subscription(node, CHANGES, tree=True) as events:
+    async with Node.subscribe(node, *CHANGES, tree=True) as events:
         name = f"board of node {path_of(node)!r}"
         faults = Faults(f"the {name}")
         board = Board(node, events, faults)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 from opentelemetry import metrics
 
-from creche import Node, Subscription, Worker, WorkerError, WorkerState
+from creche import Node, Worker, WorkerError, WorkerState
 from creche._core.facts import facts_of
 from creche._ground.text import path_of, text_of
 from creche._looking.watching import Faults, beside
@@ -71,7 +71,7 @@ async def metered(
         raise WorkerError(f"lag_every must be above 0 seconds, not {lag_every!r}")
     name = f"meter of node {path_of(node)!r}"
     faults = Faults(f"the {name}")
-    async with Subscription(node, (Worker.StateChanged,), tree=True) as events:
+    async with Node.subscribe(node, Worker.StateChanged, tree=True) as events:
         recorder = _Recorder(meter if meter is not None else metrics.get_meter("creche"), faults)
         try:
             async with AsyncExitStack() as stack:

@@ -16,7 +16,7 @@ import anyio
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from creche import Node, Subscription, Worker, WorkerError, WorkerState
+from creche import Node, Worker, WorkerError, WorkerState
 from creche._core.facts import facts_of
 from creche._ground.text import path_of, text
 from creche._looking.watching import Faults, beside
@@ -70,7 +70,7 @@ async def traced(node: Node, tracer: trace.Tracer | None = None) -> AsyncGenerat
     name = f"tracer of node {path_of(node)!r}"
     maker = tracer if tracer is not None else trace.get_tracer("creche")
     spans = _Spans(maker, Faults(f"the {name}"))
-    async with Subscription(node, _EVENTS, tree=True) as events:
+    async with Node.subscribe(node, *_EVENTS, tree=True) as events:
         try:
             async with beside(partial(spans.follow, events), spans.faults, name):
                 yield

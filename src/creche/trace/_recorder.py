@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from creche import Node, Subscription, Worker, WorkerError, WorkerState
+from creche import Node, Worker, WorkerError, WorkerState
 from creche._core.facts import below, facts_of
 from creche._ground.text import error_text, name_of, path_of, text_of
 from creche._looking.watching import Faults, beside
@@ -81,7 +81,7 @@ class Trace:
     def __init__(self, node: Node, keep: int) -> None:
         self._node = node
         self._keep = keep
-        self._events = Subscription(node, _EVENTS, tree=True)
+        self._events = Node.subscribe(node, *_EVENTS, tree=True)
         # Those that have not ended, by number. They are held by their nodes.
         self._entries: dict[int, Entry] = {}
         self._workers: WeakValueDictionary[int, Worker[Any]] = WeakValueDictionary()
