@@ -38,6 +38,7 @@ from creche._nursery.held import HeldTask
 from creche._nursery.nesting import Nesting
 from creche._nursery.nursery import Nursery
 from creche._nursery.watcher import Watcher
+from creche._running.task import in_task
 from creche._running.thread import ThreadCall
 from creche.testing._leaks import busy_threads
 from helpers import RENDEZVOUS, SUCCESS, BaseExceptionGroup, leaves, settle, trio_random, until
@@ -101,7 +102,7 @@ THE_WAY_IN = [
         Worker._launch,
         Worker._keep_context,
     ),
-    *(Worker._hold, run.begin, cancelling.refuse, cancelling.disown),
+    *(Worker._hold, run.begin, in_task, cancelling.refuse, cancelling.disown),
     *(Nursery.spawn, Nursery.spawn_held, Nursery.check_admission, Nursery.check_loop),
     *(Audience.announce, Audience._tell, join, Life.on_cancel),
 ]

@@ -1,8 +1,8 @@
-"""What the core asks of asyncio and Trio themselves, since it asks for every worker.
+"""What the core asks asyncio and Trio directly, because it asks for every worker.
 
-AnyIO's functions find out each time what runs: its ``current_time()`` and
-``current_effective_deadline()`` together were a quarter of what a worker costs. And some of it
-AnyIO does not tell, as whether a task has ended.
+AnyIO's functions detect the running backend on each call: ``current_time()`` and
+``current_effective_deadline()`` together were a quarter of the cost of a worker. And AnyIO does not
+offer some of it, for example whether a task has ended.
 """
 
 from __future__ import annotations
@@ -10,22 +10,28 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from abc import ABC, abstractmethod
 from functools import partial
 from gc import get_referents
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import getweakrefcount
 
 from .interrupts import keep_interrupts_out
 
 if TYPE_CHECKING:
+    import asyncio
     from asyncio import AbstractEventLoop, Future, Task
     from collections.abc import Awaitable, Callable, Generator
     from contextvars import Context
 
     import anyio
+    import trio
     from anyio.lowlevel import EventLoopToken
     from trio.lowlevel import Abort, RaiseCancelT
     from trio.lowlevel import Task as TrioTask
+
+    Event: TypeAlias = asyncio.Event | trio.Event | anyio.Event
+    """An event; where the loop is known, its own, which costs less."""
 
 
 def _cannot_count(_: object) -> int:  # pragma: no cover (on PyPy and free-threaded builds)
@@ -37,142 +43,127 @@ _has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
 getrefcount = getattr(sys, "getrefcount", _cannot_count) if _has_gil else _cannot_count
 
 
-class CancelProbe(Protocol):
-    """Hears at once when a cancel scope round its task is cancelled: before the task itself does.
+class CancelProbe(ABC):
+    """Notices at once that a cancel scope around its task was cancelled, before the task does.
 
     Both backends cancel what a task waits for in the same step as the scope.
     """
 
+    @abstractmethod
     async def listen(self) -> None:
-        """Wait in the current task until it is cancelled, by whatever."""
-        ...
+        """Wait in the current task until it is cancelled, by whatever means."""
 
+    @abstractmethod
     async def until_listening(self) -> None:
-        """Have the task that was spawned last, to listen, begin before any that follows."""
-        ...
+        """Let the task that was just spawned call ``listen()`` before any later task begins."""
 
+    @abstractmethod
     def has_heard(self) -> bool:
-        """Whether there may have been a cancellation; certainly none if ``False``."""
-        ...
+        """Whether there may have been a cancellation; if ``False``, there was none."""
 
 
-class Host(Protocol):
+class Host(ABC):
     """The task in which a nursery was opened."""
 
-    @property
-    def task(self) -> object:
-        """The task itself, as the backend has it."""
-        ...
+    task: Any
+    """The task itself, as the backend has it."""
 
+    @abstractmethod
     def is_current(self) -> bool:
-        """Whether it is the one that runs now."""
-        ...
+        """Whether it is the current task."""
 
+    @abstractmethod
     def is_done(self) -> bool:
         """Whether it has ended."""
-        ...
 
+    @abstractmethod
     def when_done(self, call: Callable[[], object]) -> None:
-        """Have a call made on the loop once it has ended; Trio cancels what it left open."""
-        ...
+        """Make a call on the loop once it has ended; Trio cancels what it left open."""
 
 
-class Event(Protocol):
-    """An event of one event loop, as asyncio and Trio have it."""
-
-    def set(self) -> object:
-        """Wake all who wait, and who will; on the loop."""
-        ...
-
-    async def wait(self) -> object:
-        """Wait until it is set."""
-        ...
-
-
-class Backend(Protocol):
+class Backend(ABC):
     """One event loop."""
 
     clock: Callable[[], float]
     """Its clock, in seconds, for use in its thread."""
 
-    def get_task(self) -> object:
-        """Give the current task of this loop, ``None`` if the caller is in none.
+    get_task: Callable[[], Any]
+    """Gives the current task of this loop, ``None`` if the caller is in none.
 
-        Then it is in a signal handler while the loop sleeps, in a bare callback, or in a task of
-        another loop in the same thread.
-        """
-        ...
+    Then it is in a signal handler while the loop sleeps, in a bare callback, or in a task of
+    another loop in the same thread.
+    """
 
+    @abstractmethod
     def is_in_eager_task(self) -> bool:
-        """Whether the current task was begun within the step of another, which goes on after."""
-        ...
+        """Whether the current task was started within a step of another, which goes on after."""
 
+    @abstractmethod
     def get_host(self) -> Host:
         """Give the current task."""
-        ...
 
+    @abstractmethod
     def new_cancel_probe(self) -> CancelProbe:
-        """Make an ear."""
-        ...
+        """Make a cancel probe."""
 
+    @abstractmethod
     def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
-        """Whether the task has left a cancel scope open within its own, as far as can be told."""
-        ...
+        """Whether the task has left a cancel scope open within its own, as far as is known."""
 
+    @abstractmethod
     def new_event(self) -> Event:
-        """Make an event; AnyIO's would find out which loop runs, at each step of its life."""
-        ...
+        """Make an event; AnyIO's would detect the running loop each time it is used."""
 
     checkpoint: Callable[[], Awaitable[None]]
-    """Give the loop its turn, and raise a cancellation that has come; as AnyIO's."""
+    """Let the loop run, and raise a cancellation that is due; as ``anyio.lowlevel.checkpoint``."""
 
     new_sleep: Callable[[], Awaitable[None]]
     """Make what the current task is about to await, once; cheaper than an event."""
 
+    @abstractmethod
     def wake(self, sleep: Any) -> None:
-        """Wake the task that awaits it, or will; may be called again, and after a cancellation."""
-        ...
+        """Wake the task that awaits it, or will; safe to call again or after a cancellation."""
 
     # for tasks that run one job after another
 
+    @abstractmethod
     async def pause(self) -> None:
-        """Give the loop its turn."""
-        ...
+        """Let the loop run for one turn."""
 
+    @abstractmethod
     def rename(self, task: Any, name: str) -> None:
         """Give a task another name."""
-        ...
 
+    @abstractmethod
     def enter_context(self, task: Any, context: Context) -> Context | None:
-        """Have a task run in another context from its next step on.
+        """Make a task run in another context from its next step on.
 
         Returns:
             The one it had; ``None`` where the context of a task cannot be changed.
         """
-        ...
 
+    @abstractmethod
     def shares_tasks(self) -> bool:
-        """Whether tasks may run one job after another: nobody else makes those of this loop."""
-        ...
+        """Whether tasks may run one job after another: nothing else creates this loop's tasks."""
 
+    @abstractmethod
     def traces(self, task: Any) -> object:
-        """Tell what changes if somebody keeps the task, to be compared within one task.
+        """Give what changes when somebody keeps a reference to the task.
 
         Returns:
-            ``None`` where that cannot be told.
+            Something to compare within one task; ``None`` where there is no way to know.
         """
-        ...
 
+    @abstractmethod
     def is_kept(self, traces: Any) -> bool:
-        """Whether somebody may have a task already, by its traces in its first step."""
-        ...
+        """Whether somebody may hold a new task already, by its traces in its first step."""
 
 
 # The fewest traces that a task had in its first step, for each kind of loop.
 _fewest: dict[tuple[object, bool], tuple[int, ...]] = {}
 
 
-class _AsyncioProbe:
+class _AsyncioProbe(CancelProbe):
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._waiter: Future[None] | None = None
@@ -188,7 +179,7 @@ class _AsyncioProbe:
         return self._waiter is None or self._waiter.done()
 
 
-class _AsyncioHost:
+class _AsyncioHost(Host):
     def __init__(self, get_task: Callable[[], Task[Any] | None]) -> None:
         self._get_task = get_task
         self.task: Task[Any] = cast("Task[Any]", get_task())
@@ -203,7 +194,7 @@ class _AsyncioHost:
         self.task.add_done_callback(lambda _: call())
 
 
-class _Asyncio:
+class _Asyncio(Backend):
     def __init__(self, loop: AbstractEventLoop) -> None:
         # It is running; under Trio it is not needed.
         from asyncio import BaseEventLoop, Event, current_task, sleep  # noqa: PLC0415
@@ -306,7 +297,7 @@ class _TrioSleep:
             lowlevel.reschedule(task)
 
 
-class _TrioProbe:
+class _TrioProbe(CancelProbe):
     def __init__(self) -> None:
         self._heard = True
 
@@ -329,7 +320,7 @@ class _TrioProbe:
         return self._heard
 
 
-class _TrioHost:
+class _TrioHost(Host):
     def __init__(self, current_task: Callable[[], TrioTask]) -> None:
         self._current_task = current_task
         self.task = current_task()
@@ -344,7 +335,14 @@ class _TrioHost:
         """Do nothing: Trio cancels the nurseries that an ended task has left open."""
 
 
-class _Trio:
+def _current_or_none(current_task: Callable[[], TrioTask]) -> TrioTask | None:
+    try:
+        return current_task()
+    except RuntimeError:
+        return None
+
+
+class _Trio(Backend):
     def __init__(self) -> None:
         from trio import Event, lowlevel  # noqa: PLC0415 (as above)
 
@@ -353,13 +351,8 @@ class _Trio:
         self.new_sleep: Callable[[], Awaitable[None]] = partial(_TrioSleep, self)
         self.clock = lowlevel.current_clock().current_time
         self._current_task = lowlevel.current_task
+        self.get_task = partial(_current_or_none, lowlevel.current_task)
         keep_interrupts_out(lowlevel.enable_ki_protection, lowlevel.disable_ki_protection)
-
-    def get_task(self) -> object:
-        try:
-            return self._current_task()
-        except RuntimeError:
-            return None
 
     def is_in_eager_task(self) -> bool:
         return False  # Trio has none

@@ -13,7 +13,7 @@ import threading
 import traceback
 from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from creche._ground.context import current
 from creche._ground.errors import WorkerCancelled, WorkerError
@@ -22,12 +22,11 @@ from creche._ground.report import harmless, is_awaitable, text_of
 from creche._ground.steps import check_steps, percent, track
 
 from . import wire
-from .job import call, check_no_generator, is_unawaited
+from .job import call, check_no_generator, close_unawaited
 from .tracing import take_trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-    from types import CoroutineType
 
 T = TypeVar("T")
 INTERVAL = 0.05
@@ -353,8 +352,7 @@ class Far:
             check_no_generator(value, lambda: self._head.label)
             return value
         finally:
-            if is_unawaited(value):
-                cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
+            close_unawaited(value)
 
 
 # the log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from creche._ground.errors import WorkerError
 from creche._ground.interrupts import interruptible
@@ -126,6 +126,12 @@ def check_no_generator(value: object, label: Callable[[], str]) -> None:
 def is_unawaited(value: object) -> bool:
     """Whether something is a coroutine of which not a line has run: it is warned about."""
     return is_a(value, COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
+
+
+def close_unawaited(value: object) -> None:
+    """Close such a coroutine: the function that made it was interrupted before awaiting it."""
+    if is_unawaited(value):
+        cast("CoroutineType[Any, Any, Any]", value).close()
 
 
 def leaked(label: str) -> WorkerError:

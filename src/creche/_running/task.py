@@ -8,7 +8,7 @@ from creche._ground.errors import WorkerError
 from creche._ground.interrupts import await_users, interruptible
 from creche._ground.report import is_awaitable, shown
 
-from .job import COROUTINE, FUNCTIONS, call, check_no_generator
+from .job import COROUTINE, FUNCTIONS, call, check_no_generator, close_unawaited
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -24,20 +24,25 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
         What to await for it. That is the work's own coroutine, as a rule: one around it would be
         the largest object of a worker.
     """
-    work = job._work
-    value: Any = work() if type(work) in FUNCTIONS else call(work)
-    if type(value) is COROUTINE:
-        own: Coroutine[Any, Any, Any] = value
-        return own
-    if job._is_to_await(value):
-        return await_users(value)
-    if is_awaitable(value):
-        return _give(value)  # a worker: whoever wants its result awaits it
-    check_no_generator(value, job._creche_label)
-    raise WorkerError(
-        f"the work of {job._creche_label()} is a plain function that returned no awaitable "
-        f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
-    )
+    value: Any = None
+    try:
+        work = job._work
+        value = work() if type(work) in FUNCTIONS else call(work)
+        if type(value) is COROUTINE:
+            own: Coroutine[Any, Any, Any] = value
+            return own
+        if job._is_to_await(value):
+            return await_users(value)
+        if is_awaitable(value):
+            return _give(value)  # a worker: whoever wants its result awaits it
+        check_no_generator(value, job._creche_label)
+        raise WorkerError(
+            f"the work of {job._creche_label()} is a plain function that returned no awaitable "
+            f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
+        )
+    except BaseException:
+        close_unawaited(value)
+        raise
 
 
 async def _give(value: Any) -> Any:

@@ -14,12 +14,11 @@ from creche._ground.bridge import backend_name, run_soon
 from creche._ground.errors import WorkerError, strip_traceback
 from creche._ground.report import is_a, shown, tell
 
-from .job import call, check_no_generator, is_unawaited, leaked
+from .job import call, check_no_generator, close_unawaited, leaked
 from .own_loop import on_own_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from types import CoroutineType
 
     from anyio import CapacityLimiter
 
@@ -241,8 +240,7 @@ class ThreadCall:
             check_no_generator(value, self._job.label)
             return value
         finally:
-            if is_unawaited(value):
-                cast("CoroutineType[Any, Any, Any]", value).close()  # it was broken off
+            close_unawaited(value)
 
     def _report_late(self, left: Callable[[], object]) -> None:
         if self._abandon:
