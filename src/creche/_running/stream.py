@@ -82,7 +82,7 @@ class Stream:
         Raises:
             OSError: The other end is closed, or the frame is too long.
         """
-        start, end = self._head.size, 0
+        start, end, number = self._head.size, 0, 0
         while True:
             if not end and len(self._buffer) >= start:
                 size, number = self._head.unpack_from(self._buffer)
