@@ -242,6 +242,14 @@ def elsewhere(session: nox.Session) -> None:
     session.run("python", "tests/soak/elsewhere.py", *session.posargs)
 
 
+@nox.session(python=FOUND[-1])
+def many(session: nox.Session) -> None:
+    """Run a million jobs in processes and 10,000 on a cluster; memory stays, kills are quick."""
+    session.install("-e", ".", *group("tests"))
+    for what in session.posargs or ["processes", "dask", "kill"]:
+        session.run("python", "tests/soak/many.py", what)
+
+
 @nox.session(python=FOUND)
 def interrupts(session: nox.Session) -> None:
     """Interrupt programs at every executed line of the core; it takes hours."""

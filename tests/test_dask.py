@@ -316,7 +316,7 @@ async def test_isolated_work_begins_once(tmp_path):
         worker = await begun(app, partial(farwork.hold, sign, gate), sign, where=way)
         line = line_of(app)
         (key,) = line._entries
-        line.take(key, asks=True, message=b"")
+        line.take(key, "another", b"")
         gate.touch()
         await worker.join()
     assert isinstance(worker.error, WorkerCrashed)
@@ -324,6 +324,33 @@ async def test_isolated_work_begins_once(tmp_path):
         "what ran worker 'hold' is gone: its machine was lost",
         1,
     )
+
+
+async def test_isolated_work_on_a_lost_machine_alone(tmp_path, monkeypatch):
+    """Isolated work whose machine was lost has crashed, even if it begins on no other one."""
+    monkeypatch.setattr(_line, "_LOOK", 0)
+    looks = []
+
+    async def look(client, *, asynchronous):
+        assert asynchronous
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise OSError("busy")
+        return await client.scheduler.ncores() if len(looks) == 2 else {}
+
+    monkeypatch.setattr(distributed.Client, "nthreads", look)
+    sign, gate = tmp_path / "runs", tmp_path / "gate"
+    async with Node("app", exit_on_error=False) as app:
+        way = OnDask(client(), isolate=True)
+        worker = app.run_worker(partial(farwork.hold, sign, gate), where=way)
+        await worker.join()
+        gate.touch()
+        again = app.run_worker(partial(farwork.add, 1, 2), where=way)  # it is watched anew
+        await again.join()
+        await until(lambda: not _there._running)
+    assert str(worker.error) == "what ran worker 'hold' is gone: its machine was lost"
+    assert isinstance(worker.error, WorkerCrashed)
+    assert looks[:3] == [0, 1, 2]
 
 
 async def test_nobody_expects_it_any_more(on_dask, monkeypatch):
@@ -337,8 +364,8 @@ async def test_nobody_expects_it_any_more(on_dask, monkeypatch):
     async with Node("app") as app:
         await app.run_worker(farwork.pid, where=on_dask)
         line = line_of(app)
-        line.take("lost", asks=False, message=b"")
-        line.take("lost", asks=True, message=b"")
+        line.take("lost", "", b"")
+        line.take("lost", "machine", b"")
         await until(lambda: said)
     assert said[0].answers == {"lost": False}
 
@@ -392,7 +419,7 @@ def test_event_after_the_end():
     class Gone:
         """What was there."""
 
-    _line._hand_over(weakref.ref(Gone()), (0.0, ("key", False, b"")))
+    _line._hand_over(weakref.ref(Gone()), (0.0, ("key", "", b"")))
 
 
 def test_the_extra_is_named():

@@ -75,6 +75,22 @@ async def test_isolated_work_on_a_lost_machine(client, tmp_path):
     assert worker.attempt == 1
 
 
+async def test_isolated_work_when_the_only_machine_is_lost(tmp_path):
+    """Isolated work on the only machine has crashed when that is lost, and no other one comes."""
+    going = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+    with going, distributed.Client(going) as client:
+        async with Node("app", exit_on_error=False) as app:
+            hold = partial(farwork.hold, None, tmp_path / "gate")
+            worker = app.run_worker(hold, where=OnDask(client, isolate=True))
+            await until(lambda: worker.state is RUNNING)
+            await anyio.to_thread.run_sync(going.scale, 0)
+            with anyio.fail_after(3 * RENDEZVOUS):
+                await worker.join()
+            (tmp_path / "gate").touch()
+    assert isinstance(worker.error, WorkerCrashed)
+    assert "its machine was lost" in str(worker.error)
+
+
 async def test_work_that_kills_its_machines(client):
     """Work that kills each machine that it is on is given up by Dask."""
     async with Node("app", exit_on_error=False) as app:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import traceback
 from functools import partial
 
 import anyio
@@ -458,3 +459,18 @@ async def test_record_that_cannot_be_logged(engine, caplog):
     assert worker.where == "there"
     assert "a record from elsewhere cannot be logged" in caplog.text
     assert [each.getMessage() for each in caplog.records if each.name == "elsewhere"] == ["hello"]
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+async def test_frames_of_a_way(is_hidden):
+    """The frames of a way that says it is one are cut from the traceback; others are kept."""
+    module = {"__name__": "somewhere", "__tracebackhide__": is_hidden}
+    exec("async def way(job):\n    return job.work()", module)  # noqa: S102 (a module of its own)
+
+    def fail():
+        raise ValueError("no")
+
+    async with Node("app", exit_on_error=False) as app:
+        worker = await app.run_worker(fail, where=module["way"]).join()
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(worker.error.__traceback__)]
+    assert names == (["fail"] if is_hidden else ["way", "fail"])

@@ -317,7 +317,8 @@ def strip_traceback(error: BaseException) -> None:
     """Drop the library's own frames from the head of a traceback.
 
     They tell the user nothing, and they hold the worker, which holds the error: a reference cycle.
-    So those of ours that a later frame still refers to are cleared.
+    So those of ours that a later frame still refers to are cleared. A way outside of the core says
+    of its modules that they are ours: ``__tracebackhide__ = True``, as pytest has it.
     """
     with harmless:  # what runs in exec() may have globals of any kind
         traceback = _TRACEBACK.__get__(error)
@@ -328,7 +329,11 @@ def strip_traceback(error: BaseException) -> None:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith(("creche._", "creche.dask."))
+    module = frame.f_globals
+    return (
+        str(module.get("__name__")).startswith("creche._")
+        or module.get("__tracebackhide__") is True
+    )
 
 
 # Clearing a coroutine that is suspended would close it, and it may be suspended again since.

@@ -34,9 +34,12 @@ if TYPE_CHECKING:
 
     from creche.ways import Job
 
+__tracebackhide__ = True  # in the traceback of what the work raises
 T = TypeVar("T")
 _PATIENCE = 5.0
 """Seconds that the last call to the cluster may take."""
+_LOOK = 2.0
+"""Seconds from one look at the machines of the cluster to the next."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,17 @@ class Failure:
         )
 
 
+_LOST = Failure("its machine was lost", is_crash=True)
+
+
 class Entry:
     """A job that is on the cluster, or on its way there."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.has_begun = False  # as far as it has to ask
-        self.is_lost = False
-        """Whether it asked again, as its machine was lost, and it may begin once."""
+        self.machine = ""
+        """The address of the machine where it has begun, if it had to ask; it may begin once."""
+        self.outcome: Outcome[bytes | Failure]
 
 
 class _Batch:
@@ -93,14 +99,17 @@ class Line:
         self._entries: dict[str, Entry] = {}
         self._batch = _Batch()
         self._wanted = anyio.Event()
+        self._has_once = anyio.Event()  # set when work that may begin once has begun
         self._group: TaskGroup = anyio.create_task_group()
         client.subscribe_topic(self.topic, partial(_hand_over, ref(self)))
 
     # jobs
 
-    def expect_outcome(self, future: Any) -> Outcome[bytes | Failure]:
+    def expect_outcome(self, entry: Entry, future: Any) -> Outcome[bytes | Failure]:
         """Start waiting for the outcome of a job, on the client's event loop."""
-        return Outcome(self._begin(partial(_outcome, self._client, future)), self._token)
+        running = self._begin(partial(_outcome, self._client, future))
+        entry.outcome = Outcome(running, self._token)
+        return entry.outcome
 
     async def cancel(self, future: Any) -> None:
         """Make the scheduler forget a cancelled job."""
@@ -120,25 +129,44 @@ class Line:
         """Ignore further messages of a job."""
         self._entries.pop(key, None)
 
-    def take(self, key: str, *, asks: bool, message: bytes) -> None:
-        """Receive a message, on the client's loop."""
-        call = partial(self._receive, key, message, asks=asks)
+    def take(self, key: str, machine: str, message: bytes) -> None:
+        """Receive a message, on the client's loop; with its machine, a job asks to begin there."""
+        call = partial(self._receive, key, machine, message)
         if self._is_here:
             call()
         else:
             run_soon(self._token, call)
 
-    def _receive(self, key: str, message: bytes, *, asks: bool) -> None:
+    def _receive(self, key: str, machine: str, message: bytes) -> None:
         entry = self._entries.get(key)
         if entry is None:
-            if asks:
+            if machine:
                 self._answer(key, may_begin=False)
-        elif asks and entry.has_begun:
-            entry.is_lost = True
+        elif machine and entry.machine:
             self._answer(key, may_begin=False)
+            entry.outcome.give(_LOST)
         else:
-            entry.has_begun = entry.has_begun or asks
-            entry.job.receive(message, partial(self._answer, key) if asks else None)
+            if machine:
+                entry.machine = machine
+                self._has_once.set()
+            entry.job.receive(message, partial(self._answer, key) if machine else None)
+
+    async def _watch_machines(self) -> None:
+        """Find out about machines that are lost, while there is work that may begin once.
+
+        Dask begins it again, and then it asks again. But where no other machine comes, it never
+        does, and the client is not told.
+        """
+        while True:
+            await self._has_once.wait()
+            self._has_once = anyio.Event()
+            while running := [entry for entry in self._entries.values() if entry.machine]:
+                await anyio.sleep(_LOOK)
+                with suppress(Exception):  # the cluster is gone: Dask says so of each future
+                    there = await self.there(lambda: self._client.nthreads(asynchronous=True))
+                    for entry in running:
+                        if entry.machine not in there:
+                            entry.outcome.give(_LOST)
 
     def _answer(self, key: str, may_begin: bool) -> None:
         self._batch.told.answers[key] = may_begin
@@ -158,6 +186,7 @@ class Line:
         """Send messages until cancelled."""
         try:
             async with self._group:
+                self._group.start_soon(self._watch_machines)
                 while True:
                     await self._wanted.wait()
                     await lowlevel.checkpoint()  # the others that are cancelled in this turn
@@ -217,6 +246,13 @@ class Outcome(Generic[T]):
         self._done = anyio.Event()
         running.add_done_callback(partial(_tell, token, self._done))
 
+    def give(self, value: T) -> None:
+        """Have another outcome, unless there is one."""
+        if not self._running.done():
+            self._running = concurrent.futures.Future()
+            self._running.set_result(value)
+            self._done.set()
+
     async def wait(self) -> T:
         """Wait for it."""
         await self._done.wait()
@@ -231,12 +267,11 @@ async def _await(call: Callable[[], Awaitable[T]]) -> T:
     return await call()
 
 
-def _hand_over(to: ReferenceType[Line], event: tuple[float, tuple[str, bool, bytes]]) -> None:
+def _hand_over(to: ReferenceType[Line], event: tuple[float, tuple[str, str, bytes]]) -> None:
     """Receive a message, on the client's loop; weak, as the client never drops its handlers."""
     line = to()
     if line is not None:
-        key, asks, message = event[1]
-        line.take(key, asks=asks, message=message)
+        line.take(*event[1])
 
 
 async def _watch(job: Job, outcome: Outcome[bytes | Failure], future: Any) -> None:

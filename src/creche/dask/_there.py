@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+__tracebackhide__ = True  # in the traceback of what the work raises
 _cloudpickle: Any = importlib.import_module("cloudpickle")  # it has no types
 _PATIENCE = 60.0
 """Seconds that a job waits for home's permission to begin."""
@@ -75,13 +76,13 @@ def run(topic: str, key: str, payload: bytes, has_to_ask: bool, data: Sequence[A
 
     def send(message: bytes) -> bool | None:
         if running.has_begun:
-            machine.log_event(topic, (key, False, message))
+            machine.log_event(topic, (key, "", message))
             return None
         with _lock:
             if key in _called_off:
                 return False
             running.has_begun = True
-        machine.log_event(topic, (key, has_to_ask, message))
+        machine.log_event(topic, (key, machine.address if has_to_ask else "", message))
         return running.answers.get(timeout=_PATIENCE) if has_to_ask else True
 
     running = _Running(Far(payload, send))

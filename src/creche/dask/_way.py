@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from distributed import Client, Future
 
-from creche import WorkerCrashed, WorkerError
+from creche import WorkerError
 
 from ._line import Entry, Failure, Line
 from ._there import PARTIAL, Datum, There, run
 
 if TYPE_CHECKING:
     from creche.ways import Job
+
+__tracebackhide__ = True  # in the traceback of what the work raises
 
 
 class OnDask:
@@ -116,7 +118,7 @@ class _Call:
         self._key = key
 
     async def run(self, future: Any) -> Any:
-        pending, is_kept = self._line.expect_outcome(future), False
+        pending, is_kept = self._line.expect_outcome(self._entry, future), False
         try:
             outcome = await pending.wait()
         except anyio.get_cancelled_exc_class():
@@ -133,8 +135,6 @@ class _Call:
             if not is_kept:
                 future.release()
             del future  # a traceback with this frame would keep it on the cluster
-        if self._entry.is_lost:
-            raise WorkerCrashed(f"what ran {self._job.label} is gone: its machine was lost")
         if isinstance(outcome, Failure):
             raise outcome.as_error(self._job)
         return self._job.open(outcome)

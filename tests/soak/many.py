@@ -1,0 +1,180 @@
+"""Run very many jobs elsewhere: is memory at the end what it was, and is work under load killed?
+
+``python tests/soak/many.py processes [--jobs 1000000] [--backend NAME]``: the jobs are handed over
+in batches, as docs/elsewhere.md does it. What the program holds is looked at after the first
+of them, at each tenth, and at the end.
+
+``python tests/soak/many.py dask [--jobs 10000]``: the same on a cluster of two processes here.
+
+``python tests/soak/many.py kill [--times 100] [--backend NAME]``: all processors are busy with
+jobs; work that hangs is cancelled, and has to have ended within 100 ms.
+"""
+
+# ruff: noqa: T201 (it prints what it finds)
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import anyio
+
+import farwork
+from creche import Node
+from creche.ways import Processes
+
+BACKENDS = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+MOST_MEGABYTES = 8.0
+"""Growth that is none: what the allocator keeps."""
+MOST_OBJECTS = 2_000
+"""The same in objects that the collector knows: caches of libraries."""
+MOST_SECONDS = 0.1
+"""From the cancellation of work that hangs to its end, in the median."""
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def held():
+    """Tell what this process holds: megabytes, and objects."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * PAGE / 1e6, len(gc.get_objects())
+
+
+class Many:
+    """Jobs that are handed over in batches."""
+
+    def __init__(self, jobs, in_flight, warm):
+        self.jobs = jobs
+        self.in_flight = in_flight
+        self.warm = warm  # after so many there is what the libraries keep
+        self.total = 0
+
+    async def run(self, app, where):
+        """Run them; print what is held, and make sure that it does not grow."""
+        group = app.group("jobs", limit=self.in_flight)
+        warm, tenth = self.warm, max(self.jobs // 10, 1)
+        begun, first = 0.0, (0.0, 0)
+        for number in range(self.jobs):
+            if number == warm:
+                await group.wait()
+                first, begun = held(), time.monotonic()
+                print(f"after {number:,} jobs: {first[0]:.1f} MB, {first[1]:,} objects", flush=True)
+            elif number % tenth == 0:
+                megabytes, objects = held()
+                print(f"at {number:,} jobs: {megabytes:.1f} MB, {objects:,} objects", flush=True)
+            await group.room()
+            worker = group.run_worker(partial(farwork.add, number, 1), "job", where=where)
+            worker.add_done_callback(self.add)
+        await group.wait()
+        took, last = time.monotonic() - begun, held()
+        print(f"after {self.jobs:,} jobs: {last[0]:.1f} MB, {last[1]:,} objects", flush=True)
+        print(f"{took / (self.jobs - warm) * 1e6:.0f} microseconds a job", flush=True)
+        assert self.total == self.jobs * (self.jobs + 1) // 2, "a value is wrong or missing"
+        assert last[0] - first[0] < MOST_MEGABYTES, "memory has grown"
+        assert last[1] - first[1] < MOST_OBJECTS, "objects are left"
+
+    def add(self, worker):
+        """Take the value of a job."""
+        self.total += worker.result
+
+
+async def processes(options):
+    """Run the jobs in a process for each processor."""
+    async with Node("many") as app:
+        await Many(options.jobs or 1_000_000, in_flight=100, warm=1_000).run(app, Processes())
+
+
+async def dask(options):
+    """Run the jobs on a cluster of two processes."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 (an extra)
+
+    from creche.dask import OnDask  # noqa: PLC0415 (as above)
+
+    cluster = await anyio.to_thread.run_sync(
+        partial(LocalCluster, n_workers=2, threads_per_worker=2, dashboard_address=":0")
+    )
+    with cluster, Client(cluster) as client:
+        async with Node("many") as app:
+            # A scheduler, which is in this process here, remembers a thousand events.
+            many = Many(options.jobs or 10_000, in_flight=40, warm=4_000)
+            await many.run(app, OnDask(client))
+
+
+def spin(seconds):
+    """Keep a processor busy."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+async def kill(options):
+    """Cancel work that hangs while all processors are busy."""
+    took = []
+    async with Node("kill") as app:
+        with tempfile.TemporaryDirectory() as folder:
+            load = app.run_worker(partial(keep_busy, app), daemon=True)
+            where = Processes(1)
+            for number in range(options.times):
+                sign = Path(folder, str(number))
+                worker = app.run_worker(partial(farwork.ignore, str(sign)), where=where)
+                await there(sign)
+                begun = time.monotonic()
+                worker.cancel("to see how long it takes")
+                await worker.join()
+                took.append(time.monotonic() - begun)
+            load.cancel()
+    took.sort()
+    print(
+        f"from cancel() to CANCELLED, {len(took)} times: median {median(took) * 1e3:.1f} ms, "
+        f"95 of 100 within {took[len(took) * 95 // 100] * 1e3:.1f} ms, "
+        f"longest {took[-1] * 1e3:.1f} ms"
+    )
+    assert median(took) < MOST_SECONDS, "work is not killed in time"
+
+
+async def there(sign):
+    """Wait for a file."""
+    path = anyio.Path(sign)
+    while not await path.exists():  # noqa: ASYNC110 (another process makes it)
+        await anyio.sleep(0.002)
+
+
+async def keep_busy(app):
+    """Keep all processors busy."""
+    group, where = app.group("load", limit=20), Processes()
+    while True:
+        await group.room()
+        group.run_worker(partial(spin, 0.002), where=where)
+
+
+def main():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    runs = {"processes": processes, "dask": dask, "kill": kill}
+    parser.add_argument("what", choices=runs)
+    parser.add_argument("--jobs", type=int, help="how many")
+    parser.add_argument("--times", type=int, default=100, help="how many are killed")
+    parser.add_argument("--backend", choices=BACKENDS, default="asyncio")
+    options = parser.parse_args()
+    name, backend_options = BACKENDS[options.backend]
+    run = runs[options.what]
+    anyio.run(run, options, backend=name, backend_options=backend_options)
+
+
+if __name__ == "__main__":
+    main()
