@@ -159,20 +159,16 @@ async def test_failure_is_told_once(where, caplog):
     assert len(told(caplog)) == 1
 
 
-async def test_cancelled_node(where):
-    """node.cancel() ends the host, without an error."""
+@pytest.mark.parametrize("when", ["before it is opened", "open"])
+async def test_cancelled_node(where, when):
+    """node.cancel() ends the host, without an error; before the node is opened, at once."""
     host = Host(Node("app"), **where)
-    await host.start()
-    host.node.cancel()
-    await host.wait()
-    await host.stop()
-
-
-async def test_node_that_is_cancelled_before(where):
-    """A node that is cancelled before it is opened ends at once."""
-    host = Host(Node("app"), **where)
-    host.node.cancel()
-    await host.start()
+    if when == "open":
+        await host.start()
+        host.node.cancel()
+    else:
+        host.node.cancel()
+        await host.start()
     await host.wait()
     await host.stop()
 
@@ -246,30 +242,18 @@ async def test_task_group_that_is_over():
 # opening
 
 
-async def test_error_of_opening(where):
-    """start() raises what opening raises, once."""
-    error = OSError("no room")
+@pytest.mark.parametrize(
+    "error",
+    [OSError("no room"), ExceptionGroup("all", [OSError("one")]), SystemExit(3)],
+    ids=["error", "group", "exit"],
+)
+async def test_error_of_opening(where, error):
+    """start() raises what opening raises, as it is and once."""
     host = Host(Refusing(error), **where)
-    with pytest.raises(OSError, match="no room") as caught:
+    with pytest.raises(type(error)) as caught:
         await host.start()
     assert caught.value is error
     await host.stop()
-
-
-async def test_group_of_errors_of_opening(where):
-    """An exception group comes as it is."""
-    error = ExceptionGroup("all", [OSError("one")])
-    host = Host(Refusing(error), **where)
-    with pytest.raises(ExceptionGroup) as caught:
-        await host.start()
-    assert caught.value is error
-
-
-async def test_exit_while_opening(where):
-    """A SystemExit of opening is raised by start() and by nothing else."""
-    host = Host(Refusing(SystemExit(3)), **where)
-    with pytest.raises(SystemExit):
-        await host.start()
 
 
 @pytest.mark.parametrize("error", [None, ValueError("of the opening")])
@@ -360,9 +344,13 @@ def tasks_of(host):
     return [task for task in asyncio.all_tasks() if task.get_name() == name]
 
 
+@pytest.mark.parametrize("with_starter", [False, True])
 @pytest.mark.parametrize("in_group", [False, True])
-async def test_task_that_is_killed_before_its_first_step(in_group, anyio_backend):
-    """start() says so, and nothing waits for a task that says nothing any more."""
+async def test_task_that_is_killed_before_its_first_step(in_group, with_starter, anyio_backend):
+    """start() says so, and nothing waits for a task that says nothing any more.
+
+    Its starter may be cancelled natively in the same moment, as the end of a program does.
+    """
     if is_trio(anyio_backend):
         pytest.skip("Trio has no native Task.cancel()")
     with suppress(asyncio.CancelledError):  # AnyIO cancels the group in its own way
@@ -372,28 +360,17 @@ async def test_task_that_is_killed_before_its_first_step(in_group, anyio_backend
             while not tasks_of(host):
                 await lowlevel.checkpoint()
             tasks_of(host)[0].cancel()
-            with pytest.raises(WorkerError, match="'app' was cancelled before the node was open"):
-                await starting
+            if with_starter:
+                starting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await starting
+            else:
+                told = "'app' was cancelled before the node was open"
+                with pytest.raises(WorkerError, match=told):
+                    await starting
     await host.wait()
-    await host.stop()
-
-
-@pytest.mark.parametrize("in_group", [False, True])
-async def test_task_that_is_killed_with_its_starter(in_group, anyio_backend):
-    """Both are cancelled natively in the same moment, as the end of a program does."""
-    if is_trio(anyio_backend):
-        pytest.skip("Trio has no native Task.cancel()")
-    with suppress(asyncio.CancelledError):  # AnyIO cancels the group in its own way
-        async with anyio.create_task_group() as group:
-            host = Host(Node("app"), task_group=group if in_group else None)
-            starting = asyncio.ensure_future(host.start())
-            while not tasks_of(host):
-                await lowlevel.checkpoint()
-            tasks_of(host)[0].cancel()
-            starting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await starting
-    await host.wait()
+    if not with_starter:
+        await host.stop()
 
 
 async def test_task_that_is_killed(where, anyio_backend):
@@ -905,29 +882,22 @@ async def test_grace_that_is_over(outer):
     assert worker.cancel_reason == "shut down"
 
 
-async def test_second_signal(outer):
-    """It ends the grace, and the status is that of the first."""
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_second_signal(outer, at_once, second):
+    """It ends the grace, also before the loop has turned; the status is that of the first."""
     with pytest.raises(SignalReceived) as caught:
         async with Nest(outer, math.inf) as app:
             worker = await app.start_worker(anyio.sleep_forever)
             signal.raise_signal(signal.SIGTERM)
-            await settle()
-            assert not worker.is_cancelled
-            signal.raise_signal(signal.SIGINT)
-            await anyio.sleep_forever()
-    assert worker.cancel_reason == "told by SIGINT, the second signal"
-    assert caught.value.signal is signal.SIGTERM
-
-
-async def test_two_signals_at_once(outer):
-    """Before the loop has turned."""
-    with pytest.raises(SignalReceived):
-        async with Nest(outer, math.inf) as app:
-            worker = await app.start_worker(anyio.sleep_forever)
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
+            if not at_once:
+                await settle()
+                assert not worker.is_cancelled
+            signal.raise_signal(second)
             await anyio.sleep_forever()
     assert worker.state is CANCELLED
+    assert worker.cancel_reason == f"told by {second.name}, the second signal"
+    assert caught.value.signal is signal.SIGTERM
 
 
 async def test_third_signal(outer, handlers):

@@ -166,33 +166,26 @@ def test_a_block_that_waits_says_so(run, caplog, way):
         )
 
 
-def test_each_block_tells_of_its_own(run, caplog):
-    """The node above waits for the block below, and says nothing of that."""
+@pytest.mark.parametrize("is_mounted", [False, True])
+def test_each_block_tells_of_its_own(run, caplog, is_mounted):
+    """The node above waits for the one below, and says nothing of that."""
+
+    async def fill(page):
+        page.run_worker(partial(be_deaf, 15), name="deaf")
+        await settle()
+        page.parent.cancel()
 
     async def main():
-        async with Node("app") as app, Node("page", parent=app) as page:
-            page.run_worker(partial(be_deaf, 15), name="deaf")
-            await settle()
-            app.cancel()
+        async with Node("app") as app:
+            if is_mounted:
+                await fill(await app.mount(Node("page")))
+            else:
+                async with Node("page", parent=app) as page:
+                    await fill(page)
 
     run(main)
     (told,) = warnings_of(caplog)
     assert told.startswith("node 'app/page' waits")
-
-
-def test_a_block_that_waits_for_a_mounted_node_says_nothing(run, caplog):
-    """That one says it."""
-
-    async def main():
-        async with Node("app") as app:
-            panel = await app.mount(Node("panel"))
-            panel.run_worker(partial(be_deaf, 15), name="deaf")
-            await settle()
-            app.cancel()
-
-    run(main)
-    (told,) = warnings_of(caplog)
-    assert told.startswith("node 'app/panel' waits")
 
 
 def test_a_handler_is_named_too(run, caplog):
