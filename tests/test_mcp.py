@@ -253,7 +253,6 @@ async def test_answers_are_taken_one_by_one():
 
         async with here.client(elicit=answering) as client:
             task = await start_task(client, "both")
-            assert repr(task) == f"<RemoteTask {task.id!r}>"
             await until(lambda: len(here.job().status.questions) == 2)
             status = await task.status()
             assert status.status == "input_required"
@@ -622,7 +621,8 @@ async def test_a_question_is_answered_once():
         await RemoteTask(session, "1").result(lambda status: seen.append(status.status))
     assert seen == ["input_required", "failed"]  # each change once
     assert session.sent.count("decline") == 1
-    assert (await RemoteTask(Slow(("cancelled", [])), "1").follow()).status == "cancelled"
+    with pytest.raises(WorkerCancelled, match="task '1' was cancelled: None"):
+        await RemoteTask(Slow(("cancelled", [])), "1").result()
 
 
 async def test_a_task_that_the_program_cancels():
@@ -653,6 +653,25 @@ async def test_a_task_that_the_program_cancels():
             await until(lambda: len(here.jobs.list()) == 2)
             await settle()
             here.jobs.list()[1].cancel("maintenance")
+
+
+async def test_a_call_to_a_server_that_ends():
+    """A call that arrives while its node is being left is cancelled at once, and says so."""
+    gate = anyio.Event()
+    async with world() as here:
+
+        @here.tasks.tool()
+        async def deaf() -> None:
+            with anyio.CancelScope(shield=True):
+                await gate.wait()
+
+        with anyio.CancelScope(shield=True):  # the client is not the server's to cancel
+            async with here.client() as client:
+                await start_task(client, "deaf")
+                here.node.cancel("the server ends")
+                with pytest.raises(MCPError, match="the tool was cancelled"):
+                    await client.call_tool("deaf")
+            gate.set()
 
 
 async def test_history(tmp_path, quiet):

@@ -77,7 +77,7 @@ FLOORS = {
         ("jobs._job", "jobs._jobs", "jobs._sqlite", "jobs.__init__"),
         ("dask._there",),
         ("dask._line", "dask._way", "dask.__init__"),
-        ("mcp._wire", "mcp._forms", "agents"),
+        ("mcp._wire", "agents"),
         ("mcp._client", "mcp._server", "mcp.__init__"),
         ("web._problems", "web._closing", "web._text", "web._answers", "web._documented"),
         ("web._access", "web._lifespan", "web._jobs", "web._tally", "web._state", "web._tree"),

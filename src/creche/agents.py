@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
@@ -17,28 +17,21 @@ from creche import WorkerError
 from creche.jobs import Job, JobExpired, Jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable, Coroutine, Iterable
 
-    from creche.jobs import JobStatus
+    from creche.jobs import JobOptions, JobStatus
 
     Tool: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, Any]]]
 
 KindT = TypeVar("KindT", bound="Callable[..., Any]")
-
-_LONGEST = 3600.0
-"""The longest timeout of ``wait()``, in seconds."""
 
 
 class JobTools:
     """Tools with which an agent starts, checks, awaits and cancels jobs.
 
     Declare what the agent may start with ``@tools.kind``, and pass ``tools.functions()`` to the
-    framework: ``start(kind, arguments)``, ``status(id)``, ``wait(ids, until, timeout)``,
-    ``cancel(id, reason)`` and ``list()``.
-
-    The tools return dictionaries of plain data. A model's mistakes raise no exception: the tool
-    returns ``{"error": ...}``, which tells the model what to do.
+    framework: ``start``, ``status``, ``wait``, ``cancel`` and ``list``. They return plain data, and
+    for a mistake of the model, instead of an exception, ``{"error": ...}`` that says what to do.
 
     Args:
         jobs: Runs the jobs.
@@ -128,8 +121,7 @@ class JobTools:
                 timeout: The longest time to wait, in seconds. The jobs keep running after that.
             """
             jobs = [self._find(each) for each in ids]
-            known = [job for job in jobs if isinstance(job, Job)]
-            fault = await _wait(known, until, timeout)
+            fault = await _wait([job for job in jobs if isinstance(job, Job)], until, timeout)
             return fault or {"jobs": [await self._tell(job) for job in jobs]}
 
         async def cancel(id: str, reason: str = "") -> dict[str, Any]:  # noqa: A002 (as above)
@@ -146,17 +138,13 @@ class JobTools:
 
         async def list_() -> dict[str, Any]:
             """List all jobs that were started, oldest first, without their results."""
-            return {"jobs": [_brief(job.status) for job in self._mine()]}
+            return {"jobs": [_brief(job.status) for job in self.jobs.list(owner=self.owner)]}
 
         start.__doc__ = _START.format(kinds="\n".join(map(_described, self._kinds.values())))
-        list_.__name__ = "list"
         tools: list[Tool] = [start, status, wait, cancel, list_]
         for tool in tools:
-            tool.__name__ = tool.__qualname__ = prefix + tool.__name__
+            tool.__name__ = tool.__qualname__ = prefix + tool.__name__.rstrip("_")
         return tools
-
-    def _mine(self) -> Sequence[Job[Any]]:
-        return self.jobs.list(owner=self.owner)
 
     def _find(self, job_id: str) -> Job[Any] | str:
         job = self.jobs.get(job_id)
@@ -165,40 +153,38 @@ class JobTools:
         return job
 
     def _start(self, kind: str, arguments: dict[str, Any]) -> Job[Any] | str:
-        """Start a job; return a text if that is not possible."""
-        if kind not in self._kinds:
+        fn = self._kinds.get(kind)
+        if fn is None:
             return f"there is no kind {kind!r:.100}; the kinds are {', '.join(self._kinds)}"
-        fn = self._kinds[kind]
+        signature = inspect.signature(fn)
         try:
-            inspect.signature(fn).bind(**arguments)
+            signature.bind(**arguments)
         except TypeError as error:
-            return f"{error}; call it as {_call_of(fn)}"
-        if sum(not job.status.done for job in self._mine()) >= self._most:
+            return f"{error}; call it as {kind}{signature}"
+        if sum(not job.status.done for job in self.jobs.list(owner=self.owner)) >= self._most:
             return f"{self._most} jobs are unfinished; wait for some, or cancel some"
-        is_async = inspect.iscoroutinefunction(fn)
-        work = partial(fn, **arguments)
+        options: JobOptions = {"group": self._group, "thread": not inspect.iscoroutinefunction(fn)}
         try:
-            return self.jobs.submit(work, kind, self.owner, group=self._group, thread=not is_async)
+            return self.jobs.submit(partial(fn, **arguments), kind, self.owner, **options)
         except WorkerError as error:  # the node is closing
             return str(error)
 
     async def _tell(self, job: Job[Any] | str) -> dict[str, Any]:
-        """Describe a job and its result; a text is an error message."""
-        if isinstance(job, str):
+        if isinstance(job, str):  # what is wrong
             return {"error": job}
         told = _brief(job.status)
-        if job.status.status == "succeeded":
-            try:
+        try:
+            if job.status.status == "succeeded":
                 told["result"] = _plain(await job.result())
-            except JobExpired as error:
-                told["error"] = str(error)
+        except JobExpired as error:
+            told["error"] = str(error)
         return told
 
 
 async def _wait(jobs: Iterable[Job[Any]], until: str, seconds: float) -> dict[str, Any] | None:
-    """Wait for all jobs or any of them; return an error if that is not possible."""
-    if until not in ("all", "any") or not 0 <= seconds <= _LONGEST:
-        return {"error": f'until must be "all" or "any", timeout 0 to {_LONGEST:.0f} seconds'}
+    """Wait for jobs; return an error if that is not possible."""
+    if until not in ("all", "any") or not 0 <= seconds <= 60 * 60:
+        return {"error": 'until must be "all" or "any", timeout 0 to 3600 seconds'}
     with anyio.move_on_after(seconds) as scope:
         if until == "any":
             async with anyio.create_task_group() as tasks:
@@ -206,7 +192,7 @@ async def _wait(jobs: Iterable[Job[Any]], until: str, seconds: float) -> dict[st
                     tasks.start_soon(_wait_for_first, job, scope)
         else:
             try:
-                for job in jobs:
+                for job in jobs:  # in this task: no deadlock is found of a wait in another
                     await job.join()
             except WorkerError as error:  # an agent that is a job itself would wait for ever
                 return {"error": str(error)}
@@ -220,18 +206,17 @@ async def _wait_for_first(job: Job[Any], scope: anyio.CancelScope) -> None:
 
 def _brief(status: JobStatus) -> dict[str, Any]:
     """Describe a job, without its result."""
-    progress = status.progress
-    total = f" of {progress.total}" if progress.total else ""
-    told = {
+    completed, total = status.progress.completed, status.progress.total
+    facts = {
         "id": status.id,
         "kind": status.kind,
         "status": status.status,
         "doing": status.message,
-        "progress": f"{progress.completed}{total}" if progress.completed or total else "",
+        "progress": f"{completed} of {total}" if total else str(completed or ""),
         "asks": [each.question for each in status.questions],
         "error": status.error and f"{status.error.type}: {status.error.text}",
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _plain(value: Any) -> Any:
@@ -243,14 +228,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _call_of(fn: Callable[..., Any]) -> str:
-    return f"{fn.__name__}{inspect.signature(fn)}"
-
-
 def _described(fn: Callable[..., Any]) -> str:
     """Describe a kind of job in one line, for the model."""
     purpose = inspect.cleandoc(fn.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    return f"- {_call_of(fn)}: {purpose}"
+    return f"- {fn.__name__}{inspect.signature(fn)}: {purpose}"
 
 
 _START = """Start a job in the background, and return its id at once.

@@ -41,9 +41,6 @@ class RemoteTask:
         self.id = task_id
         """The id of the task on the server."""
 
-    def __repr__(self) -> str:
-        return f"<RemoteTask {self.id!r}>"
-
     async def status(self) -> TaskStatus:
         """Ask the server for the status of the task.
 
@@ -103,30 +100,21 @@ class RemoteTask:
         Checkpoint:
             Always.
         """
-        return _outcome(await self.follow(on_status))
-
-    async def follow(self, on_status: Callable[[TaskStatus], object] | None = None) -> TaskStatus:
-        """Wait until the task has ended, as ``result()`` does, and return the final status.
-
-        Args:
-            on_status: Called with each status that differs from the one before.
-
-        Raises:
-            MCPError: The server no longer knows the task, or a callback of the client refused to
-                answer.
-
-        Checkpoint:
-            Always.
-        """
-        answered: set[str] = set()
         last: TaskStatus | None = None
+        answered: set[str] = set()
         while True:
             status = await self.status()
             if on_status is not None and status != last:
                 on_status(status)
             last = status
+            if status.result is not None:
+                return status.result
+            text = f"task {self.id!r} was {status.status}: {status.status_message}"
+            if status.status == "cancelled":
+                raise WorkerCancelled(text)
             if status.status not in ("working", "input_required"):
-                return status
+                error = status.error or ErrorData(code=INTERNAL_ERROR, message=text)
+                raise MCPError.from_error_data(error)
             questions = {k: v for k, v in status.input_requests.items() if k not in answered}
             for key, question in questions.items():
                 context = ClientRequestContext(session=self._session, request_id=key)
@@ -162,13 +150,13 @@ class ClientTasks(ClientExtension):
     async def _resolve(self, created: CreatedTask, context: ClaimContext) -> CallToolResult:
         task = RemoteTask(context.session, created.task_id)
         try:
-            status = await task.follow(self._on_status)
+            return await task.result(self._on_status)
         except BaseException:
-            # Whatever comes of this, what has ended the wait is what the caller is told.
+            # If the task has ended, this does nothing. Whatever comes of it, what has ended the
+            # wait is what the caller is told.
             with suppress(Exception), anyio.move_on_after(_PATIENCE, shield=True):
                 await task.cancel()
             raise
-        return _outcome(status)
 
 
 async def start_task(
@@ -197,12 +185,3 @@ async def start_task(
         return RemoteTask(client.session, result.task_id)
     assert isinstance(result, CallToolResult)  # nothing else is claimed
     return result
-
-
-def _outcome(status: TaskStatus) -> CallToolResult:
-    text = f"task {status.task_id!r} was {status.status}: {status.status_message}"
-    if status.status == "cancelled":
-        raise WorkerCancelled(text)
-    if status.result is None:
-        raise MCPError.from_error_data(status.error or ErrorData(code=INTERNAL_ERROR, message=text))
-    return status.result

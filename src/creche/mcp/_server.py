@@ -11,7 +11,7 @@ import inspect
 import math
 from contextvars import ContextVar
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -25,14 +25,14 @@ from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from creche import WorkerError
 from creche.jobs import JobError, Jobs
 
-from ._forms import answer_of, form_of
-from ._wire import EXTENSION, VERSIONS, TaskParams, UpdateParams
+from ._wire import EXTENSION, VERSIONS, TaskParams, UpdateParams, answer_of, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
+    from creche import Worker
     from creche.jobs import Job, JobOptions, JobStatus, Question
 
     Context = ServerRequestContext[Any, Any]
@@ -94,7 +94,9 @@ class Tasks(Extension):
         self._is_taken = False
         self._tools: dict[str, tuple[ToolBinding, bool, JobOptions]] = {}
         self._errors: WeakKeyDictionary[Job[Any], mcp_types.ErrorData] = WeakKeyDictionary()
-        self._asked: WeakKeyDictionary[Job[Any], list[Question]] = WeakKeyDictionary()
+        # The questions are kept, by their ids, so that no other is given the same id.
+        self._asked: WeakKeyDictionary[Job[Any], dict[int, tuple[str, Question]]]
+        self._asked = WeakKeyDictionary()
 
     def tool(
         self, *, required: bool = False, options: JobOptions | None = None, **kwargs: Any
@@ -147,43 +149,35 @@ class Tasks(Extension):
         """Run a call as a job, and return the task once the tool has started."""
         if params.name not in self._tools:
             return await call_next(ctx)
+        _, required, options = self._tools[params.name]
         is_task = ctx.protocol_version in VERSIONS and _has(ctx, TASKS)
-        if self._tools[params.name][1] and not is_task:
+        if required and not is_task:
             raise _missing(TASKS)
         begun = anyio.Event()
-        job = self._submit(params.name, ctx, call_next, begun)
-        is_told = False
+        _begun.set(begun)  # the job's context is a copy of this one
+        owner = authenticated_principal(ctx)
+        job = self.jobs.submit(partial(call_next, ctx), params.name, owner, **options)
+        worker = job.worker
+        if worker is not None:
+            worker.add_done_callback(partial(self._note_end, job, begun))
         try:
-            if is_task:
-                if job.worker is not None and not job.worker.is_queued:
-                    job.worker.add_done_callback(lambda _: begun.set())
-                    await begun.wait()
-                is_told = not job.status.done
-                if is_told:
-                    return {"resultType": "task", **self._task(job.status)}
-            else:
+            if not is_task:
                 async for status in job.watch():
                     if status.questions:
                         raise _missing(TASKS)
-            return await self._result(job)
-        finally:
-            if not is_told:
-                job.cancel("the request has ended")
+            elif worker is not None and not worker.is_queued:
+                await begun.wait()
+        except BaseException:
+            job.cancel("the request has ended")
+            raise
+        if is_task and not job.status.done:
+            return {"resultType": "task", **self._task(job.status)}
+        return await self._result(job)
 
-    def _submit(
-        self, name: str, ctx: Context, call_next: CallNext, begun: anyio.Event
-    ) -> Job[HandlerResult]:
-        async def run() -> HandlerResult:
-            _begun.set(begun)
-            try:
-                return await call_next(ctx)
-            except MCPError as error:
-                self._errors[job] = error.error
-                raise
-
-        options = self._tools[name][2]
-        job = self.jobs.submit(run, name, authenticated_principal(ctx), **options)
-        return job
+    def _note_end(self, job: Job[Any], begun: anyio.Event, worker: Worker[Any]) -> None:
+        begun.set()
+        if isinstance(worker.error, MCPError):
+            self._errors[job] = worker.error.error
 
     async def _get(self, ctx: Context, params: TaskParams) -> HandlerResult:
         job = self._find(ctx, params)
@@ -191,8 +185,8 @@ class Tasks(Extension):
         if status.questions:
             if not _has(ctx, FORMS):
                 raise _missing(FORMS)
-            questions = self._questions(job, status)
-            task["inputRequests"] = {key: form_of(each) for key, each in questions.items()}
+            asked = self._questions(job, status)
+            task["inputRequests"] = {key: form_of(each) for key, each in asked.items()}
         elif status.done and status.status != "cancelled":
             try:
                 result = await self._result(job)
@@ -204,11 +198,10 @@ class Tasks(Extension):
 
     async def _update(self, ctx: Context, params: UpdateParams) -> HandlerResult:
         job = self._find(ctx, params)
-        questions = self._questions(job, job.status)
         answers = [
-            (questions[key].key, answer_of(questions[key], response))
-            for key, response in params.input_responses.items()
-            if key in questions  # others are answered already, or were never asked
+            (each.key, answer_of(each, params.input_responses[key]))
+            for key, each in self._questions(job, job.status).items()
+            if key in params.input_responses  # what else there is, nobody asks or not any more
         ]
         for key, answer in answers:
             job.answer(key, answer)
@@ -223,8 +216,7 @@ class Tasks(Extension):
         if not _has(ctx, TASKS):
             raise _missing(TASKS)
         headers = getattr(ctx.request, "headers", None)
-        named = headers and decode_header_value(headers.get(MCP_NAME_HEADER))
-        if headers and named != params.task_id:
+        if headers and decode_header_value(headers.get(MCP_NAME_HEADER)) != params.task_id:
             text = f"the header {MCP_NAME_HEADER} is not the taskId"
             raise MCPError(mcp_types.HEADER_MISMATCH, text)
         job = self.jobs.get(params.task_id)
@@ -242,19 +234,20 @@ class Tasks(Extension):
 
         A tool may ask twice with the same key, but a client takes each key for one question.
         """
-        asked = self._asked.setdefault(job, [])
-        known = set(map(id, asked))
-        asked += [each for each in status.questions if id(each) not in known]
-        now = set(map(id, status.questions))
-        return {f"{each.key}-{n}": each for n, each in enumerate(asked, 1) if id(each) in now}
+        asked = self._asked.setdefault(job, {})
+        for each in status.questions:
+            asked.setdefault(id(each), (f"{each.key}-{len(asked)}", each))
+        return dict(asked[id(each)] for each in status.questions)
 
     def _task(self, status: JobStatus) -> dict[str, Any]:
         """Return the fields that every task has."""
         lifetime = status.expires and status.expires - status.created
+        completed, total = status.progress.completed, status.progress.total
+        steps = f"{completed} of {total} ({status.progress.percent:.0f} %)" if total else ""
         return {
             "taskId": status.id,
             "status": STATUSES.get(status.status, status.status),
-            "statusMessage": _message(status),
+            "statusMessage": ", ".join(filter(None, (status.message, steps))) or status.status,
             "createdAt": status.created.isoformat(),
             "lastUpdatedAt": status.updated.isoformat(),
             "ttlMs": lifetime and math.ceil(lifetime.total_seconds() * 1000),
@@ -264,12 +257,12 @@ class Tasks(Extension):
     async def _result(self, job: Job[Any]) -> mcp_types.CallToolResult:
         """Return the result of an ended job; of its errors, the client may see only an MCPError."""
         try:
-            return cast("mcp_types.CallToolResult", await job.result())
+            result: mcp_types.CallToolResult = await job.result()
         except JobError as error:
-            default = mcp_types.ErrorData(
-                code=mcp_types.INTERNAL_ERROR, message=f"the tool was {error.status.status}"
-            )
-            raise MCPError.from_error_data(self._errors.get(job, default)) from None
+            code, text = mcp_types.INTERNAL_ERROR, f"the tool was {error.status.status}"
+            data = self._errors.get(job, mcp_types.ErrorData(code=code, message=text))
+            raise MCPError.from_error_data(data) from None
+        return result
 
 
 def _has(ctx: Context, needed: dict[str, Any]) -> bool:
@@ -280,10 +273,3 @@ def _missing(needed: dict[str, Any]) -> MCPError:
     text = f"the client has to have the capability {needed}"
     data = {"requiredCapabilities": needed}
     return MCPError(mcp_types.MISSING_REQUIRED_CLIENT_CAPABILITY, text, data)
-
-
-def _message(status: JobStatus) -> str:
-    """Describe a job in one line, with the worker's description and progress."""
-    completed, total = status.progress.completed, status.progress.total
-    steps = f"{completed} of {total} ({status.progress.percent:.0f} %)" if total else ""
-    return ", ".join(filter(None, (status.message, steps))) or status.status
