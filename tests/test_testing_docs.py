@@ -47,6 +47,24 @@ def test_sound_worker_passes(backend_name):
     run_state_machine_as_test(tested, settings=BRIEF)
 
 
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_code_around_the_workers(is_sound):
+    """The machine finds out whether code of one's own knows the workers that are unfinished."""
+    tested = machine("DeskMachine")
+    if is_sound:
+        run_state_machine_as_test(tested, settings=BRIEF)
+        return
+    sound = tested.add_worker
+
+    def forget(self, node, worker, **options):
+        sound(self, node, worker, **options)
+        self.desk.unfinished.clear()
+
+    tested.add_worker = forget
+    with pytest.raises(AssertionError, match=r"^look: <w1 in "):
+        run_state_machine_as_test(tested, settings=BRIEF)
+
+
 def test_planted_bug_is_found_and_shrunk():
     """The machine finds the bug, and tells it as a program of a few steps."""
     with pytest.raises(AssertionError) as caught:

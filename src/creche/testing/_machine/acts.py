@@ -160,7 +160,7 @@ def run_worker(
     refused = place.refuses
     before = [other for other in place.unfinished(group) if other is not record]
     try:
-        place.node.workers.add_worker(record.worker, start=start, exclusive=exclusive)
+        machine.add_worker(place.node, record.worker, start=start, exclusive=exclusive)
     except WorkerError:
         machine.check(refused or place.is_closing, f"{place} refused a worker")
         place.records.remove(record)

@@ -12,10 +12,11 @@ import sys
 import time
 import weakref
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
+import anyio
 from hypothesis import currently_in_test_context, event
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
@@ -28,8 +29,9 @@ from .world import PATIENCE, World
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
+    from anyio.abc import TaskStatus
     from hypothesis import settings
 
     from .model import Place, Record
@@ -79,6 +81,7 @@ class WorkerMachine(RuleBasedStateMachine):
     has_broken: bool = False
     _patience: ClassVar[float] = PATIENCE
     _around: ExitStack
+    _leave: anyio.Event | None
     _threads: set[threading.Thread]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -150,6 +153,39 @@ class WorkerMachine(RuleBasedStateMachine):
             return {WorkerState.ERROR} if record.kind != "abandoned" else set(FINAL)
         return {WorkerState.CANCELLED}
 
+    def add_worker(self, node: Node, worker: Worker[Any], *, start: bool, exclusive: bool) -> None:
+        """Add a worker to its node; override it where your code does that in another way.
+
+        Args:
+            node: The node.
+            worker: What ``make_worker()`` has made.
+            start: Whether to start it.
+            exclusive: Whether it replaces the unfinished workers of its group.
+
+        Raises:
+            WorkerError: The node refuses it.
+        """
+        node.workers.add_worker(worker, start=start, exclusive=exclusive)
+
+    @asynccontextmanager
+    async def around(self) -> AsyncGenerator[None]:
+        """Stay open while a program runs; override it to have a server, a client or an app there.
+
+        It is entered in a task of the event loop before the first node is opened, and left once
+        the last one has ended.
+        """
+        yield  # pragma: no cover (one that is not overridden is not entered)
+
+    async def look(self) -> None:
+        """Check what your own code says about the workers; override it.
+
+        It is called in the event loop after each step, and at the end of the program, once all
+        workers have ended. ``records()`` has the workers.
+
+        Raises:
+            AssertionError: Something is not as it should be.
+        """
+
     # what it knows
 
     def places(self) -> Iterator[Place]:
@@ -175,6 +211,21 @@ class WorkerMachine(RuleBasedStateMachine):
         self._around.enter_context(quiet_log(log, partial(self.saw, "log that raises")))
         self._threads = set(busy_threads())
         self.world = World(self.backend, dict(self.backend_options), seed, self._forget)
+        self._leave = None
+        if type(self).around is not WorkerMachine.around:
+            self.world.do(partial(self.world.start, self._stay_around))
+
+    async def _stay_around(self, *, task_status: TaskStatus[None]) -> None:
+        async with self.around():
+            self._leave = anyio.Event()
+            task_status.started()
+            await self._leave.wait()
+        self._leave = None
+
+    def _leave_around(self) -> None:
+        if self._leave is not None:
+            self.world.do(self._leave.set)
+            self.world.until(lambda: self._leave is None)
 
     def do(self, action: Callable[[], object]) -> None:
         """Do one thing on the loop, and let everything happen that follows.
@@ -256,6 +307,13 @@ class WorkerMachine(RuleBasedStateMachine):
             broken = self._look(name)
             if broken is not None:
                 self.fail(f"{name}: {broken}\n({meaning})")
+        broken = self._look("_look_on_the_loop")
+        if broken is not None:
+            self.fail(f"look: {broken}")
+
+    def _look_on_the_loop(self) -> None:
+        if type(self).look is not WorkerMachine.look:
+            self.world.do(self.look)
 
     def check_invariants(
         self, settings: settings, output: Callable[[str], object], runtimes: dict[str, float]
@@ -321,6 +379,7 @@ class WorkerMachine(RuleBasedStateMachine):
             for record in self.records():
                 record.play.open_gate()
                 record.play.let_go()
+            self._leave_around()
             self.world.close()
             self._around.close()
             self._count()
@@ -347,6 +406,7 @@ class WorkerMachine(RuleBasedStateMachine):
         if not over:
             self.fail(f"{[place for place in self.places() if not place.is_over]} do not end")
         self.all_holds()
+        self._leave_around()
         left = self.world.tasks_left()
         if left:
             self.fail(f"these tasks are left: {left}")

@@ -143,6 +143,10 @@ class World:
         """Start a task; on the loop only."""
         self._tasks.start_soon(function)
 
+    async def start(self, function: Callable[..., Coroutine[Any, Any, None]]) -> None:
+        """Start a task, and wait until it says that it has started."""
+        await self._tasks.start(function)
+
     async def _running(self) -> dict[int, anyio.TaskInfo]:
         return running_tasks()
 
