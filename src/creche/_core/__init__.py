@@ -15,7 +15,7 @@ fail comes first, so a worker that is refused was never there, and nobody is tol
 *One cancellation*, by three roads. Whoever asks one worker (``Worker.cancel()``, in any thread, or
 exclusive work, or a limit) requests it in the calling thread and has it delivered on the loop.
 Whoever cancels a node requests it of each worker below, and then cancels the scopes of the
-nurseries at once. What comes from outside, a scope round the block or a native ``Task.cancel()``,
+nurseries at once. What comes from outside, a scope around the block or a native ``Task.cancel()``,
 is heard by the nursery's watcher, or found as the work falls, and becomes one of the first two. On
 each road the order is the same: request, tell what runs in a thread, cancel the scope. The first
 request counts; from then on the worker never ends SUCCESS.
@@ -23,11 +23,11 @@ request counts; from then on the worker never ends SUCCESS.
 *One end*, whoever brings it about, in one order: the error is told and decorated, result or error
 stored, state changed, announced, waiters woken, the node failed, the slot handed on, what the work
 held let go of, and last the hold on the nursery. Threads read without a lock and rely on that
-order. Each step may be taken again, and is, if it was broken off.
+order. Each step may be taken again, and is, if it was interrupted.
 
 ``worker`` is the class: its fields, and what may be asked. ``admission`` is the way in, ``run`` the
 task, ``moving`` the writer of the state, ``cancelling`` the cancellation, ``ending`` the end;
-``checks`` tells what makes no sense; ``adapting`` is for workers whose state is assigned from
+``checks`` tells what is invalid; ``adapting`` is for workers whose state is assigned from
 outside. ``elsewhere`` is what a way that was given to ``where=`` sees of a worker, ``resources``
 what such ways keep for a tree of nodes. ``parts`` holds what few workers have, ``readiness`` what
 services need of it; ``events`` what is told of a worker, and ``followers`` whom, beside those who

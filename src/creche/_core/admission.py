@@ -130,7 +130,7 @@ async def start(
 
 
 def group_of_exclusive(work: object, called: str, group: str | None) -> tuple[str, object]:
-    """Give the group of exclusive work, and what it supersedes, see ``WorkerGroup.admit()``.
+    """Return the group of exclusive work, and what it supersedes, see ``WorkerGroup.admit()``.
 
     Args:
         work: The work.

@@ -1,4 +1,4 @@
-"""Who listens to a node, and telling them: events are made only if somebody wants them."""
+"""Who listens to a node, and telling them: events are made only if someone wants them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Audience:
         return self._node._creche_bridge
 
     def below(self) -> Iterator[Audience]:
-        """Give this audience, and those of all nodes below."""
+        """Return this audience, and those of all nodes below."""
         return (node._creche_audience for node in walk_down(self._node))
 
     def label(self) -> str:
@@ -101,12 +101,12 @@ class Audience:
             )
 
     def add(self, listener: Listener) -> None:
-        """Take note of who listens from now on, and did not before."""
+        """Note who listens from now on, and did not before."""
         self.hearers[listener] = None
         self._count(listener, 1)
 
     def drop(self, listener: Listener) -> None:
-        """Take note of who listens no more; nothing happens if that is known."""
+        """Note who listens no more; nothing happens if that is known."""
         if listener in self.hearers:
             del self.hearers[listener]
             self._count(listener, -1)
@@ -138,7 +138,7 @@ class Audience:
         self.heed_handlers()
 
     def close(self) -> None:
-        """Tell all who listen that the node takes no more work; may be called again."""
+        """Tell all who listen that the node takes no more work; safe to call again."""
         for listener in self.heard_by:
             listener._is_closing(self)
 

@@ -141,7 +141,7 @@ def _await(node: Node, caller: _Caller, awaitable: Any, future: Future[Any] | No
                 ties = caller.worker._rare_parts()
                 ties.loop_calls = tuple(each for each in ties.loop_calls if each is not task)
         except BaseException as error:
-            lost(error)  # it was broken off: what awaits in it leaves nothing out
+            lost(error)  # it was interrupted: what awaits in it leaves nothing out
             raise
         finally:
             caller.worker = future = awaitable = None  # see errors: frames
@@ -181,7 +181,7 @@ async def _go_on(
         if not future.done():  # by a fault on the way
             future.set_result(value)
     finally:
-        _close(awaitable)  # it may have been broken off before it was awaited
+        _close(awaitable)  # it may have been interrupted before it was awaited
 
 
 def _tell_whose(node: Node, caller: _Caller) -> str:

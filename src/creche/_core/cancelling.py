@@ -60,7 +60,7 @@ def _at_once(call: Callable[[], object]) -> None:
 
 
 def request(worker: Worker[Any], reason: object) -> bool:
-    """Note the time and the reason, in any thread; tell whether this was the first request."""
+    """Note the time and the reason, in any thread; return whether this was the first request."""
     with lock:
         rare, asked = worker._rare, (worker._node._creche_nursery.now(), reason)
         # From here on there is no call, see move().
@@ -73,7 +73,7 @@ def request(worker: Worker[Any], reason: object) -> bool:
 
 
 def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
-    """Do on the loop what follows from a request; may be called again.
+    """Do on the loop what follows from a request; safe to call again.
 
     Args:
         worker: The worker.
@@ -84,7 +84,7 @@ def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
     try:
         handle, rare, thread = worker._handle, worker._rare, worker._thread
         if rare is not None and rare.cancelled is not None:
-            rare.cancelled.set()  # in case that the one who requested it was broken off
+            rare.cancelled.set()  # in case that the one who requested it was interrupted
         if worker._state is PENDING and (thread is None or not thread.is_handed_over):
             end(worker, CANCELLED)
         if thread is not None:
@@ -100,7 +100,7 @@ def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
 
 
 def event_of(worker: Worker[Any]) -> threading.Event:
-    """Give an event that is set when cancellation is requested, made if need be."""
+    """Return an event that is set when cancellation is requested, made if need be."""
     with lock:
         rare = worker._rare_parts()
         if rare.cancelled is None:
@@ -121,7 +121,7 @@ def tell_of(worker: Worker[Any]) -> str:
 
 
 def break_off(worker: Worker[Any]) -> None:
-    """End in place of a task that does not, or to the last step where it was broken off."""
+    """End in place of a task that does not, or to the last step where it was interrupted."""
     request(worker, "its task has died")
     end(worker, worker._state if worker._state in FINAL else CANCELLED)
 

@@ -22,7 +22,7 @@ def check_new(
     limiter: CapacityLimiter | None,
     where: object,
 ) -> None:
-    """Raise an error if what a worker was given makes no sense; its work is closed then.
+    """Raise an error if what a worker was given is invalid; its work is closed then.
 
     Args:
         worker: The worker, of which nobody knows yet; it learns of the rest, which few are given.
@@ -31,7 +31,7 @@ def check_new(
         where: What runs the work elsewhere.
 
     Raises:
-        WorkerError: It makes no sense.
+        WorkerError: It is invalid.
     """
     work = worker._work
     wrong = _check_texts(worker) or _check_work(worker)
@@ -60,10 +60,10 @@ def _check_work(worker: Worker[Any]) -> str:
 
 
 def check_node(name: object, parent: object) -> str:
-    """Raise an error if what a new node was given makes no sense; give its name as a plain text.
+    """Raise an error if what a new node was given is invalid; give its name as a plain text.
 
     Raises:
-        WorkerError: It makes no sense.
+        WorkerError: It is invalid.
     """
     if parent is not None and not hasattr(parent, "_creche_nursery"):
         raise WorkerError(f"parent must be a Node, not {shown(parent)}")

@@ -88,12 +88,12 @@ class _Step:
         return None
 
     def follow(self) -> _Step:
-        """Give the party that this one, which is stuck, waits for."""
+        """Return the party that this one, which is stuck, waits for."""
         assert self.need is not None
         return self.need if self.need.party is not None else self.need.follow()
 
     def let_go(self) -> list[_Step]:
-        """Give what is to be looked at, now that it is free."""
+        """Return what is to be looked at, now that it is free."""
         behind, self.behind = self.behind, []
         for step in behind:
             step.is_free = step.is_free or step.party is None
@@ -108,7 +108,7 @@ class _Search:
         self._slots: dict[int, _Step] = {}
 
     def find(self, party: Waitable) -> _Step:
-        """Give the step of a party."""
+        """Return the step of a party."""
         step = self._parties.get(id(party))
         if step is None:
             step = self._parties[id(party)] = _Step(self._needs_of(party), party)
@@ -132,14 +132,14 @@ class _Search:
             yield self._slots[first]
 
     def _holders(self, holders: Collection[Waitable]) -> Iterator[_Step]:
-        """Give those who hold slots, from both ends: mostly the oldest or the newest wait first."""
+        """Yield those who hold slots, from both ends: mostly the oldest or the newest wait first."""
         backwards = reversed(cast("Reversible[Waitable]", holders))
         for pair in islice(zip(holders, backwards, strict=True), (len(holders) + 1) // 2):
             yield from map(self.find, pair)
 
 
 def find_deadlock(waiter: Waitable) -> str | None:
-    """Tell whether a party that is about to wait would wait for ever; nothing may change meanwhile.
+    """Return whether a party that is about to wait would wait forever; nothing may change meanwhile.
 
     Args:
         waiter: The party, which tells already what it is about to need.

@@ -101,7 +101,7 @@ class WorkerJob:
     # the way there
 
     def pack(self, work: Callable[[], object] | None = None) -> bytes:
-        """Give the bytes for a ``Far`` to run; the work is handed over with this call."""
+        """Return the bytes for a ``Far`` to run; the work is handed over with this call."""
         worker = self._alive()
         packed = worker._work if work is None else work
         payload = wire.pack_job(packed, self._head(worker), self._label)
@@ -166,7 +166,7 @@ class WorkerJob:
     # the way back
 
     def open(self, outcome: bytes) -> Any:
-        """Give what the work returned, or raise what it raised."""
+        """Return what the work returned, or raise what it raised."""
         worker = self._alive()
         head, body = wire.read_outcome(outcome)
         if head.kind == wire.STAY and worker._cancellation is None:
@@ -187,7 +187,7 @@ class WorkerJob:
                 self.notice_cancellation()
 
     def notice_cancellation(self) -> None:
-        """Take note of a cancellation that has reached the way, whoever it came from."""
+        """Note a cancellation that has reached the way, whoever it came from."""
         notice_cancellation(self._alive())
 
     def abandon(self) -> None:
@@ -207,7 +207,7 @@ class WorkerJob:
                 tell(logging.ERROR, "the abandoned work of %s failed", self._label, error=error)
 
     def resource(self, key: object, make: Callable[[], ResourceT]) -> ResourceT:
-        """Give what the worker's tree of nodes has for an engine; made at the first call."""
+        """Return what the worker's tree of nodes has for an engine; made at the first call."""
         return get_resource(self._alive()._node.root, key, make)
 
 
@@ -277,7 +277,7 @@ def set_way(worker: Worker[Any], where: object, limiter: object) -> str:
 
 
 def way_of(where: Any) -> Way:
-    """Give the way that ``where=`` means.
+    """Return the way that ``where=`` means.
 
     Raises:
         WorkerError: It means none.

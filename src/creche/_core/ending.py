@@ -1,6 +1,6 @@
 """The end of a worker: one, whoever or whatever brings it about.
 
-``end()`` can be called at any moment before, and once more if it was broken off: each of its steps
+``end()`` can be called at any moment before, and once more if it was interrupted: each of its steps
 can be taken again.
 """
 
@@ -69,7 +69,7 @@ def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | No
 
 
 def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool:
-    """Say that a worker has failed; tell whether that fails the node."""
+    """Say that a worker has failed; return whether that fails the node."""
     fatal = _is_fatal(worker, error)
     if worker._outcome is not error:
         tell_failure(worker, error, state, fatal=fatal)

@@ -100,7 +100,7 @@ def _service_of(worker: Worker[Any]) -> tuple[int, bool | None, bool]:
 
 
 def children_of(node: Any) -> list[Any]:
-    """Give the nodes right below one that have been opened."""
+    """Return the nodes right below one that have been opened."""
     return [
         child
         for child in list(node._creche_children.values())
@@ -109,7 +109,7 @@ def children_of(node: Any) -> list[Any]:
 
 
 def below(node: Any) -> Iterator[Any]:
-    """Give a node and all nodes below it that have been opened, each before those below it."""
+    """Yield a node and all nodes below it that have been opened, each before those below it."""
     waiting = [node]
     while waiting:
         node = waiting.pop()

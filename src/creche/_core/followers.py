@@ -44,7 +44,7 @@ class WorkerSource:
         return self._worker._node._creche_bridge
 
     def below(self) -> Iterable[WorkerSource]:  # pragma: no cover (asked of nodes only)
-        """Give this source: nothing is below a worker."""
+        """Return this source: nothing is below a worker."""
         return (self,)
 
     def label(self) -> str:
@@ -62,7 +62,7 @@ class WorkerSource:
         """Do nothing: a worker can be listened to also when it has ended."""
 
     def add(self, listener: Listener) -> None:
-        """Take note of who listens to the worker, and tell how things stand."""
+        """Note who listens to the worker, and tell how things stand."""
         worker = self._worker
         self.hearers[listener] = self
         worker._rare_parts().is_hungry = True
@@ -79,18 +79,18 @@ class WorkerSource:
             leave(worker)
 
     def drop(self, listener: Listener) -> None:
-        """Take note of who listens no more; nothing happens if that is known."""
+        """Note who listens no more; nothing happens if that is known."""
         self.hearers.pop(listener, None)
         self._worker._rare_parts().is_hungry = bool(self.hearers)
 
 
 def followers_of(worker: Worker[Any]) -> tuple[Listener, ...]:
-    """Give who listens to a worker alone; those who come and go meanwhile change nothing in it."""
+    """Return who listens to a worker alone; those who come and go meanwhile change nothing in it."""
     return () if worker._rare is None else tuple(worker._rare.followers or ())
 
 
 def leave(worker: Worker[Any]) -> None:
-    """Tell all who listen to a worker alone that it has ended; may be called again."""
+    """Tell all who listen to a worker alone that it has ended; safe to call again."""
     followers = worker._rare_parts().followers
     while followers:
         listener, source = next(iter(followers.items()))
@@ -107,7 +107,7 @@ def add_callback(worker: Worker[Any], callback: Callable[[Any], object]) -> None
 
 
 def call_back(worker: Worker[Any]) -> None:
-    """Call what is to be called as a worker ends, each once; may be called again."""
+    """Call what is to be called as a worker ends, each once; safe to call again."""
     rare = worker._rare_parts()
     while rare.callbacks:
         callback, rare.callbacks = rare.callbacks[0], rare.callbacks[1:]

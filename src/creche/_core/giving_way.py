@@ -20,7 +20,7 @@ def _is_partial(work: object) -> bool:
 
 
 def code_of(work: Any) -> object:
-    """Give what tells the work of one function from that of another: its code, if it has any."""
+    """Return what tells the work of one function from that of another: its code, if it has any."""
     for _ in range(100):  # a chain that leads back into itself leads nowhere
         inner = getattr(work, "func" if _is_partial(work) else "__wrapped__", None)
         if inner is None:

@@ -127,7 +127,7 @@ class WorkerGroup:
         self._queue: dict[int, Worker[Any]] = {}
         self._gaps = 0  # how many were taken out of the queue since it was made
         self._running: dict[int, Worker[Any]] = {}
-        self._left_one: Event | None = None  # made as somebody waits for room
+        self._left_one: Event | None = None  # made as someone waits for room
 
     def __repr__(self) -> str:
         return (
@@ -143,7 +143,7 @@ class WorkerGroup:
         return iter([every[order] for order in sorted(every)])
 
     def _members(self) -> list[Worker[Any]]:
-        """Give all in no order; seen from another thread, one that moves on may be here twice."""
+        """Return all in no order; seen from another thread, one that moves on may be here twice."""
         return [
             *[worker for worker, _ in list(self._unstarted.values())],
             *list(self._queue.values()),
@@ -342,7 +342,7 @@ class WorkerGroup:
             del self._unstarted[worker._order]
 
     def _make_way(self, worker: Worker[Any], supersedes: object) -> bool:
-        """Cancel those who give way to a new worker; tell whether it may run, or wait."""
+        """Cancel those who give way to a new worker; return whether it may run, or wait."""
         if supersedes is not None:
             self._supersede(worker, supersedes)
             return True
@@ -398,7 +398,7 @@ class WorkerGroup:
     # the way out
 
     def _left(self, worker: Worker[Any]) -> None:
-        """Take note that a worker has ended; may be called again."""
+        """Note that a worker has ended; safe to call again."""
         # Broken off as it moved on, it is in two places.
         order = worker._order
         if self._running.pop(order, None) is None and self._queue:

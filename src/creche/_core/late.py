@@ -23,7 +23,7 @@ _MOST = 20  # of one kind are named
 
 
 def late_workers(nodes: Iterable[Node]) -> list[Worker[Any]]:
-    """Give the workers of nodes that were started and have not ended."""
+    """Return the workers of nodes that were started and have not ended."""
     return [
         worker
         for node in nodes

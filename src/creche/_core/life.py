@@ -8,7 +8,7 @@ it off, the node is closed.
 *The end* begins once nothing holds the nursery. What has no end of its own is ended then, in four
 steps; each waits for what the one before has set in motion. Mounted nodes are told to leave. Then
 daemons are cancelled, which until here could be of use to all others. What never started is
-disowned then: it could have been started for as long as anybody was there. Last go the resources
+disowned then: it could have been started for as long as anyone was there. Last go the resources
 of a root, processes for instance, in which all of these may have run.
 """
 
@@ -54,7 +54,7 @@ class Life:
         return self._node._creche_label()
 
     def nurseries(self, *, blocks: bool = False) -> Iterator[Nursery]:
-        """Give the nurseries of the node and all below; or of those right below with a block."""
+        """Return the nurseries of the node and all below; or of those right below with a block."""
         if not blocks:
             return (node._creche_nursery for node in walk_down(self._node))
         return (
@@ -141,7 +141,7 @@ class Life:
     # what it holds
 
     def hold_parent(self) -> None:
-        """Keep the parent open; may be called again."""
+        """Keep the parent open; safe to call again."""
         node = self._node
         parent, block = node._creche_parent, node._creche_mount is None
         if parent is None or self._holds:
@@ -150,7 +150,7 @@ class Life:
         self._holds, above.holds, above.blocks = True, above.holds + 1, above.blocks + block
 
     def let_parent_go(self) -> None:
-        """Keep the parent open no more; may be called again."""
+        """Keep the parent open no more; safe to call again."""
         node = self._node
         parent, block = node._creche_parent, node._creche_mount is None
         if parent is None or not self._holds:
@@ -172,7 +172,7 @@ class Life:
             self._node._creche_mailbox.hurry()
 
     def on_idle(self) -> bool:
-        """End what has no end of its own, one kind after the other; tell whether there was any."""
+        """End what has no end of its own, one kind after the other; return whether there was any."""
         return (
             self._tell_mounted()
             or self._cancel_daemons()
@@ -216,11 +216,11 @@ class Life:
         tell_late(self._node)
 
     def on_empty(self) -> None:
-        """Have the runners end; may be called again."""
+        """Have the runners end; safe to call again."""
         self._node._creche_runners.close()
 
     def on_closed(self) -> None:
-        """Leave the tree and all who know the node; may be called again."""
+        """Leave the tree and all who know the node; safe to call again."""
         self._node._creche_runners.bury()
         self._close_unopened()
         self._leave_parent()

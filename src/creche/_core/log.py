@@ -4,7 +4,7 @@ So nothing is asked of the logger where a change is announced. Whether it hears 
 the node is made and as it is opened, and again with the next worker that is added once the level of
 the logger itself has been changed, which is one look at an attribute.
 
-It is told in the midst of a change. So what raises there, a filter or a handler of the program's,
+It is told in the middle of a change. So what raises there, a filter or a handler of the program's,
 ends here: the record is lost, and that is told of the first one that is lost after one that was
 not, or after a node has closed.
 """
@@ -60,7 +60,7 @@ class Log:
         """Go on: what is still to come is told too."""
 
     def _has_left(self, source: Source) -> None:  # noqa: ARG002 (as each listener has it)
-        """Be told anew what is wrong: the log outlasts all nodes."""
+        """Be told again what is wrong: the log outlasts all nodes."""
         self._is_broken = False
 
 
@@ -75,7 +75,7 @@ def _write(event: StateChanged) -> None:
 def fields_of(
     worker: Worker[Any], state: WorkerState, previous: WorkerState | None = None
 ) -> dict[str, str | int | None]:
-    """Give what a record in the log has of its own, under names that clash with nothing."""
+    """Return what a record in the log has of its own, under names that clash with nothing."""
     reason = None if worker._cancellation is None else worker._cancellation[1]
     return {
         "creche_worker": name_of(worker),
@@ -92,7 +92,7 @@ LOG = Log()
 
 
 def is_wanted() -> bool:
-    """Tell whether the logger takes changes of state at present."""
+    """Return whether the logger takes changes of state at present."""
     return logger.isEnabledFor(logging.DEBUG)
 
 

@@ -65,7 +65,7 @@ class Mount:
             raise
 
     def take_turn(self) -> bool:
-        """Tell whether the task of the mount is about to enter the node: it may, once."""
+        """Return whether the task of the mount is about to enter the node: it may, once."""
         is_due, self._is_due = self._is_due, False
         return is_due
 

@@ -476,7 +476,7 @@ class Node:
         Raises:
             ExceptionGroup: What workers, handlers and the body raised, each once.
             DeadlockError: Left before a child that was entered later in the same task, which would
-                wait for ever. Both are closed then, as is what was entered in between.
+                wait forever. Both are closed then, as is what was entered in between.
             WorkerError: Left in another task than it was entered in; all work was cancelled and
                 has ended. Or a native cancellation hit the task of a worker before its first step.
         """

@@ -28,7 +28,7 @@ HAS_GIL = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled
 CAN_GO_IN_ONE = HAS_GIL and sys.version_info >= (3, 11)
 
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
-# Can be entered again: a signal handler may call cancel() in the midst of one.
+# Can be entered again: a signal handler may call cancel() in the middle of one.
 lock = threading.RLock()
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
@@ -81,7 +81,7 @@ class ServicePart:
         self.due = 0.0  # when the attempt begins, if it is not the first
         self.is_asked = False  # to be ready: its node waits for that too
         self.is_ready = False
-        self.ready: Event | None = None  # made as somebody waits for it
+        self.ready: Event | None = None  # made as someone waits for it
         self.value: object = None
         """What it was ready with."""
         self.stall_after = math.inf
@@ -138,7 +138,7 @@ class RareParts:
         return True
 
     def service_part(self) -> ServicePart:
-        """Give what a service has, made if need be; in any thread."""
+        """Return what a service has, made if need be; in any thread."""
         with lock:
             self.service = self.service or ServicePart()
             return self.service

@@ -1,6 +1,6 @@
 """Workers that serve: whether they are ready, and how often they were started again.
 
-Few workers do. What they have is kept apart, and made as somebody asks for it.
+Few workers do. What they have is kept apart, and made as someone asks for it.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Kept:
             root._creche_resources.pop(id(self.key), None)
 
     def end(self) -> bool:
-        """Tell it to end; tell whether that is news."""
+        """Tell it to end; return whether that is news."""
         if self.is_ending:
             return False
         self.is_ending = True
@@ -58,7 +58,7 @@ class Kept:
 
 
 def get(root: Node, key: object, make: Callable[[], ResourceT]) -> ResourceT:
-    """Give a resource of a root, see ``Job.resource()``."""
+    """Return a resource of a root, see ``Job.resource()``."""
     kept = root._creche_resources.get(id(key))
     if kept is None:
         nursery = root._creche_nursery
@@ -76,6 +76,6 @@ def get(root: Node, key: object, make: Callable[[], ResourceT]) -> ResourceT:
 
 
 def end_resources(root: Node) -> bool:
-    """Tell all resources of a root to end; tell whether there was any to be told."""
+    """Tell all resources of a root to end; return whether there was any to be told."""
     told = [kept.end() for kept in list(root._creche_resources.values())]
     return any(told)

@@ -74,7 +74,7 @@ async def wait_for_room(group: WorkerGroup) -> None:
 
 
 async def _wait(group: WorkerGroup) -> None:
-    # Looked at anew by each that is woken: the one before may have taken the slot.
+    # Looked at again by each that is woken: the one before may have taken the slot.
     while not group._has_room:
         if group._left_one is None:
             group._left_one = group._node._creche_nursery.new_event()

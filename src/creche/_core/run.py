@@ -127,7 +127,7 @@ def _end_by_error(worker: Worker[Any], error: BaseException) -> None:
 
 
 def lose_task(worker: Worker[Any], fault: BaseException) -> None:
-    """End, as no task can be had; or to the last step, where it was broken off."""
+    """End, as no task can be had; or to the last step, where it was interrupted."""
     if worker._handle is None and worker._state is PENDING:
         end(worker, ERROR, fault)
         return
@@ -188,7 +188,7 @@ class ThreadJob:
         return self.worker._is_to_await(value)
 
     def wait_for_thread(self) -> None:
-        """Take note that the job waits for a thread."""
+        """Note that the job waits for a thread."""
         self._part.is_waiting = True
 
     def enter(self) -> None:
@@ -206,7 +206,7 @@ class ThreadJob:
         stop()
 
     def notice_cancellation(self) -> None:
-        """Take note of a cancellation that came from outside."""
+        """Note a cancellation that came from outside."""
         notice_cancellation(self.worker)
 
     def is_cancellation(self, error: BaseException) -> bool:
@@ -214,11 +214,11 @@ class ThreadJob:
         return is_cancellation(self.worker, error)
 
     def note_abandoned(self, *, abandoned: bool) -> None:
-        """Take note that the thread was left to itself, or that it has ended since."""
+        """Note that the thread was left to itself, or that it has ended since."""
         self._part.is_abandoned = abandoned
 
     def log_fields(self) -> dict[str, str | int | None]:
-        """Give what a record in the log has of its own."""
+        """Return what a record in the log has of its own."""
         return fields_of(self.worker, self.worker._state)
 
 

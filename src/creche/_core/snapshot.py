@@ -148,7 +148,7 @@ def _take_tree(node: Node, stacks: float) -> NodeSnapshot:
 
 
 def _walk(top: Node) -> Iterator[tuple[Node, str, int | None]]:
-    """Give each node with its path and the number of the one above it, which comes earlier."""
+    """Yield each node with its path and the number of the one above it, which comes earlier."""
     waiting: list[tuple[Node, str, int | None]] = [(top, path_of(top), None)]
     number = 0
     while waiting:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def walk_up(node: Node) -> Iterator[Node]:
-    """Give a node and all above it."""
+    """Yield a node and all above it."""
     each: Node | None = node
     while each is not None:
         yield each
@@ -29,7 +29,7 @@ def walk_up(node: Node) -> Iterator[Node]:
 
 
 def walk_down(node: Node) -> Iterator[Node]:
-    """Give a node and all below it, each before those below it."""
+    """Yield a node and all below it, each before those below it."""
     ahead: list[Node] = [node]
     while ahead:
         node = ahead.pop()
@@ -43,7 +43,7 @@ def is_lost(node: Node) -> bool:
 
 
 def bridge_of(node: Node) -> Bridge:
-    """Give the way to a node's event loop: its own, or that of the node above that knows it."""
+    """Return the way to a node's event loop: its own, or that of the node above that knows it."""
     own = node._creche_nursery
     if own.state is NEW:
         for each in walk_up(node):

@@ -194,7 +194,7 @@ class Worker(Generic[ResultType]):
         self._work = work
         self.name = name
         self.group = group
-        # Or what makes it, once somebody reads it.
+        # Or what makes it, once someone reads it.
         if type(description) is not str and not hasattr(type(description), "condensed"):
             description = text_of(description)
         self._description = description

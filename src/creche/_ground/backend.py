@@ -38,7 +38,7 @@ def _cannot_count(_: object) -> int:  # pragma: no cover (on PyPy and free-threa
     raise AttributeError
 
 
-# What counts the references to an object, where they are counted.
+# Counts the references to an object, if the interpreter counts them.
 _has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
 getrefcount = getattr(sys, "getrefcount", _cannot_count) if _has_gil else _cannot_count
 
@@ -100,7 +100,7 @@ class Backend(ABC):
 
     @abstractmethod
     def get_host(self) -> Host:
-        """Give the current task."""
+        """Return the current task."""
 
     @abstractmethod
     def new_cancel_probe(self) -> CancelProbe:
@@ -148,7 +148,7 @@ class Backend(ABC):
 
     @abstractmethod
     def traces(self, task: Any) -> object:
-        """Give what changes when somebody keeps a reference to the task.
+        """Return what changes when someone keeps a reference to the task.
 
         Returns:
             Something to compare within one task; ``None`` where there is no way to know.
@@ -156,10 +156,10 @@ class Backend(ABC):
 
     @abstractmethod
     def is_kept(self, traces: Any) -> bool:
-        """Whether somebody may hold a new task already, by its traces in its first step."""
+        """Whether someone may hold a new task already, by its traces in its first step."""
 
 
-# The fewest traces that a task had in its first step, for each kind of loop.
+# The smallest counts that a task had in its first step, for each kind of loop.
 _fewest: dict[tuple[object, bool], tuple[int, ...]] = {}
 
 
@@ -173,7 +173,7 @@ class _AsyncioProbe(CancelProbe):
         await self._waiter
 
     async def until_listening(self) -> None:
-        """Do nothing: tasks begin in order."""
+        """Do nothing: tasks start in order."""
 
     def has_heard(self) -> bool:
         return self._waiter is None or self._waiter.done()
@@ -203,13 +203,13 @@ class _Asyncio(Backend):
         self._event = Event
         self.checkpoint: Callable[[], Awaitable[None]] = partial(sleep, 0)
         self.new_sleep: Callable[[], Awaitable[None]] = loop.create_future
-        # The usual loop's own is this in a wrapper.
+        # The usual loop's clock is a wrapper of this one.
         self.clock = time.monotonic if type(loop).time is BaseEventLoop.time else loop.time
         self.get_task: Callable[[], Task[Any] | None] = partial(current_task, loop)
 
     def is_in_eager_task(self) -> bool:
         task = cast("Task[Any]", self.get_task())
-        # AnyIO's own tasks are never begun eagerly; this is what they run.
+        # AnyIO's tasks are never started eagerly; this is what they run.
         name = getattr(task.get_coro(), "__qualname__", "")
         return not name.startswith("TaskHandle.")
 
@@ -230,8 +230,8 @@ class _Asyncio(Backend):
         return None
 
     def traces(self, task: Any) -> object:
-        # Attributes and callbacks that were put on it are what the collector is told to look at. A
-        # cancellation that is on its way has no public name.
+        # The collector sees attributes and callbacks that were added to it. A pending cancellation
+        # has no public name.
         try:
             return (
                 getrefcount(task),
@@ -239,15 +239,15 @@ class _Asyncio(Backend):
                 len(get_referents(task)),
                 task._must_cancel,
             )
-        except AttributeError:  # a task of somebody's own
+        except AttributeError:  # a custom task class
             return None
 
     def shares_tasks(self) -> bool:
         return self._loop.get_task_factory() is None
 
     def is_kept(self, traces: Any) -> bool:
-        # Who got it from asyncio.all_tasks() has left the same traces: most tasks have fewer. A
-        # factory may keep all, and make tasks that have their callbacks elsewhere.
+        # If someone got it from asyncio.all_tasks(), it has more references than most tasks. A task
+        # factory may keep all tasks, or make tasks that store their callbacks elsewhere.
         loop = self._loop
         kind = (cast("object", type(loop)), loop.get_debug())
         counts: tuple[int, ...] = traces[:3]
@@ -261,7 +261,7 @@ class _Asyncio(Backend):
         return _AsyncioProbe(self._loop)
 
     def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
-        # No public name tells; without these, nothing is found out before AnyIO does.
+        # There is no public name for this; without these, AnyIO notices it later.
         scope = getattr(handle, "_cancel_scope", None)
         return bool(getattr(scope, "_child_scopes", None))
 
@@ -290,7 +290,7 @@ class _TrioSleep:
         if task is None:
             return
         lowlevel = self._backend.lowlevel
-        if task is self._backend.get_task():  # a signal handler, as it is about to fall asleep
+        if task is self._backend.get_task():  # a signal handler, just before the task sleeps
             self._task = task
             lowlevel.current_trio_token().run_sync_soon(self.wake)
         else:
@@ -314,7 +314,7 @@ class _TrioProbe(CancelProbe):
     async def until_listening(self) -> None:
         from trio import lowlevel  # noqa: PLC0415 (as above)
 
-        await lowlevel.cancel_shielded_checkpoint()  # tasks begin in any order
+        await lowlevel.cancel_shielded_checkpoint()  # tasks start in any order
 
     def has_heard(self) -> bool:
         return self._heard
@@ -379,8 +379,8 @@ class _Trio(Backend):
         return True
 
     def traces(self, task: TrioTask) -> object:
-        # It cannot be cancelled from outside, but locks and limiters know it as their owner. What
-        # scope it is in has no public name.
+        # It cannot be cancelled from outside, but locks and limiters refer to it as their owner.
+        # The scope that it is in has no public name.
         try:
             scope = task._cancel_status
             return getrefcount(task), getweakrefcount(task), scope, len(task.child_nurseries)
@@ -388,7 +388,7 @@ class _Trio(Backend):
             return None
 
     def is_kept(self, traces: object) -> bool:  # noqa: ARG002 (as asyncio's)
-        return False  # there is nobody to get it from
+        return False  # nothing gives it away
 
     def get_host(self) -> Host:
         return _TrioHost(self._current_task)
@@ -402,7 +402,7 @@ class _Trio(Backend):
 
 
 def get_backend(token: EventLoopToken) -> Backend:
-    """Give what the core asks of the running loop, in its thread."""
+    """Return the backend of the running loop; call it in its thread."""
     if hasattr(token.native_token, "create_future"):
         return _Asyncio(cast("AbstractEventLoop", token.native_token))
     return _Trio()

@@ -1,10 +1,10 @@
-"""Calls into an event loop from other threads, and from signal handlers.
+"""Calls into an event loop from other threads and from signal handlers.
 
 A Python signal handler runs in the main thread between any two steps of the program: while the loop
-sleeps in its selector, and in the midst of a step of the library or of the backend. So "the thread
-of the loop" is not enough for a call to be made at once: it is made at once in a task of the loop,
-unless it breaks into one of the library's own steps, which are marked as such (``Steps``). All else
-is posted, as a call from another thread is, which also wakes a loop that sleeps.
+sleeps in its selector, or in the middle of a step of the library or of the backend. So being in the
+thread of the loop is not enough to make a call at once. It is made at once in a task of the loop,
+unless it interrupts one of the library's own steps, which are marked (``Steps``). All other calls
+are posted, as from another thread, which also wakes a loop that sleeps.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ T = TypeVar("T")
 
 _ERROR = 40  # logging's number
 _PATIENCE = 1.0
-"""Seconds after which a thread that waits for an answer looks whether the loop has ended."""
+"""Seconds after which a thread that waits for an answer checks whether the loop has ended."""
 
 
 def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool:
-    """Have an event loop make a call, from any thread and without waiting for it.
+    """Make a call on an event loop, from any thread, without waiting for it.
 
     Args:
-        token: Stands for the loop.
-        call: What to call; an exception of its own is logged, as it would end a Trio run.
+        token: The token of the loop.
+        call: What to call; an exception that it raises is logged, as it would end a Trio run.
 
     Returns:
         ``False`` if the loop has ended already.
@@ -49,12 +49,12 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
     def guarded() -> None:
         try:
             call()
-        except BaseException as error:  # noqa: BLE001 (told, see above)
+        except BaseException as error:  # noqa: BLE001 (logged, see above)
             tell(_ERROR, "a call from another thread failed on the event loop", error=error)
 
     try:
-        # The backends' own way (call_soon_threadsafe, run_sync_soon); AnyIO's public functions
-        # all wait for the call.
+        # This is call_soon_threadsafe() or run_sync_soon(); AnyIO's public functions all wait for
+        # the call.
         token.backend_class.run_sync_soon(guarded, (), token.native_token)
     except anyio.RunFinishedError:
         return False
@@ -62,7 +62,7 @@ def run_soon(token: lowlevel.EventLoopToken, call: Callable[[], object]) -> bool
 
 
 def backend_name(token: lowlevel.EventLoopToken) -> str:
-    """Give the name that AnyIO has for the backend of a loop."""
+    """Return AnyIO's name of the backend of a loop."""
     return _backend_name(token.backend_class.__module__)
 
 
@@ -72,9 +72,9 @@ def _backend_name(module: str) -> str:
 
 
 class _Raised:
-    """An answer: the call has raised. It is empty once that was raised in the thread.
+    """An answer: the call raised an error. It is emptied when the thread raises that.
 
-    A future that has an exception asks for its truth, which an error of the user's may deny.
+    A future evaluates ``bool(exception)``, which may raise for a user's error.
     """
 
     __slots__ = ("kept",)
@@ -84,7 +84,7 @@ class _Raised:
 
 
 def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
-    """Wait in a thread for what a posted call gives; a loop that was closed under it gives nothing.
+    """Wait in a thread for the result of a posted call; a loop that was closed never sends one.
 
     Raises:
         WorkerError: The loop has ended without making the call.
@@ -101,19 +101,19 @@ def await_answer(future: Future[T], token: lowlevel.EventLoopToken) -> T:
                     "the event loop has ended and did not make the call of this thread"
                 ) from None
     if type(answer) is _Raised:
-        # Who made the call, in frames that the error holds, knows the future: see errors: frames.
+        # The frames that made the call refer to the future: see errors: frames.
         raise answer.kept.pop()
     return cast("T", answer)
 
 
 class Steps:
-    """The steps of the library that are under way in one thread, of whatever node."""
+    """The steps of the library that are in progress in one thread, of any node."""
 
     __slots__ = ("busy",)
 
     def __init__(self) -> None:
         self.busy = 0
-        """How many, each within the one before."""
+        """How many, each nested in the one before."""
 
     def __enter__(self) -> None:
         self.busy += 1
@@ -126,9 +126,9 @@ _steps: dict[int, Steps] = {}  # by thread
 
 
 class Bridge:
-    """The way into the event loop of one nursery, open from its first to its last moment.
+    """The way into the event loop of one nursery, open as long as the nursery is.
 
-    What was sent while it was open does arrive: the nursery does not close before.
+    Everything that was posted while it was open arrives: the nursery does not close before that.
 
     Args:
         landed: Called on the loop after each arrival.
@@ -149,22 +149,22 @@ class Bridge:
     )
 
     def __init__(self, landed: Callable[[], None]) -> None:
-        self._lock = threading.RLock()  # a signal handler may come while it is held
+        self._lock = threading.RLock()  # a signal handler may run while it is held
         self._is_open = False
         self._landed = landed
         self.thread: int | None = None
         """The thread of the loop, once it is known."""
         self.is_gone = False
-        """Whether this process was forked off from that of the loop."""
+        """Whether this process was forked from that of the loop."""
         self._token: lowlevel.EventLoopToken | None = None
         self._backend: Backend | None = None
         self.in_flight = 0
         self.steps = Steps()
-        """Those that are under way in the thread of the loop."""
+        """Those in progress in the thread of the loop."""
         self._arriving = False
 
     def open(self, backend: Backend) -> None:
-        """Take the running loop and the current thread as the far end."""
+        """Connect the bridge to the running loop and the current thread."""
         self._backend = backend
         self._token = lowlevel.current_token()
         self.thread = threading.get_ident()
@@ -173,35 +173,36 @@ class Bridge:
         _open_bridges.add(self)
 
     def close(self) -> bool:
-        """Close for good, unless something is on its way: then do nothing and return ``False``."""
+        """Close for good, unless a call is in flight: then do nothing and return ``False``."""
         with self._lock:
-            self._is_open = False  # first, for a signal handler that posts in between
+            self._is_open = False  # first, in case a signal handler posts in between
             self._is_open = self.in_flight > 0
             return not self._is_open
 
     @property
     def token(self) -> lowlevel.EventLoopToken:
-        """Stands for the loop."""
+        """The token of the loop."""
         assert self._token is not None, "the bridge was never opened"
         return self._token
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the caller is in another thread than the loop's, once the loop is known."""
+        """Whether the caller is in a thread other than the loop's, once the loop is known."""
         return self.thread is not None and self.thread != threading.get_ident()
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the caller cannot wait for anything of the loop: it is in no task of it.
+        """Whether the caller is in no task of the loop, and so cannot await anything on it.
 
-        Another thread, another loop in the same thread, a bare callback or a signal handler.
+        It is in another thread, another loop in the same thread, a bare callback or a signal
+        handler.
         """
         if self._backend is None:
             return False
         return self.thread != threading.get_ident() or self._backend.get_task() is None
 
     def can_act(self) -> bool:
-        """Whether a call can be made at once: in a task of the loop, and breaking into nothing."""
+        """Whether a call can be made at once: in a task of the loop, and not during a busy step."""
         if self._backend is None:
             return True  # there is no loop yet
         if self.thread != threading.get_ident() or self.steps.busy:
@@ -215,13 +216,13 @@ class Bridge:
         *,
         to: Bridge | None = None,
     ) -> bool:
-        """Have the loop make a call soon.
+        """Make a call on the loop soon.
 
         Args:
             call: What to call.
-            lost: Given what broke off the call, or the way to it, so that nobody waits for it.
-            to: The bridge of a node below, not open yet, that the call is for: should it be open by
-                then, it does not close before either.
+            lost: Called with the error if the call is interrupted, so that nothing waits for it.
+            to: The bridge of a node below that the call is for and that is not open yet: if it is
+                opened meanwhile, it does not close before the call either.
 
         Returns:
             Whether it will: ``False`` before the bridge is open and after it was closed.
@@ -268,7 +269,7 @@ class Bridge:
         try:
             self._landed()
         except BaseException:
-            self._landed()  # or nobody would look whether anything is on its way
+            self._landed()  # otherwise nothing would check whether calls are in flight
             raise
 
     def _lose_one(self) -> None:
@@ -276,10 +277,10 @@ class Bridge:
             self.in_flight -= 1
 
     def run(self, call: Callable[[], object]) -> None:
-        """Make a call that returns nothing: at once if that is safe or there is no loop, else soon.
+        """Make a call that returns nothing: at once if that is safe or there is no loop, or soon.
 
-        Once the bridge is closed there is nothing left that a call from elsewhere could act on, and
-        none is made.
+        Once the bridge is closed, nothing is left that a call from elsewhere could act on, so it is
+        not made.
         """
         if self.can_act():
             call()
@@ -287,10 +288,10 @@ class Bridge:
             self.post(call)
 
     def call(self, call: Callable[[], T]) -> T:
-        """Make a call on the loop and wait for its value: at once if in its thread.
+        """Make a call on the loop and return its value; directly if this is the loop's thread.
 
-        Once the bridge is closed, the call itself is what says so, in the calling thread; it must
-        touch nothing of the loop then.
+        Once the bridge is closed, the call is made in the calling thread: it raises the error, and
+        must not touch the loop.
 
         Raises:
             BaseException: What the call raised.
@@ -304,7 +305,7 @@ class Bridge:
 
 
 def _answer(call: Callable[[], T], future: Future[T]) -> None:
-    """Make a call, and give what comes of it to the thread that waits; on the loop."""
+    """Make a call on the loop, and send its result to the thread that waits."""
     try:
         future.set_result(call())
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
@@ -312,7 +313,7 @@ def _answer(call: Callable[[], T], future: Future[T]) -> None:
 
 
 def fail(future: Future[Any], error: BaseException) -> None:
-    """Give an error to the thread that waits, unless it has its answer."""
+    """Send an error to the thread that waits, unless it has an answer."""
     strip_traceback(error)
     if not future.done():
         future.set_result(_Raised(error))
@@ -321,8 +322,8 @@ def fail(future: Future[Any], error: BaseException) -> None:
 _open_bridges: WeakSet[Bridge] = WeakSet()
 
 
-def _forget_loops() -> None:  # pragma: no cover (in forked children, which leave before they tell)
-    """In a forked child: no loop of the parent's runs here, and no lock is held by anybody."""
+def _forget_loops() -> None:  # pragma: no cover (in a forked child, whose coverage is lost)
+    """In a forked child: the parent's loops do not run here, and no lock is held."""
     for bridge in list(_open_bridges):
         bridge._lock = threading.RLock()
         bridge._is_open = False

@@ -1,4 +1,4 @@
-"""A call in words: a function with its arguments, as somebody wrote it."""
+"""A call as text: a function with its arguments, as it was written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """A call in words, put together when somebody reads it: the repr of an argument may be dear."""
+    """A call as text, formatted when it is first read: ``repr()`` may be expensive."""
 
     __slots__ = ("_args", "_called", "_kwargs")
 
@@ -26,7 +26,7 @@ class Call:
         return self._tell(_short.repr)
 
     def condensed(self) -> str:
-        """Put the call in words once it is over, asking no object of the user's for its repr."""
+        """Format the call once it is over, without calling ``repr()`` of the user's objects."""
         return self._tell(_tell_plain)
 
     def _tell(self, tell: Callable[[Any], str]) -> str:
@@ -36,7 +36,7 @@ class Call:
 
 
 class _Short(Repr):
-    """As ``reprlib`` does, but never looking at more of a value than is shown."""
+    """Like ``reprlib``, but never reads more of a value than it shows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class _Short(Repr):
 
 
 def call_of(work: object) -> str:
-    """Put work in words that was given as a partial; nothing for other work.
+    """Format work that was given as a partial; empty for other work.
 
-    No object of the user's is asked for its repr.
+    It does not call ``repr()`` of the user's objects.
     """
     if not isinstance(work, partial):
         return ""

@@ -1,4 +1,4 @@
-"""The context variable that tells code which worker runs it, and what tells of a main module."""
+"""The context variable of the current worker, and the flag for importing a main module."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 current: ContextVar[Any] = ContextVar("active_worker")
 """The worker that runs the current code; public, and typed, as ``active_worker``.
 
-Where the work of a worker runs elsewhere, what stands for it there: a ``Far``.
+Where the work of a worker runs elsewhere, it is the counterpart there, a ``Far``.
 """
 
 
 imports_main = False
-"""Whether the main module is being imported by a process that runs work of it elsewhere."""
+"""Whether the main module is being imported by a process that runs its work elsewhere."""
 
 
 def without_far(worker: Any) -> Any:
-    """Give a worker of this process, ``None`` for what stands for one that is elsewhere.
+    """Return a worker of this process, but ``None`` for the counterpart of one elsewhere.
 
-    What somebody else has put into the variable is given as it is.
+    Anything else that was put into the variable is returned as it is.
     """
     return None if getattr(worker, "_is_far", False) else worker

@@ -1,4 +1,4 @@
-"""The errors of the library, and what is done to errors on their way to the user."""
+"""The errors of the library, and how errors are changed on their way to the user."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class WorkerFailed(WorkerError):
         error = self.error
         if not is_a(error, WorkerFailed):
             try:
-                pickle.loads(pickle.dumps(error))  # noqa: S301 (made in the line itself)
-            except Exception:  # noqa: BLE001 (what cannot cross must not keep the rest from it)
+                pickle.loads(pickle.dumps(error))  # noqa: S301 (pickled in the same line)
+            except Exception:  # noqa: BLE001 (what cannot be pickled must not stop the rest)
                 error = WorkerError(f"{type(error).__name__}: {text_of(error)}")
         return _unpickle, (type(self), error, self._label)
 
@@ -149,7 +149,7 @@ class RemoteError(WorkerError):
 
 
 class FailedWorker(Protocol):
-    """What is asked of the worker whose failure a ``WorkerFailed`` relays."""
+    """What a ``WorkerFailed`` asks of the worker whose failure it relays."""
 
     @property
     def error(self) -> BaseException | None: ...
@@ -162,15 +162,15 @@ class FailedWorker(Protocol):
 
 
 def unreported(error: BaseException, tree: object) -> BaseException | None:
-    """Take out of an error what its tree reports already.
+    """Remove from an error what its tree reports already.
 
-    A failed worker that fails its node is reported by the node's block. Whoever awaited the worker
-    gets a ``WorkerFailed`` of the same error; if that leaves a body or fails another worker, it is
-    a second report, whichever of the two arrives first at whichever block.
+    A worker that fails its node is reported by the node's block. Code that awaits the worker gets a
+    ``WorkerFailed`` with the same error; if that leaves a body or fails another worker, it would be
+    a second report, no matter which of the two arrives first.
 
     Args:
         error: What a body or a worker raised, possibly a group.
-        tree: What stands for the tree in which it was raised.
+        tree: The identity of the tree in which it was raised.
 
     Returns:
         The error, or the part of the group, that is still to be reported; ``None`` if nothing is.
@@ -189,25 +189,25 @@ def _is_second_report(error: BaseException, tree: object) -> bool:
         return False  # not made by wait(): the user's own
     if not root._note_report(tree):
         return not error._is_the_report
-    error._is_the_report = True  # this very exception is the one report; it may pass several blocks
+    error._is_the_report = True  # this exception is the one report; it may pass several blocks
     return False
 
 
 def uncancelled(
     error: BaseException, is_cancellation: Callable[[BaseException], bool]
 ) -> BaseException | None:
-    """Take the cancellation out of an error.
+    """Remove the cancellation from an error.
 
-    Trio puts a cancellation in one group with other errors; AnyIO on asyncio does not.
+    Trio puts a cancellation into one group with other errors; AnyIO on asyncio does not.
 
     Returns:
-        What is left, ``None`` if it was nothing but cancellation.
+        The rest; ``None`` if it was only cancellation.
     """
     return without(error, is_cancellation)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Give the single errors of a group, however deep it is nested, or the error itself."""
+    """Yield the single errors of a group of any depth, or the error itself."""
     ahead = [error]
     while ahead:
         each = ahead.pop()
@@ -218,13 +218,13 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> BaseException | None:
-    """Take some of the single errors out of a group, or out of an error that is none.
+    """Remove some of the single errors from a group, or from a plain error.
 
     Returns:
-        The very object if nothing is to be taken out, whatever class it has; ``None`` if all is.
-        Else a part of the group. That is as ``split()`` makes it, unless ``split()`` or
-        ``derive()`` of its class raises, or it is nested too deep for them: then it is a plain and
-        flat group with the same message and traceback.
+        The same object if nothing is removed, ``None`` if everything is, and otherwise a part of
+        the group. That is made by ``split()``, unless ``split()`` or ``derive()`` of its class
+        raises, or it is nested too deeply for them: then it is a plain, flat group with the same
+        message and traceback.
     """
     if not is_a(error, BaseExceptionGroup):
         return None if is_out(error) else error
@@ -236,42 +236,42 @@ def without(error: BaseException, is_out: Callable[[BaseException], bool]) -> Ba
     rest = [leaf for leaf in every if id(leaf) not in out]
     if not rest:
         return None
-    with harmless:  # it is the user's own, and there is another way
+    with harmless:  # it is the user's code, and there is a fallback
         part = group.split(lambda leaf: id(leaf) in out)[1]
         if part is not None and list(map(id, leaves(part))) == list(map(id, rest)):
             return part
     flat: BaseException = BaseExceptionGroup(_MESSAGE.__get__(group), rest)
-    # As split() does. Not the group as its cause: that holds what was taken out, a cancellation
-    # perhaps, whose frames hold the worker.
+    # As split() does. The group must not be its cause: that holds what was removed, perhaps a
+    # cancellation, whose frames hold the worker.
     for told in (_TRACEBACK, _CAUSE, _CONTEXT):
         told.__set__(flat, told.__get__(group))
     return flat
 
 
-# What is set on an error goes past its class, which may refuse: a frozen dataclass does.
+# Attributes of an error are set without its class, which may refuse: a frozen dataclass does.
 _TRACEBACK, _CAUSE, _CONTEXT, _DICT = (
     BaseException.__dict__[name]
     for name in ("__traceback__", "__cause__", "__context__", "__dict__")
 )
 
-# What is read of a group likewise.
+# Those of a group are read in the same way.
 _MESSAGE, _PARTS = (BaseExceptionGroup.__dict__[name] for name in ("message", "exceptions"))
 
 
 def parts_of(group: BaseException) -> tuple[BaseException, ...]:
-    """Give the errors of a group of any class; of an error that is none, itself."""
+    """Return the errors of a group of any class, or the error itself if it is not a group."""
     if not is_a(group, BaseExceptionGroup):
         return (group,)
     return cast("tuple[BaseException, ...]", _PARTS.__get__(group))
 
 
 def get_traceback(error: BaseException) -> TracebackType | None:
-    """Give the ``__traceback__`` of an error of any class."""
+    """Return the ``__traceback__`` of an error of any class."""
     return cast("TracebackType | None", _TRACEBACK.__get__(error))
 
 
 def get_cause(error: BaseException) -> BaseException | None:
-    """Give the ``__cause__`` of an error of any class."""
+    """Return the ``__cause__`` of an error of any class."""
     return cast("BaseException | None", _CAUSE.__get__(error))
 
 
@@ -281,7 +281,7 @@ def set_cause(error: BaseException, cause: BaseException | None) -> None:
 
 
 def get_context(error: BaseException) -> BaseException | None:
-    """Give the ``__context__`` of an error of any class."""
+    """Return the ``__context__`` of an error of any class."""
     return cast("BaseException | None", _CONTEXT.__get__(error))
 
 
@@ -291,9 +291,9 @@ def set_context(error: BaseException, context: BaseException | None) -> None:
 
 
 def drop_cancellation(error: BaseException, cancelled_class: type[BaseException]) -> None:
-    """Take a cancellation out of what an error was raised in the handling of.
+    """Remove a cancellation from the chain of ``__context__`` of an error.
 
-    It holds the frames in which it was delivered, which hold the worker: a reference cycle.
+    It holds the frames in which it was delivered, which hold the worker: a cycle.
     """
     seen: set[int] = set()
     inner: BaseException | None = error
@@ -306,7 +306,7 @@ def drop_cancellation(error: BaseException, cancelled_class: type[BaseException]
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Put a note on an error, once; nothing happens where its own ``__notes__`` does not allow."""
+    """Add a note to an error, once; does nothing if its ``__notes__`` does not allow that."""
     with harmless:
         notes = getattr(error, "__notes__", ())
         if note not in notes:
@@ -320,7 +320,7 @@ def strip_traceback(error: BaseException) -> None:
     So those of ours that a later frame still refers to are cleared. A way outside of the core says
     of its modules that they are ours: ``__tracebackhide__ = True``, as pytest has it.
     """
-    with harmless:  # what runs in exec() may have globals of any kind
+    with harmless:  # code in exec() may have globals of any kind
         traceback = _TRACEBACK.__get__(error)
         while traceback and _is_ours(traceback.tb_frame):
             traceback = traceback.tb_next
@@ -336,7 +336,7 @@ def _is_ours(frame: FrameType) -> bool:
     )
 
 
-# Clearing a coroutine that is suspended would close it, and it may be suspended again since.
+# Clearing the frame of a suspended coroutine would close it, and it may be suspended by now.
 _CAN_SUSPEND = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 

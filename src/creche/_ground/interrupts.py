@@ -1,8 +1,8 @@
-"""How a Ctrl+C is kept out of the steps of the library, under Trio.
+"""How the steps of the library are protected from a Ctrl+C on Trio.
 
 Trio raises KeyboardInterrupt wherever the main thread is, unless the code is protected:
 https://trio.readthedocs.io/en/stable/reference-core.html#exceptions-and-warnings. All of the core
-is, but for the few functions that call what the user wrote; these are marked.
+is protected, except the few functions that call the user's code; these are marked.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _protected = False
 
 
 def interruptible(function: FunctionT) -> FunctionT:
-    """Mark a function that calls the user's code: a Ctrl+C under Trio may come in it.
+    """Mark a function that calls the user's code: on Trio, a Ctrl+C may interrupt it.
 
-    Whatever it does must be safe to be broken off at any line.
+    It must be safe to interrupt at any line.
     """
     _interruptible.append(cast("FunctionType", function).__code__)
     return function
@@ -34,29 +34,29 @@ def interruptible(function: FunctionT) -> FunctionT:
 
 @interruptible
 def call_users(function: Callable[[ArgT], ResultT], argument: ArgT) -> ResultT:
-    """Call a function of the user's from a step of the library."""
+    """Call a user's function from a step of the library."""
     return function(argument)
 
 
 @interruptible
 async def await_users(awaitable: Awaitable[ResultT]) -> ResultT:
-    """Await something of the user's in a step of the library."""
+    """Await a user's awaitable in a step of the library."""
     return await awaitable
 
 
 class _Code:
-    """What Trio's decorators take: something that has code."""
+    """What Trio's decorators take: something with a ``__code__``."""
 
     def __init__(self, code: CodeType) -> None:
         self.__code__ = code
 
 
 def keep_interrupts_out(enable: Callable[[Any], Any], disable: Callable[[Any], Any]) -> None:
-    """Protect all code of the core from a Ctrl+C, but for the functions that are marked.
+    """Protect all code of the core from a Ctrl+C, except the marked functions.
 
     Args:
         enable: Trio's decorator that protects a function.
-        disable: Trio's decorator that lets a Ctrl+C come in one.
+        disable: Trio's decorator that lets a Ctrl+C interrupt one.
     """
     global _protected  # noqa: PLW0603 (done once, by the first node on Trio)
     if _protected:
@@ -76,7 +76,7 @@ _PARTS = ("__func__", "fget", "fset")  # of static and class methods, and of pro
 
 
 def _codes(scope: object) -> Iterator[CodeType]:
-    """Give the code of all functions of this package that a module or a class defines."""
+    """Yield the code of all functions of this package that a module or a class defines."""
     for value in list(vars(scope).values()):
         if isinstance(value, type) and value.__module__.partition(".")[0] == "creche":
             yield from _codes(value)

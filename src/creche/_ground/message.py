@@ -28,7 +28,7 @@ class Message:
     """The name of the method that handles messages of this class."""
 
     _stopped: bool = False
-    _key: object = None  # of messages with the same one, at most one waits anywhere
+    _key: object = None  # of messages with the same key, at most one waits in a queue
 
     def __init_subclass__(cls, *, bubble: bool | None = None, namespace: str | None = None) -> None:
         """Work out the handler's name.
@@ -41,8 +41,8 @@ class Message:
         if bubble is not None:
             cls.bubble = bubble
         if "handler_name" in vars(cls):
-            # Given in the class; or it is made once more, by dataclass(slots=True), which knows
-            # neither the keywords nor the qualified name by now.
+            # Set in the class; or dataclass(slots=True) makes the class again, without the keywords
+            # and the qualified name.
             return
         parts = cls.__qualname__.rpartition("<locals>.")[2].split(".")[-2:]
         if namespace is not None:
@@ -63,7 +63,7 @@ class Message:
         return self._stopped
 
     def _be_taken(self) -> None:
-        """Take note that one of those who were told has read it; of those with a key only."""
+        """Note that a handler or subscriber has read it; only for messages with a key."""
 
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -72,8 +72,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 class Backlog(deque[MessageT]):
     """Messages that wait, in order.
 
-    Of those that have the same key, the first waits for all: whoever takes it reads how things
-    stand then.
+    Of messages with the same key, only the first is kept: its reader sees the state at that time.
     """
 
     __slots__ = ("_keys",)
@@ -83,7 +82,7 @@ class Backlog(deque[MessageT]):
         self._keys: set[object] = set()
 
     def put(self, message: MessageT) -> None:
-        """Add a message, unless one with its key waits."""
+        """Add a message, unless one with the same key is waiting."""
         key = message._key
         if key is not None:
             if key in self._keys:

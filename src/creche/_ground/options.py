@@ -1,4 +1,4 @@
-"""The options that the calls share, and what is allowed for them."""
+"""The options that several calls share, and their checks."""
 
 from __future__ import annotations
 

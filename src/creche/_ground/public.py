@@ -1,4 +1,4 @@
-"""What belongs to the root of the package, wherever it is written."""
+"""The names that belong to the root of the package, wherever they are defined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ROOT = __name__.partition(".")[0]
 
 
 def publish(*public: Any) -> None:
-    """Have classes and functions belong to the root: tracebacks, docs and pickles show it.
+    """Make classes and functions belong to the root, for tracebacks, docs and pickles.
 
     Args:
         *public: What users import from there; anything else stays as it is.

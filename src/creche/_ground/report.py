@@ -1,8 +1,8 @@
-"""What the library says to the log, whatever the log does; and the texts of users' objects.
+"""Writing to the log, whatever the log does; and the texts of users' objects.
 
 A filter or a handler of the program's logging may raise, and so may the ``str()`` or ``repr()`` of
-anything that a user gave: a reason, an error, an argument. Neither may stop the library half-way,
-so nothing in it formats or logs but through this module.
+any object of the user's: a reason, an error, an argument. Neither may stop the library half-way, so
+all formatting and logging in it goes through this module.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ class _Harmless:
 
 
 harmless = _Harmless()
-"""``with harmless:`` asks a user's object for what is not needed: only a Ctrl+C goes on its way."""
+"""``with harmless:`` reads something optional from a user's object; only a Ctrl+C gets through."""
 
 
 def is_a(value: object, kind: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
-    """Tell of what class something is. ``isinstance()`` asks its ``__class__``, which may raise."""
+    """Like ``isinstance()``, but does not read ``__class__``, which may raise."""
     return issubclass(type(value), kind)
 
 
 def is_awaitable(value: object) -> TypeIs[Awaitable[Any]]:
-    """Tell whether something can be awaited, by its class: see ``is_a()``."""
+    """Return whether something can be awaited, judged by its class: see ``is_a()``."""
     if type(value) is GeneratorType:
-        return inspect.isawaitable(cast("object", value))  # of types.coroutine(), some can
+        return inspect.isawaitable(cast("object", value))  # generators of types.coroutine() can
     return issubclass(type(value), Awaitable)
 
 
 def text_of(value: object) -> str:
-    """Give ``str(value)``, whatever that does."""
+    """Return ``str(value)``, even if that raises."""
     with harmless:
-        # A subclass of str may have ideas of its own; its letters are what counts.
+        # A subclass of str may override anything; only its characters count.
         return str.__str__(value if is_a(value, str) else str(value))
     return f"<unprintable {type(value).__name__}>"
 
 
 def shown(value: object, longest: int = _LONGEST) -> str:
-    """Give ``repr(value)``, whatever that does, cut to a length fit for a sentence."""
+    """Return ``repr(value)``, even if that raises, cut to a length that fits a sentence."""
     if is_a(value, str):
-        value = str.__str__(value)[:longest]  # the repr of 20 MB takes its time
+        value = str.__str__(value)[:longest]  # the repr of 20 MB takes long
     elif is_a(value, (bytes, bytearray)):
         value = value[:longest]
     text = f"<unprintable {type(value).__name__}>"
@@ -88,7 +88,7 @@ def tell(
     error: BaseException | None = None,
     fields: Mapping[str, object] | None = None,
 ) -> None:
-    """Write to the log; what the log raises is told on standard error, as logging itself does.
+    """Write to the log; what the log raises goes to standard error, as logging does it.
 
     Args:
         level: The level, as of ``logging``.
@@ -101,7 +101,7 @@ def tell(
         logger.log(level, message, *args, exc_info=error, extra=fields)
     except KeyboardInterrupt:
         raise
-    except BaseException as fault:  # noqa: BLE001 (the program's own, and nothing may stop for it)
+    except BaseException as fault:  # noqa: BLE001 (from the program's handlers; nothing may stop because of it)
         with harmless:
             what = text_of(message % args if args else message)
             print(f"--- the log failed to tell: {what} ---", file=sys.stderr)  # noqa: T201 (see above)

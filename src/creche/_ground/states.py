@@ -25,9 +25,9 @@ class WorkerState(enum.Enum):
     """Final: the work returned, and nobody had cancelled it."""
 
 
-# Enum's own is written in Python, and each step of a worker looks up its state.
-WorkerState.__hash__ = object.__hash__  # type: ignore[method-assign]  # the same to all who call it
-# For the core: a name of a module costs a tenth of an attribute of an Enum.
+# Enum's own is written in Python, and each step of a worker looks a state up.
+WorkerState.__hash__ = object.__hash__  # type: ignore[method-assign]  # the same for all callers
+# For the core: a module's name costs a tenth of an Enum's attribute.
 PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 
 TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = MappingProxyType(
@@ -46,16 +46,16 @@ FINAL = frozenset(state for state, following in TRANSITIONS.items() if not follo
 
 
 class NurseryState(enum.Enum):
-    """Where a nursery is in its life."""
+    """The states of a nursery."""
 
     NEW = "not open yet"
     """Nothing can start."""
     OPENING = "being opened"
     """Work is admitted, and launched once the nursery is open."""
     OPEN = "open"
-    """Work is admitted, also while the block is being left."""
+    """Work is admitted, even while the block is being left."""
     CLOSING = "shutting down"
-    """No work is admitted; what was admitted goes on."""
+    """No work is admitted; what was admitted continues."""
     CLOSED = "closed"
     """Nothing is left, and nothing can start."""
 
@@ -64,11 +64,11 @@ NEW, OPENING, OPEN, CLOSING, CLOSED = NurseryState
 
 NURSERY_TRANSITIONS: Mapping[NurseryState, frozenset[NurseryState]] = MappingProxyType(
     {
-        NEW: frozenset({OPENING, CLOSED}),  # closed where its parent has closed
+        NEW: frozenset({OPENING, CLOSED}),  # closed if its parent has closed
         OPENING: frozenset({OPEN, CLOSING, CLOSED}),  # it may be shut down before it is open
         OPEN: frozenset({CLOSING, CLOSED}),
         CLOSING: frozenset({CLOSED}),
         CLOSED: frozenset(),
     }
 )
-"""From each stage, the stages that may follow; work is admitted in OPENING and OPEN."""
+"""From each state, the states that may follow; work is admitted in OPENING and OPEN."""

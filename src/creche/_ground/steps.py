@@ -1,6 +1,6 @@
-"""How far work is: steps, percent, and iterating with a step for each item.
+"""Progress: steps, percent, and iterating with a step for each item.
 
-It serves workers and what stands for them where work runs elsewhere.
+For workers, and for their counterparts where work runs elsewhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Steps(Protocol):
 def track(
     worker: Steps, iterable: Iterable[T] | AsyncIterable[T], total: int | None
 ) -> Iterator[T] | AsyncIterator[T]:
-    """Give the items of an iterable, and advance by one as each has been dealt with."""
+    """Iterate over something, and advance by one step after each item."""
     if not isinstance(iterable, Iterable | AsyncIterable):
         raise WorkerError(f"track() takes an iterable or an async one, not {shown(iterable)}")
     expected = length_hint(iterable, -1) if total is None else total
@@ -58,7 +58,7 @@ def _track(worker: Steps, iterable: Iterable[T]) -> Iterator[T]:
 
 
 class _AsyncTrack(AsyncIterator[T], Generic[T]):
-    # No async generator: one that is not read to its end wants to be closed.
+    # Not an async generator: one that is not read to its end has to be closed.
 
     def __init__(self, worker: Steps, iterable: AsyncIterable[T]) -> None:
         self._worker = worker
@@ -79,7 +79,7 @@ class _AsyncTrack(AsyncIterator[T], Generic[T]):
 
 
 def percent(completed: float, total: float | None) -> float:
-    """Tell how much is done, from 0.0 to 100.0; 0.0 while the total is unknown or 0."""
+    """Return how much is done, from 0.0 to 100.0; 0.0 while the total is unknown or 0."""
     if not total or completed <= 0:
         return 0.0
     if completed >= total:
@@ -98,6 +98,6 @@ def check_steps(steps: object) -> None:
             return
     except OverflowError:
         return  # finite, as it happens
-    except Exception:  # noqa: BLE001, S110 (it is no number, whatever it says to that)
+    except Exception:  # noqa: BLE001, S110 (it is not a number, whatever it raises)
         pass
     raise WorkerError(f"steps must be a finite number, not {shown(steps)}")

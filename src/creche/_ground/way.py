@@ -1,4 +1,4 @@
-"""What a way of running work elsewhere is, and what it sees of the worker: its job."""
+"""What a way of running work elsewhere is, and its view of the worker: a job."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _plain(text: str) -> str:
 
 
 def _tree(top: NodeSnapshot) -> Iterator[str]:
-    """Give the lines of a node and all below it, however deep that is."""
+    """Yield the lines of a node and all below it, however deep that is."""
     begun = [_node(top, 0)]  # each below the one before
     while begun:
         part = next(begun[-1], None)
@@ -87,7 +87,7 @@ def _tree(top: NodeSnapshot) -> Iterator[str]:
 
 
 def _node(node: NodeSnapshot, level: int) -> Iterator[str | NodeSnapshot]:
-    """Give the lines of a node, and the nodes below it where theirs belong."""
+    """Yield the lines of a node, and the nodes below it where theirs belong."""
     facts = [node.life]
     if node.is_cancelled:
         facts.append(_cancelled(node.cancel_reason, is_over=node.life == CLOSED.value))

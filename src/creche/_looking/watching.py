@@ -65,7 +65,7 @@ class Faults:
 async def beside(
     watch: Callable[[], Awaitable[object]], faults: Faults, name: str
 ) -> AsyncGenerator[None]:
-    """Have somebody watch in a task of their own until they end, or the block does.
+    """Have someone watch in a task of their own until they end, or the block does.
 
     What leaves the block leaves it as it is. While the block is being cancelled, they go on.
 

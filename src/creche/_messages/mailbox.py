@@ -135,7 +135,7 @@ class Mailbox:
             except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
                 failure.append(error)
                 if is_a(outcome, CoroutineType):
-                    outcome.close()  # it may have been broken off before it was awaited
+                    outcome.close()  # it may have been interrupted before it was awaited
             # Out of the handler: the cancellation that follows would have it as its context.
             if failure:
                 self._fail(failure.pop(), message)

@@ -77,7 +77,7 @@ class Source(Protocol):
         ...
 
     def below(self) -> Iterable[Source]:
-        """Give this source, and those of all nodes below."""
+        """Return this source, and those of all nodes below."""
         ...
 
     def label(self) -> str:
@@ -253,7 +253,7 @@ class Subscription(Generic[MessageT]):
         return self
 
     async def __anext__(self) -> MessageT:
-        """Give the next event; wait for it if there is none.
+        """Return the next event; wait for it if there is none.
 
         Cancelling this call loses nothing: the next one gets the event.
 

@@ -1,36 +1,36 @@
-"""The nursery: a task group that counts what keeps it open, and raises what failed in it, once.
+"""The nursery: a task group that counts what keeps it open, and raises its failures once.
 
 It knows nothing of trees, names, groups or messages. It serves an *owner* (a node's life), and asks
-it four things: to mark all as cancelled, to set in motion what still has to end, to make up for
-workers whose tasks have died, and to take leave.
+it to do four things: mark all workers as cancelled, start whatever still has to end, end workers
+whose tasks have died, and leave the tree.
 
-*What keeps it open* is one number, ``holds``. Whatever has to end first adds one and takes it away
-as it ends: a started worker that is no daemon, a task of a handler or of a call from a thread
-(``held``), the block of a child node. Whoever takes away the last one wakes the block that is being
-left. The block then asks the owner whether there is anything left to set in motion (daemons to
-cancel, mounted nodes to tell to leave) and waits again if so. In the step in which there is not, it
-closes the bridge as well: so nothing can arrive in a closed nursery, and nothing that was sent is
-lost.
+*What keeps it open* is one number, ``holds``. Whatever has to end first adds one and removes it
+when it ends: a started worker that is not a daemon, a task of a handler or of a call from a thread
+(``held``), the block of a child node. Removing the last one wakes the block that is being left. The
+block then asks the owner whether anything else has to be ended (daemons to cancel, mounted nodes to
+close) and if so, waits again. If not, it closes the bridge in the same step, so nothing can arrive
+in a closed nursery, and nothing that was sent is lost.
 
-*Opening* it takes a task, its host. Work may be admitted before: ``begin()`` is a plain call, which
-makes it OPENING. What is started then is kept, and ``open()`` launches it.
+*Opening* it needs a task, its host. Work can be admitted before that: ``begin()`` is a plain call,
+which makes it OPENING. What is started then is kept until ``open()`` launches it.
 
 *Errors* never leave a task. A worker hands its error to ``Nursery.fail()``, which gathers it
-(``failures``) and cancels everything below. The block raises them when all is over: each error
-once in the whole tree, in one group, or bare where it is no ``Exception``.
+(``failures``) and cancels everything below. The block raises them at the end: each error once in
+the whole tree, in one group, or bare if it is not an ``Exception``.
 
-*Cancellation* goes down the tree by ``Nursery.cancel()``: first everything below is told, then the
-scopes are cancelled, from below. A cancellation from outside, of a scope round the block or of a
-native ``Task.cancel()``, is heard by the watcher, a task of the nursery, and becomes the same
-``cancel()``. The wait for the end is shielded, so that the block outlives what is in it.
+*Cancellation* goes down the tree by ``Nursery.cancel()``: first everything below is marked, then
+the scopes are cancelled, from the bottom up. A cancellation from outside, of a scope around the
+block or of a native ``Task.cancel()``, reaches the watcher, a task of the nursery, which turns it
+into the same ``cancel()``. The wait for the end is shielded, so the block outlives everything in
+it.
 
-*The end* is steps that may be taken again. Whatever breaks one of them off (memory, a Ctrl+C at the
-wrong line), the step is taken once more, the rest follow, and the fault is raised with the others.
-A task that has died without saying so is found and reaped. A block that its own task can no longer
-leave is closed by whoever notices: the watcher as the program ends, the parent, or another task
+*The end* consists of steps that can be repeated. If a step is interrupted (out of memory, a Ctrl+C
+at the wrong line), it is repeated, the remaining steps follow, and the fault is raised with the
+other errors. A task that has died silently is found and reaped. If its own task can no longer leave
+a block, something else closes it: the watcher when the program ends, the parent, or another task
 that calls ``__aexit__``.
 
-``nursery`` is the task group, what keeps it open, and its cancellation; ``held`` the tasks that are
-no workers. ``end`` has all ways to the end, ``nesting`` the order in which a task leaves blocks,
-``watcher`` the host and the task that listens. ``failures`` is what will be raised.
+``nursery`` has the task group, what keeps it open, and its cancellation; ``held`` the tasks that
+are not workers; ``end`` all ways of ending; ``nesting`` the order in which a task leaves blocks;
+``watcher`` the host and the task that watches; ``failures`` what will be raised.
 """

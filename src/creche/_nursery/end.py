@@ -1,15 +1,15 @@
-"""The end of a nursery: its block is left, or whoever notices that nobody can leave it closes it.
+"""The end of a nursery: its block is left, or closed from outside if no task can leave it.
 
-A block is left by the task that entered it, the host, and in the reverse order (``nesting``). It
-waits until nothing keeps the nursery open, leaves the task group and raises what was gathered. The
-wait is shielded, so that the block outlives what is in it.
+A block is left by the task that entered it, the host, in reverse order (``nesting``). It waits
+until nothing keeps the nursery open, leaves the task group and raises what was gathered. The wait
+is shielded, so the block outlives everything in it.
 
-A host that has ended cannot leave its block. Then the work is cancelled and the nursery closed from
-where that is noticed: in the watcher, when the program ends; in the parent, when that is left; in
-``close()`` itself, called in another task.
+A host that has ended cannot leave its block. Then the work is cancelled, and the nursery is closed
+by the first to notice: the watcher when the program ends, the parent when its own block is left, or
+``close()`` when it is called in another task.
 
-Each step may be taken again. Whatever breaks one of them off (memory, a Ctrl+C at the wrong line),
-the step is taken once more, the rest follow, and the fault is raised with the others.
+Each step can be repeated. If one is interrupted (out of memory, a Ctrl+C at the wrong line), it is
+repeated, the remaining steps follow, and the fault is raised with the other errors.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from .nursery import Nursery
 
 
-_MOST_FAULTS = 3  # in the wait for the end, which goes on in spite of them
+_MOST_FAULTS = 3  # while waiting for the end, which continues despite them
 
 
 class End:
-    """The ways in which one nursery may come to its end."""
+    """All ways in which one nursery can end."""
 
     __slots__ = ("_nursery",)
 
@@ -57,10 +57,10 @@ class End:
             BaseExceptionGroup: The failures.
             BaseException: The one that goes bare, or a cancellation from outside.
             WorkerError: It is closed in another task than it was opened in, or before another that
-                was opened later; all has ended all the same.
+                was opened later; everything has ended anyway.
         """
         nursery = self._nursery
-        where = nursery.owner.label  # rarely told, and as long as the tree is deep
+        where = nursery.owner.label  # rarely needed, and as long as the tree is deep
         is_new = nursery.task_group is None and nursery.state is not CLOSED
         if is_new or nursery.bridge.is_elsewhere:
             told = "without having been entered" if is_new else "outside its event loop"
@@ -72,7 +72,7 @@ class End:
         with leaving:
             if nursery.state is not CLOSED:
                 await self._end(leaving)
-            elif nursery.failures:  # by whoever found that its block was left too late, or never
+            elif nursery.failures:  # its block was left too late, or never
                 leaving.error = leaving.body
             else:
                 return False
@@ -97,7 +97,7 @@ class End:
             )
 
     async def abandon(self) -> None:
-        """Undo what ``Nursery.open()`` has done, and what was started since."""
+        """Undo ``Nursery.open()``, and end what was started since."""
         nursery = self._nursery
         nursery.cancel("it could not be opened")
         if nursery.task_group is not None:
@@ -109,7 +109,7 @@ class End:
             self.unopened()
 
     def unopened(self) -> None:
-        """Close without having been open: there is no task that could open it any more."""
+        """Close a nursery that was never open: no task can open it any more."""
         nursery = self._nursery
         if nursery.state is not NEW:
             nursery.cancel(f"{nursery.owner.label()} could not be opened")
@@ -120,7 +120,7 @@ class End:
         nursery.owner.on_closed()
 
     async def close_deserted(self) -> None:
-        """End all work and close, where the host has ended and so cannot leave the block."""
+        """End all work and close, because the host has ended and cannot leave the block."""
         nursery = self._nursery
         if nursery.state is CLOSED:
             return
@@ -137,7 +137,7 @@ class End:
     # what left the body
 
     def _take_in_surely(self, error: BaseException) -> BaseException | None:
-        """Take in what left the body, once more if that is broken off: the end goes on."""
+        """Gather what left the body; if that is interrupted, repeat it."""
         try:
             return self._take_in(error)
         except BaseException as fault:  # noqa: BLE001 (raised in the end)
@@ -145,7 +145,7 @@ class End:
             return self._take_in(error)
 
     def _take_in(self, error: BaseException) -> BaseException | None:
-        """Gather what left the body; or give it back, if it is a cancellation and nothing else."""
+        """Gather what left the body, or return it if it is only a cancellation."""
         failure = uncancelled(error, lambda leaf: is_a(leaf, self._nursery.cancelled_class))
         if failure is None:
             return error
@@ -164,7 +164,7 @@ class End:
     # in the host, and elsewhere
 
     async def _leave(self, leaving: Leaving) -> None:
-        """Leave in the host."""
+        """Leave the block in the host."""
         nursery = self._nursery
         is_others = leaving.cancellation is not None and not nursery.is_group_cancelled()
         if leaving.cancellation is not None:
@@ -178,7 +178,7 @@ class End:
             leaving.error = leaving.cancellation
 
     async def _leave_elsewhere(self, leaving: Leaving) -> None:
-        """End it in another task than the host, and say what is wrong with that."""
+        """End the nursery in a task other than the host, which is an error."""
         nursery = self._nursery
         nursery.cancel("left in another task", spare_host=not nursery.watcher.host.is_done())
         await self._close_inner()  # it would wait for what this very task has entered
@@ -190,7 +190,7 @@ class End:
         )
 
     async def _close_inner(self) -> WorkerError | None:
-        """Close what this task has opened later and not left: neither could be left any more."""
+        """Close what this task opened later and has not left; return the error for that."""
         nursery = self._nursery
         nesting, task = nursery.nesting, nursery.get_task()
         if nesting.is_innermost(task):
@@ -212,7 +212,7 @@ class End:
     async def _close_later(self, inner: Nursery) -> None:
         """Close another nursery, which should have been left before this one."""
         nursery = self._nursery
-        # Not by its scope, which the host may never leave any more.
+        # Not through its scope, which the host may never leave.
         inner.cancel(f"{nursery.owner.label()} is left before it", spare_host=True)
         try:
             await inner.end.close(None)
@@ -225,7 +225,7 @@ class End:
     # the steps of the end
 
     async def _drain(self, leaving: Leaving) -> None:
-        """Wait until nothing is left and close; a native cancellation may arrive meanwhile."""
+        """Wait until nothing is left and close; keep a native cancellation."""
         nursery = self._nursery
         faults = 0
         while True:
@@ -255,17 +255,17 @@ class End:
             self._twice(self._take_leave)
 
     def _end_outside(self) -> None:
-        """End where the host cannot leave the task group, nor anybody else."""
+        """End a nursery whose task group cannot be left by any task."""
         self._twice(self._stop_tasks)
         self._twice(self._take_leave)
 
     def _stop_tasks(self) -> None:
-        """Have the tasks end that are none of anybody's; may be called again."""
+        """End the tasks that belong to the nursery itself; safe to call again."""
         self._nursery.watcher.stop()
         self._nursery.owner.on_empty()
 
     def _take_leave(self) -> None:
-        """Be known to nobody any more; may be called again."""
+        """Leave the tree and the chain of blocks; safe to call again."""
         nursery = self._nursery
         nursery.nesting.leave(nursery.watcher.host.task)
         nursery.owner.on_closed()
@@ -273,7 +273,7 @@ class End:
     async def _leave_group(self, leaving: Leaving) -> None:
         """Leave the task group, now empty, with a cancellation if there is one.
 
-        What the group does not swallow is not its own, and leaves the block.
+        A cancellation that the group does not swallow is not its own, so it leaves the block.
         """
         nursery = self._nursery
         assert nursery.task_group is not None
@@ -296,30 +296,30 @@ class End:
             nursery.task_group = None
 
     def _take_stray(self, error: BaseException) -> None:
-        """Gather what left a task of the nursery all the same.
+        """Gather an error that left a task of the nursery, which should not happen.
 
-        Work that leaves a cancel scope or a task group open makes AnyIO, or Trio, do that; the
-        worker has failed for it by then.
+        AnyIO or Trio raises one if work leaves a cancel scope or a task group open; by then the
+        worker has failed because of that.
         """
         nursery = self._nursery
         nursery.is_killed = False  # this is why
         for leaf in leaves(error):
             if is_a(leaf, RuntimeError) and nursery.nesting.is_broken:
-                continue  # what AnyIO or Trio says to the same
+                continue  # AnyIO's or Trio's error for the same mistake
             if not is_a(leaf, nursery.cancelled_class):
                 nursery.failures.add(leaf, nursery.tree)
 
-    # a step that is broken off
+    # steps that are interrupted
 
     def _try(self, step: Callable[[], object]) -> None:
-        """Take a step of the end; if it fails, that is raised in the end, which goes on."""
+        """Take a step of the end; if it fails, the error is raised at the end."""
         try:
             step()
         except BaseException as fault:  # noqa: BLE001 (see above)
             self._nursery.fail(fault)
 
     def _twice(self, step: Callable[[], object]) -> None:
-        """Take a step of the end once more if it is broken off, which is raised in the end."""
+        """Take a step of the end, twice if it is interrupted; the error is raised at the end."""
         try:
             step()
         except BaseException as fault:  # noqa: BLE001 (see above)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Leaving:
-    """What is on its way out of a block that is being left.
+    """The errors on their way out of a block that is being left.
 
-    The frames that leave the block know this and none of the errors, and it is emptied before one
-    of them is raised: see errors: frames.
+    The frames of the end refer to this object only, and it is emptied as the block is left: see
+    errors: frames.
     """
 
     __slots__ = ("_context", "_is_bare", "body", "cancellation", "error", "misuse")
@@ -41,18 +41,18 @@ class Leaving:
         self.misuse: BaseException | None = None
         """What is wrong with how the block is left."""
         self.error: BaseException | None = None
-        """What the block raises; while it ends, what it raises if nothing has failed."""
+        """What the block raises; until the end, what it raises if nothing fails."""
         self._is_bare = False
         self._context: BaseException | None = None
 
     def raise_bare(self, error: BaseException) -> None:
-        """Have a failure raised as it is, in no group."""
+        """Set a failure that is raised as it is, not in a group."""
         self.error, self._is_bare, self._context = error, True, get_context(error)
 
     def exc_info(
         self,
     ) -> tuple[type[BaseException] | None, BaseException | None, TracebackType | None]:
-        """Give the cancellation as ``__aexit__()`` takes it."""
+        """Return the cancellation as arguments for ``__aexit__()``."""
         if self.cancellation is None:
             return None, None, None
         return type(self.cancellation), self.cancellation, get_traceback(self.cancellation)
@@ -70,7 +70,7 @@ class Leaving:
 
 
 class Failures:
-    """What is to be raised by a block when all is over."""
+    """What a block raises at its end."""
 
     __slots__ = ("_bare", "_errors")
 
@@ -82,9 +82,9 @@ class Failures:
         return bool(self._errors) or self._bare is not None
 
     def add(self, error: BaseException, tree: object) -> None:
-        """Take in an error, unless it is here or its tree reports it already."""
+        """Add an error, unless it is here or its tree reports it already."""
         fresh: BaseException | None = error
-        with harmless:  # what it tells of its worker may be the user's own
+        with harmless:  # its attributes may be the user's
             fresh = unreported(error, tree)
         if fresh is None or fresh is self._bare or id(fresh) in map(id, self._errors):
             return
@@ -105,7 +105,7 @@ class Failures:
 
         Raises:
             BaseExceptionGroup: The failures.
-            BaseException: The one that goes bare, with the failures as its cause; or
+            BaseException: The one that is raised bare, with the failures as its cause; or
                 ``leaving.error`` if nothing was gathered.
         """
         self._hand_over(where, leaving)

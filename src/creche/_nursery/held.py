@@ -34,35 +34,35 @@ class HeldTask:
         return None if self.handle is None else self.handle.coro
 
     def start(self, start: Callable[[], anyio.TaskHandle[None]]) -> None:
-        """Start the task, or keep what does until the nursery is open."""
+        """Start the task, or if the nursery is not open yet, as soon as it is."""
         if self._nursery.task_group is None:
             self._start = start
         else:
             self.handle = start()
 
     def start_now(self) -> None:
-        """Start the task, as the nursery is open."""
+        """Start the task now that the nursery is open."""
         start, self._start = self._start, None
         assert start is not None
         self.handle = start()
 
     async def run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do what the task is for, and let go of the nursery."""
+        """Run the task's function, and let go of the nursery."""
         try:
             self.has_begun = True
             await run()
         except BaseException:
-            self._lost()  # it was broken off, as it does not raise
+            self._lost()  # it was interrupted: it never raises by itself
             raise
         finally:
             try:
                 self.let_go()
             except BaseException:
-                self.let_go()  # or nobody would
+                self.let_go()  # nothing else would
                 raise
 
     def cancel(self) -> None:
-        """Cancel it, unless it has not started; then it looks itself as it begins."""
+        """Cancel it; if it has not started, it checks for this as it begins."""
         if self.handle is not None:
             self.handle.cancel()
 
@@ -74,7 +74,7 @@ class HeldTask:
 
     @property
     def is_holding(self) -> bool:
-        """Whether the nursery stays open for it."""
+        """Whether it keeps the nursery open."""
         return self._holds
 
     def is_acting(self) -> bool:
@@ -88,19 +88,19 @@ class HeldTask:
         return coro is not None and getcoroutinestate(coro) == CORO_CLOSED
 
     def hold_no_more(self) -> None:
-        """Let the nursery close, though the task goes on; may be called again."""
+        """Let the nursery close while the task continues; safe to call again."""
         nursery = self._nursery
         if self._holds:
             self._holds, nursery.holds = False, nursery.holds - 1  # see Nursery.holds
         nursery.check_idle()
 
     def let_go(self) -> None:
-        """Be done, and hold the nursery no more; may be called again."""
+        """Mark it as done and let go of the nursery; safe to call again."""
         self.hold_no_more()
         self._nursery.held.pop(self, None)
 
     def reap(self) -> None:
-        """Make up for what it did not do."""
+        """Do in its place what it did not do."""
         try:
             self._start = None
             if self.coro is not None:

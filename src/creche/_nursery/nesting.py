@@ -1,8 +1,8 @@
-"""The blocks that one task has open, which it has to leave in the reverse order.
+"""The blocks that one task has open, which it has to leave in reverse order.
 
-A nursery that is left before one which its task has opened later could never close: that one may
-hold it, and nobody else can leave it. So each task has its blocks in a chain, from the innermost
-one outwards.
+A nursery that is left before one that its task opened later could never close: the later one may
+hold it, and no other task can leave that. So the blocks of each task form a chain, from the
+innermost one outwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .nursery import Nursery
 
 
-# What was opened last in a task, and is open still.
+# The block that was opened last in each task and is still open.
 _innermost: WeakKeyDictionary[Any, Nesting] = WeakKeyDictionary()
 
 
@@ -27,12 +27,12 @@ class Nesting:
 
     def __init__(self, nursery: Nursery) -> None:
         self.nursery = nursery
-        self._outer: Nesting | None = None  # that was the innermost one of the host before
+        self._outer: Nesting | None = None  # the innermost block of the host before this one
         self.is_broken = False
-        """Whether it was left in the wrong order, which is told once."""
+        """Whether it was left in the wrong order, which is reported once."""
 
     def enter(self, host: object) -> None:
-        """Be the innermost block of a task."""
+        """Become the innermost block of a task."""
         self._outer = _innermost.get(host)
         _innermost[host] = self
 
@@ -41,9 +41,9 @@ class Nesting:
         return _innermost.get(task) is self
 
     def find_later(self, task: object, below: Collection[int]) -> list[Nesting]:
-        """Find what a task has opened later and not left, from the innermost on.
+        """Find what a task opened later and has not left, starting from the innermost.
 
-        In another task than the host that is all that it has opened below, and what is in between.
+        In a task other than the host, that is everything it opened below, and what is in between.
 
         Args:
             task: The task.
@@ -59,7 +59,7 @@ class Nesting:
         return later
 
     def leave(self, host: object) -> None:
-        """Be no more among those that the host has open; may be called again."""
+        """Leave the chain of the host; safe to call again."""
         inner = _innermost.get(host)
         if inner is self:
             if self._outer is None:

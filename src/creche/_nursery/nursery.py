@@ -1,14 +1,14 @@
 """The nursery of a node: a task group, what keeps it open, and who may start work in it.
 
-It knows nothing of trees, names, groups or messages. Its life is a table. What keeps it open is one
-number: its owner holds it once for each thing that has to end first, and lets go of it as that
-ends. Leaving the block waits until the number is 0, asks the owner whether it sets anything more
-in motion, and closes in the same step as the last of these checks.
+It knows nothing of trees, names, groups or messages. Its states are a table. What keeps it open is
+one number: its owner holds it once for each thing that has to end first, and lets go when that
+ends. Leaving the block waits until the number is 0, asks the owner whether anything else has to be
+ended, and closes in the same step as the last of these checks.
 
 No task of a nursery raises: an error that left a task would make AnyIO cancel the group in its own
-way. Failures are handed to ``fail()``, gathered, and raised once, when all is over. Should a task
-die all the same (a Ctrl+C at the wrong line, memory, a fault of ours), AnyIO cancels the group;
-then whatever has died without saying so is found and reaped, so that nothing waits for it.
+way. Failures are handed to ``fail()``, gathered, and raised once at the end. If a task dies anyway
+(a Ctrl+C at the wrong line, out of memory, a bug of ours), AnyIO cancels the group; then all tasks
+that died silently are found and reaped, so that nothing waits for them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 10.0
-"""Seconds that a block waits for cancelled work until it says so; then twice as long each time."""
+"""Seconds that a block waits for cancelled work before it logs that; doubled each time."""
 
 
 def _time_of_any_loop() -> float:
@@ -66,39 +66,39 @@ def _monotonic(offset: float) -> float:
 
 
 class Owner(Protocol):
-    """What a nursery asks of the one that it serves."""
+    """What a nursery asks of the node that it serves."""
 
     def on_cancel(self, reason: object, *, by_scope: bool) -> None:
-        """Mark all that runs in the nursery as cancelled; called once.
+        """Mark everything that runs in the nursery as cancelled; called once.
 
         Args:
             reason: Why.
-            by_scope: Whether the scope of the task group is cancelled too, and so all its tasks.
+            by_scope: Whether the scope of the task group, and so all its tasks, will be cancelled.
         """
         ...
 
     def on_idle(self) -> bool:
-        """Set in motion what still has to end; tell whether there was anything."""
+        """Start to end what has no end of its own; return whether there was anything."""
         ...
 
     def on_late(self) -> None:
-        """Say what has not ended, though it was cancelled."""
+        """Log what was cancelled and has not ended."""
         ...
 
     def on_empty(self) -> None:
-        """Have tasks end that wait for something to do: there will be nothing."""
+        """End tasks that wait for something to do: there will be nothing."""
         ...
 
     def on_closed(self) -> None:
-        """Take note that nothing is left, and let go of what is outside."""
+        """Leave the tree: nothing is left in the nursery."""
         ...
 
     def reap(self) -> None:
-        """End the workers whose tasks have died without saying so."""
+        """End the workers whose tasks have died silently."""
         ...
 
     def nurseries(self, *, blocks: bool = False) -> Iterable[Nursery]:
-        """Give the nurseries of all below and of itself; or of those right below with a block."""
+        """Return the nurseries of this node and all below; or of child nodes with a block."""
         ...
 
     def label(self) -> str:
@@ -139,54 +139,54 @@ class Nursery:
     )
 
     def __init__(self, owner: Owner) -> None:
-        # - state is NEW until begin(), CLOSED from the step in which holds and what is on its way
-        #   are both 0; the bridge is open in between, and only then.
-        # - is_cancelled is set before anything below is told, and the scope is cancelled after.
+        # - state is NEW until begin(), and CLOSED from the step in which holds and the calls in
+        #   flight are both 0; the bridge is open in between, and only then.
+        # - is_cancelled is set before anything below is marked; the scope is cancelled afterwards.
         # - holds counts blocks and held too; blocks <= holds.
-        # - task_group is there from open() to the end of the block; its tasks are the watcher's,
+        # - task_group exists from open() to the end of the block; its tasks are the watcher's,
         #   those in held, and the owner's workers.
         self.owner = owner
         self.state = NEW
         self.bridge = Bridge(self.wake)
         self.tree: object = self
-        """Stands for the whole tree of nurseries: no error is reported twice in one."""
+        """Identifies the whole tree of nurseries, in which no error is reported twice."""
         self.is_cancelled = False
         self.cancel_reason: object = None
         self.cancelled_class: type[BaseException] = BaseException
         self.holds = 0
-        """What keeps the nursery open: add 1 for it, and take it away again.
+        """What keeps the nursery open: add 1 for each thing, and subtract it again.
 
-        Who may be broken off between two lines (see ``Worker._end``) changes it in the line in
-        which it notes that it did, and then calls ``check_idle()``, which may be repeated.
+        Code that may be interrupted between two lines changes it in the same line in which it
+        records that it did, and then calls ``check_idle()``, which can be repeated.
         """
         self.blocks = 0
         """How many of the holds ``shutdown()`` leaves aside.
 
-        They are blocks of child nodes, which only their own tasks can end, and its callers.
+        These are blocks of child nodes, which only their own tasks can end, and its callers.
         """
         self._idle: anyio.Event | None = None
-        self._patience: float | None = None  # in seconds, once what runs was cancelled
+        self._patience: float | None = None  # in seconds; set once the work was cancelled
         self.failures = Failures()
         self.is_killed = False
-        """Whether AnyIO cancelled the group, for a task that a native cancellation killed."""
+        """Whether AnyIO cancelled the group because a native cancellation killed a task."""
         self.held: dict[HeldTask, None] = {}
-        """The tasks that hold the nursery, but for workers, which have holds of their own."""
+        """The tasks that hold the nursery, except workers, which have their own holds."""
         self.clock: Callable[[], float] = _time_of_any_loop
         """The loop's clock, in seconds, for use on the loop; see also ``now()``."""
         self._clock_offset = 0.0
         self.nesting = Nesting(self)
         self.end = End(self)
         self.task_group: TaskGroup | None = None
-        self.backend: Backend  # these once it is being opened, the watcher and what it hears later
+        self.backend: Backend  # set by begin(); the next two by open()
         self.watcher: Watcher
         self.get_task: Callable[[], object]
-        """Give the current task, if it is one of the nursery's loop."""
+        """Return the current task if it belongs to the nursery's loop."""
         self.new_event: Callable[[], Event]
         """Make an event of the nursery's loop."""
         self.has_heard: Callable[[], bool]
-        """Tell whether there may have been a cancellation of the scope; see ``CancelProbe``."""
+        """Return whether there may have been a cancellation of the scope; see ``CancelProbe``."""
         self.has_open_scope: Callable[[anyio.TaskHandle[Any]], bool]
-        """Tell whether the current task, which is about to end, has left a cancel scope open."""
+        """Return whether the current task, which is about to end, has left a cancel scope open."""
 
     # life
 
@@ -195,7 +195,7 @@ class Nursery:
         self.state = state
 
     def begin(self) -> None:
-        """Admit work, which waits for ``open()``; in a task of the loop."""
+        """Admit work, which waits until ``open()``; call it in a task of the loop."""
         backend = self.backend = get_backend(lowlevel.current_token())
         self.get_task, self.has_open_scope = backend.get_task, backend.has_open_scope
         self.new_event, self.clock = backend.new_event, backend.clock
@@ -207,7 +207,7 @@ class Nursery:
     async def open(self) -> None:
         """Enter the task group; the current task is the host and has to call ``end.close()``.
 
-        Where this raises, ``end.abandon()`` is to be called.
+        If this raises, call ``end.abandon()``.
         """
         self.watcher = Watcher(self, self.backend)
         self.has_heard = self.watcher.probe.has_heard
@@ -215,7 +215,7 @@ class Nursery:
         await group.__aenter__()
         self.task_group = group
         self.nesting.enter(self.watcher.host.task)
-        if self.state is OPENING:  # else it was shut down meanwhile
+        if self.state is OPENING:  # otherwise it was shut down meanwhile
             self._move(OPEN)
         for task in list(self.held):
             task.start_now()
@@ -229,12 +229,12 @@ class Nursery:
             self._move(CLOSING)
 
     def shut(self) -> bool:
-        """Close to all that may come, unless something is on its way; may be called again."""
+        """Close, unless a call is in flight; safe to call again."""
         if not self.bridge.close():
             return False
         if self.state is not CLOSED:
             self._move(CLOSED)
-        self.clock = partial(_monotonic, self._clock_offset)  # the loop may go
+        self.clock = partial(_monotonic, self._clock_offset)  # the loop may be closed
         return True
 
     def check_admission(self) -> None:
@@ -245,7 +245,7 @@ class Nursery:
         """
         if (
             self.bridge.is_gone
-        ):  # pragma: no cover (in forked children, which leave before they tell)
+        ):  # pragma: no cover (in a forked child, whose coverage is lost)
             raise WorkerError(
                 f"cannot start work on {self.owner.label()}: this process was forked "
                 "off from that of its event loop; open a node of its own here"
@@ -264,7 +264,7 @@ class Nursery:
         return error
 
     def check_loop(self) -> None:
-        """Raise an error if another event loop than the nursery's runs the calling code.
+        """Raise an error if the calling code runs in another event loop than the nursery's.
 
         Raises:
             WorkerError: It does: one loop is a guest of the other, in the same thread.
@@ -280,7 +280,7 @@ class Nursery:
             )
 
     def now(self) -> float:
-        """Tell the time of the loop's clock, in seconds; from any thread."""
+        """Return the time of the loop's clock, in seconds; in any thread."""
         if self.bridge.thread == threading.get_ident() and self.state is not CLOSED:
             return self.clock()
         return _monotonic(self._clock_offset)
@@ -297,7 +297,7 @@ class Nursery:
         """Start a task, which must not raise; on the loop, while something holds the nursery.
 
         Raises:
-            BaseException: It cannot be made; nothing was changed.
+            BaseException: The task cannot be created; nothing was changed.
         """
         assert self.task_group is not None
         coro = run()
@@ -306,7 +306,7 @@ class Nursery:
                 return self.task_group.create_task(coro, name=name, context=context)
             except anyio.NoEventLoopError:
                 # No task runs: this is a bare callback, or a call from another thread whose context
-                # was captured where no loop ran, so that sniffio knows no better.
+                # was captured where no loop ran, so sniffio cannot detect the library.
                 assert _library is not None
                 context = context or copy_context()
                 context.run(_library.set, "asyncio")
@@ -323,17 +323,17 @@ class Nursery:
         name: str,
         context: Context | None = None,
     ) -> HeldTask:
-        """Start a task that holds the nursery until it ends; at the latest as that opens.
+        """Start a task that holds the nursery until it ends; if that is not open yet, when it is.
 
         Args:
             run: What to run; it must not raise.
-            lost: Called in place of ``run``, or of its end, if the task dies without saying so: a
-                native ``Task.cancel()`` kills it before its first step.
+            lost: Called if the task dies silently, before ``run`` or within it: a native
+                ``Task.cancel()`` can kill it before its first step.
             name: The name of the task.
             context: The context variables of the task.
 
         Raises:
-            BaseException: It cannot be made; nothing was changed.
+            BaseException: The task cannot be created; nothing was changed.
         """
         task = HeldTask(self, lost)
         try:
@@ -346,10 +346,11 @@ class Nursery:
         return task
 
     async def reap(self) -> None:
-        """Find the tasks that have died without saying so, and make up for what they did not do.
+        """Find the tasks that have died silently, and do what they did not do.
 
-        AnyIO never enters tasks that a native ``Task.cancel()`` killed before their first step, and
-        cannot tell: what has not begun two turns of the loop after it was spawned never will.
+        If a native ``Task.cancel()`` kills a task before its first step, AnyIO never runs it and
+        does not report that. But a task that has not begun two turns of the loop after it was
+        spawned never will.
         """
         not_begun = [task for task in list(self.held) if not task.has_begun]
         for _ in range(2 if not_begun else 0):
@@ -362,26 +363,26 @@ class Nursery:
     # what keeps it open
 
     def check_idle(self) -> None:
-        """Wake whoever waits for the last hold, if there is none."""
+        """Wake the block that waits for the last hold, if no hold is left."""
         if self._idle is not None and self.holds <= self.blocks:
             self.wake()
 
     def wake(self) -> None:
-        """Have whoever waits for the last hold look again."""
-        idle = self._idle  # a signal handler may call this in the midst of it
+        """Make the block that waits for the last hold check again."""
+        idle = self._idle  # a signal handler may call this in the middle of it
         if idle is not None:
             idle.set()
             self._idle = None if self._idle is idle else self._idle
 
     async def until_idle(self, *, blocks: bool = False) -> None:
-        """Wait until nothing holds the nursery and the owner sets nothing more in motion.
+        """Wait until nothing holds the nursery and the owner has nothing else to end.
 
         Args:
-            blocks: Whether to leave aside the blocks of child nodes, and who has called.
+            blocks: Whether to ignore the blocks of child nodes, and the callers of ``shutdown()``.
         """
         while True:
             while True:
-                # Made before it is looked whether to wait, and read once: a signal handler may come
+                # Created before the check whether to wait, and read once: a signal handler may run
                 # in between.
                 idle = self._idle
                 if idle is None or idle.is_set():
@@ -398,7 +399,7 @@ class Nursery:
                 return
 
     async def _wait_impatiently(self, idle: anyio.Event) -> None:
-        """Wait for work that was cancelled, and have it said if that takes long."""
+        """Wait for work that was cancelled, and log it if that takes long."""
         with anyio.move_on_after(self._patience or 0) as scope:
             await idle.wait()
         if scope.cancelled_caught:
@@ -406,7 +407,7 @@ class Nursery:
             self.owner.on_late()
 
     def lose_patience(self) -> None:
-        """Take note that what runs was cancelled, and should end soon."""
+        """Start to log if the work, which was cancelled, takes long to end."""
         if self._patience is None:
             self._patience = PATIENCE
             self.wake()
@@ -419,7 +420,7 @@ class Nursery:
                 nursery.watcher.when_host_ends(partial(self._look_after, nursery))
 
     def _look_after(self, nursery: Nursery) -> None:
-        """Wake to close a block, unless it was left before its host ended; most are."""
+        """Wake up to close a block, unless it was left before its host ended, as most are."""
         if nursery.state is not CLOSED:
             self.wake()
 
@@ -439,7 +440,7 @@ class Nursery:
 
         Args:
             reason: Why.
-            spare_host: Whether to cancel each task but the host, which is in another block by now.
+            spare_host: Whether not to cancel the host, which is in another block by now.
         """
         if self.is_cancelled or self.state is CLOSED:
             return
@@ -453,16 +454,16 @@ class Nursery:
             try:
                 self._cancel_all(below, reason, spare_host=spare_host)
             except BaseException:
-                # What was broken off is done once more: queued workers nobody else would end.
+                # Repeat what was interrupted: nothing else would end queued workers.
                 self._cancel_all(below, reason, spare_host=spare_host)
                 raise
         finally:
             self.bridge.steps.busy -= 1
 
     def _cancel_all(self, below: Iterable[Nursery], reason: object, *, spare_host: bool) -> None:
-        """Cancel nurseries, each before those below it; may be called again."""
-        # First all that is told, then the scopes, from below: AnyIO goes down from each scope
-        # level by level, and stops at one that is cancelled already.
+        """Cancel nurseries, each before those below it; safe to call again."""
+        # First mark everything, then cancel the scopes from the bottom up: AnyIO goes down from
+        # each scope level by level, and stops at one that is already cancelled.
         for nursery in below:
             nursery.is_cancelled = True
             nursery.cancel_reason = reason
@@ -471,10 +472,10 @@ class Nursery:
             nursery.lose_patience()
         for nursery in reversed(list(below)):
             if nursery.task_group is not None and not (spare_host and nursery is self):
-                nursery.task_group.cancel_scope.cancel()  # else it is done on entering
+                nursery.task_group.cancel_scope.cancel()  # otherwise open() does it
 
     def is_scope_cancelled(self) -> bool:
-        """Whether a cancel scope round the current task is cancelled: else it was native."""
+        """Whether a cancel scope around the current task is cancelled: it was not native."""
         return self.watcher.is_scope_cancelled()
 
     def is_group_cancelled(self) -> bool:
@@ -482,12 +483,12 @@ class Nursery:
         return self.task_group is not None and self.task_group.cancel_scope.cancel_called
 
     def is_in_eager_task(self) -> bool:
-        """Whether the current task was begun within the step of another."""
+        """Whether the current task was started within a step of another."""
         return self.backend.is_in_eager_task()
 
     def cancel_from_outside(self) -> None:
         """Turn a cancellation that reached a task of the nursery from outside into ``cancel()``."""
         if not self.is_cancelled:
-            # Did nobody here do that? Then AnyIO did, for a task that was killed.
+            # If nothing here cancelled the group, AnyIO did, because a task was killed.
             self.is_killed = self.is_group_cancelled() and not self.watcher.host.is_done()
         self.cancel("cancelled from outside")

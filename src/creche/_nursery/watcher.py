@@ -1,8 +1,8 @@
-"""What watches a nursery: it sees what nobody says.
+"""The watcher of a nursery: it notices what nothing else reports.
 
-A cancellation from outside, of a scope round the block or of a native ``Task.cancel()``, reaches
-the tasks of the nursery and not the nursery. And a host that ends without leaving the block is gone
-without a word.
+A cancellation from outside, of a scope around the block or of a native ``Task.cancel()``, reaches
+the tasks of the nursery but not the nursery itself. And a host that ends without leaving the block
+does not report that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """A task of a nursery that is cancelled with the others, and knows the host.
+    """A task of a nursery that is cancelled with the others, and that knows the host.
 
     Made in the host, the task that opens the nursery.
     """
@@ -38,26 +38,26 @@ class Watcher:
         self._is_host_watched = False
 
     async def start(self) -> None:
-        """Begin to watch, in the open task group of the nursery."""
+        """Start to watch, in the open task group of the nursery."""
         name = f"watcher of {self._nursery.owner.label()}"
         self._task = self._nursery.spawn(self._watch, name=name)
         await self.probe.until_listening()
 
     def stop(self) -> None:
-        """Watch no more; may be called again."""
+        """Stop watching; safe to call again."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
     def when_host_ends(self, call: Callable[[], object]) -> None:
-        """Have a call made once the host has ended; the first call counts, the others do not."""
+        """Call a function once the host has ended; only the first request counts."""
         if not self._is_host_watched:
             self._is_host_watched = True
             self.host.when_done(call)
 
     def is_scope_cancelled(self) -> bool:
-        """Whether a cancel scope round the current task is cancelled: else it was native."""
-        # The whole truth is dear, and in nearly all cases there was nothing to be heard.
+        """Whether a cancel scope around the current task is cancelled: it was not native."""
+        # The full check is expensive, and the probe nearly always rules a cancellation out.
         return self.probe.has_heard() and anyio.current_effective_deadline() == -math.inf
 
     async def _watch(self) -> None:
@@ -69,11 +69,11 @@ class Watcher:
                 if nursery.state is CLOSED:
                     raise
                 # A host that ended before anybody cancelled the node has left its block open. A
-                # native cancellation is of all tasks then, as the program ends.
+                # native cancellation then hits all tasks, as the program ends.
                 is_deserted = self.host.is_done() and not nursery.is_cancelled
                 if is_deserted or self.is_scope_cancelled():
                     break
-                # Else it is aimed at this very task, and not obeyed; or the host is about to end.
+                # Otherwise it is aimed at this task and is ignored, or the host is about to end.
                 self.when_host_ends(self.stop)
         nursery.cancel_from_outside()
         with anyio.CancelScope(shield=True):

@@ -6,7 +6,7 @@ it in its own task and makes an end of the outcome. ``docs/internals.md`` tells 
 
 ``task``
     Async work in the worker's own task. The way gives the work's own coroutine to await, as one
-    round it would be the largest object of a worker.
+    around it would be the largest object of a worker.
 ``thread``
     A plain callable in a worker thread of AnyIO's. The call takes the place of the limiter: it is
     told when the token is there, and from then on the call is certain, so the worker becomes

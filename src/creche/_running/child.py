@@ -37,7 +37,7 @@ def frame(kind: int, told: bytes) -> bytes:
 
 
 class _Package(ModuleType):
-    """The package ``creche``, of which nothing is imported until somebody asks for it."""
+    """The package ``creche``, of which nothing is imported until someone asks for it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

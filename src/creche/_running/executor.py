@@ -110,7 +110,7 @@ class _Call:
         return self._job.open(self._outcome())
 
     async def _is_over(self) -> bool:
-        """Deal with a cancellation; tell whether the work has run to its end all the same."""
+        """Deal with a cancellation; return whether the work has run to its end all the same."""
         if not self._job.is_running:
             # Should it still ask to begin, it is refused. So what the executor says to this does
             # not matter; of some it is not true.
@@ -127,7 +127,7 @@ class _Call:
         return True
 
     def _outcome(self) -> bytes:
-        """Give what came back.
+        """Return what came back.
 
         Raises:
             WorkerCrashed: What it ran in is gone.

@@ -393,7 +393,7 @@ class telling:  # noqa: N801 (a block)
 
 
 def _handler_for(level: int) -> _HomeHandler:
-    """Give the handler of this process; where nobody has set up logging, it has home's level."""
+    """Return the handler of this process; where nobody has set up logging, it has home's level."""
     global _handler  # noqa: PLW0603 (there is one root logger)
     root = logging.getLogger()
     with _handler_lock:
@@ -411,7 +411,7 @@ _NOT_SENT = ("args", "exc_info", "msg", "message", "exc_text")
 
 
 def _plain(record: logging.LogRecord) -> dict[str, Any]:
-    """Give a record as plain data."""
+    """Return a record as plain data."""
     told = {
         key: value[:_LONGEST] if isinstance(value, str) else value
         for key, value in vars(record).items()

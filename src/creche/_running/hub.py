@@ -67,7 +67,7 @@ class Hub:
                         callers.start_soon(self._hear, line)
 
     def expect(self, job: Job) -> int:
-        """Give the number by which a job is known on the lines."""
+        """Return the number by which a job is known on the lines."""
         number = next(self._numbers)
         self._jobs[number] = job
         return number

@@ -28,11 +28,11 @@ class TaskJob(Protocol):
     """What to call, or to await."""
 
     def _task_name(self) -> str:
-        """Give the name of the task."""
+        """Return the name of the task."""
         ...
 
     def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
-        """Give what to run, which must not raise; it begins by taking the task."""
+        """Return what to run, which must not raise; it begins by taking the task."""
         ...
 
     def _is_to_await(self, value: object) -> bool:
@@ -78,11 +78,11 @@ class Job(Protocol):
         ...
 
     def enter(self) -> None:
-        """Take note that the work is entered now; raises if it was called off."""
+        """Note that the work is entered now; raises if it was called off."""
         ...
 
     def wait_for_thread(self) -> None:
-        """Take note that the job waits for a thread."""
+        """Note that the job waits for a thread."""
         ...
 
     def notice_cancellation(self) -> None:
@@ -90,11 +90,11 @@ class Job(Protocol):
         ...
 
     def note_abandoned(self, *, abandoned: bool) -> None:
-        """Take note that the thread was left to itself, or that it has ended since."""
+        """Note that the thread was left to itself, or that it has ended since."""
         ...
 
     def log_fields(self) -> dict[str, str | int | None]:
-        """Give what a record in the log has of its own."""
+        """Return what a record in the log has of its own."""
         ...
 
 

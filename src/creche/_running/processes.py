@@ -94,7 +94,7 @@ class Processes:
                 pool.put_back(process)
 
     async def _outcome(self, job: Job, process: _Process) -> bytes:
-        """Give what came of a job, which a process was given."""
+        """Return what came of a job, which a process was given."""
         try:
             outcome = await process.serve(job)
         except anyio.get_cancelled_exc_class():
@@ -163,7 +163,7 @@ class _Pool:
                 process.dismiss()
 
     async def get(self) -> _Process:
-        """Give a process that has nothing to do, started if need be; who calls has a slot.
+        """Return a process that has nothing to do, started if need be; who calls has a slot.
 
         Raises:
             WorkerError: None can be started.
@@ -278,10 +278,10 @@ class _Process:
     # work
 
     async def give(self, payload: bytes) -> bool:
-        """Give it work; tell whether it was there to take it."""
+        """Return it work; return whether it was there to take it."""
         self.is_busy = True
         try:
-            # A cancellation in the midst of it leaves half a frame. The process is of no use then,
+            # A cancellation in the middle of it leaves half a frame. The process is of no use then,
             # and as it is busy, it is killed when it is put back.
             await self._say(child.JOB, payload)
         except OSError:
@@ -348,7 +348,7 @@ class _Process:
 
 
 def _python() -> list[str]:
-    """Give the command that runs this Python with the options of this program."""
+    """Return the command that runs this Python with the options of this program."""
     # As multiprocessing does; there is no public name.
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *options]

@@ -12,7 +12,7 @@ a runner would keep what its first job was run in. Only ``asyncio.Task.get_conte
 *Its name.* The task is renamed as it takes a job.
 
 *Its cancellation.* The task is the job's while it runs. A runner that was cancelled, in whatever
-way, is *spent*: it ends with its job. So is one whose task somebody may still cancel, await or look
+way, is *spent*: it ends with its job. So is one whose task someone may still cancel, await or look
 at, because a reference to it, a weak reference or a callback was added in the job. asyncio shows
 the current task to whoever asks and tells nobody, so the count of references is the only sign of
 that; where there is none (PyPy, free-threaded Python), no task is shared. A task of Trio's cannot
@@ -24,7 +24,7 @@ task to the end, and those that are ready get others: idle ones, or new ones. A 
 ended takes the next, or becomes idle. If the job had suspended, that is one more in the same turn,
 most often one that its end has launched: a turn later it would cost a third more.
 
-*Its price.* A job that suspends is a little dearer in a runner than in a task of its own, and pays
+*Its price.* A job that suspends is a little more expensive in a runner than in a task of its own, and pays
 only if the runner is used again. So there are at most ten that may be, and while all have jobs that
 suspend, each further job has a task of its own. Those that have had the same job all the while are
 no longer counted.
@@ -141,7 +141,7 @@ class Runners:
     # what a runner says and asks
 
     def begin(self, task: OwnTask) -> Backend:
-        """Take note that a task has begun; give its loop."""
+        """Note that a task has begun; give its loop."""
         self._spawned.discard(task)
         if not self._spawned:
             self._spawned.clear()  # else it keeps the room that thousands took
@@ -166,13 +166,13 @@ class Runners:
         return self._awake is runner and bool(self._ready)
 
     def come_round(self, runner: Runner) -> None:
-        """Take note that a runner can take what is ready from now on."""
+        """Note that a runner can take what is ready from now on."""
         self._missed = 0
         if self._awake is None:
             self._awake = runner
 
     def suspend(self, runner: Runner) -> None:
-        """Take note that a runner does not come round soon: each that is ready gets another."""
+        """Note that a runner does not come round soon: each that is ready gets another."""
         if self._awake is runner:
             self._awake = None
             with self._nursery.bridge.steps:
@@ -180,7 +180,7 @@ class Runners:
                     self._give_first()
 
     def leave(self, runner: Runner) -> None:
-        """Take note that a runner has ended; another comes round to what is ready."""
+        """Note that a runner has ended; another comes round to what is ready."""
         self._spawned.discard(runner)
         self._kept = max(0, self._kept - 1)
         self._replace(runner)
@@ -203,7 +203,7 @@ class Runners:
             self._ready.popleft()
 
     def rest(self, runner: Runner) -> bool:
-        """Take note that a runner has nothing to do; tell whether it is to stay."""
+        """Note that a runner has nothing to do; return whether it is to stay."""
         if self._awake is runner:
             self._awake = None
         if self._is_closed or len(self._idle) >= MOST:
@@ -212,7 +212,7 @@ class Runners:
         return True
 
     def rest_no_more(self, runner: Runner) -> None:
-        """Take note that a runner was woken, or cancelled as it slept; may be called again."""
+        """Note that a runner was woken, or cancelled as it slept; safe to call again."""
         self._idle.pop(runner, None)
 
     def put_back(self, job: TaskJob) -> None:
@@ -220,7 +220,7 @@ class Runners:
         self._ready.appendleft(job)
 
     def close(self) -> None:
-        """Have all end, as nothing will be launched any more; may be called again."""
+        """Have all end, as nothing will be launched any more; safe to call again."""
         self._is_closed = True
         with self._nursery.bridge.steps:
             for runner in list(self._idle):
@@ -250,11 +250,11 @@ class OwnTask:
         """What its job runs, once that has begun."""
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Give what is to be run: that of the job itself, as one round it would take memory."""
+        """Return what is to be run: that of the job itself, as one around it would take memory."""
         return cast("TaskJob", self.job)._main(self)
 
     def begin(self) -> None:
-        """Take note that the job begins."""
+        """Note that the job begins."""
         self._pool.begin(self)
         self.job, self.coro = None, self.handle.coro
 
@@ -263,7 +263,7 @@ class OwnTask:
         self.handle.cancel()
 
     def come_round(self) -> None:
-        """Take note that the job ends in this step."""
+        """Note that the job ends in this step."""
 
 
 class Runner(OwnTask):
@@ -285,7 +285,7 @@ class Runner(OwnTask):
         """Do nothing: it began before its first job did."""
 
     def come_round(self) -> None:
-        """Take note that its job ends in this step, and it can take another."""
+        """Note that its job ends in this step, and it can take another."""
         self._pool.come_round(self)
 
     def wake(self, job: TaskJob | None) -> None:
@@ -376,7 +376,7 @@ class Runner(OwnTask):
             del coro, step, context, send, throw, value, error  # see errors: frames
 
     def _wait(self, backend: Backend, task: object) -> Generator[Any, Any, bool]:
-        """Wait for the next turn, or for a job; tell whether to go on."""
+        """Wait for the next turn, or for a job; return whether to go on."""
         try:
             if self._pool.is_due(self):
                 yield from backend.pause().__await__()

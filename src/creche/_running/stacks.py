@@ -62,9 +62,9 @@ def _library() -> ModuleType:
 
 
 def current_frames() -> dict[int, FrameType]:
-    """Give the frame that each thread is in, by the number of the thread.
+    """Return the frame that each thread is in, by the number of the thread.
 
-    A garbage collection in the midst of ``sys._current_frames()`` can stop CPython 3.11 for good
+    A garbage collection in the middle of ``sys._current_frames()`` can stop CPython 3.11 for good
     (https://github.com/python/cpython/issues/106883), so there is none.
     """
     with _no_collection:

@@ -39,7 +39,7 @@ class Stream:
         self._line = line
         self._head = head
         self._longest = longest
-        self._buffer = bytearray()  # what was read stays here if somebody is cancelled meanwhile
+        self._buffer = bytearray()  # what was read stays here if someone is cancelled meanwhile
         self._wanted = 0
         self._is_over = False
         self._lock = anyio.Lock(fast_acquire=True)
@@ -62,7 +62,7 @@ class Stream:
             OSError: The other end is closed.
         """
         left = memoryview(data)
-        if not self._lock.locked():  # nobody is in the midst of a frame
+        if not self._lock.locked():  # nobody is in the middle of a frame
             left = left[self._send(left) :]
         if left:
             async with self._lock:
@@ -130,7 +130,7 @@ class Stream:
 
     def _be_readable(self) -> None:
         if self._waiter is None or self._waiter.done():
-            self.close()  # until somebody waits again
+            self.close()  # until someone waits again
         else:
             self._read()
             self._waiter.set_result(None)

@@ -43,7 +43,7 @@ _limiters: WeakKeyDictionary[object, CapacityLimiter] = WeakKeyDictionary()
 
 
 def _default_limiter(token: lowlevel.EventLoopToken) -> CapacityLimiter:
-    """Give the loop's default limiter; AnyIO would look it up each time, which is dear."""
+    """Give the loop's default limiter; AnyIO would look it up each time, which is expensive."""
     limiter = _limiters.get(token)
     if limiter is None:
         limiter = _limiters[token] = to_thread.current_default_thread_limiter()
@@ -110,7 +110,7 @@ class ThreadCall:
     async def run(self) -> object:
         try:
             if self._guard is None:
-                # A scope is dear, and without it AnyIO shields the call itself.
+                # A scope is expensive, and without it AnyIO shields the call itself.
                 await to_thread.run_sync(self._in_thread, limiter=cast("CapacityLimiter", self))
             else:
                 with self._guard:
@@ -131,7 +131,7 @@ class ThreadCall:
         return await self._outcome()
 
     async def _outlive_cancellation(self) -> bool:
-        """Deal with a wait that was cut short; tell whether there is an outcome all the same."""
+        """Deal with a wait that was cut short; return whether there is an outcome all the same."""
         over = anyio.Event()
         with self._lock:
             if self._ended:
@@ -169,7 +169,7 @@ class ThreadCall:
         raise self._take_error()
 
     def _take_error(self) -> BaseException:
-        """Give what is to be raised, and keep it no more: see errors: frames."""
+        """Return what is to be raised, and keep it no more: see errors: frames."""
         error, self._error = self._error, None
         assert error is not None
         return error
@@ -186,7 +186,7 @@ class ThreadCall:
                 self._leave()
             except BaseException as fault:  # noqa: BLE001 (as above)
                 self._keep(fault)
-                self._leave()  # or the host would wait for ever
+                self._leave()  # or the host would wait forever
 
     def _run_in_thread(self) -> None:
         with self._lock:
@@ -214,7 +214,7 @@ class ThreadCall:
             )
 
     def _leave(self) -> None:
-        """Say in the thread that it has ended; may be called again."""
+        """Say in the thread that it has ended; safe to call again."""
         with self._lock:
             self._ended = True
             left = self._left

@@ -286,7 +286,7 @@ def read_outcome(outcome: bytes) -> tuple[OutcomeHead, bytes]:
 
 
 def open_outcome(head: OutcomeHead, body: bytes, label: str) -> Any:
-    """Give what the work returned, or raise what it raised; see ``Job.open()``."""
+    """Return what the work returned, or raise what it raised; see ``Job.open()``."""
     if head.kind == VALUE:
         try:
             return unpack(body)
