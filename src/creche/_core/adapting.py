@@ -1,4 +1,4 @@
-"""Workers that run elsewhere: an adapter assigns their states, and the table of states holds."""
+"""Workers that run elsewhere: an adapter assigns their states, as far as the table allows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assign(worker: Worker[Any], state: WorkerState) -> None:
     elif state is SUCCESS and worker.is_cancelled and worker._state not in FINAL:
         raise WorkerError(f"{label} was cancelled; only CANCELLED or ERROR can follow")
     elif state not in FINAL or state not in TRANSITIONS[worker._state]:
-        if not move(worker, state):  # which refuses what the table does not allow
+        if not move(worker, state):  # which raises for what the table does not allow
             raise WorkerError(f"{label} is CANCELLED and cannot become RUNNING")
     else:
         if state is CANCELLED:

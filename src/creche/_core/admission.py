@@ -1,6 +1,6 @@
-"""The way into a node for a worker: one, from whatever thread and however it was made.
+"""The one way into a node for a worker, from any thread and however it was made.
 
-What can fail comes first, so a worker that is refused was never there, and nobody is told of it.
+What can fail comes first, so nothing is known or announced of a worker that is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def admit(node: Node, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
-    """Admit a worker to a node, or refuse it: then it is CANCELLED, and nobody is told.
+    """Admit a worker to a node, or refuse it: then it is CANCELLED, without an event.
 
     Args:
         node: The node.
@@ -42,8 +42,8 @@ def admit(node: Node, worker: Worker[Any], supersedes: object, *, start: bool) -
 
     Raises:
         WorkerError: It is refused.
-        WorkerCancelled: The thread that calls is that of a cancelled worker.
-        BaseException: Its task cannot be made.
+        WorkerCancelled: Called by the thread of a cancelled worker.
+        BaseException: Its task cannot be created.
     """
     try:
         nursery = node._creche_nursery
@@ -63,7 +63,7 @@ def admit(node: Node, worker: Worker[Any], supersedes: object, *, start: bool) -
 
 
 def _admit_here(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> None:
-    """Admit a worker, on the loop or before there is one."""
+    """Admit a worker, on the loop or before there is a loop."""
     nursery = node._creche_nursery
     if start or nursery.state is not NEW or nursery.bridge.is_gone:
         nursery.check_admission()
@@ -76,7 +76,7 @@ def _admit_here(node: Node, worker: Worker[Any], supersedes: object, start: bool
 
 
 def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> None:
-    """Give a worker its place in a group of the node, which takes it."""
+    """Put a worker into a group of the node."""
     if node._creche_parent is not None:
         join(node)
     if logger.level != node._creche_audience.log_level:
@@ -85,7 +85,7 @@ def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> 
     steps = node._creche_nursery.bridge.steps
     steps.busy += 1
     try:
-        # Within the step, as a signal handler may have cancelled it before.
+        # In the same step, because a signal handler may have cancelled it before.
         if worker._state in FINAL:
             refuse_ended(worker)
         if group is None:
@@ -93,7 +93,7 @@ def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> 
         group.admit(worker, supersedes, start=start)
     except BaseException:
         if worker._place is not None:
-            # Its caller does not know it. It may be marked already, so it is not asked for.
+            # The caller does not know it. It may be marked already, so it is not requested.
             cancel_with_nursery(worker, "it could not be started", by_scope=False)
         if group is not None and not len(group):
             forget(group)

@@ -1,4 +1,4 @@
-"""Who listens to a node, and telling them: events are made only if someone wants them."""
+"""The listeners of a node: events are created only if one of them wants them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Audience:
-    """All who hear one node: its subscriptions, the log, and its own handlers.
+    """All that listen to one node: its subscriptions, the log, and its own handlers.
 
-    To come and to go costs the same however many there are: they are counted, and put in a row when
-    something is told next, which takes a step for each of them anyway.
+    Adding and removing one costs the same for any number: they are counted, and put into a tuple
+    before the next event, which takes a step for each of them anyway.
     """
 
     __slots__ = (
@@ -52,13 +52,13 @@ class Audience:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._advanced: set[int] = set()  # workers, in other threads; the loop is not told yet
+        self._advanced: set[int] = set()  # advanced in other threads, unknown to the loop
         self._empty()
         self.heed_logger()
 
     def _empty(self) -> None:
         self.hearers: dict[Listener, None] = {}
-        """Who listens, in the order in which they are told; not to be changed but by this class."""
+        """The listeners, in the order in which they get messages; changed only by this class."""
         self._row: tuple[Listener, ...] | None = ()
         self._hear_changes = self._hear_progress = 0  # how many of them
 
@@ -82,13 +82,13 @@ class Audience:
 
     @property
     def heard_by(self) -> tuple[Listener, ...]:
-        """Who listens; those who come and go while this is read change nothing in it."""
+        """The listeners; a copy that does not change as they come and go."""
         if self._row is None:
             self._row = tuple(self.hearers)
         return self._row
 
     def check(self) -> None:
-        """Raise an error if there is nothing to be heard any more.
+        """Raise an error if nothing can happen here any more.
 
         Raises:
             WorkerError: The node is closed: a stream without events would look like a node where
@@ -101,12 +101,12 @@ class Audience:
             )
 
     def add(self, listener: Listener) -> None:
-        """Note who listens from now on, and did not before."""
+        """Add a listener that is not there yet."""
         self.hearers[listener] = None
         self._count(listener, 1)
 
     def drop(self, listener: Listener) -> None:
-        """Note who listens no more; nothing happens if that is known."""
+        """Remove a listener; does nothing if it is not there."""
         if listener in self.hearers:
             del self.hearers[listener]
             self._count(listener, -1)
@@ -118,17 +118,17 @@ class Audience:
         self.heed_handlers()
 
     def heed_handlers(self) -> None:
-        """Look which events are wanted, by those who listen and by the node's own handlers."""
+        """Update which events are wanted, by listeners and by the node's own handlers."""
         self.handles_changes: bool = self._handles(StateChanged)
         self.tells_changes: bool = self.handles_changes or self._hear_changes > 0
         """Whether anybody listens to the changes of all workers; else no event is made."""
         self.tells_progress: bool = self._hear_progress > 0 or self._handles(ProgressChanged)
-        """Whether anybody listens to progress; then the last of it is told before the end."""
+        """Whether anybody listens to progress; then its last event comes before the end."""
         self.is_heard: bool = self.tells_changes or self.tells_progress
         """Whether anybody listens to any of it."""
 
     def heed_logger(self) -> None:
-        """Have the log among those who listen, and the first, if its level asks for that."""
+        """Make the log a listener, and the first one, if its level is low enough."""
         self.log_level: int = logger.level
         if not is_wanted():
             self.drop(LOG)
@@ -138,12 +138,12 @@ class Audience:
         self.heed_handlers()
 
     def close(self) -> None:
-        """Tell all who listen that the node takes no more work; safe to call again."""
+        """Notify all listeners that the node admits no more work; safe to call again."""
         for listener in self.heard_by:
             listener._is_closing(self)
 
     def leave(self) -> None:
-        """Tell all who listen that the node has closed."""
+        """Notify all listeners that the node has closed."""
         for listener in self.heard_by:
             listener._has_left(self)
         self._empty()
@@ -153,9 +153,9 @@ class Audience:
         return getattr(self._node, kind.handler_name, None) is not None
 
     def announce(self, worker: Worker[Any], state: WorkerState) -> None:
-        """Tell of a change of state; on the loop."""
+        """Announce a change of state; on the loop."""
         if self._advanced and state in FINAL and worker._order in self._advanced:
-            # Progress from another thread, or from a bare callback, that is still on its way.
+            # Progress from another thread or from a bare callback that has not arrived yet.
             self._tell_progress(worker, is_late=True)
         followers = followers_of(worker) if worker._rare is not None else ()
         if not self.tells_changes and not followers:
@@ -166,11 +166,11 @@ class Audience:
         event = StateChanged(worker, state, context)
         if self.hearers or followers:
             self._tell(event, followers, handled=self.handles_changes)
-        else:  # as most often: there is nothing but the handler
+        else:  # most often there is only the handler
             self._node._creche_mailbox.post(event)
 
     def announce_progress(self, worker: Worker[Any]) -> None:
-        """Tell of progress, from any thread; at most one call a worker is on its way."""
+        """Announce progress, from any thread; at most one call of each worker is in flight."""
         bridge = self._node._creche_nursery.bridge
         if bridge.can_act():
             self._tell_progress(worker)
@@ -184,7 +184,7 @@ class Audience:
 
     def _tell_progress(self, worker: Worker[Any], *, is_late: bool = False) -> None:
         if self._advanced:
-            # First: what is done from here on is another call.
+            # First, as progress from here on needs another call.
             self._advanced.discard(worker._order)
         if worker._state in FINAL and not is_late:
             return
@@ -199,15 +199,15 @@ class Audience:
             rare.is_hungry = False  # until it is taken
 
     def announce_event(self, worker: Worker[Any], event: Message) -> None:
-        """Tell of something else that a worker did; on the loop."""
+        """Announce another event of a worker; on the loop."""
         self._tell(event, followers_of(worker), handled=self._handles(type(event)))
 
     def take(self, message: Message, told: Collection[Listener] = ()) -> bool:
-        """Take in a message, on the loop: tell all who listen, and hand it to the handlers.
+        """Deliver a message, on the loop: to all listeners and to the handlers.
 
         Args:
             message: The message.
-            told: Who has heard it already.
+            told: The listeners that got it already.
 
         Returns:
             Whether it will be delivered: ``False`` once the node is closed, or will never open.
@@ -224,13 +224,13 @@ class Audience:
         return node._creche_mailbox.post(message)
 
     def pass_on(self, message: Message) -> None:
-        """Hand a message that was handled to the parent."""
+        """Pass a message that was handled to the parent."""
         parent = self._node._creche_parent
-        if parent is not None:  # who listens to the tree has heard it
+        if parent is not None:  # those who listen to the tree have got it
             parent._creche_audience.take(message, self.hearers)
 
     def is_started(self, outcome: object) -> bool:
-        """Whether what a handler returned is a worker, which goes on by itself."""
+        """Whether what a handler returned is a worker, which runs by itself."""
         return is_a(outcome, cast("type[object]", Worker))
 
     def _tell(self, message: Message, followers: Collection[Listener], *, handled: bool) -> None:

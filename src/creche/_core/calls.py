@@ -1,7 +1,7 @@
-"""What comes to a node from other threads, without late effects.
+"""Calls to a node from other threads, without late effects.
 
-Nothing that the thread of a superseded worker does takes effect, not even what was on its way. And
-whatever happens on that way, the thread gets an answer: each way out of here sets its future.
+Nothing that the thread of a superseded worker does takes effect, not even a call that is in flight.
+And whatever happens to a call, the thread gets an answer: each way out of here sets its future.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def ask(node: Node, call: Callable[[], T]) -> T:
-    """Make a call on the loop, but for none of a thread whose worker was cancelled.
+    """Make a call on the loop, unless it comes from the thread of a cancelled worker.
 
     Nothing that a superseded thread does takes effect; the check and the call are one step.
     """
@@ -43,7 +43,7 @@ def ask(node: Node, call: Callable[[], T]) -> T:
 
 
 def _call_checked(callers: list[Worker[Any] | None], call: Callable[[], T]) -> T:
-    # Popped, as all frames from here to the thread know the list: see errors: frames.
+    # Popped, because all frames from here to the thread hold the list: see errors: frames.
     _check_caller(callers.pop())
     return call()
 
@@ -54,7 +54,7 @@ def _check_caller(caller: Worker[Any] | None) -> None:
 
 
 def post(node: Node, message: Message) -> bool:
-    """Hand a message to those who hear a node, see ``Node.post_message()``."""
+    """Post a message to a node, see ``Node.post_message()``."""
     if not isinstance(message, Message):
         raise WorkerError(f"post_message() takes a Message, not {shown(message)}")
     bridge = node._creche_bridge
@@ -62,7 +62,7 @@ def post(node: Node, message: Message) -> bool:
     _check_caller(caller)
 
     def arrive() -> None:
-        # Once more, as it may have been superseded while the message was on its way.
+        # Checked again: it may have been superseded while the message was in flight.
         if caller is None or not caller.is_cancelled:
             node._creche_audience.take(message)
 
@@ -72,9 +72,9 @@ def post(node: Node, message: Message) -> bool:
 
 
 class _Caller:
-    """The worker in whose thread a call was made, if any; until the call has ended.
+    """The worker whose thread made a call, if any, until the call has ended.
 
-    The frames of the call know this and not the worker: see errors: frames.
+    The frames of the call hold this instead of the worker: see errors: frames.
     """
 
     __slots__ = ("worker",)
@@ -84,7 +84,7 @@ class _Caller:
 
 
 def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Have the loop call a function, and wait for its value, see ``Node.call_from_thread()``."""
+    """Call a function on the loop and wait for its value, see ``Node.call_from_thread()``."""
     bridge = node._creche_nursery.bridge
     if not bridge.is_foreign:
         raise WorkerError(
@@ -108,7 +108,7 @@ def begin_call(
     args: tuple[Any, ...],
     future: Future[Any],
 ) -> None:
-    """Make the call of a thread, on the loop; async functions go on in a task."""
+    """Make the call of a thread, on the loop; async functions continue in a task."""
     value: Any = None
     try:
         _check_call(node, caller)
@@ -125,7 +125,7 @@ def begin_call(
 
 
 def _await(node: Node, caller: _Caller, awaitable: Any, future: Future[Any] | None) -> None:
-    """Await the value of a call in a task, which is cancelled with the worker that called."""
+    """Await the value of a call in a task, which is cancelled with the calling worker."""
 
     def lost(error: BaseException | None = None) -> None:
         _close(awaitable)
@@ -141,7 +141,7 @@ def _await(node: Node, caller: _Caller, awaitable: Any, future: Future[Any] | No
                 ties = caller.worker._rare_parts()
                 ties.loop_calls = tuple(each for each in ties.loop_calls if each is not task)
         except BaseException as error:
-            lost(error)  # it was interrupted: what awaits in it leaves nothing out
+            lost(error)  # it was interrupted: everything that it awaits handles errors
             raise
         finally:
             caller.worker = future = awaitable = None  # see errors: frames
@@ -158,7 +158,7 @@ def _await(node: Node, caller: _Caller, awaitable: Any, future: Future[Any] | No
 
 def _close(awaitable: object) -> None:
     if is_a(awaitable, CoroutineType):
-        awaitable.close()  # one that was never awaited would be warned about
+        awaitable.close()  # it would cause a warning if it was never awaited
 
 
 def _check_call(node: Node, caller: _Caller) -> None:
@@ -178,14 +178,14 @@ async def _go_on(
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
         fail(future, error)
     else:
-        if not future.done():  # by a fault on the way
+        if not future.done():  # by a fault before
             future.set_result(value)
     finally:
         _close(awaitable)  # it may have been interrupted before it was awaited
 
 
 def _tell_whose(node: Node, caller: _Caller) -> str:
-    """Name who was cancelled, and the call with it."""
+    """Describe what was cancelled, and with it the call."""
     if caller.worker is not None and caller.worker._cancellation is not None:
         return tell_of(caller.worker)
     if node._creche_nursery.is_cancelled:

@@ -1,8 +1,8 @@
-"""The cancellation of a worker: one, whoever asks for it, and in one order.
+"""The one cancellation of a worker, whatever the cause, in one order.
 
 It is *requested* in the calling thread: from there on the worker never ends SUCCESS. Then it is
-*delivered* on the loop: work that has not begun ends at once; else what runs in a thread is told,
-and the cancel scope of the task is cancelled. The first request counts.
+*delivered* on the loop: work that has not begun ends at once; otherwise its thread is notified, and
+the cancel scope of the task is cancelled. The first request counts.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def cancel(
     Args:
         worker: The worker.
         reason: Why.
-        run: What has a call made on the loop, now or soon.
+        run: Makes a call on the loop, now or soon.
     """
     try:
         if request(worker, reason):
             run(partial(deliver, worker))
     except BaseException:
         if worker._cancellation is not None:
-            run(partial(deliver, worker))  # once more, as no further request would
+            run(partial(deliver, worker))  # again, because no later request would do it
         raise
 
 
@@ -63,7 +63,7 @@ def request(worker: Worker[Any], reason: object) -> bool:
     """Note the time and the reason, in any thread; return whether this was the first request."""
     with lock:
         rare, asked = worker._rare, (worker._node._creche_nursery.now(), reason)
-        # From here on there is no call, see move().
+        # No function is called from here on, see move().
         if worker._cancellation is not None or worker._state in FINAL:
             return False
         worker._cancellation = asked
@@ -73,7 +73,7 @@ def request(worker: Worker[Any], reason: object) -> bool:
 
 
 def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
-    """Do on the loop what follows from a request; safe to call again.
+    """Act on a request, on the loop; safe to call again.
 
     Args:
         worker: The worker.
@@ -84,7 +84,7 @@ def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
     try:
         handle, rare, thread = worker._handle, worker._rare, worker._thread
         if rare is not None and rare.cancelled is not None:
-            rare.cancelled.set()  # in case that the one who requested it was interrupted
+            rare.cancelled.set()  # in case the request was interrupted
         if worker._state is PENDING and (thread is None or not thread.is_handed_over):
             end(worker, CANCELLED)
         if thread is not None:
@@ -100,7 +100,7 @@ def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:
 
 
 def event_of(worker: Worker[Any]) -> threading.Event:
-    """Return an event that is set when cancellation is requested, made if need be."""
+    """Return the event that is set when cancellation is requested; created if necessary."""
     with lock:
         rare = worker._rare_parts()
         if rare.cancelled is None:
@@ -117,17 +117,17 @@ def tell_of(worker: Worker[Any]) -> str:
     return f"{worker._creche_label()} was cancelled{reason}"
 
 
-# where nobody asks for it
+# without a request
 
 
 def break_off(worker: Worker[Any]) -> None:
-    """End in place of a task that does not, or to the last step where it was interrupted."""
+    """End a worker whose task did not, or finish an end that was interrupted."""
     request(worker, "its task has died")
     end(worker, worker._state if worker._state in FINAL else CANCELLED)
 
 
 def reap(worker: Worker[Any]) -> None:
-    """End if the task has died without doing so; see ``Nursery``."""
+    """End a worker whose task has died without ending it; see ``Nursery``."""
     coro = None if worker._handle is None else worker._handle.coro
     if coro is not None and inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED:
         break_off(worker)
@@ -140,7 +140,7 @@ def disown(worker: Worker[Any]) -> None:
 
 
 def refuse(worker: Worker[Any]) -> None:
-    """Have it CANCELLED without having been heard of; in any thread, for no node knows of it."""
+    """Make a worker CANCELLED without an event; in any thread, because no node knows it."""
     request(worker, "refused")
     with lock:
         if PENDING is worker._state:
@@ -150,7 +150,7 @@ def refuse(worker: Worker[Any]) -> None:
 
 
 def refuse_ended(worker: Worker[Any]) -> NoReturn:
-    """Raise an error, as a worker that has ended is to be added to a node.
+    """Raise the error for adding a worker that has ended to a node.
 
     Raises:
         WorkerError: Always.

@@ -1,4 +1,4 @@
-"""Whether what a new worker or a new node was given makes sense."""
+"""Checks of the arguments of a new worker or a new node."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def check_new(
     limiter: CapacityLimiter | None,
     where: object,
 ) -> None:
-    """Raise an error if what a worker was given is invalid; its work is closed then.
+    """Raise an error if the arguments of a worker are invalid, and close its work.
 
     Args:
-        worker: The worker, of which nobody knows yet; it learns of the rest, which few are given.
-        abandon_on_cancel: Whether what is cancelled is left to itself.
-        limiter: What bounds the threads.
+        worker: The worker; the other arguments, which are rare, are stored in it.
+        abandon_on_cancel: Whether a cancelled thread is left behind.
+        limiter: Limits the number of threads.
         where: What runs the work elsewhere.
 
     Raises:
-        WorkerError: It is invalid.
+        WorkerError: An argument is invalid.
     """
     work = worker._work
     wrong = _check_texts(worker) or _check_work(worker)
     if not wrong and where is not None:
-        from .elsewhere import set_way  # noqa: PLC0415 (most programs need none of it)
+        from .elsewhere import set_way  # noqa: PLC0415 (most programs do not need it)
 
         wrong = set_way(worker, where, limiter)
     part = worker._thread
@@ -50,7 +50,7 @@ def check_new(
 
 
 def _check_work(worker: Worker[Any]) -> str:
-    """Tell what is wrong with its work."""
+    """Return what is wrong with its work."""
     work = worker._work
     if callable(work) or is_awaitable(work):
         return ""
@@ -60,10 +60,10 @@ def _check_work(worker: Worker[Any]) -> str:
 
 
 def check_node(name: object, parent: object) -> str:
-    """Raise an error if what a new node was given is invalid; give its name as a plain text.
+    """Raise an error if the arguments of a node are invalid; return its name as plain text.
 
     Raises:
-        WorkerError: It is invalid.
+        WorkerError: An argument is invalid.
     """
     if parent is not None and not hasattr(parent, "_creche_nursery"):
         raise WorkerError(f"parent must be a Node, not {shown(parent)}")
@@ -71,7 +71,7 @@ def check_node(name: object, parent: object) -> str:
 
 
 def _check_texts(worker: Worker[Any]) -> str:
-    """Make plain texts of the name and the group; tell what is wrong, if they are none."""
+    """Make the name and the group plain strings; return what is wrong if they are not text."""
     name, group = worker.name, worker.group
     if not is_a(name, str) or not is_a(group, str):
         return f"name {shown(name)} and group {shown(group)} must both be a text"

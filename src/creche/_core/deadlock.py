@@ -1,17 +1,17 @@
-"""Who waits for whom, and whether that can ever end.
+"""Finds out whether a wait can ever end.
 
-Each party (a worker, or a node that a worker has open) tells what it needs before it can go on:
+Each party (a worker, or a node that a worker has open) says what it needs before it can continue:
 *all* of some parties to end, and *one* of some others (a queued worker needs one of those that hold
 the slots of its group to end). A party is free if what it needs can end. That is a least fixpoint:
-start with nobody free, add whoever needs nothing or only what is free already, until nothing
-changes. Whoever is left is stuck, in a ring of any length or behind one.
+start with no party free, and add those that need nothing, or only what is free already, until
+nothing changes. All others are stuck, in a cycle of any length or behind one.
 
-What is not asked for is not found out. The waiter's needs are looked at one after another, and what
-is not known to be free has its own looked at first; each need of each party once at most. All ends
-as the waiter is free, and of slots as one is: so a check costs what lies on the way, however many
-others wait.
+The search is lazy and depth-first. The waiter's needs are checked one after another, and the needs
+of a party that is not known to be free are checked before; each need of each party at most once.
+The search stops as soon as the waiter is free, and for slots as soon as one is. So a check costs
+what it passes on its way, no matter how many other workers wait.
 
-Only what is certain counts. A worker's own task or thread is judged, never the tasks that it
+Only certain deadlocks count. A worker's own task or thread is checked, never the tasks that it
 spawned: their owner may cancel them.
 """
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 class Waitable(Protocol):
-    """One that may have to wait."""
+    """A vertex of the wait-for graph."""
 
     @property
     def is_finished(self) -> bool: ...
 
     def _creche_needs_all(self) -> Collection[Waitable]:
-        """Tell the parties that must all end before this one can."""
+        """Return the parties that must all end before this one can."""
         ...
 
     def _creche_needs_one(self) -> Collection[Waitable]:
-        """Tell the parties of which one must end before this one can; empty if it needs none.
+        """Return the parties of which one must end before this one can; empty if none.
 
-        They can be reversed. A party is among those of one group only: who has the first of them
-        in common with another, has all of them.
+        They can be reversed. A party belongs to one group only: if the first of two such
+        collections is the same, so are the others.
         """
         ...
 
@@ -48,21 +48,21 @@ class Waitable(Protocol):
 
 
 class _Step:
-    """A party, or the slots of a group, with what it needs: all of that, or one."""
+    """A party, which needs all of its needs; or the slots of a group, which need one."""
 
     def __init__(self, needs: Iterator[_Step], party: Waitable | None) -> None:
         self.party = party
-        """The party, ``None`` for slots: of these one is needed."""
+        """The party; ``None`` for slots, of which one is needed."""
         self.is_begun = False
         self.is_free = False
         self.need: _Step | None = None
-        """The need that it waits for; of slots the first."""
+        """The need that it waits for; for slots, the first."""
         self.behind: list[_Step] = []
-        """What is to be looked at once this one is free."""
+        """What to check once this one is free."""
         self._needs = needs
 
     def look(self) -> _Step | None:
-        """Look at what it needs; give a need that is to be looked at first, if there is one."""
+        """Check its needs; return one that has to be checked first, if any."""
         return self._look_for_one() if self.party is None else self._look_for_all()
 
     def _look_for_all(self) -> _Step | None:
@@ -88,12 +88,12 @@ class _Step:
         return None
 
     def follow(self) -> _Step:
-        """Return the party that this one, which is stuck, waits for."""
+        """Return the party that this stuck one waits for."""
         assert self.need is not None
         return self.need if self.need.party is not None else self.need.follow()
 
     def let_go(self) -> list[_Step]:
-        """Return what is to be looked at, now that it is free."""
+        """Return what to check now that this one is free."""
         behind, self.behind = self.behind, []
         for step in behind:
             step.is_free = step.is_free or step.party is None
@@ -101,7 +101,7 @@ class _Step:
 
 
 class _Search:
-    """The steps by who they are of: parties are told apart by identity, whatever ``==`` says."""
+    """The steps by party; parties are compared by identity, whatever their ``==`` does."""
 
     def __init__(self) -> None:
         self._parties: dict[int, _Step] = {}
@@ -115,7 +115,7 @@ class _Search:
         return step
 
     def forget(self) -> None:
-        """Let go of all parties: steps hold each other, and no worker is left to the collector."""
+        """Let go of all parties: the steps are reference cycles."""
         for step in (*self._parties.values(), *self._slots.values()):
             vars(step).clear()
 
@@ -132,20 +132,20 @@ class _Search:
             yield self._slots[first]
 
     def _holders(self, holders: Collection[Waitable]) -> Iterator[_Step]:
-        """Yield those who hold slots, from both ends: mostly the oldest or the newest wait first."""
+        """Yield the holders of slots, from both ends: usually the oldest or newest wait."""
         backwards = reversed(cast("Reversible[Waitable]", holders))
         for pair in islice(zip(holders, backwards, strict=True), (len(holders) + 1) // 2):
             yield from map(self.find, pair)
 
 
 def find_deadlock(waiter: Waitable) -> str | None:
-    """Return whether a party that is about to wait would wait forever; nothing may change meanwhile.
+    """Find out whether a party that is about to wait would wait forever.
 
     Args:
-        waiter: The party, which tells already what it is about to need.
+        waiter: The party; its needs include the new wait. Nothing may change meanwhile.
 
     Returns:
-        The ring in words, from the waiter on; ``None`` if the wait can end.
+        The cycle in words, from the waiter on; ``None`` if the wait can end.
     """
     search = _Search()
     try:
@@ -157,8 +157,8 @@ def find_deadlock(waiter: Waitable) -> str | None:
 
 
 def _look_from(first: _Step) -> None:
-    """Look at what a party needs, until it is free or there is no more to look at."""
-    ahead = [first]  # the last one is looked at
+    """Check what a party needs, until it is free or nothing is left to check."""
+    ahead = [first]  # the last one is checked next
     while ahead and not first.is_free:
         step = ahead[-1]
         step.is_begun = True
@@ -172,7 +172,7 @@ def _look_from(first: _Step) -> None:
 
 
 def _ring(first: _Step) -> str:
-    """Name those who are stuck, from one of them to where the ring closes."""
+    """Name the parties of a cycle, from the first one to where it closes."""
     ring: dict[_Step, None] = {}
     step = first
     while step not in ring:

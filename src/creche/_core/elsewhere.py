@@ -1,13 +1,12 @@
-"""Work that a way runs elsewhere: in a process, in an executor, on another machine.
+"""Work that a way runs elsewhere: in a process, an executor, or on another machine.
 
-A *way* is a function of the *job*. The job is what a way sees of its worker: it gives the bytes
-that go there, takes the messages that come from there, and makes of the bytes that come back what
-the work gave. ``docs/internals.md`` tells how to write one.
+A *way* is a function of the *job*. The job is the way's view of its worker: it returns the bytes to
+send there, takes the messages from there, and turns the bytes that come back into the result or
+error of the work. ``docs/internals.md`` explains how to write one.
 
-Cancellation is no more than that of any coroutine: it arrives where the way awaits. Up to the
-hand-over, ``Job.pack()``, a cancelled worker ends at once, as nobody else knows the work. From
-there on it ends as its way is left: else a limit would hand on the slot of work that may still
-begin.
+Cancellation is that of any coroutine: it is raised where the way awaits. Up to the hand-over,
+``Job.pack()``, a cancelled worker ends at once, because nothing else knows the work. From there on
+it ends when its way returns: otherwise a limit would pass on the slot of work that may still begin.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ T = TypeVar("T")
 
 
 class WorkerJob:
-    """A worker, as the way that runs its work elsewhere sees it; see ``Job``."""
+    """The view of a worker for the way that runs its work elsewhere; see ``Job``."""
 
     __slots__ = ("_label", "_part", "_worker")
 
     def __init__(self, worker: Worker[Any], part: ElsewherePart) -> None:
-        # Only while the way runs: its frames, in the traceback of what it raises, know the job.
+        # Set only while the way runs: frames in the traceback of its errors hold the job.
         self._worker: Worker[Any] | None = worker
         self._part = part
         self._label = worker._creche_label()
@@ -90,7 +89,7 @@ class WorkerJob:
 
     @property
     def abandon_on_cancel(self) -> bool:
-        """Whether work that has begun, and cannot be stopped, is left to itself once cancelled."""
+        """Whether work that has begun, and cannot be stopped, is left behind once cancelled."""
         return self._part.abandon_on_cancel
 
     def _alive(self) -> Worker[Any]:
@@ -101,7 +100,7 @@ class WorkerJob:
     # the way there
 
     def pack(self, work: Callable[[], object] | None = None) -> bytes:
-        """Return the bytes for a ``Far`` to run; the work is handed over with this call."""
+        """Return the bytes for a ``Far`` to run; this call hands the work over."""
         worker = self._alive()
         packed = worker._work if work is None else work
         payload = wire.pack_job(packed, self._head(worker), self._label)
@@ -122,7 +121,7 @@ class WorkerJob:
         )
 
     def begin(self, where: str = "") -> None:
-        """Say that the work begins; the worker is RUNNING. On a RUNNING one nothing happens."""
+        """Make the worker RUNNING, because the work begins; does nothing if it already is."""
         worker = self._alive()
         if where:
             self._part.where = where
@@ -144,7 +143,7 @@ class WorkerJob:
         if kind == wire.BEGIN:
             _answer(answer, may_begin=worker is not None and self._may_begin(worker, *told))
         elif worker is None:
-            return  # it comes too late
+            return  # it is too late
         elif kind == wire.STEPS:
             _set_steps(worker, *told)
         else:
@@ -154,7 +153,7 @@ class WorkerJob:
         if worker._state in FINAL or worker._cancellation is not None:
             return False
         if worker._state is PENDING:
-            with suppress(WorkerCancelled):  # by a signal handler, in between
+            with suppress(WorkerCancelled):  # cancelled by a signal handler, in between
                 self.begin(where)
             return worker._cancellation is None
         if self._part.where:
@@ -172,13 +171,13 @@ class WorkerJob:
         if head.kind == wire.STAY and worker._cancellation is None:
             raise WorkerError(f"{self._label} was not begun, and nobody had cancelled it")
         if head.kind in (wire.VALUE, wire.ERROR):
-            self.begin()  # an engine may lose the message that says so
+            self.begin()  # an engine may lose that message
         if head.steps is not None:
             _set_steps(worker, *head.steps)
         return wire.open_outcome(head, body, self._label)
 
     async def outlast(self, wait: Callable[[], Awaitable[T]]) -> T:
-        """Await something to its end, whatever is cancelled meanwhile: the end of the far side."""
+        """Await the end of the far side, even if the worker is cancelled meanwhile."""
         while True:
             try:
                 with anyio.CancelScope(shield=True):
@@ -187,27 +186,27 @@ class WorkerJob:
                 self.notice_cancellation()
 
     def notice_cancellation(self) -> None:
-        """Note a cancellation that has reached the way, whoever it came from."""
+        """Record a cancellation that has reached the way, whatever its cause."""
         notice_cancellation(self._alive())
 
     def abandon(self) -> None:
-        """Say that the work is left to itself; see ``abandon_on_cancel``."""
+        """Record that the work is left behind; see ``abandon_on_cancel``."""
         self._part.is_abandoned = True
 
     def end_abandoned(self, outcome: bytes | None) -> None:
-        """Say that work which was abandoned has ended; an error of its own is logged."""
+        """Record that abandoned work has ended; an error that it raised is logged."""
         self._part.is_abandoned = False
         if outcome is None:
             return
         try:
             wire.open_outcome(*wire.read_outcome(outcome), self._label)
-        except BaseException as error:  # noqa: BLE001 (it is told)
+        except BaseException as error:  # noqa: BLE001 (it is logged)
             if not is_a(error, wire.CANCELLATIONS):
                 strip_traceback(error)
                 tell(logging.ERROR, "the abandoned work of %s failed", self._label, error=error)
 
     def resource(self, key: object, make: Callable[[], ResourceT]) -> ResourceT:
-        """Return what the worker's tree of nodes has for an engine; made at the first call."""
+        """Return a resource of the worker's tree of nodes; created by the first call."""
         return get_resource(self._alive()._node.root, key, make)
 
 
@@ -223,18 +222,18 @@ def _set_steps(
 
 
 def _log(worker: Worker[Any], told: dict[str, Any]) -> None:
-    """Hand a record to the logger of its name, as if it had been made here."""
+    """Pass a record to the logger of its name, as if it had been made here."""
     target = logging.getLogger(told["name"])
     if target.isEnabledFor(told["levelno"]):
         record = logging.makeLogRecord({**told, **fields_of(worker, worker._state)})
         try:
             target.handle(record)
-        except Exception as fault:  # noqa: BLE001 (a filter of the program's)
+        except Exception as fault:  # noqa: BLE001 (the program's filter)
             tell(logging.ERROR, "a record from elsewhere cannot be logged", error=fault)
 
 
 def _start(way: Way, worker: Worker[Any]) -> Coroutine[Any, Any, Any]:
-    """Have a way run the work of a worker."""
+    """Run the work of a worker in a way."""
     part = cast("ElsewherePart", worker._thread)
     part.is_waiting = True
     return _run(way, WorkerJob(worker, part))
@@ -243,19 +242,19 @@ def _start(way: Way, worker: Worker[Any]) -> Coroutine[Any, Any, Any]:
 async def _run(way: Way, job: WorkerJob) -> Any:
     try:
         value = await way(job)
-        job.begin()  # of a way that did not say so
-        return value  # noqa: TRY300 (what begin() raises is meant too)
+        job.begin()  # for a way that did not call it
+        return value  # noqa: TRY300 (begin() may raise as well)
     except BaseException as error:
         if is_a(get_cause(error), wire.FarTraceback):
-            # Where it was raised is told by that; here it was only handed on.
-            raise error.with_traceback(None)  # noqa: B904 (it is the same one)
+            # That shows where it was raised; here it was only passed on.
+            raise error.with_traceback(None)  # noqa: B904 (the same error)
         raise
     finally:
         job._worker = None  # see errors: frames
 
 
 def set_way(worker: Worker[Any], where: object, limiter: object) -> str:
-    """Have the work of a new worker run elsewhere; tell what is wrong with that, if anything is.
+    """Make a new worker run elsewhere; return what is wrong with that, if anything.
 
     Args:
         worker: The worker.
@@ -280,7 +279,7 @@ def way_of(where: Any) -> Way:
     """Return the way that ``where=`` means.
 
     Raises:
-        WorkerError: It means none.
+        WorkerError: It is not a way.
     """
     if is_a(where, Executor):
         from creche._running.executor import OnExecutor  # noqa: PLC0415 (see creche.ways)

@@ -1,7 +1,7 @@
-"""The end of a worker: one, whoever or whatever brings it about.
+"""The one end of a worker, whatever the cause.
 
-``end()`` can be called at any moment before, and once more if it was interrupted: each of its steps
-can be taken again.
+``end()`` can be called at any time before the end, and again if it was interrupted: each of its
+steps can be repeated.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def end(worker: Worker[Any], state: WorkerState, error: BaseException | None = None) -> None:
-    """End a worker, whatever happens: a fault in a step is made up for, and fails the node.
+    """End a worker, whatever happens: if a step is interrupted it is repeated, and the node fails.
 
-    Such a fault may be one of memory, a Ctrl+C at the wrong line, or one of ours.
+    It may be interrupted by a lack of memory, a Ctrl+C at the wrong line, or a bug of ours.
     """
     steps = worker._node._creche_nursery.bridge.steps
     steps.busy += 1
@@ -44,19 +44,19 @@ def end(worker: Worker[Any], state: WorkerState, error: BaseException | None = N
 
 
 def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | None) -> None:
-    """End, in the order on which threads that read without a lock rely."""
+    """End, in the order that threads which read without a lock rely on."""
     fatal = error is not None and _tell(worker, error, state)
     if worker._state not in FINAL:
         if error is not None:
             worker._outcome = error
         move(worker, state)
     if worker._rare is not None:
-        _wake_all(worker)  # before the node is cancelled: who waits here learns why
+        _wake_all(worker)  # before the node is cancelled, so that those who wait get the reason
     if fatal and error is not None:
         worker._nursery.fail(error)
     if worker._place is not None:
         worker._place._left(worker)
-    # Work that was entered closes itself; in an abandoned thread it may still be running.
+    # Work that was entered closes itself; in an abandoned thread it may still run.
     work = worker._work
     if worker._started_at is None or (type(work) is COROUTINE and is_unawaited(work)):
         close_work(worker)
@@ -69,7 +69,7 @@ def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | No
 
 
 def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool:
-    """Say that a worker has failed; return whether that fails the node."""
+    """Report that a worker has failed; return whether that fails the node."""
     fatal = _is_fatal(worker, error)
     if worker._outcome is not error:
         tell_failure(worker, error, state, fatal=fatal)
@@ -80,8 +80,8 @@ def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool
 
 def _is_fatal(worker: Worker[Any], error: BaseException) -> bool:
     if is_a(error, WorkerError) and error._is_refusal and worker._nursery.state is CLOSING:
-        return False  # it wanted to start more work: that is no reason to end the others at once
-    with harmless:  # it may be set to anything
+        return False  # it tried to start more work: that is no reason to end the others at once
+    with harmless:  # the user may set it to anything
         return not is_a(error, Exception) or bool(worker.exit_on_error)
     return True
 
@@ -99,7 +99,7 @@ def _wake_all(worker: Worker[Any]) -> None:
 
 
 def close_work(worker: Worker[Any]) -> None:
-    """Let go of the work: a coroutine that was never awaited would be warned about."""
+    """Let go of the work: a coroutine that was never awaited would cause a warning."""
     work, worker._work = worker._work, None
     if is_a(work, Coroutine):
         work.close()  # pyright: ignore[reportUnknownMemberType]  # of unknown result

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 _numbers = itertools.count(1)
-_set = object.__setattr__  # of what is frozen
+_set = object.__setattr__  # for frozen classes
 
 
 @dataclass(init=False, repr=False, eq=False, frozen=True)
@@ -43,7 +43,7 @@ class StateChanged(Message, bubble=False, namespace="worker"):
     def __init__(
         self, worker: Worker[Any], state: WorkerState, context: Context | None = None
     ) -> None:
-        # Three of them a worker: what the worker knows for good is not copied.
+        # There are three for each worker, so they do not copy what the worker keeps.
         facts = vars(self)
         facts["worker"] = worker
         facts["state"] = state
@@ -95,14 +95,13 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
     """A number that grows with each event of any worker."""
 
     def __init__(self, worker: Worker[Any]) -> None:
-        # By turns of the loop thousands of them wait, and a dict of its own would be another object
-        # for the collector.
+        # Thousands of them may wait, and each would have a dict that the collector tracks.
         _set(self, "worker", worker)
         _set(self, "number", next(_numbers))
         _set(self, "_key", worker._order)
 
     def _be_taken(self) -> None:
-        """From now on more progress is news to whoever has taken this."""
+        """From now on more progress is news to the reader."""
         rare = self.worker._rare
         if rare is not None:
             rare.is_hungry = bool(rare.followers)
@@ -113,7 +112,7 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
 
 @dataclass(init=False, repr=False, eq=False, frozen=True)
 class _Timed(Message, bubble=False):
-    """What few workers tell of; made on the loop as it happens."""
+    """The rarer events; created on the loop when they happen."""
 
     worker: Worker[Any]
     """The worker."""

@@ -1,7 +1,7 @@
-"""What those who watch read of workers and nodes: the facts, in a form that can be shown.
+"""The facts about workers and nodes, in a form that can be shown, for watchers.
 
-Subclasses may make something else of public names, ``state`` or ``path`` for instance. Who watches
-reads what the library itself keeps, and puts what is the user's in text.
+Subclasses may override public names, for example ``state`` or ``path``. Watchers read what the
+library itself keeps, and turn the user's objects into text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     state: WorkerState
     thread: bool
     where: str
-    """Where its work runs, of one that runs elsewhere."""
+    """Where its work runs, if it runs elsewhere."""
     daemon: bool
     created_at: float | None
     started_at: float | None
@@ -45,19 +45,19 @@ class Facts(NamedTuple):
     """In percent."""
     error: BaseException | None
     attempt: int
-    """Which attempt it is in: 1, and one more each time that its work began again."""
+    """The number of its attempt: 1, and one more each time its work started again."""
     is_ready: bool | None
-    """Whether it has said that it is ready; ``None`` if nobody asked it to be."""
+    """Whether it has called ``ready()``; ``None`` if nothing waits for that."""
     is_stalled: bool
-    """Whether it has not got on for as long as was to be announced."""
+    """Whether it has made no progress for ``stall_after`` seconds."""
 
 
 def facts_of(worker: Worker[Any], now: float | None = None) -> Facts:
-    """Tell how a worker stands.
+    """Return the facts about a worker.
 
     Args:
         worker: The worker.
-        now: The time, if it is known: for who looks at many at once.
+        now: The time, if it is known, for callers that read many at once.
     """
     when, reason = worker._cancellation or (None, None)
     started, finished = worker._started_at, worker._finished_at
@@ -120,5 +120,5 @@ def below(node: Any) -> Iterator[Any]:
 def _is_true(owner: object, attribute: str) -> bool:
     try:
         return bool(getattr(owner, attribute))
-    except Exception:  # noqa: BLE001 (a property of a subclass)
+    except Exception:  # noqa: BLE001 (a subclass's property)
         return False

@@ -1,4 +1,4 @@
-"""Who listens to one worker alone: at the price of one, whatever else runs on its node."""
+"""Listening to one worker only, whose cost does not depend on the rest of its node."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class WorkerSource:
-    """A worker, as a subscription sees what it listens to; see ``Source``.
+    """What a subscription to one worker listens to; see ``Source``.
 
-    A stream begins with how things stand and ends after the final change, so that nothing is missed
+    A stream begins with the current state and ends after the final change, so nothing is missed
     whenever it is opened.
     """
 
@@ -53,16 +53,16 @@ class WorkerSource:
 
     @property
     def hearers(self) -> dict[Listener, Any]:
-        """Who listens to the worker."""
+        """The listeners of the worker."""
         rare = self._worker._rare_parts()
         rare.followers = rare.followers or {}
         return rare.followers
 
     def check(self) -> None:
-        """Do nothing: a worker can be listened to also when it has ended."""
+        """Do nothing: one can listen to a worker that has ended."""
 
     def add(self, listener: Listener) -> None:
-        """Note who listens to the worker, and tell how things stand."""
+        """Add a listener, and send it the current state."""
         worker = self._worker
         self.hearers[listener] = self
         worker._rare_parts().is_hungry = True
@@ -79,18 +79,18 @@ class WorkerSource:
             leave(worker)
 
     def drop(self, listener: Listener) -> None:
-        """Note who listens no more; nothing happens if that is known."""
+        """Remove a listener; does nothing if it is not there."""
         self.hearers.pop(listener, None)
         self._worker._rare_parts().is_hungry = bool(self.hearers)
 
 
 def followers_of(worker: Worker[Any]) -> tuple[Listener, ...]:
-    """Return who listens to a worker alone; those who come and go meanwhile change nothing in it."""
+    """Return a copy of the listeners of a worker."""
     return () if worker._rare is None else tuple(worker._rare.followers or ())
 
 
 def leave(worker: Worker[Any]) -> None:
-    """Tell all who listen to a worker alone that it has ended; safe to call again."""
+    """Notify the listeners of a worker that it has ended; safe to call again."""
     followers = worker._rare_parts().followers
     while followers:
         listener, source = next(iter(followers.items()))
@@ -99,7 +99,7 @@ def leave(worker: Worker[Any]) -> None:
 
 
 def add_callback(worker: Worker[Any], callback: Callable[[Any], object]) -> None:
-    """Have a function called as a worker ends, see ``Worker.add_done_callback()``; on the loop."""
+    """Call a function when a worker ends, see ``Worker.add_done_callback()``; on the loop."""
     rare = worker._rare_parts()
     rare.callbacks = (*rare.callbacks, callback)
     if worker._state in FINAL:
@@ -107,12 +107,12 @@ def add_callback(worker: Worker[Any], callback: Callable[[Any], object]) -> None
 
 
 def call_back(worker: Worker[Any]) -> None:
-    """Call what is to be called as a worker ends, each once; safe to call again."""
+    """Call the callbacks of a worker that ends, each once; safe to call again."""
     rare = worker._rare_parts()
     while rare.callbacks:
         callback, rare.callbacks = rare.callbacks[0], rare.callbacks[1:]
         try:
             callback(worker)
-        except Exception as error:  # noqa: BLE001 (the end goes on)
+        except Exception as error:  # noqa: BLE001 (the end continues)
             about = (shown(callback), worker._creche_label())
             tell(logging.ERROR, "the callback %s of %s failed", *about, error=error)

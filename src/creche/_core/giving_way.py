@@ -1,4 +1,4 @@
-"""Who gives way to a new worker: by the rules of overflow, and to exclusive work."""
+"""Which workers give way to a new one: by the rules of overflow, and to exclusive work."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _is_partial(work: object) -> bool:
 
 
 def code_of(work: Any) -> object:
-    """Return what tells the work of one function from that of another: its code, if it has any."""
-    for _ in range(100):  # a chain that leads back into itself leads nowhere
+    """Return the code of the function that work calls, if any: it identifies the function."""
+    for _ in range(100):  # the chain may be a cycle
         inner = getattr(work, "func" if _is_partial(work) else "__wrapped__", None)
         if inner is None:
             break
@@ -40,8 +40,8 @@ def _keep_latest(group: WorkerGroup) -> bool:
 
 
 def _restart(group: WorkerGroup) -> bool:
-    # The newest are to run, as many as the limit. So once all that run are on their way out, it is
-    # the oldest of those waiting that gives way.
+    # The newest should run, as many as the limit. So if all running ones are cancelled already, the
+    # oldest waiting one gives way.
     every = (*group._running.values(), *group._queue.values())
     alive = [worker for worker in every if worker._cancellation is None]
     if group._limit is not None and len(alive) >= group._limit:
@@ -55,4 +55,4 @@ OVERFLOW: dict[Overflow, Callable[[WorkerGroup], bool]] = {
     "restart": _restart,
     "keep_latest": _keep_latest,
 }
-"""What each rule of overflow does to a full group; it tells whether the new worker may wait."""
+"""What each rule of overflow does to a full group; it returns whether the new worker may wait."""

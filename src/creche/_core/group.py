@@ -1,10 +1,10 @@
 """A group: the workers of one name within one node, their slots and their queue.
 
 A worker is stored once, here, by its number: not started, in the queue, or holding a slot. It moves
-on in that order, each time into the next place before it is taken out of the last, so that a thread
-that looks finds it. What decides who runs is ``_settle()``, called as one has come to wait, as one
-has left and as the limit has changed. What a new worker does to those before it is decided in
-``_make_way()``: by exclusive, or by a rule of overflow.
+in that order, each time into the next place before it is removed from the last, so a thread always
+finds it. ``_settle()`` decides which workers run; it is called when a worker has queued or left and
+when the limit has changed. ``_make_way()`` decides what a new worker does to those before it: by
+exclusive, or by a rule of overflow.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
         from typing_extensions import Unpack
 
 in_order = attrgetter("_order")
-_MOST_GAPS = 64  # beside as many as are queued
+_MOST_GAPS = 64  # in addition to the number of queued workers
 
 
 def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[Any]]:
-    """Cancel workers, from anywhere; give those that were not cancelled before."""
+    """Cancel workers, in any thread; return those that were not cancelled before."""
     cancelled = [worker for worker in workers if worker._cancellation is None]
-    for worker in reversed(cancelled):  # else each that leaves would have the next one launched
+    for worker in reversed(cancelled):  # otherwise each that leaves would launch the next one
         worker.cancel(reason)
     return cancelled
 
@@ -79,7 +79,7 @@ def _declare(node: Node, name: str, settings: tuple[int | None, Overflow]) -> Wo
 
 
 def forget(group: WorkerGroup) -> None:
-    """Have a node forget a group that is empty, unless it was made by ``Node.group()``."""
+    """Make a node forget a group that is empty, unless ``Node.group()`` created it."""
     node, name = group._node, group.name
     if name not in node._creche_declared and node._creche_groups.get(name) is group:
         del node._creche_groups[name]
@@ -88,9 +88,9 @@ def forget(group: WorkerGroup) -> None:
 
 
 def get_group(node: Node, name: str) -> WorkerGroup:
-    """Get a group of a node, made if need be.
+    """Get a group of a node, created if necessary.
 
-    The one that was forgotten last is used again: work one after another would make one each time.
+    The group that was forgotten last is reused: otherwise each piece of work would create one.
     """
     group = node._creche_groups.get(name)
     if group is None:
@@ -120,14 +120,14 @@ class WorkerGroup:
         """The name of the group."""
         self.overflow: Overflow = overflow
         """What happens to a new worker when as many as the limit are running."""
-        self._path = ""  # see _make_path(), which is called once
+        self._path = ""  # set once, by _make_path()
         self._limit = limit
-        # By the number of the worker: an own class of workers may say that they are equal.
+        # By the number of the worker: a subclass may define ``==``.
         self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
         self._queue: dict[int, Worker[Any]] = {}
-        self._gaps = 0  # how many were taken out of the queue since it was made
+        self._gaps = 0  # how many were removed from the queue since it was created
         self._running: dict[int, Worker[Any]] = {}
-        self._left_one: Event | None = None  # made as someone waits for room
+        self._left_one: Event | None = None  # created when someone waits for room
 
     def __repr__(self) -> str:
         return (
@@ -143,7 +143,7 @@ class WorkerGroup:
         return iter([every[order] for order in sorted(every)])
 
     def _members(self) -> list[Worker[Any]]:
-        """Return all in no order; seen from another thread, one that moves on may be here twice."""
+        """Return all workers, unordered; in another thread, one that moves may be there twice."""
         return [
             *[worker for worker, _ in list(self._unstarted.values())],
             *list(self._queue.values()),
@@ -270,7 +270,7 @@ class WorkerGroup:
     # the way in
 
     def admit(self, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
-        """Give a worker its place, and start it; what can fail comes first.
+        """Add a worker, and start it; what can fail comes first.
 
         Args:
             worker: The worker.
@@ -279,14 +279,14 @@ class WorkerGroup:
             start: Whether to start it.
 
         Raises:
-            BaseException: Its task cannot be made; no place knows the worker.
+            BaseException: Its task cannot be created; the worker was not added.
         """
         nursery = self._node._creche_nursery
         is_plain = start and not nursery.is_cancelled and worker._state is PENDING  # as most are
         launches = is_plain and (self._limit is None or not (self._queue or self._is_full))
         queues = is_plain and not launches and supersedes is None and self.overflow == "enqueue"
         worker._created_at = nursery.clock()
-        # Its place and that it has one are noted in one line: nothing can come between.
+        # The place and that it has one are set in one line: nothing can interrupt that.
         if launches:
             worker._launch()
             worker._place, self._running[worker._order] = self, worker
@@ -312,7 +312,7 @@ class WorkerGroup:
         """Start a worker that is not started, once there is a slot.
 
         Raises:
-            BaseException: Its task cannot be made; the worker has ended.
+            BaseException: Its task cannot be created; the worker has ended.
         """
         if worker._order not in self._unstarted or worker._state is not PENDING:
             return
@@ -323,15 +323,17 @@ class WorkerGroup:
                 cancel_here(worker, nursery.cancel_reason)
             elif not self._make_way(worker, self._unstarted[worker._order][1]):
                 cancel_here(worker, "dropped: its group is full")
-            elif worker._state is PENDING:  # else what it superseded took the node along, and it
+            elif (
+                worker._state is PENDING
+            ):  # otherwise what it superseded cancelled the node, and it
                 self._take_slot(worker)
         except BaseException:
-            # It may be marked already, so it is not just asked for.
+            # It may be marked already, so a request is not enough.
             cancel_with_nursery(worker, "it could not be started", by_scope=False)
             raise
 
     def _take_slot(self, worker: Worker[Any]) -> None:
-        """Launch a worker if a slot is free, else have it wait."""
+        """Launch a worker if a slot is free; otherwise queue it."""
         if self._queue or self._is_full:
             self._queue[worker._order] = worker
             del self._unstarted[worker._order]
@@ -342,7 +344,7 @@ class WorkerGroup:
             del self._unstarted[worker._order]
 
     def _make_way(self, worker: Worker[Any], supersedes: object) -> bool:
-        """Cancel those who give way to a new worker; return whether it may run, or wait."""
+        """Cancel the workers that give way to a new one; return whether that may run or wait."""
         if supersedes is not None:
             self._supersede(worker, supersedes)
             return True
@@ -360,7 +362,7 @@ class WorkerGroup:
                 cancel_here(other, "superseded by an exclusive worker")
 
     def _make_path(self) -> str:
-        """Make what the names of its workers' tasks begin with, now that the node is open."""
+        """Set the prefix of the names of its workers' tasks, now that the node is open."""
         self._path = f"{self._node.path}/{self.name}/"
         return self._path
 
@@ -369,7 +371,7 @@ class WorkerGroup:
         return self._limit is not None and len(self._running) >= self._limit
 
     def _settle(self) -> None:
-        """Start what waits while there are slots; one that cannot be started fails."""
+        """Start queued workers while there are slots; one that cannot be started fails."""
         while self._queue and (self._limit is None or len(self._running) < self._limit):
             if self._node._creche_nursery.is_cancelled:
                 return
@@ -377,20 +379,20 @@ class WorkerGroup:
             worker = self._queue[order]
             try:
                 self._running[order] = worker
-                self._take_out(order)  # before user's code, a task factory, can come back here
+                self._take_out(order)  # before a task factory, the user's code, can call back
                 worker._launch()
-            except BaseException as error:  # noqa: BLE001 (the worker's, and so its node's)
-                # Out of its place first: an end that comes back here would go deep.
+            except BaseException as error:  # noqa: BLE001 (it fails the worker, and so its node)
+                # Remove it first: an end that calls back here would recurse.
                 self._running.pop(order, None)
                 self._take_out(order)
                 worker._place = None
                 end(worker, ERROR, error)
 
     def _take_out(self, order: int) -> None:
-        """Take one out of the queue, if it is there."""
+        """Remove a worker from the queue, if it is there."""
         if self._queue.pop(order, None) is not None:
             self._gaps += 1
-        # The first of a dict is the slower to find the more have gone before it; an OrderedDict
+        # The first item of a dict is slower to find the more were removed before it; an OrderedDict
         # would take 50 bytes more for each.
         if self._gaps > len(self._queue) + _MOST_GAPS:
             self._queue, self._gaps = dict(self._queue), 0
@@ -398,8 +400,8 @@ class WorkerGroup:
     # the way out
 
     def _left(self, worker: Worker[Any]) -> None:
-        """Note that a worker has ended; safe to call again."""
-        # Broken off as it moved on, it is in two places.
+        """Remove a worker that has ended; safe to call again."""
+        # If it was interrupted while moving, it is in two places.
         order = worker._order
         if self._running.pop(order, None) is None and self._queue:
             self._take_out(order)
@@ -435,7 +437,7 @@ class WorkerGroup:
         for worker in self:
             try:
                 cancel_with_nursery(worker, reason, by_scope=by_scope)
-            except BaseException as fault:  # noqa: BLE001 (raised by the block; the rest goes on)
+            except BaseException as fault:  # noqa: BLE001 (raised by the block; the others are still started)
                 try:
                     cancel_with_nursery(worker, reason, by_scope=by_scope)
                 finally:

@@ -1,4 +1,4 @@
-"""What is said where an end does not come: who holds it up, since when, and where it stands."""
+"""What is logged if an end takes long: which workers delay it, since when, and where."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .node import Node
     from .worker import Worker
 
-_MOST = 20  # of one kind are named
+_MOST = 20  # of each kind are named
 
 
 def late_workers(nodes: Iterable[Node]) -> list[Worker[Any]]:
@@ -34,11 +34,11 @@ def late_workers(nodes: Iterable[Node]) -> list[Worker[Any]]:
 
 
 def report_on(workers: list[Worker[Any]], others: Iterable[str] = ()) -> str:
-    """Say of each worker since when it runs, who cancelled it and where it stands.
+    """Describe each worker: since when it runs, why it was cancelled and where its code is.
 
     Args:
         workers: The workers.
-        others: What else holds up the end, a line each.
+        others: What else delays the end, one line each.
     """
     lines = [*_lines(workers), *others]
     more = len(lines) - _MOST
@@ -64,7 +64,7 @@ def _lines(workers: list[Worker[Any]]) -> Iterator[str]:
 
 
 def _stack_finder() -> Callable[[Worker[Any]], tuple[FrameSnapshot, ...]]:
-    with harmless:  # the library that reads stacks is an extra, and an end must not fail of it
+    with harmless:  # the library that reads stacks is an extra, and an end must not fail without it
         from creche._running.stacks import find_calls, find_stack  # noqa: PLC0415 (seldom needed)
 
         calls = find_calls()
@@ -73,13 +73,13 @@ def _stack_finder() -> Callable[[Worker[Any]], tuple[FrameSnapshot, ...]]:
 
 
 def _places(stack: tuple[FrameSnapshot, ...]) -> Iterator[str]:
-    """Tell the last two places: the last is often a library's, and the one before called that."""
+    """Return the last two frames: the last is often a library's, called by the other."""
     for frame in stack[-2:]:
         yield f"in {frame.function}() at {frame.file}:{frame.line}"
 
 
 def tell_late(node: Node) -> None:
-    """Say in the log that the block of a node waits for work that was cancelled."""
+    """Log that the block of a node waits for cancelled work."""
     nursery = node._creche_nursery
     workers = late_workers([node])
     others = [

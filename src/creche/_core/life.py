@@ -1,15 +1,15 @@
 """The life of a node: how it is entered, what is cancelled with it, and the order of its end.
 
-*Entering* first checks what can fail and changes nothing by it. Then the node takes its place in
-the tree and admits work (``begin()``), and then the nursery is opened, which launches it. A mounted
-node begins as it is attached, a turn of the loop or more before its task opens it. Whatever breaks
-it off, the node is closed.
+*Entering* first checks what can fail, and changes nothing. Then the node joins the tree and admits
+work (``begin()``), and then the nursery is opened, which launches that work. A mounted node begins
+when it is attached, a turn of the loop or more before its task opens it. If any of this is
+interrupted, the node is closed.
 
-*The end* begins once nothing holds the nursery. What has no end of its own is ended then, in four
-steps; each waits for what the one before has set in motion. Mounted nodes are told to leave. Then
-daemons are cancelled, which until here could be of use to all others. What never started is
-disowned then: it could have been started for as long as anyone was there. Last go the resources
-of a root, processes for instance, in which all of these may have run.
+*The end* begins once nothing holds the nursery. What does not end by itself is then ended in four
+steps, each of which waits for the one before. First, mounted nodes leave. Then daemons are
+cancelled, which until then all others could use. Then workers that were never started are disowned:
+until then something could have started them. The last are the resources of a root, for example
+processes, in which any of these may have run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Life:
-    """What a node does for its nursery, of which it is the ``Owner``, and for its parent."""
+    """The part of a node that is the ``Owner`` of its nursery, and that serves its parent."""
 
     __slots__ = ("_holds", "_node", "opener")
 
@@ -47,14 +47,14 @@ class Life:
         self._node = node
         self._holds = False  # whether it keeps the parent open
         self.opener: Worker[Any] | None = None
-        """The worker in whose work the block of the node was entered, if it was one's."""
+        """The worker whose work entered the block of the node, if any."""
 
     def label(self) -> str:
         """Name the node in a sentence."""
         return self._node._creche_label()
 
     def nurseries(self, *, blocks: bool = False) -> Iterator[Nursery]:
-        """Return the nurseries of the node and all below; or of those right below with a block."""
+        """Return the nurseries of the node and all below; or of child nodes with a block."""
         if not blocks:
             return (node._creche_nursery for node in walk_down(self._node))
         return (
@@ -69,11 +69,11 @@ class Life:
         """Open the node, see ``Node.__aenter__()``."""
         self._check_entry()
         node = self._node
-        # And hear: its user may have given it a handler. What is the user's may fail here.
+        # And listens: the user may have added a handler. The user's code may fail here.
         node._creche_audience.heed_logger()
         try:
             if node._creche_mount is None:
-                self.hold_parent()  # it may be left while this one is being opened
+                self.hold_parent()  # the parent may be left while this one is being opened
             if node._creche_nursery.state is NEW:
                 self.begin()
             await node._creche_nursery.open()
@@ -97,14 +97,14 @@ class Life:
         if parent is None:
             return
         above = parent._creche_nursery
-        # A mounted one was admitted when it was mounted.
+        # A mounted node was admitted when it was mounted.
         if above.state not in (OPENING, OPEN) and (mount is None or above.state is CLOSED):
             raise WorkerError(f"cannot enter {self.label()}: its parent is {above.state.value}")
         if above.bridge.is_elsewhere:
             raise WorkerError(f"cannot enter {self.label()} outside the event loop of its parent")
 
     def begin(self) -> None:
-        """Take the place in the tree, and work, which waits until the nursery is open."""
+        """Join the tree, and admit work, which waits until the nursery is open."""
         node = self._node
         node._creche_runners.wait()
         node._creche_nursery.begin()
@@ -115,13 +115,13 @@ class Life:
             self._follow(node._creche_parent._creche_nursery)
 
     def _go_on(self) -> None:
-        """Launch what waits, and deliver what was posted, now that the nursery is open."""
+        """Launch the waiting work, and deliver messages, now that the nursery is open."""
         self._node._creche_runners.go()
         self._note_opener()
         self._node._creche_mailbox.open(copy_context())
 
     def _follow(self, above: Nursery) -> None:
-        """Be below the parent, and be as cancelled as that is."""
+        """Join the parent, and get cancelled if that is."""
         nursery = self._node._creche_nursery
         nursery.tree = above.tree
         join(self._node)
@@ -129,7 +129,7 @@ class Life:
             nursery.cancel(above.cancel_reason)
 
     def _note_opener(self) -> None:
-        """Remember the worker in which this runs: it cannot end before the block is left."""
+        """Record the worker that runs this: it cannot end before the block is left."""
         opener: Worker[Any] | None = current.get(None)
         if opener is not None and is_acting(opener):
             self.opener = opener
@@ -146,33 +146,33 @@ class Life:
         parent, block = node._creche_parent, node._creche_mount is None
         if parent is None or self._holds:
             return
-        above = parent._creche_nursery  # what follows is one line, see Nursery.holds
+        above = parent._creche_nursery  # the next statement is one line, see Nursery.holds
         self._holds, above.holds, above.blocks = True, above.holds + 1, above.blocks + block
 
     def let_parent_go(self) -> None:
-        """Keep the parent open no more; safe to call again."""
+        """Stop keeping the parent open; safe to call again."""
         node = self._node
         parent, block = node._creche_parent, node._creche_mount is None
         if parent is None or not self._holds:
             return
         above = parent._creche_nursery
         self._holds, above.holds, above.blocks = False, above.holds - 1, above.blocks - block
-        if above.holds == 0 or not block:  # else it is left to wait for other blocks, as before
+        if above.holds == 0 or not block:  # otherwise it still waits for other blocks
             above.check_idle()
 
     # what the nursery asks for
 
     def on_cancel(self, reason: object, *, by_scope: bool) -> None:
-        """Mark all workers as cancelled; nothing will be launched any more."""
+        """Mark all workers as cancelled; nothing is launched from now on."""
         self._node._creche_runners.close()
         self._node._creche_audience.close()
         for group in list(self._node._creche_groups.values()):
             group._cancel_with_nursery(reason, by_scope=by_scope)
-        if not by_scope:  # what runs in the nursery beside the workers
+        if not by_scope:  # the nursery's other tasks
             self._node._creche_mailbox.hurry()
 
     def on_idle(self) -> bool:
-        """End what has no end of its own, one kind after the other; return whether there was any."""
+        """End what does not end by itself, one kind at a time; return whether there was any."""
         return (
             self._tell_mounted()
             or self._cancel_daemons()
@@ -187,7 +187,7 @@ class Life:
         return any(told)
 
     def _cancel_daemons(self) -> bool:
-        # Who holds it all the same has called shutdown().
+        # A daemon with a hold has called shutdown().
         daemons = [
             worker
             for worker in _workers_of(self._node)
@@ -195,32 +195,32 @@ class Life:
         ]
         for worker in daemons:
             if not worker._holds:
-                worker._hold()  # before it is cancelled, for one that is queued ends at once
+                worker._hold()  # before it is cancelled, because a queued one ends at once
             cancel_here(worker, "only daemons were left")
         return bool(daemons)
 
     def _disown_unstarted(self) -> bool:
-        # What is left of the nodes below was never opened.
+        # The remaining nodes below were never opened.
         rest = [worker for node in walk_down(self._node) for worker in _workers_of(node)]
         for worker in rest:
             disown(worker)
         return bool(rest)
 
     def reap(self) -> None:
-        """End the workers whose tasks have died without saying so."""
+        """End the workers whose tasks have died silently."""
         for worker in _workers_of(self._node):
             reap(worker)
 
     def on_late(self) -> None:
-        """Say what has not ended, though it was cancelled."""
+        """Log what was cancelled and has not ended."""
         tell_late(self._node)
 
     def on_empty(self) -> None:
-        """Have the runners end; safe to call again."""
+        """End the runners; safe to call again."""
         self._node._creche_runners.close()
 
     def on_closed(self) -> None:
-        """Leave the tree and all who know the node; safe to call again."""
+        """Leave the tree, and notify the listeners; safe to call again."""
         self._node._creche_runners.bury()
         self._close_unopened()
         self._leave_parent()
@@ -228,7 +228,7 @@ class Life:
         self._node._creche_audience.leave()
 
     def _close_unopened(self) -> None:
-        for node in reversed(list(walk_down(self._node))):  # what is left was never opened
+        for node in reversed(list(walk_down(self._node))):  # the remaining ones were never opened
             if node._creche_nursery.state is NEW:
                 node._creche_nursery.end.unopened()
 
@@ -248,7 +248,7 @@ class Life:
                 opener._node._creche_waiting.pop(id(opener), None)
             self.opener = None
 
-    # who waits for the node, and for whom it waits: it is ``Waitable``
+    # the node as a ``Waitable``
 
     @property
     def is_finished(self) -> bool:

@@ -1,12 +1,12 @@
-"""The logger ``creche`` as one of those who hear a node: each change of state, at DEBUG.
+"""The logger ``creche`` as a listener of nodes: it logs each change of state, at DEBUG.
 
-So nothing is asked of the logger where a change is announced. Whether it hears a node is decided as
-the node is made and as it is opened, and again with the next worker that is added once the level of
-the logger itself has been changed, which is one look at an attribute.
+So announcing a change does not check the logger. Whether it listens to a node is decided when the
+node is created and when it is opened. If the level of the logger is changed later, it is decided
+again when the next worker is added, at the cost of comparing one attribute.
 
-It is told in the middle of a change. So what raises there, a filter or a handler of the program's,
-ends here: the record is lost, and that is told of the first one that is lost after one that was
-not, or after a node has closed.
+It is called in the middle of a change. So errors of the program's filters and handlers end here:
+the record is lost, and that is reported for the first lost record after a good one, or after a node
+has closed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Log:
                 tell(logging.ERROR, "a change of a worker's state cannot be logged", error=fault)
 
     def _is_closing(self, source: Source) -> None:
-        """Go on: what is still to come is told too."""
+        """Continue: later changes are logged too."""
 
-    def _has_left(self, source: Source) -> None:  # noqa: ARG002 (as each listener has it)
-        """Be told again what is wrong: the log outlasts all nodes."""
+    def _has_left(self, source: Source) -> None:  # noqa: ARG002 (as for each listener)
+        """Report lost records again from now on, because the log outlives nodes."""
         self._is_broken = False
 
 
@@ -75,7 +75,7 @@ def _write(event: StateChanged) -> None:
 def fields_of(
     worker: Worker[Any], state: WorkerState, previous: WorkerState | None = None
 ) -> dict[str, str | int | None]:
-    """Return what a record in the log has of its own, under names that clash with nothing."""
+    """Return the fields of a log record, under names that do not clash with others."""
     reason = None if worker._cancellation is None else worker._cancellation[1]
     return {
         "creche_worker": name_of(worker),
@@ -92,16 +92,16 @@ LOG = Log()
 
 
 def is_wanted() -> bool:
-    """Return whether the logger takes changes of state at present."""
+    """Return whether the logger currently wants changes of state."""
     return logger.isEnabledFor(logging.DEBUG)
 
 
 def tell_failure(
     worker: Worker[Any], error: BaseException, state: WorkerState, *, fatal: bool
 ) -> None:
-    """Put on an error where it happened, and say so in the log in this very moment.
+    """Add a note to an error about where it happened, and log it at once.
 
-    The node may take its time to end. All of this is as well as can be done.
+    The node may take long to end. All of this is best effort.
     """
     try:
         strip_traceback(error)
@@ -110,7 +110,7 @@ def tell_failure(
         group = shown(text_of(worker, "group"))
         add_note(error, f"in {worker._creche_label()} of group {group} on {where}")
         if fatal and (is_a(error, WorkerFailed) or not is_a(error, Exception)):
-            return  # told where it first failed; or no failure, but a wish to end
+            return  # logged where it first failed; or not a failure, but a request to exit
         call = (text_of(worker, "description") or call_of(worker._work))[:_LONGEST]
         tell(
             logging.ERROR,

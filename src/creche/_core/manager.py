@@ -1,4 +1,4 @@
-"""The manager of a tree's workers: a view of the tree, with nothing of its own."""
+"""The manager of a tree's workers: a view of the tree without any state."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class WorkerManager:
             yield from group
 
     def _sorted(self) -> list[Worker[Any]]:
-        # Each group is in order, and sorted() merges what is.
+        # Each group is sorted, and sorted() merges sorted runs.
         return sorted(self._all(), key=in_order)
 
     def __iter__(self) -> Iterator[Worker[Any]]:
@@ -110,7 +110,7 @@ class WorkerManager:
         ask(self._root, self._start_all)
 
     def _start_all(self) -> None:
-        # Those whose state was assigned run elsewhere, and wait for no start.
+        # Workers whose state was assigned run elsewhere, and are not started.
         waiting = [
             (group, worker)
             for group in self._all_groups()
@@ -125,7 +125,7 @@ class WorkerManager:
             bridge.steps.busy += 1
             try:
                 group._start(worker)
-            except BaseException as raised:  # noqa: BLE001 (raised when all is done)
+            except BaseException as raised:  # noqa: BLE001 (raised after the others)
                 fault = fault or raised
             finally:
                 bridge.steps.busy -= 1

@@ -1,4 +1,4 @@
-"""Nodes that have no block of their own: each lives in a task of the nursery above it."""
+"""Nodes without a block of their own: each lives in a task of the nursery above it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Mount:
-    """What a mounted node has in place of a block: a task that opens it, and leaves it when told.
+    """Replaces the block of a mounted node: a task that opens the node, and leaves it on request.
 
     Args:
         above: The node in whose nursery that task runs.
@@ -42,11 +42,13 @@ class Mount:
         _check(above, child)
         self._above = above
         self._child = child
-        self._callers = 0  # how many calls of shutdown(), of a node above, are made in the node
-        self._is_awaited = False  # whether mount() waits, to be told why it cannot be opened
+        self._callers = 0  # how many calls of shutdown() of nodes above are made in the node
+        self._is_awaited = (
+            False  # whether mount() waits, and raises the error if it cannot be opened
+        )
         self._is_due = False  # whether its task is about to enter it
-        self._leave = anyio.Event()  # set to tell it to leave
-        self._ready = anyio.Event()  # set once it is open, or will not be
+        self._leave = anyio.Event()  # set to make it leave
+        self._ready = anyio.Event()  # set once it is open, or cannot be
         self._trouble: list[BaseException] = []  # why it is not open
         self.gone = anyio.Event()
         """Set once it has left."""
@@ -58,19 +60,19 @@ class Mount:
             ).hold_no_more()  # the hold of the child is enough
             child._creche_life.begin()
         except BaseException:
-            self._leave.set()  # in case that there is a task all the same
+            self._leave.set()  # in case there is a task anyway
             if child._creche_nursery.state is NEW:
                 self._end()
                 child._creche_parent, child._creche_mount = parent, None
             raise
 
     def take_turn(self) -> bool:
-        """Return whether the task of the mount is about to enter the node: it may, once."""
+        """Return whether the mount's task is about to enter the node, which it may do once."""
         is_due, self._is_due = self._is_due, False
         return is_due
 
     async def settle(self) -> None:
-        """Wait until the node is open; not to be cancelled.
+        """Wait until the node is open; must not be cancelled.
 
         Raises:
             BaseException: It could not be opened.
@@ -82,7 +84,7 @@ class Mount:
             raise self._trouble.pop(0)
 
     def tell_to_leave(self) -> bool:
-        """Tell the node to leave; whether that was news to it."""
+        """Make the node leave; return whether this was the first request."""
         if self._leave.is_set() or self.gone.is_set():
             return False
         self._child._creche_life.hold_parent()
@@ -90,14 +92,14 @@ class Mount:
         return True
 
     def leave_aside(self) -> None:
-        """Have nobody wait for it who leaves blocks aside: it cannot end before its caller does."""
+        """Ignore it in waits that ignore blocks: it cannot end before its shutdown() call."""
         self._callers += 1
         if self._callers == 1:
             self._child._creche_life.hold_parent()
             self._above._creche_nursery.blocks += 1
 
     def take_back(self) -> None:
-        """Leave it aside no more, unless others do."""
+        """Include it again, unless another caller excludes it."""
         self._callers -= 1
         if not self._callers:
             self._above._creche_nursery.blocks -= 1
@@ -105,12 +107,12 @@ class Mount:
                 self._child._creche_life.let_parent_go()
 
     async def _live(self) -> None:
-        """Be the task of the node."""
+        """Run the task of the node."""
         try:
             self._is_due = True
             async with self._child:
                 if not self._leave.is_set():
-                    # It keeps nothing open until it is told to leave.
+                    # It does not keep the parent open until it has to leave.
                     self._child._creche_life.let_parent_go()
                 self._ready.set()
                 await self._leave.wait()
@@ -123,7 +125,7 @@ class Mount:
             self._end()
 
     def _fail(self, error: BaseException) -> None:
-        """Hand on what left the block of the node."""
+        """Pass on the error that left the block of the node."""
         nursery = self._above._creche_nursery
         failure = uncancelled(error, lambda leaf: is_a(leaf, nursery.cancelled_class))
         if failure is None:
@@ -131,7 +133,7 @@ class Mount:
         if not self._ready.is_set():
             strip_traceback(failure)
             if self._is_awaited:
-                self._trouble.append(failure)  # it could not be opened: for who mounts it
+                self._trouble.append(failure)  # it could not be opened: mount() raises this
                 return
             where = (self._child._creche_label(), self._above._creche_label())
             tell(

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def move(worker: Worker[Any], state: WorkerState) -> bool:
-    """Change the state of a worker; the one place that does.
+    """Change the state of a worker; nothing else does.
 
     Returns:
-        Whether it did: work that was called off is not entered.
+        Whether it was changed: work that was called off is not entered.
 
     Raises:
         WorkerError: The table of states does not allow it.
@@ -45,9 +45,9 @@ def move(worker: Worker[Any], state: WorkerState) -> bool:
 
 
 def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
-    """Change the state unless it is called off, or not allowed, which is ``None``.
+    """Change the state, unless the work was called off; ``None`` if it is not allowed.
 
-    There is no call in this, so that no thread can cancel between the look and the change.
+    It makes no call, so no thread can cancel between the check and the change.
     """
     if state is RUNNING and worker._cancellation is not None:
         return False
@@ -64,8 +64,8 @@ def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
 
 
 def announce(worker: Worker[Any], state: WorkerState) -> None:
-    """Tell all who listen of a change; what raises there is raised by the node's block."""
+    """Announce a change to all listeners; the node's block raises their errors."""
     try:
         worker._node._creche_audience.announce(worker, state)
-    except BaseException as fault:  # noqa: BLE001 (the change goes on)
+    except BaseException as fault:  # noqa: BLE001 (the change continues)
         worker._nursery.fail(fault)

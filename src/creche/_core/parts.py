@@ -1,4 +1,4 @@
-"""The lock of all workers, and the parts of them that few have."""
+"""The lock of all workers, and the parts that few workers have."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
     from .deadlock import Waitable
 
-# With a GIL, threads take turns and signal handlers come at calls and at jumps only; since CPython
-# 3.11 at calls and at jumps back only. So a line with none of these needs no lock, nor, from 3.11
-# on, does a function, for which a lock would be a tenth of a short worker.
-# Without a GIL, the values of a dict are copied in one go by list() and by *values, not by tuple().
+# With a GIL, threads switch and signal handlers run only at calls and jumps; since CPython 3.11
+# only at calls and backward jumps. So a line with none of these needs no lock, and from 3.11 on
+# neither does a function without them; a lock would be a tenth of the cost of a short worker.
+# Without a GIL, list() and *values copy the values of a dict atomically, but tuple() does not.
 HAS_GIL = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 CAN_GO_IN_ONE = HAS_GIL and sys.version_info >= (3, 11)
 
 # For short steps in which a cancellation from a thread and the loop's own steps must not overlap.
-# Can be entered again: a signal handler may call cancel() in the middle of one.
+# Reentrant, because a signal handler may call cancel() in the middle of one.
 lock = threading.RLock()
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (absent on Windows)
-    # Another thread may hold it as this process is forked; in the child nobody would ever let go.
+    # Another thread may hold it while this process is forked; in the child it would stay held.
     os.register_at_fork(after_in_child=lambda: cast("Any", lock)._at_fork_reinit())
 
 
 class ThreadPart:
-    """What only a worker that runs in a thread has, or elsewhere."""
+    """What only workers in threads and elsewhere have."""
 
     __slots__ = ("abandon_on_cancel", "is_abandoned", "is_waiting", "limiter", "stops")
-    # What an ``ElsewherePart`` has of its own.
+    # Set only in an ``ElsewherePart``.
     run: Callable[[Any], Coroutine[Any, Any, Any]] | None = None
     is_handed_over = False
     where = ""
@@ -51,25 +51,25 @@ class ThreadPart:
         self.is_waiting = False  # for a token of the limiter, or until the work begins elsewhere
         self.is_abandoned = False
         self.stops: tuple[Callable[[], object], ...] = ()
-        """What to call on cancellation, to stop what runs in the thread."""
+        """What to call on cancellation to stop the work in the thread."""
 
 
 class ElsewherePart(ThreadPart):
-    """What only a worker has whose work is run by a way that was given for it."""
+    """What only workers with ``where=`` have."""
 
     __slots__ = ("is_handed_over", "run", "where")
 
     def __init__(self, run: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
         super().__init__()
         self.run = run
-        """What has the work of a worker run."""
-        self.is_handed_over = False  # from then on the way alone knows whether the work will run
+        """Runs the work of a worker."""
+        self.is_handed_over = False  # from then on only the way knows whether the work will run
         self.where = ""
         """Where the work runs, in words, once that is known."""
 
 
 class ServicePart:
-    """What only a worker has that was asked to be ready, or that was started again."""
+    """What only services have: workers that are waited for to be ready, restarted or watched."""
 
     __slots__ = (
         *("attempt", "due", "is_asked", "is_ready", "is_stalled"),
@@ -78,26 +78,26 @@ class ServicePart:
 
     def __init__(self) -> None:
         self.attempt = 1
-        self.due = 0.0  # when the attempt begins, if it is not the first
-        self.is_asked = False  # to be ready: its node waits for that too
+        self.due = 0.0  # when the attempt starts, if it is not the first
+        self.is_asked = False  # whether its node waits for it to be ready, too
         self.is_ready = False
-        self.ready: Event | None = None  # made as someone waits for it
+        self.ready: Event | None = None  # created when someone waits for it
         self.value: object = None
-        """What it was ready with."""
+        """The value passed to ``ready()``."""
         self.stall_after = math.inf
-        self.watch: CancelScope | None = None  # which ends when it has not got on
-        self.is_stalled = False  # it has not got on for that long
+        self.watch: CancelScope | None = None  # ends when it has made no progress
+        self.is_stalled = False  # it has made no progress for that long
 
     def wake(self) -> None:
-        """Wake who waits for it to be ready."""
+        """Wake those that wait for it to be ready."""
         if self.ready is not None:
             self.ready.set()
 
 
 class RareParts:
-    """What ties a worker to others; made when there first is any of it.
+    """What few workers need; created when a worker first needs any of it.
 
-    Most workers wait for nothing, and what is not there need not be stored.
+    Most workers wait for nothing and nothing listens to them, so it takes no memory.
     """
 
     __slots__ = (
@@ -106,24 +106,24 @@ class RareParts:
     )
 
     def __init__(self) -> None:
-        self.begun: Event | None = None  # these three are made when asked for
+        self.begun: Event | None = None  # these three are created on demand
         self.done: Event | None = None
         self.cancelled: threading.Event | None = None
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""
         self.waits: Sequence[Any] = ()
-        """For whom it waits."""
+        """The parties that it waits for."""
         self.awaited = 0
-        """How many workers wait for it; others who do close no ring."""
-        # These two are made when there is any: most that are waited for have none.
+        """How many workers wait for it; waits of other code cannot close a cycle."""
+        # These two are created on demand: most workers that are waited for have none.
         self.opened: dict[int, Waitable] | None = None
-        """The lives of the nodes in whose blocks it is, by id(): any of thousands may be left."""
+        """The lives of the nodes whose blocks it has open, by id(): there may be thousands."""
         self.followers: dict[Listener, Any] | None = None
-        """Who listens to it alone, each with what it listens to."""
+        """Those who listen to it only, each with its source."""
         self.callbacks: tuple[Callable[[Any], object], ...] = ()
-        """What to call as it ends."""
+        """What to call when it ends."""
         self.is_hungry = False
-        """Whether there are any, and progress is news to one of them: none of it waits there."""
+        """Whether there are followers, and one has read the last progress event."""
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""
         self.service: ServicePart | None = None
@@ -138,7 +138,7 @@ class RareParts:
         return True
 
     def service_part(self) -> ServicePart:
-        """Return what a service has, made if need be; in any thread."""
+        """Return the service part, created if necessary; in any thread."""
         with lock:
             self.service = self.service or ServicePart()
             return self.service

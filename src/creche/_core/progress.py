@@ -1,4 +1,4 @@
-"""How far a worker is: what its steps are set to, and who is told of it."""
+"""Sets the steps of a worker, and announces that."""
 
 from __future__ import annotations
 

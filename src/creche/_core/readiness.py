@@ -1,6 +1,6 @@
-"""Workers that serve: whether they are ready, and how often they were started again.
+"""Workers that are services: whether they are ready, and how often they were restarted.
 
-Few workers do. What they have is kept apart, and made as someone asks for it.
+Few workers are. What they need is stored separately, and created on demand.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 def is_ready(worker: Worker[Any]) -> bool:
-    """Whether a worker runs and has said that it is ready."""
+    """Whether a worker is running and has called ``ready()``."""
     rare = worker._rare
     service = None if rare is None else rare.service
     return service is not None and service.is_ready and worker._state is RUNNING
 
 
 def is_node_ready(node: Node) -> bool:
-    """Whether a node is open, and every worker below it that was asked to be ready is."""
+    """Whether a node is open, and every worker below it that has to be ready is."""
     nursery = node._creche_nursery
     if nursery.state is not OPEN or nursery.is_cancelled:
         return False
@@ -57,7 +57,7 @@ def is_node_ready(node: Node) -> bool:
 
 
 def say_ready(worker: Worker[Any], value: object) -> None:
-    """Note that a worker is ready, and wake who waits for that; in any thread."""
+    """Record that a worker is ready, and wake those that wait for it; in any thread."""
     service = ask(worker)
     with lock:
         if service.is_ready or worker._cancellation is not None or worker._state in FINAL:
@@ -75,7 +75,7 @@ def _tell_ready(worker: Worker[Any], service: ServicePart) -> None:
 
 
 def ask(worker: Worker[Any]) -> ServicePart:
-    """Ask a worker to be ready: it counts among those that its node waits for."""
+    """Require a worker to be ready: its node is not ready before."""
     service = worker._rare_parts().service_part()
     service.is_asked = True
     return service
@@ -96,7 +96,7 @@ async def until_ready(worker: Worker[Any]) -> Any:
 async def _until_ready(worker: Worker[Any]) -> None:
     service = ask(worker)
     while not service.is_ready and worker._state not in FINAL:
-        # Made before it is looked whether to wait: a signal handler may come in between.
+        # Created before the check whether to wait: a signal handler may run in between.
         ready = service.ready
         service.ready = ready = ready if ready is not None else worker._nursery.new_event()
         if not service.is_ready and worker._state not in FINAL:
@@ -104,18 +104,18 @@ async def _until_ready(worker: Worker[Any]) -> None:
 
 
 class TaskStatus:
-    """What work is given that takes ``task_status``, as with ``anyio.TaskGroup.start()``."""
+    """The ``task_status`` for work that takes one, as with ``anyio.TaskGroup.start()``."""
 
     worker: Worker[Any]
-    """The worker, known before its work begins."""
+    """The worker, set before its work begins."""
 
     def started(self, value: object = None) -> None:
-        """Say that the worker is ready, see ``Worker.ready()``."""
+        """Report that the worker is ready, see ``Worker.ready()``."""
         self.worker.ready(value)
 
 
 def with_status(work: Any) -> tuple[Any, TaskStatus]:
-    """Give work its ``task_status``, if it takes one."""
+    """Pass work its ``task_status``, if it takes one."""
     status = TaskStatus()
     if _takes_status(work):
         return partial(work, task_status=status), status
@@ -130,11 +130,11 @@ def _takes_status(work: Callable[..., Any]) -> bool:
 
 
 def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
-    """Note that work has failed and begins again, see ``Worker.restarted()``; on the loop."""
+    """Record that work failed and starts again, see ``Worker.restarted()``; on the loop."""
     if worker._state is not RUNNING:
         raise WorkerError(f"{worker._creche_label()} is {worker._state.name}, not RUNNING")
     service = worker._rare_parts().service_part()
-    service.wake()  # who waits, waits on for the next attempt
+    service.wake()  # those that wait now wait for the next attempt
     with lock:
         service.attempt += 1
         service.is_ready, service.value, service.ready = False, None, None
@@ -154,10 +154,10 @@ def restart(worker: Worker[Any], error: BaseException, delay: float) -> None:
 
 
 def watch_new(worker: Worker[Any], seconds: float) -> None:
-    """Have it announced where a worker that is being made does not get on, once it runs.
+    """Announce stalls of a new worker, once it runs.
 
     Raises:
-        WorkerError: That is no time; the work is closed then.
+        WorkerError: That is not a valid time; the work is closed.
     """
     try:
         watch_stalls(worker, seconds)
@@ -167,7 +167,7 @@ def watch_new(worker: Worker[Any], seconds: float) -> None:
 
 
 def watch_stalls(worker: Worker[Any], seconds: float) -> None:
-    """Have it announced where a worker does not get on, see ``Worker.watch_stalls()``."""
+    """Announce stalls of a worker, see ``Worker.watch_stalls()``."""
     check_seconds("stall_after", seconds)
     service = worker._rare_parts().service_part()
     service.stall_after = seconds
@@ -178,10 +178,10 @@ def watch_stalls(worker: Worker[Any], seconds: float) -> None:
 
 
 def begin_watch(worker: Worker[Any]) -> None:
-    """Announce stalls of a worker that runs, until it has ended, if that is wanted; on the loop."""
+    """Announce stalls of a running worker until it has ended, if wanted; on the loop."""
     service = worker._rare_parts().service_part()
     if service.stall_after < math.inf:
-        service.watch = anyio.CancelScope()  # there will be another once the task begins
+        service.watch = anyio.CancelScope()  # replaced once the task begins
         name = f"stalls of {worker._task_name()}"
         # It ends with the worker, which holds the nursery unless it is a daemon.
         worker._nursery.spawn_held(
@@ -194,7 +194,7 @@ async def _watch_stalls(worker: Worker[Any], service: ServicePart) -> None:
         async with worker.subscribe(StateChanged, ProgressChanged, Restarted) as events:
             while worker._state not in FINAL:
                 event = None
-                # Until the next attempt begins there is nothing to get on with.
+                # Until the next attempt starts, no progress is expected.
                 pause = max(0.0, service.due - worker._nursery.clock())
                 with anyio.move_on_after(pause + service.stall_after) as service.watch:
                     event = await anext(events, None)
@@ -204,7 +204,7 @@ async def _watch_stalls(worker: Worker[Any], service: ServicePart) -> None:
                     service.is_stalled = True
                     _tell_stalled(worker, service.stall_after)
     except worker._nursery.cancelled_class:
-        pass  # with the node: nobody is told any more
+        pass  # cancelled with the node: nothing is announced any more
 
 
 def _tell_stalled(worker: Worker[Any], seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""What a tree of nodes has for the engines that run work elsewhere: lines, processes.
+"""What a tree of nodes keeps for the engines that run work elsewhere: lines, processes.
 
-Each is a task in the nursery of the root. It holds the nursery only while it ends, which it is told
-to when nothing else is left: after the daemons, as the last of them may be what uses it.
+Each is a task in the nursery of the root. It holds the nursery only while it is ending, which
+starts when nothing else is left: after the daemons, because they may use it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Kept:
         self._scope = anyio.CancelScope(shield=True)
 
     async def run(self, root: Node) -> None:
-        """Run it, until it is told to end."""
+        """Run the resource until ``end()`` is called."""
         try:
             with self._scope:
                 await self.resource.run()
@@ -48,7 +48,7 @@ class Kept:
             root._creche_resources.pop(id(self.key), None)
 
     def end(self) -> bool:
-        """Tell it to end; return whether that is news."""
+        """Make it end; return whether this was the first request."""
         if self.is_ending:
             return False
         self.is_ending = True
@@ -76,6 +76,6 @@ def get(root: Node, key: object, make: Callable[[], ResourceT]) -> ResourceT:
 
 
 def end_resources(root: Node) -> bool:
-    """Tell all resources of a root to end; return whether there was any to be told."""
+    """Make all resources of a root end; return whether there were any left."""
     told = [kept.end() for kept in list(root._creche_resources.values())]
     return any(told)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Room:
-    """A free slot of a group, as what a worker waits for: it is ``Waitable``."""
+    """A free slot of a group, as a ``Waitable`` that a worker waits for."""
 
     __slots__ = ("_group",)
 
@@ -31,7 +31,7 @@ class Room:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a free slot."""
         return self._group._has_room
 
     def _creche_needs_all(self) -> Collection[Waitable]:
@@ -74,7 +74,7 @@ async def wait_for_room(group: WorkerGroup) -> None:
 
 
 async def _wait(group: WorkerGroup) -> None:
-    # Looked at again by each that is woken: the one before may have taken the slot.
+    # Each task that is woken checks again: the one before may have taken the slot.
     while not group._has_room:
         if group._left_one is None:
             group._left_one = group._node._creche_nursery.new_event()

@@ -1,6 +1,6 @@
 """The task of a worker, from its first step to its last; and which worker runs the current code.
 
-What the work raises stops here: it is told apart whether it failed or was cancelled, by whomever.
+Errors of the work stop here, which decides whether it failed or was cancelled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @interruptible
 async def main(worker: Worker[Any], task: OwnTask) -> None:
-    """Be the task of a worker. What breaks it off between two lines is made up for."""
+    """Run the task of a worker. If it is interrupted between two lines, the worker still ends."""
     failure: BaseException | None = None
     try:
         try:
@@ -49,12 +49,12 @@ async def main(worker: Worker[Any], task: OwnTask) -> None:
                 begin(worker)
             worker._outcome = await worker.run()
         except BaseException as error:  # noqa: BLE001 (nothing may leave a task of the nursery)
-            # Cancellation ends here too: this is the top of the task. AnyIO would take a native
-            # one that went further for a reason to cancel all the others.
+            # Cancellation ends here too: this is the top of the task. If a native one left it,
+            # AnyIO would cancel all other tasks.
             failure = error
         task.come_round()
-        # Out of the handler: Trio makes the exceptions of a cancellation as it is requested, and
-        # they would have this one as their context, a cycle.
+        # Outside the handler: Trio creates the exceptions of a cancellation when it is requested,
+        # and they would have this one as their context, a cycle.
         if failure is not None:
             _end_by_error(worker, failure)
         else:
@@ -99,7 +99,7 @@ def _end_by_return(worker: Worker[Any]) -> None:
     """End because the work returned."""
     nursery, handle = worker._node._creche_nursery, worker._handle
     if worker._cancellation is None and nursery.has_heard() and nursery.is_scope_cancelled():
-        nursery.cancel_from_outside()  # which comes back to this worker
+        nursery.cancel_from_outside()  # this cancels the worker too
     if handle is not None and nursery.has_open_scope(handle.handle):
         end(
             worker,
@@ -127,7 +127,7 @@ def _end_by_error(worker: Worker[Any], error: BaseException) -> None:
 
 
 def lose_task(worker: Worker[Any], fault: BaseException) -> None:
-    """End, as no task can be had; or to the last step, where it was interrupted."""
+    """End a worker for which no task could be created, or whose task was interrupted."""
     if worker._handle is None and worker._state is PENDING:
         end(worker, ERROR, fault)
         return
@@ -139,7 +139,7 @@ def lose_task(worker: Worker[Any], fault: BaseException) -> None:
 
 
 def notice_cancellation(worker: Worker[Any], *, native: bool = True) -> None:
-    """Find out about a cancellation that nobody asked this worker for.
+    """Detect a cancellation that was not requested of this worker.
 
     Args:
         worker: The worker.
@@ -148,7 +148,7 @@ def notice_cancellation(worker: Worker[Any], *, native: bool = True) -> None:
     if worker._cancellation is not None:
         return
     if worker._nursery.is_scope_cancelled():
-        worker._nursery.cancel_from_outside()  # which comes back to this worker
+        worker._nursery.cancel_from_outside()  # this cancels the worker too
     elif native:
         request(worker, "its task was cancelled natively")
 
@@ -157,14 +157,14 @@ def is_cancellation(worker: Worker[Any], error: BaseException) -> bool:
     """Whether an error of the work says that it was cancelled."""
     if is_a(error, worker._nursery.cancelled_class):
         return True
-    # What says so in a thread: call_from_thread() and check_cancelled(); AnyIO's from_thread.
+    # These are raised in a thread: by call_from_thread(), check_cancelled(), AnyIO's from_thread.
     return worker._cancellation is not None and is_a(error, (WorkerCancelled, ThreadCancelledError))
 
 
 class ThreadJob:
-    """A worker, as the way of running in a thread sees it; see ``Job``.
+    """The view of a worker for running in a thread; see ``Job``.
 
-    Made as the work is about to run, and kept by the call in the thread alone.
+    Created when the work is about to run; only the call in the thread keeps it.
     """
 
     __slots__ = ("_part", "worker")
@@ -192,13 +192,13 @@ class ThreadJob:
         self._part.is_waiting = True
 
     def enter(self) -> None:
-        """Become RUNNING, as the thread is certain now; raise if it has been called off."""
+        """Become RUNNING, because the thread is certain now; raise if it was called off."""
         if self.worker._state is not RUNNING:  # a subclass's run() that calls super().run()
             self._part.is_waiting = False
             begin(self.worker)
 
     def on_cancel(self, stop: Callable[[], object]) -> None:
-        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        """Call ``stop`` when the worker is cancelled, or at once if it already is."""
         with lock:
             if self.worker._cancellation is None:
                 self._part.stops = (*self._part.stops, stop)
@@ -214,11 +214,11 @@ class ThreadJob:
         return is_cancellation(self.worker, error)
 
     def note_abandoned(self, *, abandoned: bool) -> None:
-        """Note that the thread was left to itself, or that it has ended since."""
+        """Record that the thread was abandoned, or that it has ended since."""
         self._part.is_abandoned = abandoned
 
     def log_fields(self) -> dict[str, str | int | None]:
-        """Return what a record in the log has of its own."""
+        """Return the fields for a log record."""
         return fields_of(self.worker, self.worker._state)
 
 

@@ -74,20 +74,20 @@ def _check(node: Node, grace: float) -> None:
 
 
 class _Caller:
-    """Who has called shutdown(), if that is code of the nodes: nobody waits for itself.
+    """The caller of shutdown(), if it runs in one of the nodes: it must not wait for itself.
 
-    What cannot end before the call does is held, so that blocks wait for it, and left aside by all
-    who wait as ``until_idle(blocks=True)`` does.
+    What cannot end before the call gets a hold, so that blocks wait for it, and is ignored by waits
+    such as ``until_idle(blocks=True)``.
     """
 
     def __init__(self, top: Node) -> None:
         self.worker: Worker[Any] | None = None
         self._top = top
-        self._nursery: Nursery | None = None  # in which that is left aside
+        self._nursery: Nursery | None = None  # where the caller is ignored
         self._mounts: list[Mount] = []
 
     def leave_aside(self, nodes: list[Node]) -> None:
-        """Find it, and leave it aside."""
+        """Find the caller, and ignore it in waits."""
         worker: Worker[Any] | None = current.get(None)
         if (
             worker is not None
@@ -96,7 +96,7 @@ class _Caller:
         ):
             self.worker = worker
             self._leave_aside(worker)
-        for node in nodes:  # a handler, or a call of a thread
+        for node in nodes:  # a handler, or a call from a thread
             for task in list(node._creche_nursery.held):
                 if task.is_acting():
                     task.hold_no_more()
@@ -110,14 +110,14 @@ class _Caller:
         self._leave_mounts_aside(worker._node)
 
     def _leave_mounts_aside(self, node: Node) -> None:
-        """Leave aside the mounted nodes that it is in: they cannot end before it does."""
+        """Ignore the mounted nodes that it is in: they cannot end before it does."""
         for each in takewhile(lambda each: each is not self._top, walk_up(node)):
             if each._creche_mount is not None:
                 self._mounts.append(each._creche_mount)
                 each._creche_mount.leave_aside()
 
     def take_back(self) -> None:
-        """Leave it aside no more. It counts as a daemon from here on."""
+        """Stop ignoring the caller. It counts as a daemon from here on."""
         while self._mounts:
             self._mounts.pop().take_back()
         if self._nursery is not None:
@@ -128,7 +128,7 @@ class _Caller:
 
 
 async def _settle(top: Node) -> None:
-    """Wait until nothing is left below but the blocks of nodes."""
+    """Wait until nothing is left below except the blocks of nodes."""
     for node in reversed(list(walk_down(top))):
         if node._creche_nursery.state not in (NEW, CLOSED):
             await node._creche_nursery.until_idle(blocks=True)

@@ -1,6 +1,6 @@
 """A picture of a tree of nodes at one moment, as plain data.
 
-All the cost is borne by whoever takes one: nothing is kept for it.
+Only taking one has a cost: nothing is stored for it in advance.
 """
 
 from __future__ import annotations
@@ -123,15 +123,15 @@ class NodeSnapshot:
 
 
 def take(node: Node, *, stacks: bool, most: float = math.inf) -> NodeSnapshot:
-    """Picture a node and all below it, from any thread, as they stand on its event loop.
+    """Take a snapshot of a node and all below it, on its event loop, from any thread.
 
     Args:
         node: The node.
-        stacks: Whether to tell the stacks of workers that have a task.
-        most: Of how many of them, in each group.
+        stacks: Whether to include the stacks of workers that have a task.
+        most: Of how many workers in each group.
 
     Raises:
-        ImportError: Stacks are asked for, and the library that reads them is not installed.
+        ImportError: Stacks are requested, and the library that reads them is not installed.
     """
     return node._creche_bridge.call(lambda: _take_tree(node, most if stacks else 0))
 
@@ -139,7 +139,7 @@ def take(node: Node, *, stacks: bool, most: float = math.inf) -> NodeSnapshot:
 def _take_tree(node: Node, stacks: float) -> NodeSnapshot:
     calls = find_calls() if stacks else {}
     below: dict[int | None, list[NodeSnapshot]] = {None: []}
-    # From the last to the first, so that a node comes after those below it.
+    # From the last to the first, so that nodes come after those below them.
     for number, (each, path, above) in reversed(list(enumerate(_walk(node)))):
         children = below.pop(number, [])
         picture = _take_node(each, path, tuple(reversed(children)), stacks, calls)
@@ -209,8 +209,8 @@ def _take_worker(
     now: float | None,
 ) -> WorkerSnapshot:
     facts = facts_of(worker, now)
-    # Not by __init__(): that of a frozen class would take as long as all the rest, and there may be
-    # a hundred thousand, for which the loop is kept busy.
+    # Without __init__(): that of a frozen class would take as long as all the rest, and there may
+    # be a hundred thousand of them, which would block the loop.
     picture = object.__new__(WorkerSnapshot)
     vars(picture).update(
         number=worker._order,

@@ -1,7 +1,7 @@
 """The tree of nodes: what is above and below one, and how a node joins it.
 
 A node knows its parent from the start. The parent knows the node only once that is open or holds
-something: nodes that are made and dropped leave nothing behind.
+something, so nodes that are created and dropped leave nothing behind.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def walk_down(node: Node) -> Iterator[Node]:
 
 
 def is_lost(node: Node) -> bool:
-    """Whether a node can never be opened, as one above it has closed."""
+    """Whether a node can never be opened, because one above it has closed."""
     return any(each._creche_nursery.state is CLOSED for each in walk_up(node))
 
 
 def bridge_of(node: Node) -> Bridge:
-    """Return the way to a node's event loop: its own, or that of the node above that knows it."""
+    """Return the bridge of a node, or of the first node above that has a loop."""
     own = node._creche_nursery
     if own.state is NEW:
         for each in walk_up(node):
@@ -55,12 +55,12 @@ def bridge_of(node: Node) -> Bridge:
 def join_names(node: Node) -> str:
     """Join the names from the root to a node."""
     names: list[object] = [each.name for each in walk_up(node)]
-    # Somebody may have set one to what is no text; the end must not fail of it.
+    # A user may have set one to something that is not a string; the end must not fail then.
     return "/".join(name if type(name) is str else text_of(name) for name in reversed(names))
 
 
 def exits_on_error(node: Node) -> bool:
-    """Whether an error of a worker fails a node, where the call that started it does not say."""
+    """Whether an error of a worker fails a node, if the call that started it does not say."""
     exits, above = node._creche_exits, node._creche_parent
     while exits is None and above is not None:
         exits, above = above._creche_exits, above._creche_parent
@@ -68,7 +68,7 @@ def exits_on_error(node: Node) -> bool:
 
 
 def join(node: Node) -> None:
-    """Have a node take its place below the parent, once it is open or holds something."""
+    """Make the parent know a node, which is open or holds something now."""
     joining: list[tuple[Node, Node]] = []
     while (parent := node._creche_parent) is not None and id(node) not in parent._creche_children:
         joining.append((node, parent))

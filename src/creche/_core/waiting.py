@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 async def wait_for(
     workers: Iterable[Worker[Any]], until: Callable[[Worker[Any]], Awaitable[None]] | None = None
 ) -> None:
-    """Wait until workers have ended, whichever way; raises none of their errors.
+    """Wait until workers have ended, in whatever way; raises none of their errors.
 
     Args:
         workers: The workers.
-        until: What to wait for of each of them, in place of its end.
+        until: What to wait for of each worker, instead of its end.
 
     Raises:
         DeadlockError: The caller is a worker, and what it waits for needs it to end first.
@@ -74,7 +74,7 @@ async def _wait_for(
 ) -> None:
     if not waited:
         await lowlevel.checkpoint()
-    # The events are made before it is looked whether to wait: a signal handler may come in between.
+    # The events are created before the check whether to wait: a signal handler may run in between.
     for worker in waited:
         if until is not None:
             await until(worker)
@@ -87,7 +87,7 @@ async def _wait_for(
 
 
 def raise_outcome(worker: Worker[Any]) -> None:
-    """Raise what a worker that has ended tells of its end, unless it is SUCCESS.
+    """Raise the error for how a worker has ended, unless that is SUCCESS.
 
     Raises:
         WorkerFailed: The work raised.
@@ -95,7 +95,7 @@ def raise_outcome(worker: Worker[Any]) -> None:
     """
     error = cast("BaseException | None", worker._outcome) if worker._state is ERROR else None
     if error is not None:
-        # A fresh one, as a traceback grows at each raise; nameless, see errors: frames.
+        # A new one, because a traceback grows at each raise; nameless, see errors: frames.
         raise WorkerFailed(error, worker) from error
     if worker._state is ERROR:
         raise WorkerFailed(WorkerError("it failed elsewhere"), worker)
@@ -114,7 +114,7 @@ async def until_begun(worker: Worker[Any]) -> None:
 
 
 def _judge(me: Worker[Any], waited: list[Worker[Any]]) -> str | None:
-    """Tell the ring that a wait of the running worker would close, if it would."""
+    """Return the cycle that a wait of the running worker would close, if any."""
     steps = waited[0]._nursery.bridge.steps
     steps.busy += 1  # a signal handler changes nothing meanwhile
     try:
@@ -125,7 +125,7 @@ def _judge(me: Worker[Any], waited: list[Worker[Any]]) -> str | None:
 
 
 def _is_needed(worker: Worker[Any]) -> bool:
-    """Whether anything else may wait for this worker; else it closes no ring with others."""
+    """Whether anything may wait for this worker; otherwise it closes no cycle with others."""
     return (
         (worker._rare is not None and worker._rare.awaited > 0)
         or (worker._place is not None and worker._place._is_waited_for())
@@ -139,8 +139,8 @@ def is_acting(worker: Worker[Any]) -> bool:
         return False
     loop_calls = worker._rare.loop_calls if worker._rare is not None else ()
     for coro in (worker._handle.coro, *(call.coro for call in loop_calls)):
-        # A coroutine runs, in the sense of cr_running, while what it awaits is being run; and
-        # while a task that it makes is begun eagerly, from Python 3.12 on.
+        # cr_running is true while what the coroutine awaits runs; and from Python 3.12 on, while a
+        # task that it creates is started eagerly.
         if cast("CoroutineType[Any, Any, Any]", coro).cr_running:
             return not worker._nursery.is_in_eager_task()
     if worker._thread is None:

@@ -1,8 +1,8 @@
-"""A worker: what is known about it, and what it can be asked to do.
+"""The class of workers: its fields, properties and methods.
 
-Its life has one path for each of these, and each path has a module. One way in: ``admission``, then
-its group, which finds a slot and launches its task, see ``run``. One cancellation: ``cancelling``.
-One end: ``ending``. The docstring of the package explains more.
+Its life has three paths, each in a module. One way in: ``admission``, then its group, which finds a
+slot and launches its task, see ``run``. One cancellation: ``cancelling``. One end: ``ending``. The
+docstring of the package explains more.
 """
 
 from __future__ import annotations
@@ -182,19 +182,20 @@ class Worker(Generic[ResultType]):
         thread: bool,
         daemon: bool,
     ) -> None:
-        # What these say together, at any moment that a thread may see:
+        # The invariants between these fields, at any moment that a thread may see:
         # - _state is written by move() alone, with the time of it, under the lock.
         # - _outcome is set before the final state; the state says whether it is result or error.
         # - _cancellation is set once, under the lock, and never after the final state.
-        # - _place is the group that knows it; _started is whether it was started there. _handle is
-        #   what runs its task, from its first step to its end.
-        # - _holds is whether it is counted in the nursery: from its start to its end, daemons not.
+        # - _place is the group that stores it; _started is whether it was started there. _handle
+        #   runs its task, from its first step to its end.
+        # - _holds is whether the nursery counts it: from its start to its end, unless it is a
+        #   daemon.
         # - after the end, _work, _handle and _context are None: nothing of the work is kept.
         self._node = node
         self._work = work
         self.name = name
         self.group = group
-        # Or what makes it, once someone reads it.
+        # Or a Call, which formats it when it is first read.
         if type(description) is not str and not hasattr(type(description), "condensed"):
             description = text_of(description)
         self._description = description
@@ -532,7 +533,7 @@ class Worker(Generic[ResultType]):
         """
         return track(self, iterable, total)
 
-    # who listens to it, who waits for it, and for whom it waits
+    # listening to it and waiting
 
     @overload
     def subscribe(self) -> Subscription[events.StateChanged | events.ProgressChanged]: ...

@@ -1,6 +1,6 @@
-"""A tree of nodes as text, for people: 80 columns, and no longer than a page however many workers.
+"""A tree of nodes as text, for people: 80 columns, and at most a page for any number of workers.
 
-Plain ASCII of our own, as it goes to logs and to terminals of any kind.
+What we add is plain ASCII, because it goes to logs and to all kinds of terminals.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 SHOWN = 20
-"""Of a longer list as many are shown, and it is told how many more there are."""
+"""How many entries of a list are shown, followed by the number of the others."""
 WAITING_SHOWN = 3
-"""The same for workers that wait: one is like the other."""
+"""The same for waiting workers, which are all alike."""
 _TEXT = 160
-"""Of texts of the user as many characters are shown."""
+"""How many characters of a user's text are shown."""
 _DEEPEST = 20
-"""The level of indentation at which it stops to grow."""
+"""The deepest level of indentation."""
 
 
 def format_tree(node: Node, *, stacks: bool = False) -> str:
@@ -68,14 +68,14 @@ def _line(level: int, text: str) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Make a text of the user one that changes nothing but its own place on the screen."""
+    """Make a user's text harmless for a terminal."""
     shown = text if len(text) <= _TEXT else f"{text[:_TEXT]}..."
     return "".join(each if each.isprintable() else " " for each in shown)
 
 
 def _tree(top: NodeSnapshot) -> Iterator[str]:
-    """Yield the lines of a node and all below it, however deep that is."""
-    begun = [_node(top, 0)]  # each below the one before
+    """Yield the lines of a node and all below it, at any depth."""
+    begun = [_node(top, 0)]  # each is below the one before
     while begun:
         part = next(begun[-1], None)
         if part is None:
@@ -87,7 +87,7 @@ def _tree(top: NodeSnapshot) -> Iterator[str]:
 
 
 def _node(node: NodeSnapshot, level: int) -> Iterator[str | NodeSnapshot]:
-    """Yield the lines of a node, and the nodes below it where theirs belong."""
+    """Yield the lines of a node, and in their places the nodes below it."""
     facts = [node.life]
     if node.is_cancelled:
         facts.append(_cancelled(node.cancel_reason, is_over=node.life == CLOSED.value))
@@ -196,6 +196,6 @@ def _stack(stack: Sequence[FrameSnapshot], level: int) -> Iterator[str]:
     if left_out > 0:
         yield from _line(level, f"{left_out} outer places")
     for frame in stack[-SHOWN:]:
-        # Not by pathlib, the import of which would cost a tenth of that of AnyIO.
+        # Not with pathlib, whose import would take a tenth of the time of AnyIO's.
         place = "/".join(re.split(r"[/\\]", frame.file)[-2:])
         yield from _line(level, _plain(f"{place}:{frame.line} in {frame.function}: {frame.code}"))

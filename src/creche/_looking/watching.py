@@ -1,8 +1,7 @@
-"""What those who watch have in common: they never fail the program that they watch.
+"""What all watchers have in common: they never fail the program that they watch.
 
-What goes wrong in a recorder, a board, a tracer or the log is told once, by the logger ``creche``,
-and stays there. It neither cancels the block beside which they watch nor takes the place of what
-that raises.
+What goes wrong in a recorder, a board, a tracer or the log is reported once, by the logger
+``creche``. It neither cancels the block beside which they run nor replaces what that raises.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def report(what: str) -> None:
-    """Log the error that is being handled. If that fails too, tell it as ``logging`` itself does.
+    """Log the error that is being handled. If that fails too, report it as ``logging`` does.
 
     Args:
         what: What went wrong, in words.
@@ -31,12 +30,12 @@ def report(what: str) -> None:
 
 
 class Faults:
-    """Keeps the errors of one who watches from the program: ``with faults: ...``.
+    """Keeps the errors of a watcher out of the program: ``with faults: ...``.
 
     The first is reported; the others are dropped, as there may be one for each event.
 
     Args:
-        watcher: Who watches, in words.
+        watcher: The watcher, in words.
     """
 
     def __init__(self, watcher: str) -> None:
@@ -52,7 +51,7 @@ class Faults:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """End it, and with it any error but a cancellation and the like."""
+        """End the step, and swallow errors, but not a cancellation and the like."""
         if not isinstance(exc, Exception):
             return False
         if not self._is_told:
@@ -65,13 +64,13 @@ class Faults:
 async def beside(
     watch: Callable[[], Awaitable[object]], faults: Faults, name: str
 ) -> AsyncGenerator[None]:
-    """Have someone watch in a task of their own until they end, or the block does.
+    """Run a watcher in a task of its own until it ends, or the block does.
 
-    What leaves the block leaves it as it is. While the block is being cancelled, they go on.
+    Errors leave the block unchanged. The watcher continues while the block is being cancelled.
 
     Args:
-        watch: What they do.
-        faults: What keeps their errors.
+        watch: The watcher.
+        faults: Catches its errors.
         name: The name of the task.
     """
     cancelled = anyio.get_cancelled_exc_class()
@@ -83,7 +82,7 @@ async def beside(
             with watching, faults:
                 await watch()
         except cancelled:
-            pass  # natively; this is the top of the task, and further up it would end the block
+            pass  # a native one; this is the top of the task, and it must not end the block
 
     try:
         async with anyio.create_task_group() as tasks:
@@ -95,6 +94,6 @@ async def beside(
             watching.cancel()
     except cancelled:
         if not failure:
-            raise  # else it is told again at the next checkpoint, and the failure only here
+            raise  # otherwise it is raised again at the next checkpoint, but the failure only here
     if failure:
         raise failure.pop()  # see errors: frames

@@ -1,7 +1,7 @@
 """The mailbox of a node: messages are handled one at a time, in order.
 
-The pump is a task for a burst: it starts with the first message, ends with the last, and holds the
-nursery meanwhile. Nothing idles.
+The pump is a task for each burst of messages: it starts with the first, ends with the last, and
+holds the nursery meanwhile.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ class Mailbox:
         self._hurried = False
 
     def open(self, context: Context) -> None:
-        """Begin to deliver, also what was posted before; handlers run in copies of the context."""
+        """Start to deliver, also earlier messages; handlers run in copies of the context."""
         self._context = context
         self._deliver()
 
     def hurry(self) -> None:
-        """From now on let async handlers run up to their first await only."""
+        """From now on, let async handlers run only up to their first await."""
         self._hurried = True
         if self._pump is not None:
             self._pump.cancel()
 
     def post(self, message: Message) -> bool:
-        """Take in a message, on the loop.
+        """Queue a message, on the loop.
 
         Returns:
             Whether it will be delivered: ``False`` once the nursery is closed.
@@ -96,7 +96,7 @@ class Mailbox:
     def _deliver(self) -> None:
         if self._pump is None and self._waiting and self._context is not None:
             try:
-                # A context can be entered once only, hence the copy.
+                # A copy, because a context can be entered only once.
                 self._pump = self._nursery.spawn_held(
                     self._run,
                     self._again,
@@ -104,7 +104,8 @@ class Mailbox:
                     context=self._context.copy(),
                 )
             except BaseException as error:
-                # Whoever posted gets it; and the node, whose messages cannot be handled.
+                # Raised in the code that posted, and it fails the node, which cannot handle its
+                # messages.
                 self._nursery.fail(error)
                 raise
             if self._hurried:
@@ -123,7 +124,7 @@ class Mailbox:
                 handler = getattr(self._node, message.handler_name, None)
                 if handler is not None:
                     outcome = call_users(handler, message)
-                    # A handler under @work has started a worker, and that is all.
+                    # A handler under @work has only started a worker.
                     if (
                         outcome is not None
                         and not self._is_started(outcome)
@@ -132,21 +133,21 @@ class Mailbox:
                         await await_users(outcome)
                 if message.bubble and not message._stopped:
                     self._pass_on(message)
-            except BaseException as error:  # noqa: BLE001 (weighed, and handed to the nursery)
+            except BaseException as error:  # noqa: BLE001 (checked, and handed to the nursery)
                 failure.append(error)
                 if is_a(outcome, CoroutineType):
                     outcome.close()  # it may have been interrupted before it was awaited
-            # Out of the handler: the cancellation that follows would have it as its context.
+            # Outside the handler: the cancellation that follows would have it as its context.
             if failure:
                 self._fail(failure.pop(), message)
             handler = outcome = None
         self._pump = None
-        self._deliver()  # for what a signal handler has posted since it was looked
+        self._deliver()  # for messages that a signal handler has posted since the check
 
     def _fail(self, error: BaseException, message: Message) -> None:
-        """Weigh what a handler raised."""
+        """Handle an error that a handler raised."""
         cancelled = self._nursery.cancelled_class
-        # A cancellation ends this handler, at its first await. The others have their turn.
+        # A cancellation ends this handler at its first await. The other handlers still run.
         failure = uncancelled(error, lambda leaf: is_a(leaf, cancelled))
         if failure is None:
             if not self._hurried and self._nursery.is_scope_cancelled():
@@ -154,7 +155,7 @@ class Mailbox:
             return
         where = f"{text_of(message, 'handler_name')} of {self._nursery.owner.label()}"
         if is_a(failure, WorkerError) and failure._is_refusal:
-            # It wanted to start work as the node, or another, was shutting down: too late.
+            # It tried to start work while the node, or another, was shutting down.
             tell(logging.WARNING, "%s: %s", where, failure)
             return
         try:

@@ -1,8 +1,8 @@
 """Subscriptions: what happens on nodes, as streams of events.
 
-Each node knows who hears it: the subscriptions to it, and those to the nodes above that take the
-whole tree. It counts what they want as subscriptions and nodes come and go, so that to announce
-something where nobody listens costs one look at it.
+Each node knows its listeners: the subscriptions to it, and those to the nodes above that cover the
+whole tree. It counts which events they want as subscriptions and nodes come and go, so announcing
+something without listeners costs one check.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """One who hears a node."""
+    """Gets the messages of nodes."""
 
     @property
     def _tree(self) -> bool: ...
@@ -138,13 +138,13 @@ class Subscription(Generic[MessageT]):
         self._types = types
         self._tree = tree
         self._until_closing = until == "closing"
-        self._backlog: Backlog[MessageT] | None = None  # there once it was opened
+        self._backlog: Backlog[MessageT] | None = None  # set when it is opened
         self._news: Awaitable[None] | None = None
         self._bridge = source.bridge
         self._backend: Backend
         self._is_read = False
         self._is_over = False
-        # Of the reader's loop, where the node is not open yet and so knows of none.
+        # The reader's loop, if the node is not open yet and so has none.
         self._token: lowlevel.EventLoopToken | None = None
         self._thread = 0
 
@@ -152,25 +152,25 @@ class Subscription(Generic[MessageT]):
         names = ", ".join(each.__qualname__ for each in self._types)
         return f"<Subscription to {names} of {self._source.label()}>"
 
-    # what the node tells it
+    # what the node calls
 
     def _wants(self, kind: type[Message]) -> bool:
         return issubclass(kind, self._types)
 
     def _put(self, message: Message) -> None:
-        """Keep a message for the reader, if it is of a class that is wanted; on the loop."""
+        """Keep a message for the reader if its class is wanted; on the loop."""
         if self._backlog is not None and isinstance(message, self._types):
             self._backlog.put(message)
             if self._news is not None:
                 self._wake()
 
     def _is_closing(self, source: Source) -> None:
-        """End, if that is wanted, as a node admits no more work."""
+        """End if that is wanted, because a node admits no more work."""
         if self._until_closing:
             self._has_left(source)
 
     def _has_left(self, source: Source) -> None:
-        """End, if it is the node itself that has closed and not one below."""
+        """End if the node itself has closed, not one below."""
         if source is self._source:
             self._is_over = True
             self._wake()
@@ -184,7 +184,7 @@ class Subscription(Generic[MessageT]):
         else:
             self._backend.wake(news)
 
-    # what its user does
+    # for its user
 
     async def __aenter__(self) -> Self:
         """Begin to listen.
@@ -223,7 +223,7 @@ class Subscription(Generic[MessageT]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Listen no more; what was not read is dropped, and a reader in another task ends.
+        """Stop listening; unread events are dropped, and a reader in another task ends.
 
         Raises:
             WorkerError: This is not the thread of the node's event loop.
@@ -282,7 +282,7 @@ class Subscription(Generic[MessageT]):
             while not backlog:
                 if self._is_over:
                     raise StopAsyncIteration
-                # Made before it is looked once more: a signal handler may come in between.
+                # Created before the second check: a signal handler may run in between.
                 news = self._news = self._backend.new_sleep()
                 if not backlog and not self._is_over:
                     if self._backend.get_task() is None:
@@ -316,7 +316,7 @@ class Subscription(Generic[MessageT]):
 
 
 def inherit(source: Source, above: Source) -> None:
-    """Have those who listen to the tree above a node listen to it, and to those below it."""
+    """Add those who listen to the tree above a node to that node and those below it."""
     of_tree = [each for each in above.hearers if each._tree]
     for each in source.below():
         for listener in of_tree:

@@ -243,9 +243,7 @@ class Nursery:
         Raises:
             WorkerError: The nursery is not open, or another loop runs in the same thread.
         """
-        if (
-            self.bridge.is_gone
-        ):  # pragma: no cover (in a forked child, whose coverage is lost)
+        if self.bridge.is_gone:  # pragma: no cover (in a forked child, whose coverage is lost)
             raise WorkerError(
                 f"cannot start work on {self.owner.label()}: this process was forked "
                 "off from that of its event loop; open a node of its own here"

@@ -1,41 +1,41 @@
-"""The ways of running work, one in each file. None knows of groups, nodes or messages.
+"""The ways of running work, one in each file. None knows about groups, nodes or messages.
 
-A way is one coroutine function: it takes a *job* (``job.Job``, which is what a way sees of its
-worker), runs its work and returns what that returned, or raises what it raised. The worker awaits
-it in its own task and makes an end of the outcome. ``docs/internals.md`` tells how to add one.
+A way is one coroutine function: it takes a *job* (``job.Job``, its view of the worker), runs the
+work and returns what that returned, or raises what it raised. The worker awaits it in its own task
+and ends with that outcome. ``docs/internals.md`` explains how to add one.
 
 ``task``
-    Async work in the worker's own task. The way gives the work's own coroutine to await, as one
-    around it would be the largest object of a worker.
+    Async work in the worker's own task. The way returns the work's own coroutine to await, because
+    a coroutine around it would be the largest object of a worker.
 ``thread``
-    A plain callable in a worker thread of AnyIO's. The call takes the place of the limiter: it is
-    told when the token is there, and from then on the call is certain, so the worker becomes
-    RUNNING there and can no longer be called off. AnyIO gives a token back as the task stops
-    waiting; ours goes back when the thread has really ended.
+    A plain callable in a worker thread of AnyIO's. The call acts as AnyIO's limiter, so it learns
+    when the token is acquired. From then on the call is certain: the worker becomes RUNNING and can
+    no longer be called off. AnyIO releases a token when the task stops waiting; ours is released
+    when the thread has really ended.
 ``far``, ``wire``
     The far side of work that runs elsewhere, and the bytes that go there and come back. They import
-    no event loop, so that a new process is soon there. What carries the bytes is a way that is
-    given to ``where=``, see ``creche._ground.way``.
+    no event loop, so a new process starts quickly. The bytes are carried by a way that is given to
+    ``where=``, see ``creche._ground.way``.
 ``executor``, ``line``, ``hub``
-    The way into an executor of others, such as a pool of processes; and the far and the home end of
-    the line by which work there asks to begin, tells how far it is, and is told to stop.
+    The way into a user's executor, such as a pool of processes; and the far and the home end of the
+    line on which work there asks to begin, reports progress and receives cancellation.
 ``processes``, ``child``
-    The way into processes of our own, which can be killed; and such a process from within.
+    The way into processes of our own, which can be killed; and the code of such a process.
 ``own_loop``
     Async work in a thread, on an event loop of its own there, of the node's backend.
 ``runner``
-    What a job runs in: tasks that run one job after another, as a task is most of what a short job
-    costs. Whatever the way, the work cannot tell that it shares one.
+    The tasks that jobs run in, one after another, because a task is most of the cost of a short
+    job. The work cannot tell that it shares a task.
 ``stacks``
-    Where a job stands in the code, wherever it runs.
+    Finds where in the code a job is, wherever it runs.
 
-What a job is asked: whether a value is to be awaited, to note that it waits for a thread, to enter
-the work (which raises if it was called off), to note that its thread was abandoned, and to have
-something called when it is cancelled.
+A way asks its job whether a value should be awaited, tells it that it waits for a thread or has
+abandoned one, makes it enter the work (which raises if it was called off), and registers what to
+call on cancellation.
 
-A thread cannot be stopped. A cancelled one is waited for, unless it may be abandoned: then its
-worker ends at once, and what the thread does later has no effect; an error of its own is logged. A
-native ``Task.cancel()`` goes through AnyIO's shield; the wait is taken up again.
+A thread cannot be stopped. A cancelled thread is waited for, unless it may be abandoned: then its
+worker ends at once, and what the thread does later has no effect; its errors are logged. A native
+``Task.cancel()`` gets through AnyIO's shield; the wait is then resumed.
 
-User's code runs in functions that are marked ``@interruptible``: there a Ctrl+C may come on Trio.
+The user's code runs in functions marked ``@interruptible``, where a Ctrl+C may come on Trio.
 """

@@ -1,9 +1,9 @@
-"""A process of ours, from within: it runs one job after another that it is sent.
+"""The code of a process of ours: it runs the jobs that it is sent, one after another.
 
-It is loaded by its path, ``Creche`` itself only as far as it is needed: to import an event loop
-would take most of the time of its start. The main thread does the work, as some libraries want
-to be in it. Another one reads the line, which is a socket that only home has the other end of. As
-that is closed, the process ends; with work in it, it kills itself and its whole session.
+It is loaded by its path, and imports only what it needs of Creche: importing an event loop would
+take most of its start-up time. The main thread does the work, because some libraries need that.
+Another thread reads the line, a socket whose other end only home has. When that is closed, the
+process ends; if it is running work, it kills itself and its whole session.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from creche._running.far import Far
 
 HEAD = struct.Struct("!QB")
-"""The length of what follows, and what it is."""
+"""The length of what follows, and its kind."""
 SETUP, JOB, STOP, MESSAGE, OUTCOME = range(5)
 
 
 def frame(kind: int, told: bytes) -> bytes:
-    """Put something in a frame."""
+    """Make a frame."""
     return HEAD.pack(len(told), kind) + told
 
 
 class _Package(ModuleType):
-    """The package ``creche``, of which nothing is imported until someone asks for it."""
+    """The package ``creche``, whose contents are imported when they are first used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         spec = cast("Any", self.__spec__)
-        self.__class__ = ModuleType  # type: ignore[assignment]  # it is one from now on
+        self.__class__ = ModuleType  # type: ignore[assignment]  # a plain module from now on
         spec.loader.exec_module(self)
         return getattr(self, name)
 
 
 def stand_in_for_package(init: Path) -> None:
-    """Have ``import creche._running.far`` import that, and not all of Creche before."""
+    """Make ``import creche._running.far`` import only that, and not all of Creche first."""
     spec = spec_from_file_location("creche", init, submodule_search_locations=[str(init.parent)])
     assert spec is not None
     package = _Package("creche")
@@ -70,7 +70,7 @@ class Child:
         self._main: tuple[str, str] | None = None
 
     def run(self) -> None:
-        """Run what is sent until home hangs up."""
+        """Run jobs until home closes the line."""
         from creche._running import wire  # noqa: PLC0415 (once the package stands in)
 
         wire.prepare_main = self._import_main
@@ -101,8 +101,9 @@ class Child:
                 size, kind = HEAD.unpack(self._read(HEAD.size))
                 self._take(kind, self._read(size))
         except OSError:
-            if self._far is not None:  # pragma: no cover (it is gone before it can tell)
-                # Nobody is there for whom to work; a thread cannot be stopped, a process can.
+            if self._far is not None:  # pragma: no cover (its coverage is lost)
+                # Nothing waits for the work any more; a thread cannot be stopped, but a process
+                # can.
                 os.killpg(0, signal.SIGKILL)
             self._jobs.put(None)
 
@@ -127,7 +128,7 @@ class Child:
     # the main module
 
     def _import_main(self) -> None:
-        """Make the main module that of home, once it is needed; as ``multiprocessing`` does."""
+        """Load home's main module once it is needed, as ``multiprocessing`` does."""
         if self._main is None:
             return
         (kind, name), self._main = self._main, None
@@ -151,18 +152,18 @@ class Child:
 
 
 def tell_where(report: Any) -> None:
-    """Have it written where the Python code stands as the process dies, where that can be."""
+    """Write the Python stack to a file if the process dies, where that is possible."""
     faulthandler.enable(report, all_threads=False)
     if hasattr(faulthandler, "register"):  # pragma: no branch (absent on Windows)
         faulthandler.register(signal.SIGTERM, report, all_threads=False, chain=True)
     leave, process = os._exit, os.getpid()
 
-    def leave_and_tell(status: int) -> None:  # pragma: no cover (it is gone before it can tell)
-        if os.getpid() == process:  # none that the work has forked off
+    def leave_and_tell(status: int) -> None:  # pragma: no cover (its coverage is lost)
+        if os.getpid() == process:  # not a process that the work forked
             faulthandler.dump_traceback(report, all_threads=False)
         leave(status)
 
-    os._exit = leave_and_tell  # type: ignore[assignment]  # never returns either
+    os._exit = leave_and_tell  # type: ignore[assignment]  # it never returns either
 
 
 START = """
@@ -172,15 +173,15 @@ child = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(child)
 child.main(*map(int, sys.argv[2:]))
 """
-"""The program of such a process: its arguments are the path of this file, and two descriptors."""
+"""The program of such a process; its arguments are this file's path and two descriptors."""
 
 
 def main(line: int, report: int) -> None:
-    """Be the process.
+    """Run the process.
 
     Args:
         line: The descriptor of the line.
-        report: That of the file in which it is told where the code stands as the process dies.
+        report: The descriptor of the file for the stack if the process dies.
     """
     stand_in_for_package(Path(__file__).parent.parent / "__init__.py")
     tell_where(os.fdopen(report, "wb", 0))

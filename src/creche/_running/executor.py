@@ -1,4 +1,4 @@
-"""Work in an executor of others: a pool of processes, of the standard library or of loky."""
+"""Work in a user's executor: a pool of processes, from the standard library or loky."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from creche._ground.way import Job
 
-_HUB = object()  # one for each tree, whatever the number of executors
+_HUB = object()  # one for each tree, for any number of executors
 
 if sys.version_info >= (3, 14):  # pragma: no cover (on CPython 3.14 alone)
     from concurrent.futures import InterpreterPoolExecutor
@@ -96,7 +96,7 @@ class _Call:
             raise WorkerError(
                 f"{self._job.label} cannot be handed over: {type(error).__name__}: {text_of(error)}"
             ) from error
-        # Nothing of the job: an executor keeps its futures for a while.
+        # Refer to nothing of the job: an executor keeps its futures for a while.
         token = hub.token
         self._future.add_done_callback(lambda _: run_soon(token, done.set))
 
@@ -110,10 +110,10 @@ class _Call:
         return self._job.open(self._outcome())
 
     async def _is_over(self) -> bool:
-        """Deal with a cancellation; return whether the work has run to its end all the same."""
+        """Handle a cancellation; return whether the work ran to its end anyway."""
         if not self._job.is_running:
-            # Should it still ask to begin, it is refused. So what the executor says to this does
-            # not matter; of some it is not true.
+            # If it still asks to begin, it is refused. So the answer of the executor, which may be
+            # wrong, does not matter.
             self._future.cancel()
             return False
         reason = self._job.cancel_reason
@@ -127,7 +127,7 @@ class _Call:
         return True
 
     def _outcome(self) -> bytes:
-        """Return what came back.
+        """Return the outcome.
 
         Raises:
             WorkerCrashed: What it ran in is gone.

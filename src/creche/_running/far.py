@@ -1,7 +1,7 @@
 """The far side of work that runs elsewhere: the counterpart of the worker there.
 
-It imports no event loop unless the work is async, so that a new process is ready soon. It is given
-something that sends its messages home, and asks with the first one whether to begin.
+It imports no event loop unless the work is async, so a new process is ready soon. It gets a
+function that sends its messages home, and with the first one asks whether to begin.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INTERVAL = 0.05
-"""Seconds from one message about steps to the next, at least."""
+"""The least number of seconds between two messages about steps."""
 
 
 def here() -> str:
-    """Tell where this is, for people."""
+    """Return where this is, for people."""
     return f"process {os.getpid()} on {platform.node()}"
 
 
@@ -51,7 +51,7 @@ class Far:
         begun: Whether home knows already that the work has begun: then it does not ask.
     """
 
-    # As the core sees it, where the work opens nodes of its own: a worker of no node of theirs.
+    # For the core, if the work opens its own nodes: a worker that belongs to none of them.
     _is_far = True
     _handle = None
     _state = None
@@ -67,7 +67,7 @@ class Far:
         self._is_over = False
         self._completed = 0
         self._total: int | None = None
-        self._description: str | None = None  # once it was changed
+        self._description: str | None = None  # set when it is changed
         self._told_at = -INTERVAL
         self._timer: threading.Timer | None = None
         self._cancelled = threading.Event()
@@ -78,7 +78,7 @@ class Far:
         return f"<Far {self._head.path!r}>"
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Refuse what only the worker itself has."""
+        """Refuse attributes that only the worker itself has."""
         if name.startswith("_"):
             raise AttributeError(name)
         raise WorkerError(
@@ -200,7 +200,7 @@ class Far:
         return track(self, iterable, total)
 
     def _tell_steps(self) -> None:
-        """Tell home how far it is, now or as soon as it was not told for a while."""
+        """Send the progress home, now or when the interval has passed."""
         with self._lock:
             if self._is_over or self._timer is not None:
                 return
@@ -228,7 +228,7 @@ class Far:
         return self._completed, self._total, self._description
 
     def _carry(self, message: bytes) -> None:
-        """Carry a message home; where nobody is there any more, nobody wants the work."""
+        """Send a message home; if that fails, nothing waits for the work, so it is stopped."""
         try:
             self._send(message)
         except Exception as error:  # noqa: BLE001 (the engine's)
@@ -307,7 +307,7 @@ class Far:
         """
         try:
             return copy_context().run(self._run)
-        except BaseException as error:  # noqa: BLE001 (one of ours, or a Ctrl+C at the wrong line)
+        except BaseException as error:  # noqa: BLE001 (a bug of ours, or a Ctrl+C at the wrong line)
             return wire.pack_error(error, None)
         finally:
             self._end()
@@ -325,7 +325,7 @@ class Far:
         take_trace(self._head.trace)
         try:
             work = wire.unpack(self._payload, self._start)
-        except BaseException as error:  # noqa: BLE001 (told at home)
+        except BaseException as error:  # noqa: BLE001 (reported at home)
             return wire.pack_error(error, None, wire.UNREAD)
         self._payload = b""
         if not self._has_begun:
@@ -359,7 +359,7 @@ class Far:
 
 
 class _HomeHandler(logging.Handler):
-    """Hands records home, to the logger of the same name there."""
+    """Sends log records home, to the logger of the same name there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -367,7 +367,7 @@ class _HomeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         far = current.get(None)
-        if not isinstance(far, Far):  # a thread of the work's own
+        if not isinstance(far, Far):  # a thread that the work started
             far = self.fars[0] if len(self.fars) == 1 else None
         if far is not None and far in self.fars:
             far._carry(wire.message(wire.LOG, _plain(record)))
@@ -378,7 +378,7 @@ _handler_lock = threading.Lock()
 
 
 class telling:  # noqa: N801 (a block)
-    """Hand the records of a work home while the block is open, unless this is home."""
+    """Send the log records of the work home while the block is open, unless this is home."""
 
     def __init__(self, far: Far) -> None:
         self._far = far
@@ -393,7 +393,7 @@ class telling:  # noqa: N801 (a block)
 
 
 def _handler_for(level: int) -> _HomeHandler:
-    """Return the handler of this process; where nobody has set up logging, it has home's level."""
+    """Return the handler of this process; if logging is not set up, use home's level."""
     global _handler  # noqa: PLW0603 (there is one root logger)
     root = logging.getLogger()
     with _handler_lock:

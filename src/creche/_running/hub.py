@@ -1,7 +1,7 @@
 """The home end of the lines from the processes of an executor; see ``line``.
 
-It listens on this machine alone. Who calls has to prove that it knows the key before a byte of it
-is read as anything.
+It listens on this machine only. A caller has to prove that it knows the key before anything that it
+sends is interpreted.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
     from .line import Address
 
 _PAUSE = 0.1
-"""Seconds until the next try when a call cannot be taken, as no descriptor is left."""
+"""Seconds until the next try if a connection cannot be accepted for lack of descriptors."""
 _WAITING = 128
-"""Calls that may wait to be taken."""
+"""Connections that may wait to be accepted."""
 
 
 class Hub:
-    """Where the processes of executors call, for one tree of nodes."""
+    """What the processes of executors connect to, for one tree of nodes."""
 
     def __init__(self) -> None:
         self.key: bytes = secrets.token_bytes(32)
-        """What both ends know."""
+        """The key that both ends know."""
         self._socket = _listen()
         self.address: Address = self._socket.getsockname()
-        """Where it listens."""
+        """The address that it listens on."""
         self.token: lowlevel.EventLoopToken = lowlevel.current_token()
         """The event loop."""
         self.backend: Backend = get_backend(self.token)
-        """The same, for what each job needs."""
+        """The backend of the loop."""
         self._jobs: dict[int, Job] = {}
         self._lines: dict[int, Stream] = {}  # of jobs that have asked to begin
         self._numbers = itertools.count(1)
 
     async def run(self) -> None:
-        """Take calls."""
+        """Accept connections."""
         with self._socket:
             async with anyio.create_task_group() as callers:
                 while True:
@@ -67,13 +67,13 @@ class Hub:
                         callers.start_soon(self._hear, line)
 
     def expect(self, job: Job) -> int:
-        """Return the number by which a job is known on the lines."""
+        """Return the number of a job on the lines."""
         number = next(self._numbers)
         self._jobs[number] = job
         return number
 
     def forget(self, number: int) -> None:
-        """Expect a job no more: should it ask to begin, it must not."""
+        """Stop expecting a job: if it asks to begin, the answer is no."""
         self._jobs.pop(number, None)
         self._lines.pop(number, None)
 
@@ -81,7 +81,7 @@ class Hub:
         """Tell a job that has begun that it was cancelled."""
         stream = self._lines.get(number)
         if stream is not None:
-            with suppress(OSError):  # what it runs in is gone
+            with suppress(OSError):  # its process is gone
                 await stream.send(frame(number, STOP + make_message("", reason)))
 
     async def _hear(self, line: socket.socket) -> None:
@@ -109,9 +109,9 @@ class Hub:
 
 
 def _listen() -> socket.socket:
-    """Listen on this machine alone."""
+    """Listen on this machine only."""
     if sys.platform == "linux":
-        # No file, so none is left, and a fifth of the price of TCP.
+        # No file is left behind, and it costs a fifth of TCP.
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"\0creche-{secrets.token_hex(16)}")
         listener.listen(_WAITING)
@@ -122,7 +122,7 @@ def _listen() -> socket.socket:
 
 
 async def _meet(stream: Stream, key: bytes) -> bool:
-    """Have who calls prove that it knows the key, and prove it too."""
+    """Make the caller prove that it knows the key, and prove it to the caller."""
     with anyio.move_on_after(PATIENCE):
         mine = secrets.token_bytes(PROOF)
         await stream.send(mine)

@@ -1,4 +1,4 @@
-"""What a way of running asks of its worker, and what all of the ways do with its work."""
+"""What a way of running asks of its worker, and what all ways do with the work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TaskJob(Protocol):
         ...
 
     def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
-        """Return what to run, which must not raise; it begins by taking the task."""
+        """Return the coroutine to run, which must not raise; it first calls ``task.begin()``."""
         ...
 
     def _is_to_await(self, value: object) -> bool:
@@ -56,7 +56,7 @@ class Job(Protocol):
         ...
 
     def on_cancel(self, stop: Callable[[], object]) -> None:
-        """Have ``stop`` called when the worker is cancelled; at once if it is already."""
+        """Call ``stop`` when the worker is cancelled, or at once if it already is."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class Job(Protocol):
         ...
 
     def enter(self) -> None:
-        """Note that the work is entered now; raises if it was called off."""
+        """Record that the work is entered now, or raise if it was called off."""
         ...
 
     def wait_for_thread(self) -> None:
@@ -90,28 +90,28 @@ class Job(Protocol):
         ...
 
     def note_abandoned(self, *, abandoned: bool) -> None:
-        """Note that the thread was left to itself, or that it has ended since."""
+        """Record that the thread was abandoned, or that it has ended since."""
         ...
 
     def log_fields(self) -> dict[str, str | int | None]:
-        """Return what a record in the log has of its own."""
+        """Return the fields for a log record."""
         ...
 
 
 @interruptible
 def call(work: Any) -> object:
-    """Call the work, or give it, if it is an awaitable."""
+    """Call the work, or return it if it is an awaitable."""
     if type(work) in FUNCTIONS or not is_awaitable(work):
         return work()
     return work
 
 
-# What cannot be awaited itself; to ask of anything else takes twenty times as long.
+# These cannot be awaited; checking anything else takes twenty times as long.
 FUNCTIONS = (FunctionType, MethodType)
 
 
 def check_no_generator(value: object, label: Callable[[], str]) -> None:
-    """Raise an error if what the work returned is a generator, of which not a line has run.
+    """Raise an error if the work returned a generator, of which no line has run.
 
     Raises:
         WorkerError: It is.
@@ -124,7 +124,7 @@ def check_no_generator(value: object, label: Callable[[], str]) -> None:
 
 
 def is_unawaited(value: object) -> bool:
-    """Whether something is a coroutine of which not a line has run: it is warned about."""
+    """Whether something is a coroutine that was never awaited, which causes a warning."""
     return is_a(value, COROUTINE) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
 
 

@@ -1,9 +1,9 @@
 """The far end of the line home: for work in the processes of an executor.
 
-Each process has one line to a home, made with the first job and kept. It is a connection within the
-machine: a Unix socket on Linux, TCP elsewhere. Both ends prove that they know the key, which has
-travelled with the job, before any of them reads what the other says. A frame is its length, the
-number of the job and a message; none is longer than ``LONGEST``.
+Each process has one line to a home, opened with the first job and kept. It is a connection within
+the machine: a Unix socket on Linux, TCP elsewhere. Both ends prove that they know the key, which
+travels with the job, before either interprets what the other sends. A frame consists of its length,
+the number of the job and a message of at most ``LONGEST`` bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Address = tuple[str, int] | bytes
-"""A port of this machine, or the name of a Unix socket that is no file."""
+"""A port on this machine, or the name of a Unix socket in the abstract namespace."""
 HEAD = struct.Struct("!IQ")
 """The length of the message, and the number of the job."""
 LONGEST = 16 * 1024 * 1024
@@ -35,9 +35,9 @@ PROOF = 32
 PATIENCE = 10.0
 """Seconds that either end waits for the other's proof."""
 GO, STAY, STOP = b"go", b"stay", b"stop"
-"""What home says: the work may begin; it must not; it was cancelled, and why."""
+"""Messages from home: the work may begin, must not begin, or was cancelled, with the reason."""
 DONE = b""
-"""What a job says that has ended; home answers once it has taken all that came before."""
+"""A job's last message; home answers once it has read everything before it."""
 
 
 def prove(key: bytes, nonce: bytes, side: bytes) -> bytes:
@@ -46,15 +46,15 @@ def prove(key: bytes, nonce: bytes, side: bytes) -> bytes:
 
 
 def frame(job: int, message: bytes) -> bytes:
-    """Put a message in a frame."""
+    """Make a frame of a message."""
     return HEAD.pack(len(message), job) + message
 
 
 def run_far(address: Address, key: bytes, job: int, payload: bytes) -> bytes:
-    """Run a job in a process of an executor; what is submitted to it.
+    """Run a job in a process of an executor; this function is submitted to it.
 
     Args:
-        address: Where home is.
+        address: The address of home.
         key: The key of its line.
         job: The number of the job there.
         payload: What ``Job.pack()`` gave.
@@ -64,7 +64,7 @@ def run_far(address: Address, key: bytes, job: int, payload: bytes) -> bytes:
     """
     try:
         line = _line_to(address, key)
-    except Exception as error:  # noqa: BLE001 (told at home, if the job is still wanted there)
+    except Exception as error:  # noqa: BLE001 (reported at home, if the job is still expected)
         return wire.pack_error(error, None, wire.UNHEARD)
     return line.run(job, payload)
 
@@ -74,7 +74,7 @@ _lines_lock = threading.Lock()
 
 
 def _line_to(address: Address, key: bytes) -> Line:
-    which = (os.getpid(), address)  # a forked process has the lines of its parent
+    which = (os.getpid(), address)  # a forked process inherits the lines of its parent
     with _lines_lock:
         line = _lines.get(which)
         if line is None or line.is_lost:
@@ -123,11 +123,11 @@ class Line:
         far = Far(payload, send)
         self._fars[job] = (far, answers)
         try:
-            if self.is_lost:  # since it was looked for
+            if self.is_lost:  # since it was looked up
                 answers.put(None)
             outcome = far.run()
             if sent > 1:
-                # The outcome goes another way, and must not overtake what was said before.
+                # The outcome takes another path, and must not overtake the messages before it.
                 with suppress(OSError):
                     self._send(job, DONE)
                     _next(answers)
@@ -150,7 +150,7 @@ class Line:
         return bytes(told)
 
     def _listen(self) -> None:
-        """Hear what home says, in a thread; until it hangs up."""
+        """Read messages from home, in a thread, until it closes the line."""
         try:
             while True:
                 size, job = HEAD.unpack(self._read(HEAD.size))

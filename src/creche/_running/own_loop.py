@@ -28,12 +28,12 @@ def on_own_loop(
 
     Args:
         label: The worker in a sentence.
-        on_cancel: Has a function called when the worker is cancelled; at once if it is already.
+        on_cancel: Registers a function to call on cancellation; calls it if that has happened.
         awaitable: What to await.
         backend: AnyIO's name of the backend.
 
-    What the work raises holds, from Python 3.12 on, all frames that were below it, the loop's with
-    their contexts too. The worker holds the error, so none of them may know it in the end.
+    From Python 3.12 on, an error of the work holds all frames below it, including the loop's and
+    their contexts. The worker holds the error, so none of these may refer to the worker afterwards.
     """
     has_begun = False
     raised: list[BaseException] = []
@@ -50,10 +50,10 @@ def on_own_loop(
                 except anyio.get_cancelled_exc_class():
                     if scope.cancel_called:
                         raise
-                    # It must not cross over: the host would take it for a cancellation of its own.
+                    # It must not leave this loop: the host would take it for its own cancellation.
                     raised.append(leaked(label))
                     return None
-                except BaseException as error:  # noqa: BLE001 (kept from the machinery of the loop)
+                except BaseException as error:  # noqa: BLE001 (must not pass through the loop's frames)
                     strip_traceback(error)
                     raised.append(error)
                     return None
@@ -68,7 +68,7 @@ def on_own_loop(
     finally:
         current.set(None)
         if not has_begun and inspect.iscoroutine(awaitable):
-            awaitable.close()  # there was no loop to be had
+            awaitable.close()  # no loop could be created
     if raised:
         raise raised.pop()
     return value

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from creche._ground.way import Job
 
 _PATIENCE = 5.0
-"""Seconds that an idle process has to leave, until it is killed."""
+"""Seconds that an idle process has to end before it is killed."""
 
 
 class Processes:
@@ -94,7 +94,7 @@ class Processes:
                 pool.put_back(process)
 
     async def _outcome(self, job: Job, process: _Process) -> bytes:
-        """Return what came of a job, which a process was given."""
+        """Return the outcome of a job that a process was given."""
         try:
             outcome = await process.serve(job)
         except anyio.get_cancelled_exc_class():
@@ -107,7 +107,7 @@ class Processes:
         return outcome
 
     async def _stop(self, job: Job, process: _Process) -> bytes | None:
-        """Have work end that was cancelled; give what came of it, if it did so by itself."""
+        """End cancelled work; return its outcome if it ended by itself."""
         outcome = None
         if self._grace and not job.abandon_on_cancel:
             reason = job.cancel_reason
@@ -122,8 +122,8 @@ class Processes:
 class _Pool:
     """The processes of one tree of nodes.
 
-    They are started and watched by tasks of its own: a worker that waits for one may be cancelled,
-    and its node be left, before it is there.
+    They are started and watched by separate tasks: a worker that waits for one may be cancelled,
+    and its node left, before it has started.
     """
 
     def __init__(self, size: int, idle: float | None) -> None:
@@ -132,15 +132,15 @@ class _Pool:
         self._size = size
         self._idle_after = idle
         self._idle: list[_Process] = []
-        self._count = 0  # of those that are there, or being started
+        self._count = 0  # of those that are running or being started
         self._fault: BaseException | None = None  # why none could be started
-        self._changed: anyio.Event | None = None  # made by who waits for a change
+        self._changed: anyio.Event | None = None  # created by a task that waits for a change
         self._is_open = anyio.Event()
         self._is_closing = False
         self._group: TaskGroup = anyio.create_task_group()
 
     async def run(self) -> None:
-        """Keep the processes until nobody wants them any more."""
+        """Keep the processes until they are not needed any more."""
         async with self._group:
             self._is_open.set()
             try:
@@ -152,7 +152,7 @@ class _Pool:
 
     async def _expire(self) -> None:
         after = self._idle_after
-        if not after:  # at 0 none is ever idle
+        if not after:  # with 0, none is ever idle
             await anyio.sleep_forever()
         assert after is not None
         while True:
@@ -163,7 +163,7 @@ class _Pool:
                 process.dismiss()
 
     async def get(self) -> _Process:
-        """Return a process that has nothing to do, started if need be; who calls has a slot.
+        """Return an idle process, started if necessary; the caller has a slot.
 
         Raises:
             WorkerError: None can be started.
@@ -177,7 +177,7 @@ class _Pool:
                     return process
             if self._count < self._size:
                 self._count += 1
-                # Its own context: that of the worker would be kept with it.
+                # An empty context: it would keep the worker's alive.
                 self._group.create_task(self._keep(), context=Context(), name="creche process")
             if self._changed is None:
                 self._changed = anyio.Event()
@@ -195,7 +195,7 @@ class _Pool:
                 process = _Process()
                 try:
                     await process.start()
-                except Exception as error:  # noqa: BLE001 (raised by who waits for it)
+                except Exception as error:  # noqa: BLE001 (raised by the task that waits for it)
                     self._fault = error
                     return
                 self.put_back(process)
@@ -205,7 +205,7 @@ class _Pool:
             self._tell()
 
     def put_back(self, process: _Process) -> None:
-        """Take back a process that is not at work any more, or one that is new."""
+        """Put a process among the idle ones, after work or when it is new."""
         is_new = process.idle_since is None
         process.idle_since = anyio.current_time()
         if not process.is_alive:
@@ -227,11 +227,11 @@ class _Process:
 
     def __init__(self) -> None:
         self.is_busy = False
-        """Whether it may have work: from the moment at which it is sent to its outcome."""
+        """Whether it may have work: from sending that to receiving its outcome."""
         self.idle_since: float | None = None
         """When it was last given back; ``None`` if it is new."""
         self.where = ""
-        """What it is called."""
+        """Its name."""
         self._process: Process
         self._exited = anyio.Event()
         self._line, self._far_end = socket.socketpair()
@@ -248,7 +248,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=None,
                 stderr=None,
-                start_new_session=True,  # else a Ctrl+C in the terminal hits it first
+                start_new_session=True,  # otherwise a Ctrl+C in the terminal hits it first
                 pass_fds=fds,
             )
         except BaseException:
@@ -260,10 +260,10 @@ class _Process:
         await self._say(child.SETUP, pickle.dumps((sys.path, _main(), sys.argv)))
 
     async def watch(self) -> None:
-        """Wait until it has ended, and say so."""
+        """Wait until it has ended, and record that."""
         await self._process.wait()
         self._exited.set()
-        # Whatever it has forked off may have its end of the line.
+        # A process that it forked may hold its end of the line.
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
         self._stream.end()
@@ -272,17 +272,17 @@ class _Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended, as far as that is known."""
+        """Whether it is running, as far as is known."""
         return not self._exited.is_set()
 
     # work
 
     async def give(self, payload: bytes) -> bool:
-        """Return it work; return whether it was there to take it."""
+        """Give it work; return whether it was there to take it."""
         self.is_busy = True
         try:
-            # A cancellation in the middle of it leaves half a frame. The process is of no use then,
-            # and as it is busy, it is killed when it is put back.
+            # A cancellation may leave half a frame on the line. Then the process is unusable; as it
+            # is busy, it is killed when it is put back.
             await self._say(child.JOB, payload)
         except OSError:
             await self.kill()
@@ -291,7 +291,7 @@ class _Process:
         return True
 
     async def serve(self, job: Job) -> bytes | None:
-        """Take what it says of its work; give what came of that, ``None`` if it has died."""
+        """Read its messages; return the outcome of its work, ``None`` if it has died."""
         try:
             while True:
                 kind, told = await self._stream.receive()
@@ -315,11 +315,11 @@ class _Process:
         await self._exited.wait()
 
     def dismiss(self) -> None:
-        """Have it end, as there is nothing for it to do."""
+        """End it, because there is nothing for it to do."""
         self._line.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the line, and of what it reports."""
+        """Close the line and the report."""
         self._stream.close()
         self._line.close()
         self._report.close()
@@ -332,10 +332,10 @@ class _Process:
     # its end
 
     async def tell_crash(self, label: str) -> WorkerCrashed:
-        """Say how it has ended, and where it stood."""
+        """Describe how it ended, and where its code was."""
         with anyio.move_on_after(_PATIENCE):
             await self._exited.wait()
-        await self.kill()  # it may have hung up, and live
+        await self.kill()  # it may have closed the line and still run
         code = self._process.returncode or 0
         if code < 0:
             what = f"was killed by {_name_of(-code)}"
@@ -349,13 +349,13 @@ class _Process:
 
 def _python() -> list[str]:
     """Return the command that runs this Python with the options of this program."""
-    # As multiprocessing does; there is no public name.
+    # As multiprocessing does; there is no public function.
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     return [sys.executable, *options]
 
 
 def _main() -> tuple[str, str] | None:
-    """Tell how the main module can be imported elsewhere, should it be needed there."""
+    """Return how the main module can be imported elsewhere if it is needed there."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if name is not None:
@@ -376,7 +376,7 @@ _OURS = str(Path(__file__).parent.parent)
 
 
 def _place_in(report: str) -> str:
-    """Tell where the code stood, of a report of ``faulthandler``."""
+    """Extract where the code was from a report of ``faulthandler``."""
     for file, line, function in _PLACE.findall(report):
         if not file.startswith(_OURS):
             return f" in {function}() at {file}:{line}"

@@ -1,36 +1,36 @@
 """Runners: tasks that run one job after another.
 
-The task is most of what a short piece of work costs. So a nursery keeps a few tasks, its *runners*,
-and a job that is launched waits until one comes round to it, a turn or two of the loop later. The
-work cannot tell that it shares a task, because of these steps:
+A task is most of the cost of a short piece of work. So a nursery keeps a few tasks, its *runners*,
+and a launched job waits until one of them takes it, a turn or two of the loop later. The work
+cannot tell that it shares a task, because of this:
 
-*Its context.* Each job is stepped by ``Context.run()`` in a context of its own. Trio asks the task
-for its context before each step, so there the task is given the job's. The task's own is empty, or
-a runner would keep what its first job was run in. Only ``asyncio.Task.get_context()``, which Python
-3.12 has, tells of that one.
+*Context.* Each job is stepped by ``Context.run()`` in its own context. Trio reads the context of
+the task before each step, so there the task is given the job's. The task's own context is empty;
+otherwise a runner would keep the context of its first job alive. Only
+``asyncio.Task.get_context()``, new in Python 3.12, reveals it.
 
-*Its name.* The task is renamed as it takes a job.
+*Name.* The task is renamed when it takes a job.
 
-*Its cancellation.* The task is the job's while it runs. A runner that was cancelled, in whatever
-way, is *spent*: it ends with its job. So is one whose task someone may still cancel, await or look
-at, because a reference to it, a weak reference or a callback was added in the job. asyncio shows
-the current task to whoever asks and tells nobody, so the count of references is the only sign of
-that; where there is none (PyPy, free-threaded Python), no task is shared. A task of Trio's cannot
-be cancelled from outside, but locks and limiters know it as their owner, so it is the same there.
+*Cancellation.* The task belongs to the job while that runs. A runner that was cancelled, in
+whatever way, is *spent*: it ends with its job. So is a runner whose task could still be cancelled,
+awaited or inspected from outside, because a reference, a weak reference or a callback was added
+during the job. asyncio gives the current task to any code without a trace, so the reference count
+is the only sign of that; without one (PyPy, free-threaded Python), no task is shared. A Trio task
+cannot be cancelled from outside, but locks and limiters refer to it as their owner, so the same
+applies there.
 
-*Its turn.* As long as jobs end without suspending, one runner takes them in turn: those that were
-ready when its turn began, and then the loop has its turn. When a job suspends, its runner is its
-task to the end, and those that are ready get others: idle ones, or new ones. A runner whose job has
-ended takes the next, or becomes idle. If the job had suspended, that is one more in the same turn,
-most often one that its end has launched: a turn later it would cost a third more.
+*Order.* As long as jobs end without suspending, one runner takes them one by one: those that were
+ready when it began, and then it lets the loop run. When a job suspends, its runner stays with it to
+the end, and the jobs that are ready go to other runners, idle or new. A runner whose job has ended
+takes the next one, or becomes idle. If the job had suspended, it takes one more in the same turn,
+usually a job that was launched by the end of the last: one turn later that would cost a third more.
 
-*Its price.* A job that suspends is a little more expensive in a runner than in a task of its own, and pays
-only if the runner is used again. So there are at most ten that may be, and while all have jobs that
-suspend, each further job has a task of its own. Those that have had the same job all the while are
+*Cost.* A job that suspends costs a little more in a runner than in its own task, which only pays
+off if the runner is used again. So at most ten are kept for reuse, and while all of them have jobs
+that suspend, each further job gets its own task. Runners that have had the same job all along are
 no longer counted.
 
-A job that was called off before its turn is passed over; there is no task yet that would have to
-be found dead.
+A job that was called off before it was taken is skipped; it has no task yet that could be killed.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ class Runners:
     )
 
     def __init__(self, nursery: Nursery) -> None:
-        # - _awake is the runner that comes round to _ready by itself: it was spawned or woken and
-        #   has not begun, or it is between two jobs, in the first step of one or in the last.
-        #   Without one, nothing is ready. While the nursery is being opened it is this object.
-        # - _idle sleep until they are given a job; _spawned have not taken their first step.
+        # - _awake is the runner that will take jobs from _ready by itself: it was spawned or woken
+        #   and has not begun, or it is between two jobs, in the first step of one or in the last.
+        #   If there is none, _ready is empty. While the nursery is being opened it is this object.
+        # - Runners in _idle sleep until they get a job; those in _spawned have not begun.
         self._nursery = nursery
         self._ready: deque[TaskJob] = deque()
         self._awake: object = None
         self._idle: dict[Runner, None] = {}
         self._kept = 0  # how many runners may be used again
-        self._missed = 0  # how often there was none to be used, since one came round
+        self._missed = 0  # how often none was available, since one last was
         self._spawned: set[OwnTask] = set()
         self._is_closed = False
 
@@ -95,14 +95,14 @@ class Runners:
         self._awake = self
 
     def go(self) -> None:
-        """Launch what waits, as the nursery is open."""
+        """Launch the jobs that wait, now that the nursery is open."""
         self._replace(self)
 
     def launch(self, job: TaskJob) -> None:
-        """Have a job run, from the next turn of the loop on.
+        """Run a job from the next turn of the loop on.
 
         Raises:
-            BaseException: Its task cannot be made; nothing was changed.
+            BaseException: Its task cannot be created; nothing was changed.
         """
         if self._awake is not None:
             self._ready.append(job)
@@ -113,8 +113,8 @@ class Runners:
             self._awake = self._give(job)
 
     def _give(self, job: TaskJob) -> Runner | None:
-        """Give a job to a runner that is idle, to a new one, or a task of its own."""
-        # Who has a factory of tasks makes one for each, and may fail to: the caller learns of that.
+        """Give a job to an idle runner, to a new one, or to its own task."""
+        # A task factory makes a task for each job, and may raise: the caller gets that error.
         if self._nursery.backend.shares_tasks():
             if self._idle:
                 runner = next(reversed(self._idle))
@@ -141,10 +141,10 @@ class Runners:
     # what a runner says and asks
 
     def begin(self, task: OwnTask) -> Backend:
-        """Note that a task has begun; give its loop."""
+        """Record that a task has begun; return its backend."""
         self._spawned.discard(task)
         if not self._spawned:
-            self._spawned.clear()  # else it keeps the room that thousands took
+            self._spawned.clear()  # otherwise it keeps the memory of thousands of entries
         return self._nursery.backend
 
     def wake(self, sleep: object) -> None:
@@ -154,25 +154,25 @@ class Runners:
     def give_next(self, runner: Runner) -> None:
         """Give a runner the next job, if one is ready."""
         if self._awake is runner and self._ready:
-            runner.job = self._ready[0]  # before it is taken out: it is always somewhere
+            runner.job = self._ready[0]  # before it is removed: it is always somewhere
             self._ready.popleft()
 
     def count_ready(self) -> int:
-        """Tell how many are ready."""
+        """Return how many jobs are ready."""
         return len(self._ready)
 
     def is_due(self, runner: Runner) -> bool:
-        """Whether a runner is the one that has to come round to what is ready."""
+        """Whether a runner is the one that has to take the jobs that are ready."""
         return self._awake is runner and bool(self._ready)
 
     def come_round(self, runner: Runner) -> None:
-        """Note that a runner can take what is ready from now on."""
+        """Let a runner take the jobs that are ready from now on."""
         self._missed = 0
         if self._awake is None:
             self._awake = runner
 
     def suspend(self, runner: Runner) -> None:
-        """Note that a runner does not come round soon: each that is ready gets another."""
+        """Give all ready jobs to other runners, because this one's job has suspended."""
         if self._awake is runner:
             self._awake = None
             with self._nursery.bridge.steps:
@@ -180,13 +180,13 @@ class Runners:
                     self._give_first()
 
     def leave(self, runner: Runner) -> None:
-        """Note that a runner has ended; another comes round to what is ready."""
+        """Record that a runner has ended; another takes the jobs that are ready."""
         self._spawned.discard(runner)
         self._kept = max(0, self._kept - 1)
         self._replace(runner)
 
     def _replace(self, awake: object) -> None:
-        """Have another come round to what is ready, unless another does already."""
+        """Let another runner take the jobs that are ready, unless one does already."""
         if self._awake is awake:
             self._awake = None
         with self._nursery.bridge.steps:
@@ -203,7 +203,7 @@ class Runners:
             self._ready.popleft()
 
     def rest(self, runner: Runner) -> bool:
-        """Note that a runner has nothing to do; return whether it is to stay."""
+        """Record that a runner has nothing to do; return whether it should stay."""
         if self._awake is runner:
             self._awake = None
         if self._is_closed or len(self._idle) >= MOST:
@@ -212,24 +212,24 @@ class Runners:
         return True
 
     def rest_no_more(self, runner: Runner) -> None:
-        """Note that a runner was woken, or cancelled as it slept; safe to call again."""
+        """Record that a runner was woken, or cancelled while idle; safe to call again."""
         self._idle.pop(runner, None)
 
     def put_back(self, job: TaskJob) -> None:
-        """Take back what a runner was given and does not run."""
+        """Put a job back that a runner was given and will not run."""
         self._ready.appendleft(job)
 
     def close(self) -> None:
-        """Have all end, as nothing will be launched any more; safe to call again."""
+        """End all runners, because nothing will be launched any more; safe to call again."""
         self._is_closed = True
         with self._nursery.bridge.steps:
             for runner in list(self._idle):
                 runner.wake(None)
 
     def bury(self) -> None:
-        """Make up for those that were killed natively before their first step."""
+        """Clean up after tasks that were killed natively before their first step."""
         for task in list(self._spawned):
-            task.handle.coro.close()  # nobody awaited it
+            task.handle.coro.close()  # it was never awaited
             task.job = None
         self._spawned.clear()
         self._awake = None
@@ -245,16 +245,16 @@ class OwnTask:
         self.handle: anyio.TaskHandle[None]
         """Its task."""
         self.job: TaskJob | None = job
-        """What it runs, or is given to run."""
+        """The job that it runs, or has been given."""
         self.coro: Coroutine[Any, Any, None] | None = None
-        """What its job runs, once that has begun."""
+        """The coroutine of its job, once that has begun."""
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Return what is to be run: that of the job itself, as one around it would take memory."""
+        """Return the coroutine to run: the job's own, as one around it would take memory."""
         return cast("TaskJob", self.job)._main(self)
 
     def begin(self) -> None:
-        """Note that the job begins."""
+        """Record that the job begins."""
         self._pool.begin(self)
         self.job, self.coro = None, self.handle.coro
 
@@ -263,7 +263,7 @@ class OwnTask:
         self.handle.cancel()
 
     def come_round(self) -> None:
-        """Note that the job ends in this step."""
+        """Record that the job ends in this step."""
 
 
 class Runner(OwnTask):
@@ -285,11 +285,11 @@ class Runner(OwnTask):
         """Do nothing: it began before its first job did."""
 
     def come_round(self) -> None:
-        """Note that its job ends in this step, and it can take another."""
+        """Record that its job ends in this step, so it can take another."""
         self._pool.come_round(self)
 
     def wake(self, job: TaskJob | None) -> None:
-        """Give a job to one that is idle; without one it ends."""
+        """Give a job to this idle runner; without a job it ends."""
         self.job = job
         self._pool.wake(self._sleep)
 
@@ -334,11 +334,11 @@ class Runner(OwnTask):
                 else:
                     pool.suspend(self)
                     yield from self._follow(coro, step, context if own is None else None)
-                    turn = 1  # its successor, if its end has launched one
+                    turn = 1  # the job that was launched by its end, if any
                 finally:
                     if own is not None:
                         backend.enter_context(task, own)
-            # Nothing of the job is kept here; and did anybody keep the task?
+            # Keep nothing of the job here. Is the task kept elsewhere?
             self.job = self.coro = step = None
             del context, coro  # see errors: frames
             if self._is_spent or backend.traces(task) != traces:
@@ -347,7 +347,7 @@ class Runner(OwnTask):
     def _follow(
         self, coro: Coroutine[Any, Any, None], step: object, context: Context | None
     ) -> Generator[Any, Any, None]:
-        """Go on with a job that has suspended, to its end; in a context, unless the task has it."""
+        """Run a job that has suspended to its end, in a context unless the task has it."""
         send: Callable[[Any], Any] = coro.send
         throw: Callable[[BaseException], Any] = coro.throw
         if context is not None:
@@ -361,22 +361,23 @@ class Runner(OwnTask):
                     value = yield step
                 except BaseException as thrown:  # noqa: BLE001 (the job's)
                     error = thrown
-                # Out of the handler, or what is raised in the job would have that as its context.
+                # Outside the handler, or errors raised in the job would have this one as their
+                # context.
                 if error is None:
                     step = send(value)
                 else:
                     self._is_spent = True
-                    # It holds this frame; what is below tells where it was raised.
+                    # It holds this frame; the frames below show where it was raised.
                     error.__traceback__ = cast("TracebackType", error.__traceback__).tb_next
                     step = throw(error)
         except StopIteration:
             return
         finally:
-            # The context too leads to who has the error.
+            # The context also leads to the worker.
             del coro, step, context, send, throw, value, error  # see errors: frames
 
     def _wait(self, backend: Backend, task: object) -> Generator[Any, Any, bool]:
-        """Wait for the next turn, or for a job; return whether to go on."""
+        """Wait for the next turn or for a job; return whether to continue."""
         try:
             if self._pool.is_due(self):
                 yield from backend.pause().__await__()
@@ -389,7 +390,7 @@ class Runner(OwnTask):
         except GeneratorExit:
             return False  # the loop has ended
         except anyio.get_cancelled_exc_class():
-            return False  # there was nothing of anybody's in it
+            return False  # no job was in it
         else:
             return self.job is not None
         finally:

@@ -1,7 +1,7 @@
-"""Where a worker stands now: the frames of its task, or of its thread.
+"""Where in the code a worker is: the frames of its task, or of its thread.
 
-A task is followed through what it awaits, which is the same on every backend. A thread is found by
-the call in it that is ours, so that no worker has to remember its thread.
+A task is followed through its awaits, which works on every backend. A thread is found by our call
+in its stack, so no worker has to remember its thread.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ publish(FrameSnapshot)
 def _library() -> ModuleType:
     try:
         with warnings.catch_warnings():
-            # To learn their types it makes coroutines that it never awaits: Python 3.13 warns.
+            # It makes coroutines to learn their types and never awaits them: Python 3.13 warns.
             warnings.simplefilter("ignore", RuntimeWarning)
-            import stackscope  # noqa: PLC0415 (an extra, for those who ask for stacks)
+            import stackscope  # noqa: PLC0415 (an extra, only for stacks)
     except ImportError:
         raise ImportError(
             "stacks are found by the package stackscope; pip install 'creche[stacks]'"
@@ -62,9 +62,9 @@ def _library() -> ModuleType:
 
 
 def current_frames() -> dict[int, FrameType]:
-    """Return the frame that each thread is in, by the number of the thread.
+    """Return the current frame of each thread, by thread number.
 
-    A garbage collection in the middle of ``sys._current_frames()`` can stop CPython 3.11 for good
+    A garbage collection during ``sys._current_frames()`` can deadlock CPython 3.11
     (https://github.com/python/cpython/issues/106883), so there is none.
     """
     with _no_collection:
@@ -81,8 +81,8 @@ def find_calls() -> dict[int, Any]:
     """Find the workers that run in threads.
 
     Returns:
-        By the ``id()`` of each of them what its stack is taken of: the call in the thread, or what
-        is awaited there.
+        By the ``id()`` of each worker, what its stack is taken from: the call in the thread, or
+        what is awaited there.
 
     Raises:
         ImportError: The library that reads stacks is not installed.
@@ -106,10 +106,9 @@ def find_calls() -> dict[int, Any]:
 def find_stack(
     worker: object, task: OwnTask | None, calls: dict[int, Any]
 ) -> tuple[FrameSnapshot, ...]:
-    """Tell where a worker stands, from the outermost frame to the innermost, but for our own.
+    """Return the frames of a worker, the outermost first, without our own.
 
-    Of the places within the libraries of the event loop, to which the way down leads in the end,
-    only the first is told.
+    Of the frames in the event loop's libraries at the end, only the first is included.
 
     Args:
         worker: The worker.
@@ -121,7 +120,7 @@ def find_stack(
         place = task.coro
     if place is None:
         return ()  # it has not begun
-    # Looking for context managers as well would take ten times as long.
+    # Including context managers would take ten times as long.
     frames: list[Any] = list(_library().extract(place, with_contexts=False).frames)
     while len(frames) > 1 and all(_package(frame) in _MACHINERY for frame in frames[-2:]):
         frames.pop()
@@ -133,5 +132,5 @@ def find_stack(
 
 
 def _package(frame: Any) -> str:
-    name: object = frame.pyframe.f_globals.get("__name__")  # of code that was made, it may be any
+    name: object = frame.pyframe.f_globals.get("__name__")  # generated code may have any
     return name.partition(".")[0] if isinstance(name, str) else ""

@@ -1,9 +1,9 @@
-"""A local socket with a far side at its other end, as the event loop at home uses it.
+"""The home end of a local socket to a far side, as used by the event loop.
 
-A message is as short as the work of its job may be, so each turn of the loop and each system call
-counts. AnyIO's streams and its ``wait_readable()`` have the loop begin and cease to watch the
-socket for each message, three times the price of reading it. On asyncio it is watched all the time
-here, and read as soon as there is something.
+Messages are as short as their jobs may be, so each turn of the loop and each system call counts.
+AnyIO's streams and its ``wait_readable()`` make the loop start and stop watching the socket for
+each message, which costs three times as much as reading it. Here, on asyncio, the loop watches it
+all the time and reads as soon as there is data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Stream:
         self._line = line
         self._head = head
         self._longest = longest
-        self._buffer = bytearray()  # what was read stays here if someone is cancelled meanwhile
+        self._buffer = bytearray()  # what was read stays here if a reader is cancelled
         self._wanted = 0
         self._is_over = False
         self._lock = anyio.Lock(fast_acquire=True)
@@ -50,7 +50,7 @@ class Stream:
         self._is_watched = False
 
     def close(self) -> None:
-        """Watch the socket no more."""
+        """Stop watching the socket."""
         if self._is_watched and self._loop is not None:
             self._loop.remove_reader(self._line)
             self._is_watched = False
@@ -62,7 +62,7 @@ class Stream:
             OSError: The other end is closed.
         """
         left = memoryview(data)
-        if not self._lock.locked():  # nobody is in the middle of a frame
+        if not self._lock.locked():  # no other task is sending a frame
             left = left[self._send(left) :]
         if left:
             async with self._lock:
@@ -130,14 +130,14 @@ class Stream:
 
     def _be_readable(self) -> None:
         if self._waiter is None or self._waiter.done():
-            self.close()  # until someone waits again
+            self.close()  # until the next wait
         else:
             self._read()
             self._waiter.set_result(None)
 
     def _read(self) -> None:
         missing = self._wanted - len(self._buffer)
-        with suppress(BlockingIOError):  # the system may be wrong about what it has
+        with suppress(BlockingIOError):  # the system may report data that is not there
             try:
                 more = self._line.recv(min(max(missing, _CHUNK), _LARGE_CHUNK))
             except ConnectionError:
@@ -146,7 +146,7 @@ class Stream:
             self._is_over = not more
 
     def end(self) -> None:
-        """Read what is left, and have nobody wait for more.
+        """Read what is left, and wake the reader.
 
         It is for a socket that was shut down. If the other end is gone and has left something
         unread, uvloop says nothing more about the socket.

@@ -21,8 +21,8 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
     """Run async work in the current task, on the node's loop.
 
     Returns:
-        What to await for it. That is the work's own coroutine, as a rule: one around it would be
-        the largest object of a worker.
+        What to await for it: usually the work's own coroutine, because one around it would be the
+        largest object of a worker.
     """
     value: Any = None
     try:
@@ -34,7 +34,7 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
         if job._is_to_await(value):
             return await_users(value)
         if is_awaitable(value):
-            return _give(value)  # a worker: whoever wants its result awaits it
+            return _give(value)  # a worker: it is not awaited here
         check_no_generator(value, job._creche_label)
         raise WorkerError(
             f"the work of {job._creche_label()} is a plain function that returned no awaitable "

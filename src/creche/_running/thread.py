@@ -51,11 +51,11 @@ def _default_limiter(token: lowlevel.EventLoopToken) -> CapacityLimiter:
 
 
 class ThreadCall:
-    """A call in a worker thread; and the limiter that AnyIO is given for it.
+    """A call in a worker thread, which also acts as its limiter for AnyIO.
 
-    As a limiter it takes the real token and then, with no checkpoint in between, notes that the
-    work is entered: the call is certain from there on. AnyIO gives a token back when the task
-    stops waiting; this one goes back when the thread has really ended.
+    As a limiter it acquires the real token and then, with no checkpoint in between, records that
+    the work is entered: from there on the call is certain. AnyIO releases a token when the task
+    stops waiting; this one is released when the thread has really ended.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ThreadCall:
         self._token = token
         self._abandon = abandon
         self._guard = anyio.CancelScope() if abandon else None
-        self._lock = threading.Lock()  # what follows is decided between the thread and its host
+        self._lock = threading.Lock()  # protects the next four, which the thread and its host share
         self._called_off = False
         self._begun = False
         self._ended = False
@@ -80,13 +80,13 @@ class ThreadCall:
     async def acquire_on_behalf_of(self, _borrower: object) -> None:
         self._job.wait_for_thread()
         try:
-            # After AnyIO's own checkpoint, two more would cost as much as the thread.
+            # AnyIO has had a checkpoint; two more would cost as much as the thread.
             self._limiter.acquire_on_behalf_of_nowait(self)
         except anyio.WouldBlock:
             await self._limiter.acquire_on_behalf_of(self)
         self._has_token = True
         self._job.enter()
-        # An abandoned call that no thread has picked up yet would never be made. So abandoning
+        # If a call were abandoned before a thread takes it, it would never be made. So abandoning
         # has to wait for the thread.
         if self._guard is not None:
             self._guard.shield = True
@@ -110,7 +110,7 @@ class ThreadCall:
     async def run(self) -> object:
         try:
             if self._guard is None:
-                # A scope is expensive, and without it AnyIO shields the call itself.
+                # A scope is expensive, and without one AnyIO shields the call.
                 await to_thread.run_sync(self._in_thread, limiter=cast("CapacityLimiter", self))
             else:
                 with self._guard:
@@ -123,7 +123,7 @@ class ThreadCall:
             if not await self._outlive_cancellation():
                 raise
             if is_a(error, anyio.get_cancelled_exc_class()):
-                # The thread was quicker than a native cancellation, of which nobody else hears.
+                # The thread was faster than a native cancellation, which nothing else has noticed.
                 self._job.notice_cancellation()
             else:
                 self._keep(error)
@@ -131,7 +131,7 @@ class ThreadCall:
         return await self._outcome()
 
     async def _outlive_cancellation(self) -> bool:
-        """Deal with a wait that was cut short; return whether there is an outcome all the same."""
+        """Handle a wait that was cut short; return whether there is an outcome anyway."""
         over = anyio.Event()
         with self._lock:
             if self._ended:
@@ -148,14 +148,14 @@ class ThreadCall:
         if self._abandon:
             self._job.note_abandoned(abandoned=True)
             return False
-        # A native Task.cancel() went through AnyIO's shield. The thread cannot be killed, so the
-        # work has not left yet.
+        # A native Task.cancel() got through AnyIO's shield. The thread cannot be killed, so the
+        # work is still running.
         self._job.notice_cancellation()
         while not over.is_set():
             try:
                 with anyio.CancelScope(shield=True):
                     await over.wait()
-            except anyio.get_cancelled_exc_class():  # native once more
+            except anyio.get_cancelled_exc_class():  # another native cancellation
                 continue
         return True
 
@@ -169,7 +169,7 @@ class ThreadCall:
         raise self._take_error()
 
     def _take_error(self) -> BaseException:
-        """Return what is to be raised, and keep it no more: see errors: frames."""
+        """Return the error to raise and let go of it: see errors: frames."""
         error, self._error = self._error, None
         assert error is not None
         return error
@@ -186,14 +186,14 @@ class ThreadCall:
                 self._leave()
             except BaseException as fault:  # noqa: BLE001 (as above)
                 self._keep(fault)
-                self._leave()  # or the host would wait forever
+                self._leave()  # otherwise the host would wait forever
 
     def _run_in_thread(self) -> None:
         with self._lock:
             if self._called_off:
                 return
             self._begun = True
-        work = self._job.work  # before the worker can be abandoned, and so ended
+        work = self._job.work  # before the worker can be abandoned and ends
         if self._guard is not None:
             run_soon(self._token, self._lift_guard)
         try:
@@ -202,7 +202,7 @@ class ThreadCall:
             self._error = error
 
     def _keep(self, fault: BaseException) -> None:
-        """Keep for the host what broke off a step of our own, unless the work has raised."""
+        """Keep an error that interrupted one of our steps, unless the work has raised."""
         if self._error is None:
             self._error = fault
         else:
@@ -214,13 +214,13 @@ class ThreadCall:
             )
 
     def _leave(self) -> None:
-        """Say in the thread that it has ended; safe to call again."""
+        """Report, in the thread, that it has ended; safe to call again."""
         with self._lock:
             self._ended = True
             left = self._left
         if left is not None:
             self._report_late(left)
-        self._left = None  # may be a method of its own: a cycle
+        self._left = None  # it may be a method of this object: a cycle
 
     def _lift_guard(self) -> None:
         assert self._guard is not None

@@ -1,11 +1,11 @@
-"""What goes to the far side and what comes back, as bytes: work, messages, outcomes.
+"""What is sent to the far side and back, as bytes: work, messages, outcomes.
 
-Bytes in, bytes out: an engine that pickles by itself breaks where an error cannot be read again,
-and some take all other work down with it. A job and an outcome are a head, which is plain data, and
-what is the user's behind it; so the head can be read whatever the rest is.
+Bytes in, bytes out: an engine that pickles by itself breaks if an error cannot be unpickled, and
+some engines then fail all other work too. A job and an outcome consist of a head, which is plain
+data, followed by the user's objects, so the head can always be read.
 
-Of the work only its function's name travels, as pickle has it. A function under a decorator is not
-what its name means; it is found as what the decorated one wraps.
+Pickle sends only the name of a function. The name of a decorated function refers to the decorator's
+result, so it is sent as what that wraps.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CANCELLATIONS = (WorkerCancelled, ThreadCancelledError)
-"""What work that runs elsewhere raises once it was cancelled."""
+"""What work that runs elsewhere raises when it was cancelled."""
 
 BEGIN, STEPS, LOG = "begin", "steps", "log"
-"""The messages of the far side: it asks to begin, it tells of its steps or has a log record."""
+"""The messages of the far side: it asks to begin, reports its steps, or sends a log record."""
 VALUE, ERROR, STAY, UNREAD, UNHEARD = "value", "error", "stay", "unread", "unheard"
-"""The outcomes: it returned, or raised; it was not to begin; it is unreadable; it could not ask."""
+"""The outcomes: returned, raised, refused to begin, unreadable, or could not ask."""
 
 _DEEPEST = 100  # decorators on a function
 
 
 def whoami() -> tuple[int, bytes]:
-    """Tell one interpreter from another."""
+    """Identify this interpreter."""
     return os.getpid(), _interpreter
 
 
-_interpreter = os.urandom(16)  # a forked process has the same, and another number
+_interpreter = os.urandom(16)  # a forked process has the same one, but another process number
 
 
 class Head(NamedTuple):
-    """What the far side is told of the worker."""
+    """What the far side learns about the worker."""
 
     name: str
     group: str
@@ -62,7 +62,7 @@ class Head(NamedTuple):
     label: str
     backend: str
     level: int
-    """That of the root logger at home."""
+    """The level of the root logger at home."""
     home: tuple[int, bytes]
     """The interpreter that the worker is in, see ``whoami()``."""
     trace: dict[str, str]
@@ -74,7 +74,7 @@ Progress = tuple[int, "int | None", "str | None"]
 
 
 class OutcomeHead(NamedTuple):
-    """What became of the work."""
+    """How the work ended."""
 
     kind: str
     steps: Progress | None = None
@@ -84,7 +84,7 @@ class OutcomeHead(NamedTuple):
     """The traceback from there."""
 
 
-class FarTraceback(Exception):  # noqa: N818 (it is none of the errors, but tells where one was raised)
+class FarTraceback(Exception):  # noqa: N818 (it shows where one was raised)
     """Where an error was raised on the far side: the cause of the error here."""
 
     def __str__(self) -> str:
@@ -125,11 +125,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _no_preparation() -> None:
-    """Do nothing: the main module is there already."""
+    """Do nothing: the main module is loaded already."""
 
 
 prepare_main: Callable[[], None] = _no_preparation
-"""Makes the main module the one that it is at home; a process of ours sets it."""
+"""Loads home's main module; set by a process of ours."""
 
 
 def _check_main(thing: Any) -> None:
@@ -141,7 +141,7 @@ def _check_main(thing: Any) -> None:
 
 
 def _depth_of(function: FunctionType) -> int:
-    """Tell how many decorators hide a function from its own name; 0 if it is found, or never."""
+    """Count the decorators that hide a function from its name; 0 if it can be found, or never."""
     found: Any = sys.modules.get(function.__module__)
     for name in function.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -165,7 +165,7 @@ def _unwrap(module: str, qualname: str, depth: int) -> Any:
 
 
 def pack(value: Any) -> bytes:
-    """Pickle something of the user's, by cloudpickle if that is needed and installed."""
+    """Pickle a user's object, by cloudpickle if that is needed and installed."""
     into = io.BytesIO()
     try:
         _Pickler(into, pickle.HIGHEST_PROTOCOL).dump(value)
@@ -182,16 +182,16 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(told: bytes, start: int = 0) -> Any:
-    """Read what ``pack()`` has given, from somewhere on."""
+    """Unpickle what ``pack()`` returned, from an offset on."""
     source = io.BytesIO(told)
     source.seek(start)
     return _Unpickler(source).load()
 
 
 def _split(told: bytes) -> tuple[Any, int]:
-    """Read the head; give it and where the rest begins."""
+    """Read the head; return it and where the rest begins."""
     source = io.BytesIO(told)
-    return pickle.load(source), source.tell()  # noqa: S301 (what carries it has to be trusted)
+    return pickle.load(source), source.tell()  # noqa: S301 (the engine has to be trusted)
 
 
 def _join(head: tuple[object, ...], body: bytes) -> bytes:
@@ -210,7 +210,7 @@ def pack_job(work: Any, head: Head, label: str) -> bytes:
     """
     try:
         return _join(head, pack(work))
-    except Exception as error:  # noqa: BLE001 (of the user's own __reduce__, for instance)
+    except Exception as error:  # noqa: BLE001 (from the user's __reduce__, for example)
         raise WorkerError(
             f"the work of {label} cannot be pickled, and so cannot run elsewhere: "
             f"{type(error).__name__}: {text_of(error)}; give it a function of a module and values "
@@ -243,10 +243,10 @@ def read_message(told: bytes) -> tuple[Any, ...]:
 
 
 def pack_value(value: Any, steps: Progress | None) -> bytes:
-    """Pack what the work has returned, or the error that this cannot be done."""
+    """Pack what the work returned, or the error that it cannot be pickled."""
     try:
         body = pack(value)
-    except Exception as error:  # noqa: BLE001 (of the user's own __reduce__, for instance)
+    except Exception as error:  # noqa: BLE001 (from the user's __reduce__, for example)
         refusal = WorkerError(
             f"the work returned a {type(value).__name__} that cannot be pickled, and so cannot "
             f"come back: {type(error).__name__}: {text_of(error)}; return plain data"
@@ -256,7 +256,7 @@ def pack_value(value: Any, steps: Progress | None) -> bytes:
 
 
 def pack_error(error: BaseException, steps: Progress | None, kind: str = ERROR) -> bytes:
-    """Pack what the work has raised; as text, if it cannot be read again."""
+    """Pack what the work raised; as text, if it cannot be unpickled."""
     strip_traceback(error)
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     head = OutcomeHead(kind, steps, _name_of(type(error)), text_of(error), trace)
@@ -264,7 +264,7 @@ def pack_error(error: BaseException, steps: Progress | None, kind: str = ERROR) 
         body = pack(error)
         if type(unpack(body)) is not type(error):
             body = b""
-    except BaseException:  # noqa: BLE001 (of a class of the user's, whatever it does)
+    except BaseException:  # noqa: BLE001 (from a user's class)
         body = b""
     return _join(head, body)
 
@@ -280,7 +280,7 @@ def _name_of(kind: type[BaseException]) -> str:
 
 
 def read_outcome(outcome: bytes) -> tuple[OutcomeHead, bytes]:
-    """Read the head of an outcome; the rest is what the work gave."""
+    """Read the head of an outcome; the rest is the value or error."""
     head, start = _split(outcome)
     return OutcomeHead(*head), outcome[start:]
 
@@ -312,11 +312,11 @@ def open_outcome(head: OutcomeHead, body: bytes, label: str) -> Any:
 
 
 def _read_error(head: OutcomeHead, body: bytes) -> BaseException:
-    """Make the error of the work again, with the traceback from there as its cause."""
+    """Recreate the error of the work, with the traceback from there as its cause."""
     error: BaseException
     try:
         read = unpack(body) if body else None
-    except Exception:  # noqa: BLE001 (its class may be another one here)
+    except Exception:  # noqa: BLE001 (its class may differ here)
         read = None
     error = read if isinstance(read, BaseException) else RemoteError(head.type_name, head.text)
     set_cause(error, FarTraceback(head.trace))
