@@ -89,31 +89,33 @@ def pytest_in(folder, code, plugin, *settings):
     return done.stdout
 
 
-@pytest.mark.parametrize("is_auto", [False, True])
-def test_plugin_of_anyio(tmp_path, is_auto):
-    """With AnyIO's plugin what failed is an error at teardown, on each backend."""
-    backends = 1 + bool(find_spec("trio"))
-    code, settings = CODE + MARKED.format("anyio"), ()
-    if is_auto:
-        code, settings = CODE, ("anyio_mode = auto",)
-    said = pytest_in(tmp_path, code, "anyio", *settings)
-    assert f"{3 * backends} passed, {backends} error" in said, said
-    assert "ERROR at teardown of test_failure[asyncio" in said
-    assert said.count("ExceptionGroup: unhandled errors in node 'node'") == backends
-    assert TOLD in said
+BACKENDS = 1 + bool(find_spec("trio"))
+AT_TEARDOWN = "ERROR at teardown of test_failure"
+GROUP = "ExceptionGroup: unhandled errors in node 'node'"
+TOLD_BY = {
+    "anyio": (f"{3 * BACKENDS} passed, {BACKENDS} error", f"{AT_TEARDOWN}[asyncio", BACKENDS),
+    "asyncio": ("3 passed, 1 error", AT_TEARDOWN, 1),
+    "trio": ("1 failed, 2 passed", "ValueError: of the worker", None),
+}
+"""What pytest says by each plugin: the counts, the error, and how many groups there are."""
 
 
-@needs_asyncio
 @pytest.mark.parametrize("is_auto", [False, True])
-def test_plugin_of_asyncio(tmp_path, is_auto):
-    """With pytest-asyncio what failed is an error at teardown, in its strict mode and in auto."""
-    code, settings = CODE + MARKED.format("asyncio"), ()
+@pytest.mark.parametrize(
+    "plugin",
+    ["anyio", pytest.param("asyncio", marks=needs_asyncio), pytest.param("trio", marks=needs_trio)],
+)
+def test_plugins(tmp_path, plugin, is_auto):
+    """What failed is an error at teardown, or of the test with pytest-trio, marked or in a mode."""
+    mode = "true" if plugin == "trio" else "auto"
+    code, settings = CODE + MARKED.format(plugin), ()
     if is_auto:
-        code, settings = CODE, ("asyncio_mode = auto",)
-    said = pytest_in(tmp_path, code, "asyncio", *settings)
-    assert "3 passed, 1 error" in said, said
-    assert "ERROR at teardown of test_failure" in said
-    assert said.count("ExceptionGroup: unhandled errors in node 'node'") == 1
+        code, settings = CODE, (f"{plugin}_mode = {mode}",)
+    said = pytest_in(tmp_path, code, plugin, *settings)
+    counts, error, groups = TOLD_BY[plugin]
+    assert counts in said, said
+    assert error in said
+    assert groups in (said.count(GROUP), None)
     assert TOLD in said
 
 
@@ -127,19 +129,6 @@ def test_loop_of_a_module(tmp_path, is_default):
         settings = ("asyncio_default_test_loop_scope = module",)
     said = pytest_in(tmp_path, code, "asyncio", *settings)
     assert "3 passed, 1 error" in said, said
-
-
-@needs_trio
-@pytest.mark.parametrize("is_auto", [False, True])
-def test_plugin_of_trio(tmp_path, is_auto):
-    """With pytest-trio what failed is a failure of the test, marked or in the Trio mode."""
-    code, settings = CODE + MARKED.format("trio"), ()
-    if is_auto:
-        code, settings = CODE, ("trio_mode = true",)
-    said = pytest_in(tmp_path, code, "trio", *settings)
-    assert "1 failed, 2 passed" in said, said
-    assert "ValueError: of the worker" in said
-    assert TOLD in said
 
 
 def test_virtual_clock(tmp_path):
