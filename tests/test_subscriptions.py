@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import defaultdict
 from contextlib import AsyncExitStack
@@ -503,6 +504,24 @@ async def test_in_another_thread():
                 await events.__aexit__(None, None, None)
 
         await app.run_worker(elsewhere, thread=True)
+
+
+async def test_in_no_task(anyio_backend_name):
+    """Who is in no task of the event loop cannot wait for an event, and is told so."""
+    if anyio_backend_name == "trio":
+        pytest.skip("on Trio all that runs is in a task")
+    async with Node("app") as app, app.subscribe(Saved) as events:
+        told = []
+
+        def read():
+            reading = events.__anext__()
+            with pytest.raises(WorkerError, match="is used outside the event loop of") as caught:
+                reading.send(None)
+            told.append(caught)
+
+        asyncio.get_running_loop().call_soon(read)
+        await settle()
+        assert told
 
 
 # progress
