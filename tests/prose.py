@@ -1,19 +1,22 @@
-"""Words and phrases that pages, public docstrings and error messages do not use.
+"""Words and phrases that pages, docstrings, comments and error messages do not use.
 
-``python tests/prose.py`` lists where they do; the session ``lint`` runs it. Each is stiff, out of
-date or no idiom, and stands here with what to write instead. Code is left out, in pages and in
-docstrings.
+``python tests/prose.py`` lists where they do; the session ``lint`` runs it. Each is stiff, outdated
+or not idiomatic, and is listed with what to write instead. Code is skipped, in pages and in
+docstrings. Of the core, everything is read: private docstrings and comments too.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
+import tokenize
 
 from pages import PROSE, ROOT
 
 SOURCES = ROOT / "src" / "creche"
+CORE = ("_ground", "_nursery", "_running", "_messages", "_core", "_looking")
 
 INSTEAD = {
     r"(?:for|to|of|by|from|with|than|as) who": "whoever, those who",
@@ -45,6 +48,26 @@ INSTEAD = {
     r"goes nowhere|comes of (?:it|them)|came of": "a plainer phrase",
     r"has its turn|in its turn": "is next",
     r"for ever": "forever",
+    r"in (?:the|its) midst": "in the middle of, during",
+    r"broken? off|breaks? (?:it|one|them) off": "is interrupted",
+    r"take note|takes note": "record, note",
+    r"(?:make|makes|made) up for": "handle, do in its place",
+    r"have it said|has it said": "log it",
+    r"without saying so": "silently",
+    r"sets? in motion": "start",
+    r"comes? round to": "takes, gets to",
+    r"who (?:waits(?! for whom)|listens|watches|has called|calls|hears)": "those who",
+    r"(?:is|are|be|was) dear": "expensive",
+    r"dance|oneself": "a plainer word",
+    r"; tell whether": "return whether, find out whether",
+    r"is news": "is the first, was not known",
+    r"at a stroke": "at once",
+    r"can be told|could be told": "is known",
+    r"may be called again": "safe to call again",
+    r"made if need be|if need be": "if necessary",
+    r"none of anybody's": "unused, nothing's",
+    r"has heard it|is heard by|nothing to be heard": "notices, gets",
+    r"left to itself": "left behind, abandoned",
 }
 PHRASES = {
     re.compile(rf"\b(?:{phrase})(?!\w)".replace(" ", r"\s+"), re.IGNORECASE): instead
@@ -79,6 +102,17 @@ def docstrings(node, names, *, is_public=True):
                 yield child.body[0].lineno, ast.get_docstring(child)
 
 
+def private(source, tree):
+    """Give the comments of a file and all its docstrings, and where they begin."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(tree):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield node.lineno, value.value
+
+
 def messages(tree):
     """Give the texts in what a file raises, and where they are."""
     for node in ast.walk(tree):
@@ -104,10 +138,14 @@ def texts():
         yield page, 1, without_code(page.read_text("utf-8"))
     names = {*exported(), "StateChanged", "ProgressChanged", "Restarted", "Stalled", "Ready"}
     for path in sorted(SOURCES.rglob("*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
+        source = path.read_text("utf-8")
+        tree = ast.parse(source)
         is_public = "/_" not in str(path).replace("__init__", "")
         for line, text in docstrings(tree, names, is_public=is_public):
             yield path, line, without_code(re.sub(r"^ {4,}", "", text, flags=re.MULTILINE))
+        if path.relative_to(SOURCES).parts[0] in CORE:
+            for line, text in private(source, tree):
+                yield path, line, without_code(re.sub(r"^ {4,}", "", text, flags=re.MULTILINE))
         for line, text in messages(tree):
             yield path, line, text
 

@@ -1,4 +1,4 @@
-"""Pages, public docstrings and error messages use none of the phrases in prose.py."""
+"""Pages, docstrings, comments and error messages use none of the phrases in prose.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import prose
 
 
 def test_nothing_uses_them():
-    """No page, docstring of a public name or error message uses one of the phrases."""
+    """No page, public docstring or error message, nor anything in the core, has one of them."""
     if not prose.SOURCES.exists():
         pytest.skip("the wheel is tested without the sources")
     assert list(prose.found()) == []
@@ -25,12 +25,24 @@ def test_nothing_uses_them():
         ("Each is told twice.", "told twice"),
         ("Defects are mended.", "mended"),
         ("an argument makes\nno sense", "makes\nno sense"),
+        ("a call that comes in its midst", "in its midst"),
+        ("whatever breaks it off", "breaks it off"),
+        ("workers die without saying so", "without saying so"),
+        ("a runner comes round to it", "comes round to"),
+        ("whoever is in a ring", "a ring"),
     ],
 )
 def test_they_are_noticed(text, words):
     """A phrase is found wherever it stands in a sentence, and across the end of a line."""
     found = [match[0] for phrase in prose.PHRASES for match in phrase.finditer(text)]
     assert found == [words]
+
+
+def test_comments_and_private_docstrings_are_read():
+    """In the core, a phrase is found in a comment and in a docstring of a private function."""
+    source = 'def _wait():\n    """Who waits, waits."""\n    return 1  # or for ever\n'
+    found = dict(prose.private(source, ast.parse(source)))
+    assert found == {2: "Who waits, waits.", 3: "# or for ever"}
 
 
 def test_code_is_left_out():

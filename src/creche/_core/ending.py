@@ -80,7 +80,7 @@ def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool
 
 def _is_fatal(worker: Worker[Any], error: BaseException) -> bool:
     if is_a(error, WorkerError) and error._is_refusal and worker._nursery.state is CLOSING:
-        return False  # it tried to start more work: that is no reason to end the others at once
+        return False  # it tried to start more work, which need not end the others at once
     with harmless:  # the user may set it to anything
         return not is_a(error, Exception) or bool(worker.exit_on_error)
     return True

@@ -101,7 +101,7 @@ class ProgressChanged(Message, bubble=False, namespace="worker"):
         _set(self, "_key", worker._order)
 
     def _be_taken(self) -> None:
-        """From now on more progress is news to the reader."""
+        """Let the next progress make an event again."""
         rare = self.worker._rare
         if rare is not None:
             rare.is_hungry = bool(rare.followers)

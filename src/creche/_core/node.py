@@ -242,7 +242,7 @@ class Node:
         told = (name or called) if type(name) is str else name
         _set_up(worker, self, work, told, group, description, exit_on_error, thread, daemon)
         is_rare = abandon_on_cancel or limiter is not None or where is not None
-        # Of what most give there is nothing to be found wrong.
+        # Most arguments are defaults, which need no check.
         if is_rare or type(work) not in FUNCTIONS or not type(name) is type(group) is str:
             check_new(worker, abandon_on_cancel, limiter, where)
         if stall_after is not None:
@@ -332,7 +332,7 @@ class Node:
         """
         return declare(self, name, limit, overflow)
 
-    # messages, and who hears them
+    # messages, and listening to them
 
     def post_message(self, message: Message) -> bool:
         """Post a message to the node's handler, ``message.handler_name``. Returns at once.
@@ -585,7 +585,7 @@ class Node:
     async def remove(self) -> None:
         """Cancel a mounted node and wait until it has closed. Does nothing if it already has.
 
-        May be called again. Cancelling this call ends the wait; the node closes anyway.
+        Safe to call again. Cancelling this call ends the wait; the node closes anyway.
 
         Raises:
             WorkerError: The node was not mounted.

@@ -176,7 +176,7 @@ class SQLiteStore:
             writer.join()
 
     def close(self) -> None:
-        """Write what is left, and release the file. May be called again.
+        """Write what is left, and release the file. Safe to call again.
 
         Threads:
             Any thread; blocks until the file is written.
