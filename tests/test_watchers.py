@@ -529,7 +529,7 @@ async def test_properties_that_raise(watched, caplog, tmp_path):
             app.workers.add_worker(worker)
             await settle()
             with Other.renamed(**dict.fromkeys(names, broken)):
-                assert "<unreadable name>: running, 0.0 s" in format_tree(app)
+                assert "<unreadable name>: running, " in format_tree(app)
                 if watched is drawn:
                     assert "● <unreadable name> <unreadable description>" in watcher.lines()[2]
                 worker.cancel("enough")
