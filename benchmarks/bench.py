@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 COUNTED = (
     *("return", "sleep", "waves", "in-turn", "in-turn-sleep", "handler", "watched"),
     *("limit", "limit-sleep", "cancel-node", "cancel-each", "progress"),
-    *("import", "parts", "threads-in-turn", "threads-limit"),
+    *("import", "parts", "threads-in-turn", "threads-limit", "processes", "executor"),
 )
 """The scenarios that are counted in instructions; memory cannot be, nor 40 threads at once."""
 ROUNDS = 7

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -74,22 +76,77 @@ def new_pool():
 def creche(loop, size, in_pool, amount=None):
     """Call a function in workers, in processes of a tree or in a pool."""
 
-    async def main(where):
-        async with Node("bench") as app:
+    if not in_pool:
+        return run(loop, in_workers, Processes(PROCESSES), amount or size)
+    with new_pool() as pool:
+        return run(loop, in_workers, pool, amount or size)
+
+
+async def in_workers(where, size):
+    """Call a function in workers; 20 for each process are under way."""
+    async with Node("bench") as app:
+
+        async def call(count):
+            group = app.group("elsewhere", 20 * PROCESSES)
+            for _ in range(count):
+                await group.room()
+                group.run_worker(int, where=where)
+            await group.wait()
+
+        return await timed(call, size)
+
+
+CLUSTER = f"""
+if __name__ == "__main__":
+    import sys
+    from distributed import LocalCluster
+    with LocalCluster(
+        n_workers={PROCESSES}, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+    ) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def new_client():
+    """Make a client of a Dask cluster whose scheduler and machines are other processes."""
+    from distributed import Client  # noqa: PLC0415 (slow to import)
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "cluster.py"  # a file, as its processes import it
+        program.write_text(CLUSTER)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen([sys.executable, program], **pipes) as cluster:
+            with Client(cluster.stdout.readline().strip()) as client:
+                yield client
+            cluster.stdin.close()
+
+
+def dask_submit(_loop, size, amount=None):
+    """Submit a function to a cluster, and get what each of its futures has."""
+
+    async def main():
+        with new_client() as client:
 
             async def call(count):
-                group = app.group("elsewhere", 20 * PROCESSES)
-                for _ in range(count):
-                    await group.room()
-                    group.run_worker(int, where=where)
-                await group.wait()
+                for future in [client.submit(int, pure=False) for _ in range(count)]:
+                    future.result()
 
             return await timed(call, amount or size)
 
-    if not in_pool:
-        return run(loop, main, Processes(PROCESSES))
-    with new_pool() as pool:
-        return run(loop, main, pool)
+    return asyncio.run(main())
+
+
+def dask_creche(_loop, size, amount=None):
+    """Call a function in workers, on a cluster."""
+    from creche.dask import OnDask  # noqa: PLC0415 (as above)
+
+    async def main():
+        with new_client() as client:
+            return await in_workers(OnDask(client), amount or size)
+
+    return asyncio.run(main())
 
 
 def hang(path):

@@ -397,6 +397,18 @@ def scenarios(*, full):
             ],
         ),
         Scenario(
+            "dask",
+            "a function on a Dask cluster: the program's processor time",
+            (elsewhere.SUBMIT,),
+            [
+                Case(way, "asyncio", calls, partial(call, "asyncio", calls))
+                for way, call in (
+                    (elsewhere.SUBMIT, elsewhere.dask_submit),
+                    ("Creche", elsewhere.dask_creche),
+                )
+            ],
+        ),
+        Scenario(
             "kill",
             "from the cancellation of work in a process to its end",
             (elsewhere.KILL,),

@@ -14,7 +14,7 @@ import pytest
 from creche._running import hub
 from creche._running.line import HEAD, PROOF, _connect, frame
 from creche._running.stream import Stream
-from helpers import settle
+from helpers import RENDEZVOUS, settle
 
 LONGEST = 1 << 24
 
@@ -64,6 +64,7 @@ async def test_what_comes_while_nobody_waits(pair):
     assert await stream.receive() == (1, b"one")
     other.send(frame(2, b"two"))
     await settle(5)
+    assert not stream._is_watched  # or the loop would tell of it at each turn
     assert await stream.receive() == (2, b"two")
 
 
@@ -154,14 +155,16 @@ async def test_other_end_that_has_left_something_unread(pair):
             while True:
                 heard.append(await stream.receive())
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(receive_all)
-        await settle(3)
-        other.send(frame(1, b"last"))
-        other.close()
-        with contextlib.suppress(OSError):
-            stream._line.shutdown(socket.SHUT_RDWR)
-        stream.end()
+    with anyio.fail_after(RENDEZVOUS):
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive_all)
+            await settle(3)
+            other.send(frame(1, b"last"))
+            other.close()
+            await settle(3)
+            with contextlib.suppress(OSError):
+                stream._line.shutdown(socket.SHUT_RDWR)
+            stream.end()
     assert heard in ([(1, b"last")], [])  # the system may drop what was on its way
 
 
