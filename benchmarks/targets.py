@@ -82,11 +82,8 @@ TARGETS = (
     Target("group-cancel", 1.0, "Textual", size=10_000),
     Target("growth", 1.15, is_growth=True, size=100_000),
     Target("import", 1.1, counted=True),
-    Target("processes", 1.6, bar=2.0, counted=True),
     Target("processes", 1.6, bar=2.0),
-    Target("executor", 2.0, "submit", bar=2.2, counted=True),
     Target("executor", 2.0, "submit", bar=2.2),
-    Target("dask", 1.1, "submit", bar=1.25),
     Target("kill", 1.5, "bare kill"),
 )
 COUNTED = {target.scenario for target in TARGETS if target.counted}
