@@ -249,8 +249,9 @@ class Outcome(Generic[T]):
     def give(self, value: T) -> None:
         """Have another outcome, unless there is one."""
         if not self._running.done():
-            self._running = concurrent.futures.Future()
-            self._running.set_result(value)
+            given: concurrent.futures.Future[T] = concurrent.futures.Future()
+            given.set_result(value)
+            self._running = given
             self._done.set()
 
     async def wait(self) -> T:
