@@ -111,7 +111,7 @@ class Hub:
 def _listen() -> socket.socket:
     """Listen on this machine only."""
     if sys.platform == "linux":
-        # No file is left behind, and it costs a fifth of TCP.
+        # No file is left behind, even if this program is killed.
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"\0creche-{secrets.token_hex(16)}")
         listener.listen(_WAITING)
