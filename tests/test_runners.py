@@ -19,7 +19,7 @@ from anyio import from_thread, lowlevel, to_thread
 from creche import Node, WorkerCancelled, format_tree, get_current_worker
 from creche._core.cancelling import request
 from creche._ground import backend
-from creche._running.runner import IDLE, MOST, OwnTask, Runner
+from creche._running.runner import IDLE, MOST, Runner, Runners
 from helpers import (
     CANCELLED,
     ERROR,
@@ -107,7 +107,7 @@ class Place:
         async def work():
             gate.set()
             ran = current_runner()
-            assert type(ran) is (OwnTask if self.task == "own" else Runner)
+            assert type(ran) is (anyio.TaskHandle if self.task == "own" else Runner)
             assert ran is expected or expected is None
             del ran
             if self.suspends:
@@ -1183,7 +1183,7 @@ async def test_long_lived_workers_do_not_use_up_the_runners():
         ran = [await app.run_worker((tell_runner, suspend_and_tell)[n % 2]) for n in range(30)]
         gate.set()
     assert len({id(each) for each in ran[-15:]}) == 1
-    assert type(ran[0]) is OwnTask
+    assert type(ran[0]) is anyio.TaskHandle
     assert type(ran[-1]) is Runner
 
 
@@ -1349,19 +1349,19 @@ async def test_no_task_for_what_a_spent_runner_leaves(on_asyncio, quiet):
 async def test_own_task_that_breaks_off_before_the_work(monkeypatch, quiet):
     """Its worker fails with what broke it off."""
     gate = anyio.Event()
-    begin = OwnTask.begin
+    begin = Runners.begin
 
-    def break_off(self):
-        if self.job.name == "w":
+    def break_off(self, task):
+        if getattr(task, "name", "") == "w":
             raise MemoryError
-        begin(self)
+        return begin(self, task)
 
     async with Node("app") as app:
         for _ in range(MOST):
             app.run_worker(gate.wait)
         await settle()
         with monkeypatch.context() as patch:
-            patch.setattr(OwnTask, "begin", break_off)
+            patch.setattr(Runners, "begin", break_off)
             worker = app.run_worker(tell_runner, "w", exit_on_error=False)
             await settle()
         assert type(worker.error) is MemoryError

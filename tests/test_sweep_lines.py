@@ -99,7 +99,6 @@ THE_WAY_IN = [
         WorkerGroup._supersede,
         WorkerGroup._make_way,
         WorkerGroup._take_slot,
-        Worker._launch,
         Worker._keep_context,
     ),
     *(Worker._hold, run.begin, in_task, cancelling.refuse, cancelling.disown),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .worker import Worker, WorkType
 
 
-def admit(node: Node, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
+def admit(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> None:
     """Admit a worker to a node, or refuse it: then it is CANCELLED, without an event.
 
     Args:
@@ -90,7 +90,7 @@ def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> 
             refuse_ended(worker)
         if group is None:
             group = get_group(node, worker.group)
-        group.admit(worker, supersedes, start=start)
+        group.admit(worker, supersedes, start)
     except BaseException:
         if worker._place is not None:
             # The caller does not know it. It may be marked already, so it is not requested.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from creche._ground.errors import WorkerError
 from creche._ground.report import text_of
-from creche._ground.states import CANCELLED, FINAL, PENDING
+from creche._ground.states import CANCELLED, FINAL, PENDING, RUNNING
 
 from .ending import close_work, end
 from .parts import lock
@@ -52,7 +52,9 @@ def cancel_here(worker: Worker[Any], reason: object) -> None:
 def cancel_with_nursery(worker: Worker[Any], reason: object, *, by_scope: bool) -> None:
     """Cancel a worker with its nursery, which may cancel the scope of all its tasks at once."""
     request(worker, reason)
-    deliver(worker, by_nursery=by_scope)
+    is_plain = worker._state is RUNNING and worker._rare is None and worker._thread is None
+    if not (by_scope and is_plain):  # else nothing follows but what the nursery does itself
+        deliver(worker, by_nursery=by_scope)
 
 
 def _at_once(call: Callable[[], object]) -> None:

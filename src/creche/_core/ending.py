@@ -21,6 +21,7 @@ from .moving import move
 if TYPE_CHECKING:
     from creche._ground.states import WorkerState
 
+    from .parts import RareParts
     from .worker import Worker
 
 
@@ -50,8 +51,10 @@ def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | No
         if error is not None:
             worker._outcome = error
         move(worker, state)
-    if worker._rare is not None:
-        _wake_all(worker)  # before the node is cancelled, so that those who wait get the reason
+    rare = worker._rare
+    if rare is not None:
+        # Before the node is cancelled, so that those who wait get the reason.
+        _wake_all(worker, rare)
     if fatal and error is not None:
         worker._nursery.fail(error)
     if worker._place is not None:
@@ -86,14 +89,15 @@ def _is_fatal(worker: Worker[Any], error: BaseException) -> bool:
     return True
 
 
-def _wake_all(worker: Worker[Any]) -> None:
-    rare = worker._rare_parts()
-    for event in (rare.begun, rare.done):
-        if event is not None:
-            event.set()
+def _wake_all(worker: Worker[Any], rare: RareParts) -> None:
+    if rare.begun is not None:
+        rare.begun.set()
+    if rare.done is not None:
+        rare.done.set()
     if rare.service is not None:
         rare.service.wake()
-    leave(worker)
+    if rare.followers:
+        leave(worker)
     if rare.callbacks:
         call_back(worker)
 

@@ -9,6 +9,7 @@ exclusive, or by a rule of overflow.
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
@@ -237,6 +238,8 @@ class WorkerGroup:
         **options: Unpack[StartOptions],
     ) -> Worker[Any]:
         """Run work in a worker of this group, like ``Node.run_worker()``."""
+        if not options:  # to hand on none takes time as well
+            return self._node.run_worker(work, name, self.name, description)
         return self._node.run_worker(work, name, self.name, description, **options)
 
     @overload
@@ -269,7 +272,7 @@ class WorkerGroup:
 
     # the way in
 
-    def admit(self, worker: Worker[Any], supersedes: object, *, start: bool) -> None:
+    def admit(self, worker: Worker[Any], supersedes: object, start: bool) -> None:
         """Add a worker, and start it; what can fail comes first.
 
         Args:
@@ -281,24 +284,26 @@ class WorkerGroup:
         Raises:
             BaseException: Its task cannot be created; the worker was not added.
         """
-        nursery = self._node._creche_nursery
+        node, order, limit = self._node, worker._order, self._limit
+        nursery = node._creche_nursery
         is_plain = start and not nursery.is_cancelled and worker._state is PENDING  # as most are
-        launches = is_plain and (self._limit is None or not (self._queue or self._is_full))
-        queues = is_plain and not launches and supersedes is None and self.overflow == "enqueue"
+        has_slot = limit is None or (not self._queue and len(self._running) < limit)
+        launches = is_plain and has_slot
+        queues = is_plain and not has_slot and supersedes is None and self.overflow == "enqueue"
         worker._created_at = nursery.clock()
+        if worker._context is None:
+            worker._context = copy_context()
         # The place and that it has one are set in one line: nothing can interrupt that.
         if launches:
-            worker._launch()
-            worker._place, self._running[worker._order] = self, worker
+            node._creche_runners.launch(worker)
+            worker._place, self._running[order] = self, worker
             worker._be_started()
         elif queues:
-            worker._keep_context()
-            worker._place, self._queue[worker._order] = self, worker
+            worker._place, self._queue[order] = self, worker
             worker._be_started()
         else:
-            worker._keep_context()
-            worker._place, self._unstarted[worker._order] = self, (worker, supersedes)
-        if self._node._creche_audience.tells_changes or worker._rare is not None:
+            worker._place, self._unstarted[order] = self, (worker, supersedes)
+        if node._creche_audience.tells_changes or worker._rare is not None:
             announce(worker, PENDING)
         if not start:
             return
@@ -339,7 +344,7 @@ class WorkerGroup:
             del self._unstarted[worker._order]
             self._settle()
         else:
-            worker._launch()
+            self._node._creche_runners.launch(worker)
             self._running[worker._order] = worker
             del self._unstarted[worker._order]
 
@@ -372,15 +377,16 @@ class WorkerGroup:
 
     def _settle(self) -> None:
         """Start queued workers while there are slots; one that cannot be started fails."""
+        node = self._node
         while self._queue and (self._limit is None or len(self._running) < self._limit):
-            if self._node._creche_nursery.is_cancelled:
+            if node._creche_nursery.is_cancelled:
                 return
             order = next(iter(self._queue))
             worker = self._queue[order]
             try:
                 self._running[order] = worker
                 self._take_out(order)  # before a task factory, the user's code, can call back
-                worker._launch()
+                node._creche_runners.launch(worker)
             except BaseException as error:  # noqa: BLE001 (it fails the worker, and so its node)
                 # Remove it first: an end that calls back here would recurse.
                 self._running.pop(order, None)

@@ -247,7 +247,7 @@ class Node:
             check_new(worker, abandon_on_cancel, limiter, where)
         if stall_after is not None:
             watch_new(worker, stall_after)
-        admit(self, worker, supersedes, start=start)
+        admit(self, worker, supersedes, start)
         return worker
 
     @overload

@@ -102,7 +102,7 @@ class RareParts:
 
     __slots__ = (
         *("awaited", "begun", "callbacks", "cancelled", "done", "followers", "is_hungry"),
-        *("loop_calls", "opened", "reported_in", "service", "waits"),
+        *("loop_calls", "opened", "reported_in", "service", "total", "waits"),
     )
 
     def __init__(self) -> None:
@@ -127,6 +127,8 @@ class RareParts:
         self.loop_calls: tuple[HeldTask, ...] = ()
         """Calls of its thread that run on the loop."""
         self.service: ServicePart | None = None
+        self.total: int | None = None
+        """The total number of steps, if it is known."""
 
     def note_report(self, tree: object) -> bool:
         """Note that a tree reports the error; return whether it did not before."""

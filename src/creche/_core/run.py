@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError as ThreadCancelledError
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from creche._ground.context import current
 from creche._ground.errors import NoActiveWorker, WorkerCancelled, WorkerError, uncancelled
@@ -27,19 +27,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import ContextVar
 
-    from creche._running.runner import OwnTask
+    from anyio import TaskHandle
+
+    from creche._running.runner import Runner
 
     from .parts import ThreadPart
     from .worker import Worker
 
 
 @interruptible
-async def main(worker: Worker[Any], task: OwnTask) -> None:
+async def main(worker: Worker[Any], runner: Runner | None) -> None:
     """Run the task of a worker. If it is interrupted between two lines, the worker still ends."""
     failure: BaseException | None = None
+    task: Runner | TaskHandle[None] | None = None
     try:
         try:
-            task.begin()
+            task = runner or worker._node._creche_runners.begin(worker)
             if worker._state is not PENDING:
                 return  # called off
             worker._handle = task
@@ -52,19 +55,20 @@ async def main(worker: Worker[Any], task: OwnTask) -> None:
             # Cancellation ends here too: this is the top of the task. If a native one left it,
             # AnyIO would cancel all other tasks.
             failure = error
-        task.come_round()
+        if runner is not None:
+            runner.come_round()
         # Outside the handler: Trio creates the exceptions of a cancellation when it is requested,
         # and they would have this one as their context, a cycle.
         if failure is not None:
             _end_by_error(worker, failure)
         else:
-            _end_by_return(worker)
+            _end_by_return(worker, runner)
     except BaseException as fault:  # noqa: BLE001 (as above)
         lose_task(worker, fault)
     finally:
         if worker._handle is not None:
             break_off(worker)
-        del failure, worker, task  # see errors: frames
+        del failure, worker, runner, task  # see errors: frames
 
 
 def run_aside(worker: Worker[Any], part: ThreadPart) -> Coroutine[Any, Any, Any]:
@@ -95,12 +99,13 @@ def begin(worker: Worker[Any]) -> None:
         begin_watch(worker)
 
 
-def _end_by_return(worker: Worker[Any]) -> None:
+def _end_by_return(worker: Worker[Any], runner: Runner | None) -> None:
     """End because the work returned."""
-    nursery, handle = worker._node._creche_nursery, worker._handle
+    nursery = worker._node._creche_nursery
+    task = cast("TaskHandle[None] | None", worker._handle) if runner is None else runner.handle
     if worker._cancellation is None and nursery.has_heard() and nursery.is_scope_cancelled():
         nursery.cancel_from_outside()  # this cancels the worker too
-    if handle is not None and nursery.has_open_scope(handle.handle):
+    if nursery.has_open_scope(task):
         end(
             worker,
             ERROR,
@@ -118,7 +123,9 @@ def _end_by_error(worker: Worker[Any], error: BaseException) -> None:
     notice_cancellation(worker, native=False)
     if worker._state in FINAL:
         return  # cancelled while it waited for a thread
-    failure = uncancelled(error, partial(is_cancellation, worker))
+    failure: BaseException | None = None
+    if type(error) is not worker._nursery.cancelled_class:  # as it is most often
+        failure = uncancelled(error, partial(is_cancellation, worker))
     if failure is None:
         notice_cancellation(worker)
         end(worker, CANCELLED)

@@ -15,16 +15,18 @@ from .cancelling import tell_of
 from .deadlock import find_deadlock
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from types import CoroutineType
 
     from .worker import Worker
 
 
-async def wait_for(
+def wait_for(
     workers: Iterable[Worker[Any]], until: Callable[[Worker[Any]], Awaitable[None]] | None = None
-) -> None:
+) -> Coroutine[Any, Any, None]:
     """Wait until workers have ended, in whatever way; raises none of their errors.
+
+    What it returns is to be awaited at once: a coroutine round the other would cost as much again.
 
     Args:
         workers: The workers.
@@ -36,19 +38,27 @@ async def wait_for(
     """
     waited = [worker for worker in workers if worker._state not in FINAL]
     for worker in waited:
-        if not worker._started and worker._state is PENDING:
+        if worker._holds is None and worker._state is PENDING:
             raise WorkerError(
                 f"cannot wait for {worker._creche_label()}, which was never started; start it first"
             )
-        if worker._nursery.bridge.is_elsewhere:
+        if worker._node._creche_nursery.bridge.is_elsewhere:
             raise WorkerError(
                 f"cannot wait for {worker._creche_label()} outside the event loop of its node; "
                 "from a thread use node.call_from_thread(worker.wait)"
             )
     me: Worker[Any] | None = current.get(None)
     if not waited or me is None or me._state in FINAL or not is_acting(me):
-        await _wait_for(waited, until)
-        return
+        return _wait_for(waited, until)
+    return _wait_as(me, waited, until)
+
+
+async def _wait_as(
+    me: Worker[Any],
+    waited: list[Worker[Any]],
+    until: Callable[[Worker[Any]], Awaitable[None]] | None,
+) -> None:
+    """Wait in a worker: who waits for whom is noted, and must not be a ring."""
     ties = me._rare_parts()
     ties.waits = waited
     me._node._creche_waiting[id(me)] = me
@@ -81,7 +91,7 @@ async def _wait_for(
         elif worker._state not in FINAL:
             ties = worker._rare_parts()
             if ties.done is None:
-                ties.done = worker._nursery.new_event()
+                ties.done = worker._node._creche_nursery.new_event()
             if worker._state not in FINAL:
                 await ties.done.wait()
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextvars import Context
 
-    from anyio import CapacityLimiter
+    from anyio import CapacityLimiter, TaskHandle
 
     from creche._ground.call import Call
     from creche._ground.message import MessageT
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from creche._ground.states import WorkerState
     from creche._ground.way import Way
     from creche._nursery.nursery import Nursery
-    from creche._running.runner import OwnTask
+    from creche._running.runner import Runner
 
     from .deadlock import Waitable
     from .group import WorkerGroup
@@ -117,7 +117,7 @@ class Worker(Generic[ResultType]):
     __slots__ = (
         *("__weakref__", "_cancellation", "_completed", "_context", "_created_at", "_description"),
         *("_finished_at", "_handle", "_holds", "_node", "_order", "_outcome", "_place", "_rare"),
-        *("_started", "_started_at", "_state", "_thread", "_total", "_work"),
+        *("_started_at", "_state", "_thread", "_work"),
         *("daemon", "exit_on_error", "group", "name"),
     )
     _is_far = False  # a ``Far`` stands for one that is elsewhere
@@ -186,10 +186,9 @@ class Worker(Generic[ResultType]):
         # - _state is written by move() alone, with the time of it, under the lock.
         # - _outcome is set before the final state; the state says whether it is result or error.
         # - _cancellation is set once, under the lock, and never after the final state.
-        # - _place is the group that stores it; _started is whether it was started there. _handle
-        #   runs its task, from its first step to its end.
-        # - _holds is whether the nursery counts it: from its start to its end, unless it is a
-        #   daemon.
+        # - _place is the group that stores it. _handle is its task, or the runner whose task it
+        #   shares, from its first step to its end.
+        # - _holds is None until it is started, then whether the nursery counts it, until its end.
         # - after the end, _work, _handle and _context are None: nothing of the work is kept.
         self._node = node
         self._work = work
@@ -205,14 +204,12 @@ class Worker(Generic[ResultType]):
         self._state = PENDING
         self._outcome: object = None  # the result or the error: the state says which
         self._cancellation: tuple[float, object] | None = None  # when, and the reason
-        self._started = False
-        self._holds = False
+        self._holds: bool | None = None
         self._place: WorkerGroup | None = None
-        self._handle: OwnTask | None = None
+        self._handle: Runner | TaskHandle[None] | None = None
         self._context: Context | None = None
         self._rare: RareParts | None = None
         self._completed = 0
-        self._total: int | None = None
         self._created_at: float | None = None
         self._started_at: float | None = None
         self._finished_at: float | None = None
@@ -447,6 +444,15 @@ class Worker(Generic[ResultType]):
     # how far it is
 
     @property
+    def _total(self) -> int | None:  # one of those parts that few have
+        return None if self._rare is None else self._rare.total
+
+    @_total.setter
+    def _total(self, total: int | None) -> None:
+        if total is not None or self._rare is not None:
+            self._rare_parts().total = total
+
+    @property
     def completed_steps(self) -> int:
         """The number of completed steps."""
         return self._completed
@@ -592,7 +598,8 @@ class Worker(Generic[ResultType]):
             The node's event loop only; from a thread, ``node.call_from_thread(worker.wait)``.
         """
         await wait_for((self,))
-        raise_outcome(self)
+        if self._state is not SUCCESS:
+            raise_outcome(self)
         return cast("ResultType", self._outcome)
 
     async def join(self) -> Worker[ResultType]:
@@ -660,6 +667,10 @@ class Worker(Generic[ResultType]):
         """
         return in_task(self) if self._thread is None else run_aside(self, self._thread)
 
+    @property
+    def _started(self) -> bool:
+        return self._holds is not None
+
     def _has_own_run(self) -> bool:
         return type(self).run is not _RUN
 
@@ -669,10 +680,8 @@ class Worker(Generic[ResultType]):
 
     def _be_started(self) -> None:
         """Count as started; the node waits for it from now on, unless it is a daemon."""
-        self._started = True
-        if not self.daemon:
-            nursery = self._node._creche_nursery
-            self._holds, nursery.holds = True, nursery.holds + 1  # in one line, see Nursery.holds
+        nursery, holds = self._node._creche_nursery, not self.daemon
+        self._holds, nursery.holds = holds, nursery.holds + holds  # in one line, see Nursery.holds
 
     def _hold(self) -> None:
         nursery = self._node._creche_nursery
@@ -685,24 +694,14 @@ class Worker(Generic[ResultType]):
         if nursery.holds <= nursery.blocks:
             nursery.check_idle()
 
-    def _launch(self) -> None:
-        """Start the task; it has a slot.
-
-        Raises:
-            BaseException: The task cannot be made; nothing was changed.
-        """
-        if self._context is None:
-            self._context = copy_context()
-        self._node._creche_runners.launch(self)
-
     def _task_name(self) -> str:
         name, place = self.name, self._place
         if place is None or type(name) is not str:
             return label(self)  # it was set since
         return (place._path or place._make_path()) + (name or type(self).__name__)
 
-    def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
-        return main(self, task)
+    def _main(self, runner: Runner | None = None) -> Coroutine[Any, Any, None]:
+        return main(self, runner)
 
     def _lose_task(self, fault: BaseException) -> None:
         lose_task(self, fault)

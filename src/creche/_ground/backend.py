@@ -107,12 +107,11 @@ class Backend(ABC):
         """Make a cancel probe."""
 
     @abstractmethod
-    def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
+    def has_open_scope(self, handle: anyio.TaskHandle[Any] | None) -> bool:
         """Whether the task has left a cancel scope open within its own, as far as is known."""
 
-    @abstractmethod
-    def new_event(self) -> Event:
-        """Make an event; AnyIO's would detect the running loop each time it is used."""
+    new_event: Callable[[], Event]
+    """Make an event; AnyIO's would detect the running loop each time it is used."""
 
     checkpoint: Callable[[], Awaitable[None]]
     """Let the loop run, and raise a cancellation that is due; as ``anyio.lowlevel.checkpoint``."""
@@ -134,13 +133,11 @@ class Backend(ABC):
     def rename(self, task: Any, name: str) -> None:
         """Give a task another name."""
 
-    @abstractmethod
-    def enter_context(self, task: Any, context: Context) -> Context | None:
-        """Make a task run in another context from its next step on.
+    enter_context: Callable[[Any, Context], Context] | None
+    """Make a task run in another context from its next step on, and give the one it had.
 
-        Returns:
-            The one it had; ``None`` where the context of a task cannot be changed.
-        """
+    ``None`` where the context of a task cannot be changed.
+    """
 
     @abstractmethod
     def shares_tasks(self) -> bool:
@@ -197,24 +194,25 @@ class _AsyncioHost(Host):
 class _Asyncio(Backend):
     def __init__(self, loop: AbstractEventLoop) -> None:
         # It is running; under Trio it is not needed.
-        from asyncio import BaseEventLoop, Event, current_task, sleep  # noqa: PLC0415
+        from asyncio import BaseEventLoop, Event, sleep, tasks  # noqa: PLC0415
 
         self._loop = loop
-        self._event = Event
+        self.new_event: Callable[[], Event] = Event
+        self.enter_context = None
         self.checkpoint: Callable[[], Awaitable[None]] = partial(sleep, 0)
         self.new_sleep: Callable[[], Awaitable[None]] = loop.create_future
         # The usual loop's clock is a wrapper of this one.
         self.clock = time.monotonic if type(loop).time is BaseEventLoop.time else loop.time
-        self.get_task: Callable[[], Task[Any] | None] = partial(current_task, loop)
+        # Before 3.12 asyncio's function is written in Python, and asks this.
+        asyncio_tasks, is_old = cast("Any", tasks), sys.version_info < (3, 12)
+        look = asyncio_tasks._current_tasks.get if is_old else asyncio_tasks.current_task
+        self.get_task: Callable[[], Task[Any] | None] = partial(look, loop)
 
     def is_in_eager_task(self) -> bool:
         task = cast("Task[Any]", self.get_task())
         # AnyIO's tasks are never started eagerly; this is what they run.
         name = getattr(task.get_coro(), "__qualname__", "")
         return not name.startswith("TaskHandle.")
-
-    def new_event(self) -> Event:
-        return self._event()
 
     def wake(self, sleep: Future[None]) -> None:
         if not sleep.done():
@@ -225,9 +223,6 @@ class _Asyncio(Backend):
 
     def rename(self, task: Task[Any], name: str) -> None:
         task.set_name(name)
-
-    def enter_context(self, task: Any, context: Context) -> Context | None:  # noqa: ARG002 (as Trio's)
-        return None
 
     def traces(self, task: Any) -> object:
         # The collector sees attributes and callbacks that were added to it. A pending cancellation
@@ -260,10 +255,12 @@ class _Asyncio(Backend):
     def new_cancel_probe(self) -> CancelProbe:
         return _AsyncioProbe(self._loop)
 
-    def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
+    def has_open_scope(self, handle: Any) -> bool:
         # There is no public name for this; without these, AnyIO notices it later.
-        scope = getattr(handle, "_cancel_scope", None)
-        return bool(getattr(scope, "_child_scopes", None))
+        try:
+            return bool(handle._cancel_scope._child_scopes)
+        except AttributeError:
+            return False
 
 
 class _TrioSleep:
@@ -342,11 +339,18 @@ def _current_or_none(current_task: Callable[[], TrioTask]) -> TrioTask | None:
         return None
 
 
+def _enter_context(task: TrioTask, context: Context) -> Context:
+    own, task.context = task.context, context
+    return own
+
+
 class _Trio(Backend):
     def __init__(self) -> None:
         from trio import Event, lowlevel  # noqa: PLC0415 (as above)
 
-        self._event, self.lowlevel = Event, lowlevel
+        self.new_event: Callable[[], Event] = Event
+        self.enter_context = _enter_context
+        self.lowlevel = lowlevel
         self.checkpoint: Callable[[], Awaitable[None]] = lowlevel.checkpoint
         self.new_sleep: Callable[[], Awaitable[None]] = partial(_TrioSleep, self)
         self.clock = lowlevel.current_clock().current_time
@@ -356,9 +360,6 @@ class _Trio(Backend):
 
     def is_in_eager_task(self) -> bool:
         return False  # Trio has none
-
-    def new_event(self) -> Event:
-        return self._event()
 
     def wake(self, sleep: _TrioSleep) -> None:
         sleep.wake()
@@ -370,10 +371,6 @@ class _Trio(Backend):
 
     def rename(self, task: TrioTask, name: str) -> None:
         task.name = name
-
-    def enter_context(self, task: TrioTask, context: Context) -> Context | None:
-        own, task.context = task.context, context
-        return own
 
     def shares_tasks(self) -> bool:
         return True
@@ -396,9 +393,11 @@ class _Trio(Backend):
     def new_cancel_probe(self) -> CancelProbe:
         return _TrioProbe()
 
-    def has_open_scope(self, handle: anyio.TaskHandle[Any]) -> bool:
-        scope = getattr(getattr(handle, "_cancel_scope", None), "_CancelScope__original", None)
-        return bool(getattr(getattr(scope, "_cancel_status", None), "_children", None))
+    def has_open_scope(self, handle: Any) -> bool:
+        try:
+            return bool(handle._cancel_scope._CancelScope__original._cancel_status._children)
+        except AttributeError:
+            return False
 
 
 def get_backend(token: EventLoopToken) -> Backend:

@@ -39,10 +39,11 @@ _MOST_FAULTS = 3  # while waiting for the end, which continues despite them
 class End:
     """All ways in which one nursery can end."""
 
-    __slots__ = ("_nursery",)
+    __slots__ = ("_is_deserted", "_nursery")
 
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
+        self._is_deserted = False  # and that was told
 
     def close(self, error: BaseException | None) -> Coroutine[Any, Any, bool]:
         """Wait until nothing is left, leave the task group and raise what was gathered.
@@ -125,7 +126,9 @@ class End:
         if nursery.state is CLOSED:
             return
         where = nursery.owner.label()
-        tell(logging.WARNING, "%s was entered and never left; its work is cancelled", where)
+        if not self._is_deserted:  # or another has found it too, and is at it
+            self._is_deserted = True
+            tell(logging.WARNING, "%s was entered and never left; its work is cancelled", where)
         nursery.cancel(f"{where} was never left")
         await nursery.reap()
         while True:

@@ -185,7 +185,7 @@ class Nursery:
         """Make an event of the nursery's loop."""
         self.has_heard: Callable[[], bool]
         """Return whether there may have been a cancellation of the scope; see ``CancelProbe``."""
-        self.has_open_scope: Callable[[anyio.TaskHandle[Any]], bool]
+        self.has_open_scope: Callable[[anyio.TaskHandle[Any] | None], bool]
         """Return whether the current task, which is about to end, has left a cancel scope open."""
 
     # life
@@ -288,7 +288,6 @@ class Nursery:
     def spawn(
         self,
         run: Callable[[], Coroutine[Any, Any, None]],
-        *,
         name: str,
         context: Context | None = None,
     ) -> anyio.TaskHandle[None]:
@@ -348,10 +347,10 @@ class Nursery:
 
         If a native ``Task.cancel()`` kills a task before its first step, AnyIO never runs it and
         does not report that. But a task that has not begun two turns of the loop after it was
-        spawned never will.
+        spawned never will. By then nearly all cancelled workers have ended and need no check.
         """
         not_begun = [task for task in list(self.held) if not task.has_begun]
-        for _ in range(2 if not_begun else 0):
+        for _ in range(2 if self.holds else 0):
             await lowlevel.cancel_shielded_checkpoint()
         for task in list(self.held):
             if (task in not_begun and not task.has_begun) or task.is_dead():

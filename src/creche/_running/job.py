@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import Context
 
-    from .runner import OwnTask
+    from .runner import Runner
 
 COROUTINE: type[Any] = CoroutineType
 
@@ -31,8 +32,11 @@ class TaskJob(Protocol):
         """Return the name of the task."""
         ...
 
-    def _main(self, task: OwnTask) -> Coroutine[Any, Any, None]:
-        """Return the coroutine to run, which must not raise; it first calls ``task.begin()``."""
+    def _main(self, runner: Runner | None = None) -> Coroutine[Any, Any, None]:
+        """Return the coroutine to run, which must not raise.
+
+        Without a runner it has its own task, and first gets that from ``Runners.begin()``.
+        """
         ...
 
     def _is_to_await(self, value: object) -> bool:
@@ -107,7 +111,7 @@ def call(work: Any) -> object:
 
 
 # These cannot be awaited; checking anything else takes twenty times as long.
-FUNCTIONS = (FunctionType, MethodType)
+FUNCTIONS = (FunctionType, MethodType, partial)
 
 
 def check_no_generator(value: object, label: Callable[[], str]) -> None:

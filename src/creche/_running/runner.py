@@ -80,14 +80,15 @@ class Runners:
         # - _awake is the runner that will take jobs from _ready by itself: it was spawned or woken
         #   and has not begun, or it is between two jobs, in the first step of one or in the last.
         #   If there is none, _ready is empty. While the nursery is being opened it is this object.
-        # - Runners in _idle sleep until they get a job; those in _spawned have not begun.
+        # - Runners in _idle sleep until they get a job.
+        # - _spawned has the tasks that have not begun, by the id() of their runner or only job.
         self._nursery = nursery
         self._ready: deque[TaskJob] = deque()
         self._awake: object = None
         self._idle: dict[Runner, None] = {}
         self._kept = 0  # how many runners may be used again
         self._missed = 0  # how often none was available, since one last was
-        self._spawned: set[OwnTask] = set()
+        self._spawned: dict[int, anyio.TaskHandle[None]] = {}
         self._is_closed = False
 
     def wait(self) -> None:
@@ -109,79 +110,59 @@ class Runners:
             return
         if self._missed > MOST:
             self._kept = self._missed = 0
-        with self._nursery.bridge.steps:
+        steps = self._nursery.bridge.steps
+        steps.busy += 1
+        try:
             self._awake = self._give(job)
+        finally:
+            steps.busy -= 1
 
     def _give(self, job: TaskJob) -> Runner | None:
         """Give a job to an idle runner, to a new one, or to its own task."""
+        nursery = self._nursery
         # A task factory makes a task for each job, and may raise: the caller gets that error.
-        if self._nursery.backend.shares_tasks():
+        if (self._idle or self._kept < MOST) and nursery.backend.shares_tasks():
             if self._idle:
                 runner = next(reversed(self._idle))
                 runner.wake(job)
                 self._idle.pop(runner, None)
                 return runner
-            if self._kept < MOST:
-                runner = Runner(self, job)
-                self._start(runner, job._task_name(), Context())
-                self._kept += 1
-                return runner
-        self._start(OwnTask(self, job), job._task_name(), job._context)
+            runner = Runner(self, job)
+            runner.handle = nursery.spawn(runner.run, job._task_name(), Context())
+            self._spawned[id(runner)] = runner.handle
+            self._kept += 1
+            return runner
+        # The task is all there is of it: an object more would be a hundredth of what it costs.
+        self._spawned[id(job)] = nursery.spawn(job._main, job._task_name(), job._context)
         self._missed += 1
         return None
 
-    def _start(self, task: OwnTask, name: str, context: Context | None) -> None:
-        self._spawned.add(task)
-        try:
-            task.handle = self._nursery.spawn(task.run, name=name, context=context)
-        except BaseException:
-            self._spawned.discard(task)
-            raise
+    # what those that run say and ask
 
-    # what a runner says and asks
-
-    def begin(self, task: OwnTask) -> Backend:
-        """Record that a task has begun; return its backend."""
-        self._spawned.discard(task)
+    def begin(self, task: object) -> anyio.TaskHandle[None] | None:
+        """Record that the task of a runner, or the own task of a job, has begun; return it."""
+        handle = self._spawned.pop(id(task), None)
         if not self._spawned:
             self._spawned.clear()  # otherwise it keeps the memory of thousands of entries
-        return self._nursery.backend
-
-    def wake(self, sleep: object) -> None:
-        """Wake one that is idle."""
-        self._nursery.backend.wake(sleep)
-
-    def give_next(self, runner: Runner) -> None:
-        """Give a runner the next job, if one is ready."""
-        if self._awake is runner and self._ready:
-            runner.job = self._ready[0]  # before it is removed: it is always somewhere
-            self._ready.popleft()
-
-    def count_ready(self) -> int:
-        """Return how many jobs are ready."""
-        return len(self._ready)
+        return handle
 
     def is_due(self, runner: Runner) -> bool:
         """Whether a runner is the one that has to take the jobs that are ready."""
         return self._awake is runner and bool(self._ready)
 
-    def come_round(self, runner: Runner) -> None:
-        """Let a runner take the jobs that are ready from now on."""
-        self._missed = 0
-        if self._awake is None:
-            self._awake = runner
-
     def suspend(self, runner: Runner) -> None:
         """Give all ready jobs to other runners, because this one's job has suspended."""
-        if self._awake is runner:
-            self._awake = None
+        if self._awake is not runner:
+            return
+        self._awake = None
+        if self._ready:
             with self._nursery.bridge.steps:
                 while self._ready:
                     self._give_first()
 
     def leave(self, runner: Runner) -> None:
         """Record that a runner has ended; another takes the jobs that are ready."""
-        self._spawned.discard(runner)
+        self._spawned.pop(id(runner), None)
         self._kept = max(0, self._kept - 1)
         self._replace(runner)
 
@@ -228,17 +209,16 @@ class Runners:
 
     def bury(self) -> None:
         """Clean up after tasks that were killed natively before their first step."""
-        for task in list(self._spawned):
-            task.handle.coro.close()  # it was never awaited
-            task.job = None
+        for task in list(self._spawned.values()):
+            task.coro.close()  # it was never awaited
         self._spawned.clear()
         self._awake = None
 
 
-class OwnTask:
-    """A task that runs one job."""
+class Runner:
+    """A task that runs one job after another."""
 
-    __slots__ = ("_pool", "coro", "handle", "job")
+    __slots__ = ("_is_spent", "_pool", "_sleep", "coro", "handle", "job")
 
     def __init__(self, pool: Runners, job: TaskJob) -> None:
         self._pool = pool
@@ -248,31 +228,6 @@ class OwnTask:
         """The job that it runs, or has been given."""
         self.coro: Coroutine[Any, Any, None] | None = None
         """The coroutine of its job, once that has begun."""
-
-    def run(self) -> Coroutine[Any, Any, None]:
-        """Return the coroutine to run: the job's own, as one around it would take memory."""
-        return cast("TaskJob", self.job)._main(self)
-
-    def begin(self) -> None:
-        """Record that the job begins."""
-        self._pool.begin(self)
-        self.job, self.coro = None, self.handle.coro
-
-    def cancel(self) -> None:
-        """Cancel the job."""
-        self.handle.cancel()
-
-    def come_round(self) -> None:
-        """Record that the job ends in this step."""
-
-
-class Runner(OwnTask):
-    """A task that runs one job after another."""
-
-    __slots__ = ("_is_spent", "_sleep")
-
-    def __init__(self, pool: Runners, job: TaskJob) -> None:
-        super().__init__(pool, job)
         self._is_spent = False
         self._sleep: Awaitable[None] | None = None
 
@@ -281,22 +236,23 @@ class Runner(OwnTask):
         self._is_spent = True
         self.handle.cancel()
 
-    def begin(self) -> None:
-        """Do nothing: it began before its first job did."""
-
     def come_round(self) -> None:
         """Record that its job ends in this step, so it can take another."""
-        self._pool.come_round(self)
+        pool = self._pool
+        pool._missed = 0
+        if pool._awake is None:
+            pool._awake = self
 
     def wake(self, job: TaskJob | None) -> None:
         """Give a job to this idle runner; without a job it ends."""
         self.job = job
-        self._pool.wake(self._sleep)
+        self._pool._nursery.backend.wake(self._sleep)
 
     async def run(self) -> None:
         """Run jobs, each in its own context."""
         try:
-            await self._serve(self._pool.begin(self))
+            self._pool.begin(self)
+            await self._serve(self._pool._nursery.backend)
         except BaseException as fault:
             if self.job is None or self.coro is None:
                 raise
@@ -308,24 +264,27 @@ class Runner(OwnTask):
             self._pool.leave(self)
 
     @coroutine
-    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:
+    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:  # noqa: C901 (a call is dear)
         pool, task = self._pool, backend.get_task()
         traces = backend.traces(task)
         self._is_spent = traces is None or backend.is_kept(traces)
-        turn = pool.count_ready()
+        ready, enter_context = pool._ready, backend.enter_context
+        turn = len(ready)
         while True:
             if self.job is None and turn:
-                pool.give_next(self)
+                if pool._awake is self and ready:
+                    self.job = ready[0]  # before it is taken out: it is always somewhere
+                    ready.popleft()
                 turn -= 1
             if self.job is None:
                 if not (yield from self._wait(backend, task)):
                     return
-                turn = pool.count_ready()
+                turn = len(ready)
                 continue
             context, coro = self.job._context, None
             if context is not None:
                 backend.rename(task, self.job._task_name())
-                own = backend.enter_context(task, context)
+                own = None if enter_context is None else enter_context(task, context)
                 try:
                     coro = self.coro = self.job._main(self)
                     step = context.run(coro.send, None)
@@ -336,8 +295,8 @@ class Runner(OwnTask):
                     yield from self._follow(coro, step, context if own is None else None)
                     turn = 1  # the job that was launched by its end, if any
                 finally:
-                    if own is not None:
-                        backend.enter_context(task, own)
+                    if enter_context is not None and own is not None:
+                        enter_context(task, own)
             # Keep nothing of the job here. Is the task kept elsewhere?
             self.job = self.coro = step = None
             del context, coro  # see errors: frames

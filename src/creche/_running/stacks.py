@@ -22,7 +22,9 @@ from .thread import ThreadCall
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
 
-    from .runner import OwnTask
+    from anyio import TaskHandle
+
+    from .runner import Runner
 
 _MACHINERY = {"anyio", "asyncio", "trio"}
 _CALL = ThreadCall._in_thread.__code__
@@ -104,7 +106,7 @@ def find_calls() -> dict[int, Any]:
 
 
 def find_stack(
-    worker: object, task: OwnTask | None, calls: dict[int, Any]
+    worker: object, task: Runner | TaskHandle[None] | None, calls: dict[int, Any]
 ) -> tuple[FrameSnapshot, ...]:
     """Return the frames of a worker, the outermost first, without our own.
 
