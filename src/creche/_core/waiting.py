@@ -26,7 +26,7 @@ def wait_for(
 ) -> Coroutine[Any, Any, None]:
     """Wait until workers have ended, in whatever way; raises none of their errors.
 
-    What it returns is to be awaited at once: a coroutine round the other would cost as much again.
+    Await what it returns at once: another coroutine around it would be expensive.
 
     Args:
         workers: The workers.
@@ -58,7 +58,7 @@ async def _wait_as(
     waited: list[Worker[Any]],
     until: Callable[[Worker[Any]], Awaitable[None]] | None,
 ) -> None:
-    """Wait in a worker: who waits for whom is noted, and must not be a ring."""
+    """Wait in a worker: record who waits for whom, and refuse a cycle."""
     ties = me._rare_parts()
     ties.waits = waited
     me._node._creche_waiting[id(me)] = me

@@ -264,7 +264,7 @@ class Runner:
             self._pool.leave(self)
 
     @coroutine
-    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:  # noqa: C901 (a call is dear)
+    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:  # noqa: C901 (calls are expensive)
         pool, task = self._pool, backend.get_task()
         traces = backend.traces(task)
         self._is_spent = traces is None or backend.is_kept(traces)
