@@ -15,7 +15,8 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["tests", "typing", "typed_docs", "lint"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-SUPPORTED = nox.project.python_versions(PROJECT)
+# Newer versions of nox add the free-threaded builds, which have a session of their own.
+SUPPORTED = [each for each in nox.project.python_versions(PROJECT) if not each.endswith("t")]
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
