@@ -13,7 +13,7 @@ import pytest
 from anyio import lowlevel
 
 from creche import Message, Node, WorkerCancelled, WorkerError, WorkerFailed
-from creche._core.calls import begin_call
+from creche._core.calls import Caller, begin_call
 from creche._core.life import Life
 from helpers import (
     CANCELLED,
@@ -252,7 +252,7 @@ async def test_calls_of_threads_are_served():
 
     async with Node("app") as app:
         panel = app.attach(Node("panel"))
-        begin_call(panel, None, call, (), outcome)
+        begin_call(panel, Caller(None), call, (), outcome)
         await until(outcome.done)
     assert outcome.result() == 5
     assert ready == [False, True]
@@ -272,7 +272,7 @@ async def test_a_call_of_a_thread_that_waits_is_called_off_with_its_worker():
         worker = app.run_worker(lambda: go.wait(RENDEZVOUS), thread=True)
         await until(lambda: worker.is_running)
         panel = app.attach(Node("panel"))
-        begin_call(panel, worker, effect, (), outcome)
+        begin_call(panel, Caller(worker), effect, (), outcome)
         worker.cancel("superseded")
         await panel.shutdown()
         go.set()

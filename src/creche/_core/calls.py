@@ -71,7 +71,7 @@ def post(node: Node, message: Message) -> bool:
     return bridge.post(arrive, to=node._creche_nursery.bridge)
 
 
-class _Caller:
+class Caller:
     """The worker whose thread made a call, if any, until the call has ended.
 
     The frames of the call hold this instead of the worker: see errors: frames.
@@ -92,7 +92,7 @@ def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             f"and for open nodes ({node._creche_label()} is "
             f"{node._creche_nursery.state.value}); on the loop, call the function"
         )
-    caller, future = _Caller(without_far(current.get(None))), Future[Any]()
+    caller, future = Caller(without_far(current.get(None))), Future[Any]()
     begin = partial(begin_call, node, caller, fn, args, future)
     if not bridge.post(begin, partial(fail, future)):
         raise WorkerError(
@@ -103,7 +103,7 @@ def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 def begin_call(
     node: Node,
-    caller: _Caller,
+    caller: Caller,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     future: Future[Any],
@@ -114,7 +114,7 @@ def begin_call(
         _check_call(node, caller)
         value = fn(*args)
         if is_awaitable(value) and not is_a(value, Worker):
-            _await(node, _Caller(caller.worker), value, future)
+            _await(node, Caller(caller.worker), value, future)
         else:
             future.set_result(value)
     except BaseException as error:  # noqa: BLE001 (it belongs to the calling thread)
@@ -124,7 +124,7 @@ def begin_call(
         caller.worker = None
 
 
-def _await(node: Node, caller: _Caller, awaitable: Any, future: Future[Any] | None) -> None:
+def _await(node: Node, caller: Caller, awaitable: Any, future: Future[Any] | None) -> None:
     """Await the value of a call in a task, which is cancelled with the calling worker."""
 
     def lost(error: BaseException | None = None) -> None:
@@ -161,14 +161,14 @@ def _close(awaitable: object) -> None:
         awaitable.close()  # it would cause a warning if it was never awaited
 
 
-def _check_call(node: Node, caller: _Caller) -> None:
+def _check_call(node: Node, caller: Caller) -> None:
     _check_caller(caller.worker)
     if node._creche_nursery.is_cancelled:
         raise WorkerCancelled(f"{node._creche_label()} was cancelled")
 
 
 async def _go_on(
-    node: Node, caller: _Caller, awaitable: Awaitable[Any], future: Future[Any]
+    node: Node, caller: Caller, awaitable: Awaitable[Any], future: Future[Any]
 ) -> None:
     try:
         _check_call(node, caller)
@@ -184,7 +184,7 @@ async def _go_on(
         _close(awaitable)  # it may have been interrupted before it was awaited
 
 
-def _tell_whose(node: Node, caller: _Caller) -> str:
+def _tell_whose(node: Node, caller: Caller) -> str:
     """Describe what was cancelled, and with it the call."""
     if caller.worker is not None and caller.worker._cancellation is not None:
         return tell_of(caller.worker)
