@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextvars import copy_context
 
 import anyio
 from anyio import lowlevel
@@ -33,7 +34,8 @@ class Threads:
             outcomes.append(fars[0].run())
             token.backend_class.run_sync_soon(done.set, (), token.native_token)
 
-        threading.Thread(target=run).start()
+        # With the context of the loop, as threads have it without the GIL, from Python 3.14 on.
+        threading.Thread(target=copy_context().run, args=(run,)).start()
         try:
             await done.wait()
         except anyio.get_cancelled_exc_class():

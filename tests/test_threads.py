@@ -975,6 +975,13 @@ async def until_back(before):
     await let_threads_free()
 
 
+async def test_async_work_in_a_thread_without_sniffio(monkeypatch):
+    """Nobody needs it on asyncio, and AnyIO does without it."""
+    monkeypatch.setitem(sys.modules, "sniffio", None)
+    async with Node() as app:
+        await app.run_worker(settle, thread=True)
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_backend, kind):
     """Of the frames that the error went through, those of the call would hold the worker."""

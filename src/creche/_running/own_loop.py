@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -63,6 +64,11 @@ def on_own_loop(
             current.set(None)
             del on_cancel, awaitable  # see errors: frames
 
+    # A thread may have inherited the context of a loop: without the GIL, from Python 3.14 on. AnyIO
+    # would believe that this loop runs here.
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        sniffio.current_async_library_cvar.set(None)
     try:
         value = anyio.run(main, backend=backend)
     finally:
