@@ -455,6 +455,44 @@ async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
     assert told == ["node 'app/page' was entered and never left; its work is cancelled"]
 
 
+async def test_a_child_that_is_left_after_its_parent_has_closed_it(anyio_backend):
+    """The task that leaves it too late gets what failed in it, once."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio itself fails the task that leaves a nursery open")
+    error = ValueError("of the child")
+    async with Node("app") as app:
+        page = Node("page", parent=app)
+        await asyncio.create_task(page.__aenter__())
+        worker = page.run_worker(fail(error))
+        await until(lambda: worker.is_finished)
+    assert page.is_finished
+    with pytest.raises(ExceptionGroup) as caught:
+        await page.__aexit__(None, None, None)
+    assert leaves(caught.value) == [error]
+    assert not await page.__aexit__(None, None, None)
+
+
+async def test_a_deserted_node_that_is_left_as_its_watcher_finds_it(anyio_backend, caplog):
+    """The watcher waits for the tasks first; then it finds the node closed and logs nothing."""
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("Trio itself fails the task that leaves a nursery open")
+    app = Node("app")
+    await asyncio.create_task(app.__aenter__())
+    worker = await app.start_worker(anyio.sleep_forever)
+    await settle()
+    (watcher,) = [
+        each for each in asyncio.all_tasks() if each.get_name() == "watcher of node 'app'"
+    ]
+    watcher.cancel()
+    await worker.join()
+    assert not app.is_finished
+    with pytest.raises(WorkerError, match="left in another task"):
+        await app.__aexit__(None, None, None)
+    assert app.is_finished
+    await settle()
+    assert not [each for each in caplog.records if each.name == "creche"]
+
+
 async def test_a_native_cancel_of_the_watcher_is_not_obeyed(anyio_backend):
     """While somebody can leave the block, a stray Task.cancel() ends nothing."""
     if anyio_backend[0] != "asyncio":

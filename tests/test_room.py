@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from creche import DeadlockError, Node, WorkerError, WorkerFailed
-from helpers import PENDING, give_later, settle
+from helpers import PENDING, RENDEZVOUS, give_later, settle
 
 
 async def test_room_bounds_what_is_there():
@@ -30,6 +30,16 @@ async def test_room_without_limit():
         group = app.group("jobs")
         group.run_worker(anyio.lowlevel.checkpoint)
         await group.room()
+
+
+async def test_room_before_the_node_is_open():
+    """Nothing runs or is queued yet, so there is room; work that is only added takes none."""
+    app = Node("app")
+    group = app.group("jobs", limit=1)
+    worker = group.run_worker(anyio.lowlevel.checkpoint, start=False)
+    with anyio.fail_after(RENDEZVOUS):
+        await group.room()
+    assert worker.state is PENDING
 
 
 async def test_each_that_waits_gets_one():

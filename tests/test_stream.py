@@ -168,6 +168,16 @@ async def test_other_end_that_has_left_something_unread(pair):
     assert heard in ([(1, b"last")], [])  # the system may drop what was on its way
 
 
+async def test_what_nobody_has_read_by_the_end(pair):
+    """``end()`` reads what has arrived, and the next calls of ``receive()`` return it."""
+    stream, other = pair
+    other.send(frame(1, b"one") + frame(2, b"last"))
+    stream.end()  # in the same step, so the loop has read nothing
+    assert [await stream.receive() for _ in range(2)] == [(1, b"one"), (2, b"last")]
+    with pytest.raises(ConnectionError, match="the other end has hung up"):
+        await stream.receive()
+
+
 class Reluctant(socket.socket):
     """A listener that has no descriptor for the first call."""
 

@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerYet
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -1456,6 +1457,13 @@ async def test_scope_that_work_leaves_open(anyio_backend):
     first, second = leaves(caught.value)
     assert first is worker.error
     assert isinstance(second, RuntimeError)  # AnyIO's, or Trio's
+
+
+async def test_scope_that_cannot_be_found():
+    """Without a handle, or where AnyIO names its parts differently, no scope counts as open."""
+    loop = get_backend(anyio.lowlevel.current_token())
+    assert loop.has_open_scope(None) is False
+    assert loop.has_open_scope(SimpleNamespace(_cancel_scope=object())) is False
 
 
 async def test_task_group_that_work_leaves_open_as_all_is_cancelled():
