@@ -63,12 +63,12 @@ class Audience:
         self._hear_changes = self._hear_progress = 0  # how many of them
 
     @property
-    def nursery(self) -> Nursery:
+    def _nursery(self) -> Nursery:
         """The nursery of the node."""
         return self._node._creche_nursery
 
     @property
-    def bridge(self) -> Bridge:
+    def _bridge(self) -> Bridge:
         """The way into the event loop of the node."""
         return self._node._creche_bridge
 

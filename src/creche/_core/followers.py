@@ -34,12 +34,12 @@ class WorkerSource:
         self._worker = worker
 
     @property
-    def nursery(self) -> Nursery:
+    def _nursery(self) -> Nursery:
         """The nursery of its node."""
         return self._worker._nursery
 
     @property
-    def bridge(self) -> Bridge:
+    def _bridge(self) -> Bridge:
         """The way into the event loop of its node."""
         return self._worker._node._creche_bridge
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from trio.lowlevel import Abort, RaiseCancelT
     from trio.lowlevel import Task as TrioTask
 
-    Event: TypeAlias = asyncio.Event | trio.Event | anyio.Event
-    """An event; where the loop is known, its own, which costs less."""
+Event: TypeAlias = "asyncio.Event | trio.Event | anyio.Event"
+"""An event; where the loop is known, its own, which costs less."""
 
 
 def _cannot_count(_: object) -> int:  # pragma: no cover (on PyPy and free-threaded builds)

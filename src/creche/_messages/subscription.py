@@ -54,10 +54,10 @@ class Source(Protocol):
     """What a subscription listens to: the audience of a node, or of one worker."""
 
     @property
-    def nursery(self) -> Nursery: ...
+    def _nursery(self) -> Nursery: ...
 
     @property
-    def bridge(self) -> Bridge: ...
+    def _bridge(self) -> Bridge: ...
 
     @property
     def hearers(self) -> dict[Listener, Any]:
@@ -140,7 +140,7 @@ class Subscription(Generic[MessageT]):
         self._until_closing = until == "closing"
         self._backlog: Backlog[MessageT] | None = None  # set when it is opened
         self._news: Awaitable[None] | None = None
-        self._bridge = source.bridge
+        self._bridge = source._bridge
         self._backend: Backend
         self._is_read = False
         self._is_over = False
@@ -204,7 +204,7 @@ class Subscription(Generic[MessageT]):
             raise WorkerError(f"{self!r} was opened before; subscribe again")
         self._source.check()
         self._check_thread()
-        nursery = self._source.nursery
+        nursery = self._source._nursery
         if nursery.state is NEW or nursery.state is CLOSED:
             self._token, self._thread = lowlevel.current_token(), threading.get_ident()
             self._backend = get_backend(self._token)
