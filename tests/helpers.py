@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import subprocess
 import sys
@@ -207,3 +208,15 @@ def leaves(error):
 def told(caplog):
     """What the library has told: asyncio's own tells of slow calls, when the machine is busy."""
     return [record for record in caplog.records if record.name == "creche"]
+
+
+def events(response):
+    """Yield the events of an open SSE response of httpx as they come: type, id and data."""
+    found = {}
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if name:
+            found[name] = value
+        elif "data" in found:
+            yield found["event"], found.get("id"), json.loads(found["data"])
+            found = {}

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -76,6 +77,20 @@ def sockets(place):
     return sorted(place.glob("creche-*/*"))
 
 
+@contextmanager
+def running(text, backend):
+    """A program in another process, from when it is ready until its input has ended."""
+    with subprocess.Popen(
+        [sys.executable, "-c", text, backend["backend"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout.readline() == "ready\n"
+        yield program
+        program.communicate("", timeout=60)
+
+
 def in_thread(pid=OWN):
     return anyio.to_thread.run_sync(read_tree, pid)
 
@@ -86,13 +101,7 @@ def in_thread(pid=OWN):
 @posix
 def test_command(place, backend):
     """Another process prints the tree, and the socket is gone when the program has ended."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, backend["backend"]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as program:
-        assert program.stdout.readline() == "ready\n"
+    with running(PROGRAM, backend) as program:
         (path,) = sockets(place)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -103,7 +112,6 @@ def test_command(place, backend):
             check=False,
             timeout=60,
         )
-        program.communicate("", timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     first, *rest = done.stdout.splitlines()
     assert first.startswith("node app: open")
@@ -256,15 +264,8 @@ async def test_a_system_without_such_sockets(monkeypatch):
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="new in 3.14")
 def test_a_process_that_serves_nothing(backend):
     """The trees of a real process are told, as it goes on with its work."""
-    with subprocess.Popen(
-        [sys.executable, "-c", BUSY, backend["backend"]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as program:
-        assert program.stdout.readline() == "ready\n"
+    with running(BUSY, backend) as program:
         said = read_tree(program.pid)
-        program.communicate("", timeout=60)
     assert said.startswith("node app: open")
     assert "go_on: running" in said
     assert program.returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -19,7 +18,16 @@ import pytest
 
 from creche import Node, WorkerError, get_current_worker
 from creche.jobs import Jobs
-from helpers import RENDEZVOUS, SUCCESS, ExceptionGroup, fail, settle, slow_to_leave, until
+from helpers import (
+    RENDEZVOUS,
+    SUCCESS,
+    ExceptionGroup,
+    events,
+    fail,
+    settle,
+    slow_to_leave,
+    until,
+)
 
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
@@ -251,18 +259,6 @@ def serve(**options):
     finally:
         served.server.should_exit = True
         served.thread.join()
-
-
-def events(response):
-    """Give the events of a stream as they come: kind, id and data."""
-    found = {}
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if name:
-            found[name] = value
-        elif "data" in found:
-            yield found["event"], found.get("id"), json.loads(found["data"])
-            found = {}
 
 
 def test_stream_that_is_broken_off():

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import random
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import anyio
 import httpx
@@ -28,6 +30,7 @@ from starlette.routing import Route
 from creche import Node, Worker, get_current_worker
 from creche.jobs import Job, Jobs, ask
 from creche.web import accepted, lifespan, routes
+from helpers import events
 
 CLIENTS, EACH = 50, 20
 ENDS = {"return": "succeeded", "fail": "failed", "ask": "succeeded", "wait": "cancelled"}
@@ -43,17 +46,6 @@ async def work(kind):
     if kind == "wait":
         await anyio.sleep_forever()
     return kind
-
-
-def events(response):
-    found = {}
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if name:
-            found[name] = value
-        elif "data" in found:
-            yield found["event"], found.get("id"), json.loads(found["data"])
-            found = {}
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""When work that has failed is run again; nothing here calls the work, or waits."""
+"""Deciding whether and when failed work runs again; this module neither calls it nor waits."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 
 
 class Attempts:
-    """The attempts of one run of a service, one after the other.
+    """The attempts of one run of a service, one after another.
 
-    Each is made in a ``with`` block, which keeps an error that is no reason to end. Whoever makes
-    them, in a task or in a thread, returns the value if ``is_result()``, and else waits for
-    ``next_delay()``.
+    Each attempt is a ``with`` block, which catches an error after which the work may run again.
+    The caller, in a task or in a thread, returns the value if ``is_result()`` is true, and
+    otherwise waits for ``next_delay()``.
 
     Args:
         label: The name of the service.
-        worker: The worker that runs it, which is not kept alive: frames that know this are kept
-            with the errors.
-        restart: How often work may be run again.
-        is_wanted: Whether it is, after an error.
-        always: Whether it is when it has returned.
-        clock: The time, in seconds.
+        worker: The worker that runs it. It is held weakly: errors keep frames that refer to this.
+        restart: How often the work may run again.
+        is_wanted: Whether it runs again after an error.
+        always: Whether it also runs again after it has returned.
+        clock: Returns the time, in seconds.
         is_cancelled: Whether a worker was cancelled.
     """
 
@@ -62,7 +61,7 @@ class Attempts:
     ) -> bool:
         if not isinstance(error, Exception) or not self._is_restartable(error):
             return False
-        # The traceback is to begin in the function, not in the frame that keeps the error.
+        # The traceback should begin in the function, not in the frame that catches the error.
         error.__traceback__ = cast("TracebackType", error.__traceback__).tb_next
         self._failure = error
         return True
@@ -73,17 +72,17 @@ class Attempts:
         return not is_final(error) and bool(self._is_wanted(error))
 
     def is_result(self) -> bool:
-        """Tell whether what the attempt has returned ends the service; else it counts as failed."""
+        """Whether the returned value ends the service; if not, the attempt counts as failed."""
         if not self._always or self._is_cancelled(self._worker()):
             return True
         self._failure = RuntimeError(f"{self._label} returned, and is to run always")
         return False
 
     def next_delay(self) -> float:
-        """Take a restart out of the budget for the attempt that has failed, and tell of it.
+        """Take a restart out of the budget for the failed attempt, and announce it.
 
         Returns:
-            In how many seconds the next one is due.
+            Seconds to wait before the next attempt.
 
         Raises:
             RestartsExhausted: There are none left.
