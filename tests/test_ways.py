@@ -26,6 +26,7 @@ from creche import (
     get_current_worker,
     work,
 )
+from creche._core.elsewhere import WorkerJob
 from creche._running import wire
 from creche.trace import record
 from creche.ways import OnExecutor, Processes
@@ -379,3 +380,29 @@ async def test_who_watches_is_told_where(tmp_path):
         assert worker.where in (tmp_path / name).read_text()
     (span,) = kept.get_finished_spans()
     assert span.attributes["creche.where"] == worker.where
+
+
+async def test_job_that_is_asked_in_a_thread_as_it_ends():
+    """What another thread asks of a job is answered, even if the job ends at that moment."""
+    answers = []
+
+    class Ending(WorkerJob):
+        """It ends as soon as anybody has looked at its worker."""
+
+        @property
+        def _worker(self):
+            worker, self.kept = self.kept, None
+            return worker
+
+        @_worker.setter
+        def _worker(self, worker):
+            self.kept = worker
+
+    async def way(job):
+        for ask in ("is_running", "is_cancelled", "cancel_reason", "work"):
+            asked = Ending(job._alive(), None)
+            answers.append(await anyio.to_thread.run_sync(getattr, asked, ask))
+
+    async with Node("app") as app:
+        await app.run_worker(farwork.pid, where=way)
+    assert answers == [False, False, None, farwork.pid]

@@ -54,7 +54,8 @@ class WorkerJob:
     __slots__ = ("_label", "_part", "_worker")
 
     def __init__(self, worker: Worker[Any], part: ElsewherePart) -> None:
-        # Set only while the way runs: frames in the traceback of its errors hold the job.
+        # Set only while the way runs: frames in the traceback of its errors hold the job. Other
+        # threads ask as well, so each question reads it once.
         self._worker: Worker[Any] | None = worker
         self._part = part
         self._label = worker._creche_label()
@@ -75,17 +76,20 @@ class WorkerJob:
     @property
     def is_running(self) -> bool:
         """Whether the work has begun, as far as this side knows."""
-        return self._worker is not None and self._worker._state is RUNNING
+        worker = self._worker
+        return worker is not None and worker._state is RUNNING
 
     @property
     def is_cancelled(self) -> bool:
         """Whether cancellation was requested; in any thread."""
-        return self._worker is None or self._worker._cancellation is not None
+        worker = self._worker
+        return worker is None or worker._cancellation is not None
 
     @property
     def cancel_reason(self) -> object:
         """The reason that came with the request."""
-        return None if self._worker is None else self._worker.cancel_reason
+        worker = self._worker
+        return None if worker is None else worker.cancel_reason
 
     @property
     def abandon_on_cancel(self) -> bool:
@@ -93,9 +97,10 @@ class WorkerJob:
         return self._part.abandon_on_cancel
 
     def _alive(self) -> Worker[Any]:
-        if self._worker is None:
+        worker = self._worker
+        if worker is None:
             raise WorkerError(f"the job of {self._label} is over; use it in its way alone")
-        return self._worker
+        return worker
 
     # the way there
 
