@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
 import farwork
@@ -177,6 +178,30 @@ async def test_process_that_cannot_be_started(monkeypatch):
         worker = await app.run_worker(farwork.pid, where=Processes(1)).join()
     assert app.told_of(worker) == [PENDING, ERROR]
     assert "no process can be started: FileNotFoundError" in str(worker.error)
+
+
+@pytest.mark.parametrize("fault", ["it has ended already", "an argument that cannot be sent"])
+async def test_process_that_cannot_be_set_up(monkeypatch, fault):
+    """Of a process that was started but cannot be used nothing is left."""
+    started = []
+    open_process = anyio.open_process
+
+    async def start(*arguments, **options):
+        started.append(await open_process(*arguments, **options))
+        if fault == "it has ended already":
+            started[0].kill()
+            await started[0].wait()
+        return started[0]
+
+    monkeypatch.setattr(anyio, "open_process", start)
+    if fault != "it has ended already":
+        monkeypatch.setattr(sys, "argv", [lambda: None])
+    before = descriptors()
+    async with Node("app", exit_on_error=False) as app:
+        worker = await app.run_worker(farwork.pid, where=Processes(1)).join()
+    assert "no process can be started: " in str(worker.error)
+    assert descriptors() == before
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 async def test_process_that_died_idle():

@@ -257,7 +257,12 @@ class _Process:
         finally:
             self._far_end.close()
         self.where = f"process {self._process.pid}"
-        await self._say(child.SETUP, pickle.dumps((sys.path, _main(), sys.argv)))
+        try:
+            await self._say(child.SETUP, pickle.dumps((sys.path, _main(), sys.argv)))
+        except BaseException:  # such as OSError: it has ended already
+            self._kill_session()
+            await self.watch()
+            raise
 
     async def watch(self) -> None:
         """Wait until it has ended, and record that."""
@@ -309,10 +314,13 @@ class _Process:
 
     async def kill(self) -> None:
         """Kill it with all of its session, and wait until it has ended."""
+        self._kill_session()
+        await self._exited.wait()
+
+    def _kill_session(self) -> None:
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        await self._exited.wait()
 
     def dismiss(self) -> None:
         """End it, because there is nothing for it to do."""
