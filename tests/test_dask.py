@@ -6,7 +6,9 @@ The cluster is made of threads. What happens as a machine is lost is in test_das
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
+import sys
 import weakref
 from concurrent.futures import CancelledError
 from functools import partial
@@ -19,11 +21,15 @@ from creche import Node, WorkerCrashed, WorkerError
 from engines import client
 from helpers import CANCELLED, ERROR, PENDING, RUNNING, Listener, run_python, until
 
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
 distributed = pytest.importorskip("distributed")
 
 from distributed.scheduler import KilledWorker  # noqa: E402
 
 from creche.dask import OnDask, _line, _there  # noqa: E402 (where it is not installed)
+from creche.services import RestartsExhausted  # noqa: E402 (as above)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,6 +71,14 @@ async def fill(app, way, folder):
         await begun(app, partial(farwork.hold, folder / name, gate), folder / name, where=way)
         for name in "ab"
     ]
+
+
+def test_groups_of_errors_are_pickled():
+    """What Dask does to the pickling of errors does not take an exception group apart."""
+    for group in (ExceptionGroup("g", [ValueError(1)]), RestartsExhausted("s", [ValueError(1)])):
+        again = pickle.loads(pickle.dumps(group))  # noqa: S301 (our own)
+        assert repr(again) == repr(group)
+        assert repr(again.exceptions) == repr(group.exceptions)
 
 
 def left_on_scheduler(dask_scheduler):

@@ -12,18 +12,25 @@ except ImportError:
     raise ImportError("creche.dask needs distributed: pip install 'creche[dask]'") from None
 
 import copyreg
+import sys
 
 from creche import WorkerError
 
 from ._way import OnDask
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 __all__ = ["OnDask"]
 
 OnDask.__module__ = __name__
 
 # Dask has tblib pickle every error, with its causes. Those of Creche pickle themselves, as
-# a cause may be one that cannot be pickled.
+# a cause may be one that cannot be pickled. So do groups before Python 3.11, which tblib cannot
+# make again.
 _kinds: list[type[BaseException]] = [WorkerError]
+if sys.version_info < (3, 11):
+    _kinds.append(BaseExceptionGroup)
 while _kinds:
     _kind = _kinds.pop()
     copyreg.dispatch_table.pop(_kind, None)
