@@ -18,7 +18,7 @@ from creche import WorkerError
 
 from ._way import OnDask
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs on any version)
     from exceptiongroup import BaseExceptionGroup
 
 __all__ = ["OnDask"]
@@ -29,7 +29,7 @@ OnDask.__module__ = __name__
 # a cause may be one that cannot be pickled. So do groups before Python 3.11, which tblib cannot
 # make again.
 _kinds: list[type[BaseException]] = [WorkerError]
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # pragma: no cover (as above)
     _kinds.append(BaseExceptionGroup)
 while _kinds:
     _kind = _kinds.pop()
