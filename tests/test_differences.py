@@ -1,4 +1,4 @@
-"""The rows of ``docs/differences.md``: what Textual's workers do otherwise, one test for each."""
+"""A test for each row of ``docs/differences.md``: where Textual's workers behave differently."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ async def forever():
 
 
 async def turns(number=10):
-    """Let whatever is ready run: for tests that something does not happen."""
+    """Let everything that is ready run, for tests that something does not happen."""
     for _ in range(number):
         await lowlevel.checkpoint()
 
 
 class Log(Node):
-    """A node that keeps what its handler was told."""
+    """A node that records the states its handler was notified of."""
 
     def __init__(self, name="log", **options):
         super().__init__(name, **options)
@@ -60,7 +60,7 @@ class Log(Node):
 
 
 class Waiter:
-    """A task that waits for something, and how the wait ended."""
+    """A task that waits for something, and the outcome of the wait."""
 
     def __init__(self):
         self.scope = anyio.CancelScope()
@@ -86,7 +86,7 @@ class Waiter:
 
 
 async def waiting(group, call):
-    """Start a task that awaits a call; return once it does."""
+    """Start a task that awaits a call, and return once it is waiting."""
     waiter = Waiter()
     await group.start(waiter.wait, call)
     return waiter
@@ -94,7 +94,7 @@ async def waiting(group, call):
 
 @pytest.fixture
 def release():
-    """What a thread waits for; set at the end in any case."""
+    """An event that a thread waits for. It is always set at the end."""
     event = threading.Event()
     yield event
     event.set()
@@ -108,7 +108,7 @@ def release():
     [pytest.param(1, "CRECHE\n", id="second"), pytest.param(2, "100.0\n", id="third")],
 )
 async def test_the_examples_of_the_page_run(number, printed, capsys):
-    """Each example of the page runs as it stands and prints what the page says."""
+    """Each example on the page runs unchanged and prints what the page says."""
     namespace = {"__name__": "example"}
     exec(compile(blocks(PAGE)[number], str(PAGE), "exec"), namespace)  # noqa: S102 (our own page)
     await namespace["main"]()
@@ -116,12 +116,12 @@ async def test_the_examples_of_the_page_run(number, printed, capsys):
 
 
 def test_every_example_of_the_page_is_run():
-    """There are as many on the page as the test above runs, and the first: an app on Creche."""
+    """The page has three examples: the Textual app below, and the two that the test above runs."""
     assert len(blocks(PAGE)) == 3
 
 
 def test_the_one_line_of_the_page():
-    """The app that stays one of Textual has Creche's workers."""
+    """With the one changed line, a Textual app gets Creche's workers."""
     pytest.importorskip("textual", reason="it is an extra")
     namespace = {"__name__": "example"}
     exec(compile(blocks(PAGE)[0], str(PAGE), "exec"), namespace)  # noqa: S102 (our own page)
@@ -129,7 +129,7 @@ def test_the_one_line_of_the_page():
 
 
 def test_the_page_and_the_tests_name_each_other():
-    """Each row of the tables names a test that exists, and each test has its row."""
+    """Each row of the tables names an existing test, and each test has a row."""
     tables = PAGE.read_text("utf-8").partition("## The interface")[2]
     rows = [
         line
@@ -147,7 +147,7 @@ def test_the_page_and_the_tests_name_each_other():
 
 
 async def test_update_sets_the_number_of_completed_steps():
-    """update() sets the completed steps, however often it is called; advance() adds."""
+    """update() sets the number of completed steps, whereas advance() adds to it."""
     async with Node("app") as app:
         worker = app.run_worker(forever, start=False)
         worker.update(completed_steps=5, total_steps=10)
@@ -159,7 +159,7 @@ async def test_update_sets_the_number_of_completed_steps():
 
 
 async def test_progress_is_always_a_float():
-    """The progress is a float at both ends of its range too."""
+    """The progress is a float even at the ends of its range."""
     async with Node("app") as app:
         worker = app.run_worker(forever, start=False)
         worker.update(completed_steps=500, total_steps=10)
@@ -169,7 +169,7 @@ async def test_progress_is_always_a_float():
 
 
 async def test_leaving_the_block_waits_for_the_work():
-    """Work that is under way when the block ends normally runs to its end."""
+    """Leaving the block waits for running workers and cancels daemons."""
     go = anyio.Event()
 
     async with Node("app") as app:
@@ -181,7 +181,7 @@ async def test_leaving_the_block_waits_for_the_work():
 
 
 async def test_a_failed_worker_fails_its_node_with_the_original_error():
-    """What the work raised comes out of the block itself, in a group, with a note on the worker."""
+    """The block raises a group of the original error, with a note that names the worker."""
     wrong = ValueError("wrong")
 
     with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'") as caught:
@@ -193,7 +193,7 @@ async def test_a_failed_worker_fails_its_node_with_the_original_error():
 
 
 async def test_a_failure_can_be_caught_where_the_node_was_opened():
-    """A node with a block of its own fails alone; a mounted one fails its parent."""
+    """A node with a block of its own fails alone. A mounted node fails its parent."""
     async with Node("app") as app:
         other = await app.start_worker(forever)
         with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app/page'"):
@@ -210,7 +210,7 @@ async def test_a_failure_can_be_caught_where_the_node_was_opened():
 
 
 async def test_cleanup_that_awaits_needs_a_shield():
-    """In a cancelled worker every await is cancelled, again and again, unless it is shielded."""
+    """In a cancelled worker, every await is cancelled unless it is shielded."""
     seen = []
 
     async def stubborn():
@@ -231,7 +231,7 @@ async def test_cleanup_that_awaits_needs_a_shield():
 
 
 async def test_exclusive_works_in_the_group_with_the_empty_name():
-    """The empty string names a group like any other."""
+    """The empty string is a group name like any other."""
     async with Node("app") as app:
         first = await app.start_worker(forever, group="")
         second = await app.start_worker(forever, group="", exclusive=True)
@@ -241,7 +241,7 @@ async def test_exclusive_works_in_the_group_with_the_empty_name():
 
 
 async def test_call_from_thread_is_a_method_of_every_node():
-    """A thread calls back through its own node; the loop's own thread gets a WorkerError."""
+    """A thread calls back through its own node. On the event loop's thread, this is an error."""
 
     async with Node("app") as app, Node("page", parent=app) as page:
 
@@ -257,7 +257,7 @@ async def test_call_from_thread_is_a_method_of_every_node():
 
 
 async def test_an_overridden_handler_replaces_the_inherited_one():
-    """Of a handler and the one that it overrides, the former alone is called."""
+    """Only the overriding handler is called, not the one it overrides."""
     called = []
 
     class Base(Node):
@@ -274,7 +274,7 @@ async def test_an_overridden_handler_replaces_the_inherited_one():
 
 
 async def test_handlers_have_public_names_only():
-    """A method ``_on_worker_state_changed`` is no handler, and there is no ``@on``."""
+    """A method named ``_on_worker_state_changed`` is not a handler, and there is no ``@on``."""
     called = []
 
     class Private(Node):
@@ -288,7 +288,7 @@ async def test_handlers_have_public_names_only():
 
 
 async def test_a_handler_is_always_given_the_message():
-    """A handler without a parameter for the message is a mistake that fails its node."""
+    """A handler without a parameter for the message fails its node with TypeError."""
 
     class Bare(Node):
         def on_worker_state_changed(self):
@@ -301,7 +301,7 @@ async def test_a_handler_is_always_given_the_message():
 
 
 def test_messages_carry_nothing_of_textual():
-    """A message has what the page says and nothing that belongs to widgets; stop() returns None."""
+    """A message has none of the attributes that Textual needs for widgets. stop() returns None."""
     message = Message()
     for name in ("control", "time", "prevent_default", "set_sender", "can_replace", "is_forwarded"):
         assert not hasattr(message, name), name
@@ -310,7 +310,7 @@ def test_messages_carry_nothing_of_textual():
 
 
 def test_bubbling_is_inherited():
-    """A subclass of a message that does not bubble does not bubble."""
+    """A subclass of a message that does not bubble does not bubble either."""
 
     class Quiet(Message, bubble=False):
         pass
@@ -322,7 +322,7 @@ def test_bubbling_is_inherited():
 
 
 def test_handler_names_split_runs_of_capitals():
-    """A run of capitals is one word of the handler's name."""
+    """A run of capitals becomes one word in the handler's name."""
 
     class HTTPError(Message):
         pass
@@ -331,7 +331,7 @@ def test_handler_names_split_runs_of_capitals():
 
 
 async def test_a_message_needs_no_super_init():
-    """A message whose class does not call ``super().__init__()`` is delivered."""
+    """A message whose class does not call ``super().__init__()`` is still delivered."""
     got = []
 
     class Saved(Message):
@@ -348,7 +348,7 @@ async def test_a_message_needs_no_super_init():
 
 
 async def test_pending_is_announced_when_the_worker_is_added():
-    """Making a worker announces nothing; adding it does, and it is in the manager by then."""
+    """Creating a worker announces nothing. PENDING is announced when it is added to the manager."""
     async with Log("app") as app:
         worker = Worker(app, forever)
         await turns()
@@ -360,7 +360,7 @@ async def test_pending_is_announced_when_the_worker_is_added():
 
 
 def test_every_error_derives_from_worker_error():
-    """``except WorkerError`` catches all errors of the library."""
+    """``except WorkerError`` catches every error that the library defines."""
     for error in (
         DeadlockError,
         NoActiveWorker,
@@ -372,7 +372,7 @@ def test_every_error_derives_from_worker_error():
 
 
 async def test_the_description_is_as_given():
-    """run_worker() keeps a description whole and makes none up."""
+    """run_worker() keeps the description it is given, in full. Without one, it is empty."""
     async with Node("app") as app:
         assert app.run_worker(forever, start=False).description == ""
         told = "x" * 2000
@@ -380,7 +380,7 @@ async def test_the_description_is_as_given():
 
 
 async def test_a_described_call_is_cut_short():
-    """@work describes the call, each argument in at most a hundred characters."""
+    """@work describes the call, with at most a hundred characters for each argument."""
 
     class Broken:
         def __repr__(self):
@@ -397,20 +397,20 @@ async def test_a_described_call_is_cut_short():
 
 
 async def test_a_partial_is_named_after_its_function():
-    """A worker that runs a partial has the name of the function in it."""
+    """A worker that runs a partial is named after the wrapped function."""
     async with Node("app") as app:
         assert app.run_worker(partial(anyio.sleep, 0)).name == "sleep"
 
 
 async def test_unsupported_work_is_refused_at_the_call():
-    """What can never be run is a WorkerError of run_worker() itself."""
+    """run_worker() itself raises WorkerError for work that can never run."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="cannot make a worker of 5: work must be a"):
             app.run_worker(5)
 
 
 async def test_a_generator_is_no_work():
-    """Work that makes a generator, of which nothing would run, fails and says so."""
+    """Work that returns a generator fails with an error that says nothing of it has run."""
 
     def rows():
         yield 1
@@ -424,7 +424,7 @@ async def test_a_generator_is_no_work():
 
 
 async def test_wrong_arguments_fail_the_call():
-    """A decorated call whose arguments do not fit is a TypeError, and starts nothing."""
+    """A decorated call with the wrong arguments raises TypeError and starts nothing."""
 
     @work
     async def fetch(node, url):
@@ -437,7 +437,7 @@ async def test_wrong_arguments_fail_the_call():
 
 
 async def test_a_plain_function_without_thread_fails_and_names_the_cure():
-    """A plain function is called on the loop, and what it returns shows that it wants a thread."""
+    """A plain function runs on the loop; the worker then fails and suggests ``thread=True``."""
     called = []
     async with Node("app") as app:
         worker = app.run_worker(lambda: called.append(1), name="plain", exit_on_error=False)
@@ -447,7 +447,7 @@ async def test_a_plain_function_without_thread_fails_and_names_the_cure():
 
 
 async def test_a_decorated_function_wants_a_node():
-    """A decorated function that is not given a node first says so."""
+    """A decorated function raises WorkerError unless its first argument is a node."""
 
     @work
     async def search(node):
@@ -468,7 +468,7 @@ async def test_a_worker_is_added_once():
 
 
 async def test_a_worker_takes_no_new_attributes():
-    """An attribute that a worker does not have cannot be set, but on a subclass."""
+    """New attributes can be set only on an instance of a subclass of Worker."""
 
     class Labelled(Worker):
         pass
@@ -482,7 +482,7 @@ async def test_a_worker_takes_no_new_attributes():
 
 
 async def test_cancel_group_returns_whom_it_cancelled():
-    """Cancelling a group tells the workers that this very call cancelled."""
+    """cancel_group() and cancel_node() return only the workers that this call cancelled."""
     async with Node("app") as app:
         first = await app.start_worker(forever, group="g")
         second = await app.start_worker(forever, group="g")
@@ -493,7 +493,7 @@ async def test_cancel_group_returns_whom_it_cancelled():
 
 
 async def test_waiting_in_another_event_loop_says_what_to_do():
-    """wait() on another loop than the node's raises an error that names the way."""
+    """wait() on another event loop raises an error that names call_from_thread()."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
 
@@ -510,7 +510,7 @@ async def test_waiting_in_another_event_loop_says_what_to_do():
 
 
 async def test_cancelling_a_waiter_leaves_the_work_alone():
-    """The work goes on when one that waits for it is cancelled, and no flag says otherwise."""
+    """Cancelling a task that waits for a worker does not cancel the worker."""
     go = anyio.Event()
 
     async with anyio.create_task_group() as group, Node("app") as app:
@@ -525,7 +525,7 @@ async def test_cancelling_a_waiter_leaves_the_work_alone():
 
 
 async def test_one_cancelled_waiter_does_not_disturb_another():
-    """Of two that wait, one is cancelled and the other gets the result."""
+    """Of two tasks that wait for a worker, one is cancelled and the other still gets the result."""
     go = anyio.Event()
 
     async with anyio.create_task_group() as group, Node("app") as app:
@@ -540,7 +540,7 @@ async def test_one_cancelled_waiter_does_not_disturb_another():
 
 
 async def test_a_timeout_of_wait_is_a_timeout():
-    """A wait that takes too long ends in TimeoutError, not in an error of the worker."""
+    """A timeout around wait() raises TimeoutError, not a WorkerError."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
         with pytest.raises(TimeoutError), anyio.fail_after(0):
@@ -549,7 +549,7 @@ async def test_a_timeout_of_wait_is_a_timeout():
 
 
 async def test_a_cancelled_waiter_is_cancelled_whatever_the_work_does():
-    """The cancellation of a waiter is not lost in work that shrugs cancellation off."""
+    """A cancelled waiter ends cancelled, even if the work would swallow a cancellation."""
 
     async def shrug():
         try:
@@ -568,7 +568,7 @@ async def test_a_cancelled_waiter_is_cancelled_whatever_the_work_does():
 
 
 async def test_a_task_of_a_worker_may_wait_for_it():
-    """A task that inherits the active worker, but is not the worker, waits like any other."""
+    """A task that inherits the active worker, but is not the worker itself, may wait for it."""
 
     async def helper():
         return await get_current_worker().wait()
@@ -585,7 +585,7 @@ async def test_a_task_of_a_worker_may_wait_for_it():
 
 
 async def test_a_ring_of_waits_is_a_deadlock_error():
-    """Two workers that wait for each other: the one that closes the ring is told."""
+    """When two workers wait for each other, the one that closes the cycle gets DeadlockError."""
     workers = []
 
     async def wait_for(number):
@@ -606,7 +606,7 @@ async def test_a_ring_of_waits_is_a_deadlock_error():
 
 
 async def test_worker_failed_has_the_original_as_its_cause():
-    """The error that wait() raises shows where the work went wrong."""
+    """The WorkerFailed that wait() raises has the original error as its ``__cause__``."""
     wrong = ValueError("wrong")
 
     async with Node("app") as app:
@@ -620,7 +620,7 @@ async def test_worker_failed_has_the_original_as_its_cause():
 
 
 async def test_a_relayed_failure_reads_like_the_original():
-    """The message of a failure that passed through several workers is as short as at first."""
+    """The message of a failure does not grow when it passes through several workers."""
 
     async def relay(worker):
         await worker.wait()
@@ -635,7 +635,7 @@ async def test_a_relayed_failure_reads_like_the_original():
 
 
 async def test_waiting_for_no_workers_returns_at_once():
-    """``wait_for_complete([])`` waits for none, not for all."""
+    """``wait_for_complete([])`` waits for no workers, rather than for all."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
         with anyio.fail_after(LIMIT):
@@ -645,7 +645,7 @@ async def test_waiting_for_no_workers_returns_at_once():
 
 
 async def test_wait_for_complete_waits_for_all_and_raises_for_none():
-    """A failure or a cancellation of one does not cut short the wait for the others."""
+    """wait_for_complete() waits for all workers, even if one of them fails or is cancelled."""
     now, later = anyio.Event(), anyio.Event()
 
     async def fail():
@@ -670,7 +670,7 @@ async def test_wait_for_complete_waits_for_all_and_raises_for_none():
 
 
 async def test_wait_for_complete_passes_over_workers_never_started():
-    """A worker that was not started is none to wait for, and no reason to fail."""
+    """wait_for_complete() skips workers that were not started, and raises nothing."""
     async with Node("app") as app:
         worker = app.run_worker(forever, start=False)
         with anyio.fail_after(LIMIT):
@@ -680,7 +680,7 @@ async def test_wait_for_complete_passes_over_workers_never_started():
 
 
 async def test_cancelling_wait_for_complete_leaves_the_work_alone():
-    """The workers go on when the one that waits for all of them is cancelled."""
+    """Cancelling a task that waits for all workers does not cancel the workers."""
     async with anyio.create_task_group() as group, Node("app") as app:
         workers = [await app.start_worker(forever) for _ in range(3)]
         waiter = await waiting(group, app.workers.wait_for_complete)
@@ -692,7 +692,7 @@ async def test_cancelling_wait_for_complete_leaves_the_work_alone():
 
 
 async def test_wait_for_complete_does_not_swallow_cancellation():
-    """A cancelled caller does not go on as if the work were complete."""
+    """A cancelled call of wait_for_complete() does not return as if the work were complete."""
     went_on = False
     async with Node("app") as app:
         worker = await app.start_worker(forever)
@@ -709,7 +709,7 @@ async def test_wait_for_complete_does_not_swallow_cancellation():
 
 
 async def test_a_pending_worker_is_cancelled_at_once():
-    """Cancelling a worker that was not started ends it, announces it and lets go of it."""
+    """Cancelling a worker that was not started ends it, announces that and forgets the worker."""
     async with Log("app") as app:
         worker = app.run_worker(forever, start=False)
         worker.cancel("not wanted")
@@ -721,7 +721,7 @@ async def test_a_pending_worker_is_cancelled_at_once():
 
 
 async def test_a_cancelled_worker_cannot_be_started():
-    """Nothing starts a worker that was cancelled before its start."""
+    """A worker that is cancelled before it starts never runs."""
     ran = []
 
     async def record():
@@ -736,7 +736,7 @@ async def test_a_cancelled_worker_cannot_be_started():
 
 
 async def test_cancel_right_after_the_start_is_announced():
-    """A worker that is cancelled before its first step ends, and its node is told."""
+    """A worker that is cancelled before its first step ends at once, and its node is notified."""
     async with Log("app") as app:
         worker = app.run_worker(forever)
         worker.cancel()
@@ -746,7 +746,7 @@ async def test_cancel_right_after_the_start_is_announced():
 
 
 async def test_a_coroutine_that_never_ran_is_closed():
-    """A coroutine object whose worker is called off in time is no 'never awaited' warning."""
+    """A coroutine object that is never run is closed, so there is no "never awaited" warning."""
     closed = Node("closed")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -761,7 +761,7 @@ async def test_a_coroutine_that_never_ran_is_closed():
 
 
 async def test_a_cancelled_worker_never_succeeds():
-    """What work returns after its cancellation is readable, but the worker is CANCELLED."""
+    """What work returns after its cancellation is in ``result``, but the worker is CANCELLED."""
 
     async def shrug():
         try:
@@ -779,7 +779,7 @@ async def test_a_cancelled_worker_never_succeeds():
 
 
 async def test_a_cancelled_worker_has_no_error():
-    """The exception of the event loop's own cancellation is not taken for an error of the work."""
+    """The event loop's own cancellation exception does not count as an error of the work."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
         worker.cancel()
@@ -788,7 +788,7 @@ async def test_a_cancelled_worker_has_no_error():
 
 
 async def test_cancel_after_the_end_changes_nothing():
-    """A worker that succeeded does not count as cancelled afterwards."""
+    """Cancelling a worker that has succeeded does not mark it as cancelled."""
     async with Node("app") as app:
         worker = app.run_worker(lowlevel.checkpoint)
         await worker.wait()
@@ -799,7 +799,7 @@ async def test_cancel_after_the_end_changes_nothing():
 
 
 async def test_a_second_cancel_does_not_interrupt_cleanup():
-    """Cleaning up after a cancellation is not disturbed by another."""
+    """A second cancel() does not interrupt the cleanup after the first."""
     cleaning, go = anyio.Event(), anyio.Event()
     done = []
 
@@ -823,7 +823,7 @@ async def test_a_second_cancel_does_not_interrupt_cleanup():
 
 
 async def test_cancellation_from_outside_is_seen_by_the_worker():
-    """A worker that a scope outside its node cancels knows that it was cancelled."""
+    """A worker cancelled by a scope outside its node is marked as cancelled."""
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
             worker = await app.start_worker(forever)
@@ -836,7 +836,7 @@ async def test_cancellation_from_outside_is_seen_by_the_worker():
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_native_cancellation_is_seen_by_the_worker():
-    """A worker whose asyncio task is cancelled knows that it was cancelled."""
+    """A worker whose asyncio task is cancelled is marked as cancelled, and its sibling runs on."""
     tasks = []
 
     async def expose():
@@ -856,7 +856,7 @@ async def test_a_native_cancellation_is_seen_by_the_worker():
 
 
 async def test_cancel_from_a_thread_takes_effect_at_once():
-    """cancel() called in a foreign thread wakes the event loop."""
+    """cancel() called in another thread wakes the event loop."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
         thread = threading.Thread(target=worker.cancel)
@@ -867,7 +867,7 @@ async def test_cancel_from_a_thread_takes_effect_at_once():
 
 
 async def test_the_state_cannot_be_set_at_will():
-    """An assignment that does not follow the table of states is refused and changes nothing."""
+    """Assigning a state that cannot follow the current one is refused and changes nothing."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
         with pytest.raises(
@@ -885,7 +885,7 @@ async def test_the_state_cannot_be_set_at_will():
 
 
 async def test_running_means_that_the_work_was_entered():
-    """A worker is PENDING up to the moment in which its work begins."""
+    """A worker stays PENDING until its work begins."""
     states = []
 
     async def look():
@@ -901,7 +901,7 @@ async def test_running_means_that_the_work_was_entered():
 
 
 async def test_a_cancelled_thread_is_running_until_it_returns(release):
-    """A cancelled thread worker is RUNNING, and in the manager, while its function runs."""
+    """A cancelled thread worker stays RUNNING, and in the manager, until its function returns."""
     async with Node("app") as app:
         worker = await app.start_worker(lambda: release.wait(LIMIT), thread=True)
         worker.cancel()
@@ -916,7 +916,7 @@ async def test_a_cancelled_thread_is_running_until_it_returns(release):
 
 
 async def test_a_cancelled_thread_cannot_call_into_the_loop(release):
-    """What a superseded thread wants to have done on the loop is not done, and it is told."""
+    """call_from_thread() in a superseded thread raises WorkerCancelled and calls nothing."""
     delivered, told = [], []
 
     async with Node("app") as app:
@@ -938,7 +938,7 @@ async def test_a_cancelled_thread_cannot_call_into_the_loop(release):
 
 
 async def test_a_call_under_way_is_cancelled_with_its_worker():
-    """An async function that a thread called is cancelled together with the thread's worker."""
+    """An async function that a thread called is cancelled along with the thread's worker."""
     inside, go = anyio.Event(), anyio.Event()
     effects = []
 
@@ -957,7 +957,7 @@ async def test_a_call_under_way_is_cancelled_with_its_worker():
 
 
 async def test_the_error_of_a_cancelled_thread_is_not_lost(release):
-    """A thread that fails after its cancellation fails its node like any other."""
+    """A thread worker that fails after its cancellation still fails its node."""
     wrong = ValueError("wrong")
 
     def fail():
@@ -974,7 +974,7 @@ async def test_the_error_of_a_cancelled_thread_is_not_lost(release):
 
 
 async def test_the_result_of_a_cancelled_thread_stays_readable(release):
-    """What a thread returned after its cancellation is in ``result``."""
+    """What a thread returns after its cancellation is in ``result``."""
     async with Node("app") as app:
         worker = await app.start_worker(lambda: release.wait(LIMIT), thread=True)
         worker.cancel()
@@ -983,7 +983,7 @@ async def test_the_result_of_a_cancelled_thread_stays_readable(release):
 
 
 async def test_a_thread_worker_is_pending_until_its_function_is_called(release):
-    """A thread worker for which there is no thread yet is PENDING, and says that it is queued."""
+    """A thread worker that waits for a free thread is PENDING and queued."""
     called = []
     limiter = anyio.CapacityLimiter(1)
     async with Node("app") as app:
@@ -999,7 +999,7 @@ async def test_a_thread_worker_is_pending_until_its_function_is_called(release):
 
 
 async def test_cancel_reaches_async_work_in_a_thread():
-    """Async work that runs on a loop of its own in a thread is cancelled there, promptly."""
+    """Async work on an event loop of its own in a thread is cancelled there promptly."""
     begun = threading.Event()
     ended = []
 
@@ -1020,7 +1020,7 @@ async def test_cancel_reaches_async_work_in_a_thread():
 
 
 async def test_a_thread_has_the_context_variables_of_its_creator():
-    """A thread worker sees the context variables that were set where it was made."""
+    """A thread worker sees the context variables that were set where it was created."""
     user = ContextVar("user", default="nobody")
     user.set("somebody")
     async with Node("app") as app:
@@ -1028,7 +1028,7 @@ async def test_a_thread_has_the_context_variables_of_its_creator():
 
 
 async def test_a_coroutine_made_in_a_thread_is_awaited():
-    """A coroutine that the callable of a thread returns is awaited, on a loop in that thread."""
+    """A coroutine that a thread worker's function returns is awaited on a loop in that thread."""
 
     async def fetch(name):
         await lowlevel.checkpoint()
@@ -1039,7 +1039,7 @@ async def test_a_coroutine_made_in_a_thread_is_awaited():
 
 
 async def test_a_group_can_be_cancelled_from_a_thread():
-    """The manager's calls that change something are made in any thread, and done on return."""
+    """cancel_group() works in any thread, and has taken effect when it returns."""
     async with Node("app") as app:
         workers = [await app.start_worker(forever, group="g") for _ in range(3)]
         cancelled = await to_thread.run_sync(app.workers.cancel_group, app, "g")
@@ -1065,13 +1065,13 @@ class AsyncCallable:
     ],
 )
 async def test_every_callable_that_gives_an_awaitable_is_work(make):
-    """Objects with an async ``__call__``, partials of them and lambdas run without a thread."""
+    """Objects with an async ``__call__``, partials of them, and lambdas run on the event loop."""
     async with Node("app") as app:
         assert await app.run_worker(make()) == "page"
 
 
 async def test_a_worker_started_late_has_the_context_of_its_creator():
-    """However late a worker starts, it sees the context variables of the code that made it."""
+    """A worker sees the context variables of the code that created it, however late it starts."""
     user = ContextVar("user")
     async with Node("app") as app:
         user.set("creator")
@@ -1089,7 +1089,7 @@ async def test_a_worker_started_late_has_the_context_of_its_creator():
 
 
 async def test_unrelated_exclusive_workers_leave_each_other_alone():
-    """Exclusive workers of different functions, without a group, do not cancel each other."""
+    """Without a group, an exclusive worker cancels only exclusive runs of the same function."""
 
     async def search():
         await anyio.sleep_forever()
@@ -1108,7 +1108,7 @@ async def test_unrelated_exclusive_workers_leave_each_other_alone():
 
 
 async def test_exclusive_acts_at_the_start_and_not_before():
-    """An exclusive worker cancels the others when it is started, not when it is made."""
+    """An exclusive worker cancels the others when it starts, not when it is created."""
     async with Node("app") as app:
         running = await app.start_worker(forever, group="g")
         waiting = app.run_worker(forever, group="g", exclusive=True, start=False)
@@ -1124,7 +1124,7 @@ async def test_exclusive_acts_at_the_start_and_not_before():
 
 
 async def test_remove_waits_until_the_work_has_ended():
-    """When a node has been removed, its workers have ended, their cleanup included."""
+    """remove() returns once the node's workers have ended, including their cleanup."""
     ended = []
 
     async def careful():
@@ -1144,7 +1144,7 @@ async def test_remove_waits_until_the_work_has_ended():
 
 
 async def test_no_work_starts_on_a_removed_node():
-    """A node that was removed refuses work, since nobody would look after it."""
+    """A removed node refuses to start work."""
     async with Node("app") as app:
         panel = await app.mount(Node("panel"))
         await panel.remove()
@@ -1155,7 +1155,7 @@ async def test_no_work_starts_on_a_removed_node():
 
 
 async def test_no_work_starts_before_the_node_is_open():
-    """A node whose block was not entered refuses to start work."""
+    """A node whose block has not been entered refuses to start work."""
     with pytest.raises(
         WorkerError,
         match=r"^cannot start work on node 'app', which is not open yet; enter",
@@ -1164,7 +1164,7 @@ async def test_no_work_starts_before_the_node_is_open():
 
 
 async def test_nothing_outlives_the_block():
-    """After a cancelled block neither async cleanup nor a thread is still at work."""
+    """When a cancelled block has ended, no async cleanup and no thread is still running."""
     ended = []
 
     async def careful():
@@ -1202,7 +1202,7 @@ async def test_workers_never_started_end_with_their_node():
 
 
 async def test_every_failure_is_raised_once():
-    """Two workers that fail: the block raises both errors."""
+    """When two workers fail, the block raises both errors."""
     errors = [ValueError("first"), KeyError("second")]
 
     async def fail_on_the_way_out():
@@ -1219,7 +1219,7 @@ async def test_every_failure_is_raised_once():
 
 
 async def test_a_contained_error_is_logged(caplog):
-    """An error of a worker with ``exit_on_error=False`` is in the log, even if nobody waits."""
+    """The error of a worker with ``exit_on_error=False`` is logged, even if nothing waits."""
     with caplog.at_level(logging.ERROR, "creche"):
         async with Node("app") as app:
             worker = app.run_worker(fail(ValueError("wrong")), exit_on_error=False)
@@ -1234,7 +1234,7 @@ class Odd(BaseException):
 
 @pytest.mark.parametrize("kind", [Odd, SystemExit, KeyboardInterrupt])
 async def test_a_base_exception_ends_the_worker_and_propagates(kind):
-    """What is no Exception ends its worker ERROR and leaves the block, bare."""
+    """A BaseException such as SystemExit ends its worker as ERROR and leaves the block bare."""
     odd = kind("odd")
 
     with pytest.raises(kind) as caught:
@@ -1248,7 +1248,7 @@ async def test_a_base_exception_ends_the_worker_and_propagates(kind):
 
 
 async def test_cancelling_all_copes_with_workers_that_are_added_meanwhile():
-    """A worker that starts another when it is cancelled does not break ``cancel_all()``."""
+    """cancel_all() copes with a worker that starts another one when it is cancelled."""
 
     class Restarting(Worker):
         def cancel(self, reason=None):
@@ -1266,7 +1266,7 @@ async def test_cancelling_all_copes_with_workers_that_are_added_meanwhile():
 
 
 async def test_the_manager_has_a_readable_repr():
-    """The representation of a manager counts its workers by state."""
+    """The repr of a manager counts its workers by state."""
     async with Node("app") as app:
         worker = await app.start_worker(forever)
         app.run_worker(forever, start=False)
@@ -1275,7 +1275,7 @@ async def test_the_manager_has_a_readable_repr():
 
 
 async def test_the_final_change_reaches_the_handler_of_a_removed_node():
-    """The handler of a node that is removed is told how its workers ended."""
+    """The handler of a node that is being removed is notified of how its workers ended."""
     async with Node("app") as app:
         panel = await app.mount(Log("panel"))
         await panel.start_worker(forever)
@@ -1284,7 +1284,7 @@ async def test_the_final_change_reaches_the_handler_of_a_removed_node():
 
 
 async def test_the_final_change_reaches_the_handler_of_a_cancelled_root():
-    """So is the handler of a root that is cancelled."""
+    """The handler of a root that is cancelled is notified of how its workers ended."""
     async with Log("app") as app:
         await app.start_worker(forever)
         app.cancel()

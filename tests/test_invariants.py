@@ -1,4 +1,4 @@
-"""Each invariant of the state machine can fail: a fault is planted, and that one tells."""
+"""Each invariant of the state machine can fail: each test plants a fault that violates one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 @pytest.fixture
 def machine():
-    """A machine with one open node, whose rules a test calls by hand."""
+    """A machine with one open node, whose rules a test calls itself."""
 
     class Machine(WorkerMachine):
         pass
@@ -38,7 +38,7 @@ def machine():
     machine = Machine()
     machine.open_tree(seed=0, limit=1, overflow="restart")
     yield machine
-    machine.has_broken = True  # what is left of it is not looked at
+    machine.has_broken = True  # the remains are not checked
     if machine.examples == 0:
         machine.teardown()
 
@@ -49,7 +49,7 @@ def place(machine):
 
 
 def violated(machine, name):
-    """Look at the invariants; this one has to be the one that is found violated first."""
+    """Check the invariants. The one with this name has to be the first that is violated."""
     with pytest.raises(AssertionError) as caught:
         machine.all_holds()
     told = str(caught.value).splitlines()
@@ -60,7 +60,7 @@ def violated(machine, name):
 
 @pytest.mark.parametrize("told", ["refused a worker", "took a worker"])
 def test_call_that_is_answered_wrongly(machine, place, monkeypatch, told):
-    """A node that refuses work though it is open, or takes it though it is shut."""
+    """A node refuses work although it is open, or takes work although it is closed."""
     monkeypatch.setattr(type(place), "refuses", told == "took a worker")
     if told == "refused a worker":
         monkeypatch.setattr(Node, "workers", property(lambda self: Refusing()))
@@ -77,7 +77,7 @@ class Refusing:
 
 
 def test_lost_announcement(machine, place, monkeypatch):
-    """A change that is not announced."""
+    """A change of state is not announced."""
     announce = Audience.announce
     monkeypatch.setattr(
         Audience, "announce", lambda *args: args[-1] is RUNNING or announce(*args), raising=True
@@ -87,14 +87,14 @@ def test_lost_announcement(machine, place, monkeypatch):
 
 
 def test_nothing_announced(machine, place, monkeypatch):
-    """A worker of which nothing at all is announced."""
+    """Nothing at all is announced about a worker."""
     monkeypatch.setattr(Audience, "announce", lambda *args: None)
     machine.run(place=place, script=RETURN)
     violated(machine, "changes_are_announced_once_and_in_order")
 
 
 def test_end_that_is_no_end(machine, place):
-    """A worker that changes after its end."""
+    """A worker changes its state after its end."""
     record = machine.run(place=place, script=RETURN)
     machine.all_holds()
     record.worker._state = ERROR
@@ -103,7 +103,7 @@ def test_end_that_is_no_end(machine, place):
 
 
 def test_entered_and_never_running(machine, place, monkeypatch):
-    """Work that is entered though its worker was cancelled before it could run."""
+    """Work is entered although its worker was cancelled before it could run."""
     record = machine.create(place=place, script=RETURN, group="free", kind="function")
     machine.cancel_unstarted(record=record)
     record.play.log.append("entered")
@@ -112,7 +112,7 @@ def test_entered_and_never_running(machine, place, monkeypatch):
 
 
 def test_success_after_cancel(machine, place, monkeypatch):
-    """A worker that says SUCCESS though its cancellation was requested."""
+    """A worker ends SUCCESS although its cancellation was requested."""
     record = machine.run(place=place, script=Script(on_cancel=OnCancel.SWALLOW))
     record.ask("the test says so")
     machine.open_gate(record=record)
@@ -120,7 +120,7 @@ def test_success_after_cancel(machine, place, monkeypatch):
 
 
 def test_event_of_cancellation_is_not_set(machine, place):
-    """A request that the worker's event does not tell."""
+    """The worker's cancelled_event is not set after its cancellation was requested."""
     record = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
     machine.cancel(record=record)
     record.worker.cancelled_event.clear()
@@ -128,35 +128,35 @@ def test_event_of_cancellation_is_not_set(machine, place):
 
 
 def test_running_before_it_is_inside(machine, place, monkeypatch):
-    """A worker that is RUNNING while its thread is not there."""
+    """A worker is RUNNING although its work has not been entered."""
     record = machine.run(place=place, script=Script())
     record.play.log.clear()
     violated(machine, "running_is_inside")
 
 
 def test_service_that_lost_count(machine, place):
-    """A service that has begun again more often than it has crashed."""
+    """A service has restarted more often than it has crashed."""
     record = machine.serve(place=place, script=Script())
     record.worker.restarted(OSError())
     violated(machine, "services_begin_again")
 
 
 def test_service_that_is_not_ready(machine, place, monkeypatch):
-    """A service that has said that it is ready, and is not."""
+    """A service that has reported that it is ready is not."""
     monkeypatch.setattr(Worker, "is_ready", property(lambda self: False))
     machine.serve(place=place, script=Script())
     violated(machine, "services_begin_again")
 
 
 def test_entered_before_it_is_running(machine, place, monkeypatch):
-    """Work that is entered by a worker that does not say RUNNING."""
+    """Work is entered although its worker is not RUNNING."""
     monkeypatch.setattr(Worker, "is_running", property(lambda self: False))
     machine.run(place=place, script=RETURN)
     violated(machine, "running_is_inside")
 
 
 def test_work_that_is_repeated(machine, place, monkeypatch):
-    """A worker that runs its work twice."""
+    """A worker runs its work twice."""
 
     class Twice(Worker):
         async def run(self):
@@ -169,7 +169,7 @@ def test_work_that_is_repeated(machine, place, monkeypatch):
 
 
 def test_work_that_is_tried_again(machine, place, monkeypatch):
-    """A worker that tries again what has failed, which is no fault."""
+    """A worker that retries failed work violates nothing."""
 
     class Again(Worker):
         async def run(self):
@@ -185,7 +185,7 @@ def test_work_that_is_tried_again(machine, place, monkeypatch):
 
 
 def test_end_that_the_log_denies(machine, place, monkeypatch):
-    """A worker that makes SUCCESS of an error."""
+    """A worker ends SUCCESS although its work failed."""
 
     class Tidy(Worker):
         async def run(self):
@@ -200,14 +200,14 @@ def test_end_that_the_log_denies(machine, place, monkeypatch):
 
 
 def test_cancelled_for_nothing(machine, place):
-    """A sibling that is cancelled though nobody asked."""
+    """A worker is cancelled although nothing requested it."""
     record = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
     machine.do(record.worker.cancel)
     violated(machine, "nobody_else_is_cancelled")
 
 
 def test_cancel_that_does_not_reach(machine, place, monkeypatch):
-    """A worker that goes on though it was cancelled."""
+    """A worker goes on although it was cancelled."""
     monkeypatch.setattr(cancelling, "deliver", lambda worker, by_nursery=False: None)
     record = machine.run(place=place, script=Script())
     machine.cancel(record=record)
@@ -215,7 +215,7 @@ def test_cancel_that_does_not_reach(machine, place, monkeypatch):
 
 
 def test_waiter_that_is_told_otherwise(machine, place):
-    """A waiter that learns something else than the state."""
+    """A waiter gets an outcome that does not fit the worker's state."""
     record = machine.run(place=place, script=Script())
     waiter = machine.wait(record=record)
     machine.open_gate(record=record)
@@ -225,7 +225,7 @@ def test_waiter_that_is_told_otherwise(machine, place):
 
 
 def test_waiter_that_is_forgotten(machine, place):
-    """A waiter that goes on waiting."""
+    """A waiter goes on waiting after the worker has ended."""
     record = machine.run(place=place, script=Script())
     waiter = machine.wait(record=record)
     machine.open_gate(record=record)
@@ -234,7 +234,7 @@ def test_waiter_that_is_forgotten(machine, place):
 
 
 def test_ring_that_is_let_in(machine, place, monkeypatch):
-    """A worker that may wait for its own end."""
+    """A worker is allowed to wait for its own end."""
     monkeypatch.setattr("creche._core.waiting.find_deadlock", lambda me: None)
     record = machine.run(place=place, script=Script())
     machine.wait_within(record=record, awaited=record)
@@ -242,7 +242,7 @@ def test_ring_that_is_let_in(machine, place, monkeypatch):
 
 
 def test_wait_that_is_refused_for_nothing(machine, place, monkeypatch):
-    """A worker that may not wait for another, which would have ended."""
+    """A worker may not wait for another one, although that would have ended."""
     monkeypatch.setattr("creche._core.waiting.find_deadlock", lambda me: "nonsense")
     monkeypatch.setattr("creche._core.waiting._is_needed", lambda worker: True)
     first = machine.run(place=place, script=Script())
@@ -252,14 +252,14 @@ def test_wait_that_is_refused_for_nothing(machine, place, monkeypatch):
 
 
 def test_worker_that_its_group_has_lost(machine, place, monkeypatch):
-    """A group that forgets a worker."""
+    """A group loses a worker."""
     monkeypatch.setattr(WorkerGroup, "__iter__", lambda self: iter(()))
     machine.run(place=place, script=Script())
     violated(machine, "the_manager_has_what_is_unfinished")
 
 
 def test_more_than_the_limit(machine, place, monkeypatch):
-    """A group that does not count."""
+    """A group ignores its limit."""
     admit = WorkerGroup.admit
 
     def admit_without_limit(group, *args):
@@ -274,7 +274,7 @@ def test_more_than_the_limit(machine, place, monkeypatch):
 
 
 def test_slot_that_nobody_takes(machine, place, monkeypatch):
-    """A slot that becomes free, and is not filled."""
+    """A slot becomes free and is not filled."""
     first = machine.run(place=place, script=Script(), group=QUEUE)
     machine.run(place=place, script=Script(), group=QUEUE)
     monkeypatch.setattr(WorkerGroup, "_settle", lambda self: None)
@@ -284,7 +284,7 @@ def test_slot_that_nobody_takes(machine, place, monkeypatch):
 
 @pytest.mark.parametrize("are_gated", [True, False])
 def test_last_in_first_out(machine, place, are_gated):
-    """A queue that begins at its end."""
+    """A queue starts its last worker first."""
     first = machine.run(place=place, script=Script(), group=QUEUE)
     for _ in range(2):
         machine.run(place=place, script=Script(gated=are_gated), group=QUEUE)
@@ -299,27 +299,27 @@ def test_last_in_first_out(machine, place, are_gated):
 
 
 def test_error_that_is_lost(machine, place, monkeypatch):
-    """An error that no block raises."""
+    """No block raises the error."""
     monkeypatch.setattr(Nursery, "fail", lambda self, error: self.cancel("a fault"))
     machine.run(place=place, script=Script(gated=False, ending=Ending.RAISE), fatal=True)
     violated(machine, "errors_come_out_once")
 
 
 def test_node_that_does_not_end(machine, place):
-    """A node that is told to leave and stays, though nothing holds it."""
+    """A node that should leave stays, although nothing keeps it open."""
     place.is_leaving = True
     violated(machine, "what_has_to_end_ends")
 
 
 def test_node_that_leaves_work_behind(machine, place):
-    """A node that is over before its work."""
+    """A node ends before its work has ended."""
     machine.run(place=place, script=Script())
     place.has_ended = True
     violated(machine, "a_left_node_is_empty")
 
 
 def test_event_that_no_subscriber_hears(machine, place, monkeypatch):
-    """A subscription that loses an event."""
+    """A subscription loses an event."""
     put = Subscription._put
     monkeypatch.setattr(
         Subscription, "_put", lambda self, event: event.state is RUNNING or put(self, event)
@@ -329,7 +329,7 @@ def test_event_that_no_subscriber_hears(machine, place, monkeypatch):
 
 
 def test_messages_in_the_wrong_order(machine, place, monkeypatch):
-    """A mailbox that hands out the last message first."""
+    """A mailbox delivers messages in the wrong order."""
     post, held = Mailbox.post, []
 
     def overtaken(self, message):
@@ -344,7 +344,7 @@ def test_messages_in_the_wrong_order(machine, place, monkeypatch):
 
 
 def test_message_that_is_lost(machine, place, monkeypatch):
-    """A message that is said to be taken in, and is not handled."""
+    """A message is accepted, but not handled."""
     monkeypatch.setattr(Mailbox, "post", lambda self, message: isinstance(message, Posted))
     machine.post(place=place, number=1)
     violated(machine, "messages_come_in_order")
@@ -352,7 +352,7 @@ def test_message_that_is_lost(machine, place, monkeypatch):
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_late_effect(machine, place, monkeypatch, swap):
-    """A thread that has an effect though it was cancelled, or is refused though it was not."""
+    """A thread's call has an effect although it was cancelled, or is refused for no reason."""
     if swap:
         monkeypatch.setattr("creche._core.calls._check_call", lambda node, caller: None)
     else:
@@ -367,7 +367,7 @@ def test_late_effect(machine, place, monkeypatch, swap):
 
 
 def test_thread_that_is_let_in(machine, place, monkeypatch):
-    """A cancelled thread whose calls have effect."""
+    """The calls of a cancelled thread have an effect."""
     monkeypatch.setattr(Worker, "check_cancelled", lambda self: None)
     machine.race_call_from_a_thread_as_it_is_cancelled(
         where=place, swap=False, between=0, whole=False
@@ -377,7 +377,7 @@ def test_thread_that_is_let_in(machine, place, monkeypatch):
 
 
 def test_removal_that_does_nothing(machine, place, monkeypatch):
-    """A mounted node that stays though it was removed."""
+    """A mounted node stays although it was removed."""
 
     async def stay(self):
         pass
@@ -389,21 +389,21 @@ def test_removal_that_does_nothing(machine, place, monkeypatch):
 
 
 def test_thread_that_does_not_come(machine, monkeypatch):
-    """It is waited for in vain once; from then on a machine has less patience."""
+    """After a machine has waited for a thread in vain once, it waits less long."""
     monkeypatch.setattr(type(machine), "_patience", 0)
     machine.until(lambda: False)
     assert type(machine)._patience == IMPATIENCE
 
 
 def test_step_that_raises(machine):
-    """An error of a step ends the program; what is left of it is not looked at."""
+    """An error in a step ends the program, and the remains are not checked."""
     with pytest.raises(ZeroDivisionError):
         machine.do(lambda: 1 // 0)
     assert machine.has_broken
 
 
 def test_forgotten_coroutine(machine, place, monkeypatch):
-    """A coroutine that is dropped."""
+    """A coroutine is dropped without being closed."""
     monkeypatch.setattr(ending, "close_work", lambda worker: None)
     record = machine.create(place=place, script=RETURN, group="free", kind="coroutine")
     machine.cancel_unstarted(record=record)
@@ -413,20 +413,20 @@ def test_forgotten_coroutine(machine, place, monkeypatch):
 
 
 def reporting(*reports):
-    """A class of workers that report this progress, one report after another."""
+    """Return a class of workers that make these reports of progress, one after another."""
 
     class Reporting(Worker):
         async def run(self):
             for report in reports:
                 self.update(**report)
-                await turn(3)  # so that those who listen are told
+                await turn(3)  # so that listeners get the event
             return await super().run()
 
     return Reporting
 
 
 def test_progress_beyond_the_total(machine, place, monkeypatch):
-    """A worker that says it has done more than there is, at its end or in between."""
+    """A worker reports more completed steps than its total, if only for a while."""
     beyond = {"completed_steps": 3, "total_steps": 2}
     monkeypatch.setattr(machine, "make_worker", reporting(beyond, {"total_steps": 3}))
     machine.run(place=place, script=Script())
@@ -434,7 +434,7 @@ def test_progress_beyond_the_total(machine, place, monkeypatch):
 
 
 def test_progress_that_goes_back(machine, place, monkeypatch):
-    """A worker that says it has done less than before, unless that is meant."""
+    """A worker reports fewer completed steps than before, which the machine may allow."""
     reports = [{"completed_steps": steps} for steps in (2, 1, 3)]
     monkeypatch.setattr(machine, "make_worker", reporting(*reports))
     monkeypatch.setattr(type(machine), "progress_may_go_back", True)
@@ -446,7 +446,7 @@ def test_progress_that_goes_back(machine, place, monkeypatch):
 
 
 def test_progress_that_is_lost(machine, place, monkeypatch):
-    """A step that is not counted."""
+    """A step is not counted."""
     record = machine.run(place=place, script=Script())
     for anew in (False, True):
         machine.report_progress(record=record, steps=2, more=1, known=True, anew=anew)
@@ -461,7 +461,7 @@ def test_progress_that_is_lost(machine, place, monkeypatch):
 
 @pytest.mark.skipif(not HAS_GIL, reason="what threads have made is not freed at once")
 def test_reference_cycle(machine, place, monkeypatch):
-    """A worker that something keeps."""
+    """A reference cycle keeps a worker alive."""
     until = machine.world.until
     monkeypatch.setattr(machine.world, "until", lambda condition, **_: until(condition, 0.05))
     record = machine.run(place=place, script=RETURN)
@@ -474,14 +474,14 @@ def test_reference_cycle(machine, place, monkeypatch):
 
 
 def test_task_that_is_left(machine, place, monkeypatch):
-    """A task that nobody ends."""
+    """A task is left running."""
     machine.do(lambda: machine.world.spawn(anyio.sleep_forever))
     with pytest.raises(AssertionError, match="these tasks are left"):
         machine.teardown()
 
 
 def test_thread_that_is_left(machine, monkeypatch):
-    """A thread that nobody ends."""
+    """A thread is left running."""
     monkeypatch.setattr("creche.testing._machine.machine.PATIENCE", 0.0)
     go = threading.Event()
     thread = threading.Thread(target=go.wait, name="straggler")
@@ -493,7 +493,7 @@ def test_thread_that_is_left(machine, monkeypatch):
 
 
 def test_thread_that_is_about_to_end(machine, monkeypatch):
-    """A thread that ends in its own time is waited for."""
+    """teardown() waits for a thread that is about to end."""
     go = threading.Event()
     thread = threading.Thread(target=go.wait)
     thread.start()
@@ -507,7 +507,7 @@ def test_thread_that_is_about_to_end(machine, monkeypatch):
 
 
 def test_node_that_is_not_over(machine, place, monkeypatch):
-    """A node that does not end, whatever is done."""
+    """A node does not end, even when it is cancelled."""
     monkeypatch.setattr(Node, "cancel", lambda self, reason=None: None)
     until = machine.world.until
     monkeypatch.setattr(machine.world, "until", lambda condition: until(condition, 0.05))
@@ -516,18 +516,18 @@ def test_node_that_is_not_over(machine, place, monkeypatch):
 
 
 def test_never_opened():
-    """A machine that was never begun has nothing to end."""
+    """A machine that was never started has nothing to end."""
     WorkerMachine().teardown()
 
 
 def test_step_that_fails(machine):
-    """An error of a step is not hidden by what it has left."""
+    """An error in a step is not hidden by what the step leaves behind."""
     with pytest.raises(ZeroDivisionError):
         machine.do(lambda: 1 // 0)
     assert machine.has_broken
 
 
 def test_every_invariant_is_here():
-    """Each invariant has a test above that sees it violated."""
+    """Each invariant has a test above that violates it."""
     text = Path(__file__).read_text(encoding="utf-8")
     assert [name for name in NAMED if f'"{name}"' not in text and f".{name}()" not in text] == []

@@ -28,7 +28,7 @@ from helpers import (
 
 
 def program(text, *arguments, status=1):
-    """Run a program to its end, and give what it says on standard error."""
+    """Run a program to its end, and return what it writes to standard error."""
     done = run_python(text, *arguments)
     assert done.returncode == status, done
     return done.stderr
@@ -80,13 +80,13 @@ anyio.run(main, backend=sys.argv[1])
     "what", ["nothing", "work", "queued", "thread", "failed", "mounted", "child", "handler"]
 )
 def test_a_start_without_a_stop_ends_with_its_program(anyio_backend, what):
-    """A node that is entered and never left keeps no program alive, nor hides its error."""
+    """A node that is entered and never left neither keeps the program alive nor hides its error."""
     name, options = anyio_backend
     if options.get("use_uvloop"):
         pytest.skip("the same on asyncio's own loop")
     told = program(START, name, what)
-    # Trio itself ends in a TrioInternalError where its main task leaves a nursery open, unless all
-    # that was in it ends within a turn or two.
+    # Trio itself raises TrioInternalError if its main task leaves a nursery open, unless everything
+    # in the nursery ends within a turn or two.
     assert "OSError: the error of the program" in told or (
         name == "trio" and "TrioInternalError" in told
     )
@@ -111,7 +111,7 @@ asyncio.run(main())
 
 
 def test_a_node_of_a_task_that_ends_with_the_program():
-    """Its host is cancelled in the same moment as the node's own tasks are, and is alive then."""
+    """A node whose host task is cancelled as the program ends does not keep the program alive."""
     assert "OSError: the error of the program" in program(BACKGROUND)
 
 
@@ -134,14 +134,14 @@ asyncio.run(main())
 
 
 def test_a_generator_that_is_broken_off():
-    """A node in an async generator that is dropped half-way keeps no program alive."""
+    """A node in an async generator that is abandoned half-way does not keep the program alive."""
     assert "OSError: the error of the program" in program(GENERATOR)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.Runner is of 3.11")
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_fixture_of_two_runs(fails):
-    """Entered by one run of a Runner and left by another, as a fixture is: an error, and an end."""
+    """A node that is entered in one run of a Runner and left in another ends with an error."""
     node, workers = Node("app"), []
 
     async def use():
@@ -163,7 +163,7 @@ def test_a_fixture_of_two_runs(fails):
 
 
 def test_a_test_case_of_the_standard_library():
-    """A node of asyncSetUp() that asyncTearDown() does not leave ends with the test."""
+    """A node that asyncSetUp() enters and asyncTearDown() does not leave ends with the test."""
     seen = []
 
     class Case(unittest.IsolatedAsyncioTestCase):
@@ -181,14 +181,14 @@ def test_a_test_case_of_the_standard_library():
 
 
 async def test_left_in_another_task_the_work_is_waited_for():
-    """The work has ended before the error is raised, threads too; the host is spared."""
+    """Leaving in another task waits for the work, threads included, and spares the host task."""
     meeting, entered, go = Meeting(), anyio.Event(), anyio.Event()
     app = Node("app")
 
     async def host():
         await app.__aenter__()
         entered.set()
-        await go.wait()  # is in another block of its own by now
+        await go.wait()  # as if it were in another block by now
 
     async def let_thread_go():
         await meeting.until_arrived()
@@ -213,7 +213,7 @@ async def test_left_in_another_task_the_work_is_waited_for():
 
 
 async def test_left_in_another_task_the_work_is_cancelled():
-    """Each worker by itself: the scope of them all would end the host too, in another block."""
+    """Each worker is cancelled by itself, since the node's scope would end the host task too."""
     entered, go, way_out = anyio.Event(), anyio.Event(), anyio.Event()
     app, ends = Node("app"), []
 
@@ -231,7 +231,7 @@ async def test_left_in_another_task_the_work_is_cancelled():
             raise
 
     async def let_out():
-        """End the work if nobody cancels it, so that the test ends."""
+        """End the work if nothing cancels it, so that the test ends."""
         await until(lambda: worker.is_cancelled)
         await settle()
         way_out.set()
@@ -253,7 +253,7 @@ async def test_left_in_another_task_the_work_is_cancelled():
 
 
 async def test_left_in_another_task_that_has_entered_a_child():
-    """Nobody else could leave the child: it is closed first, with what was entered in between."""
+    """Only this task can leave the child, so it is closed first, and all entered since with it."""
     entered, go = anyio.Event(), anyio.Event()
     app = Node("app")
     before, page, other = Node("before"), Node("page", parent=app), Node("other")
@@ -289,7 +289,7 @@ async def test_left_in_another_task_that_has_entered_a_child():
 
 
 async def test_left_in_another_task_its_mounted_nodes_leave():
-    """They have no block that anybody else would leave."""
+    """Leaving in another task also closes mounted nodes, which have no block of their own."""
     entered, go = anyio.Event(), anyio.Event()
     app = Node("app")
 
@@ -317,7 +317,7 @@ async def test_left_in_another_task_its_mounted_nodes_leave():
 
 @pytest.mark.parametrize("error", [None, ValueError("of the body")])
 async def test_parent_left_before_its_child(error):
-    """It is a DeadlockError that names the child; both are closed, and may be left once more."""
+    """DeadlockError names the child. Both nodes are closed, and leaving the child again is safe."""
     app = Node("app")
     page = Node("page", parent=app)
     await app.__aenter__()
@@ -338,7 +338,7 @@ async def test_parent_left_before_its_child(error):
 
 
 async def test_parent_left_before_its_child_within_a_scope():
-    """The same where AnyIO or Trio cannot leave the scopes of the blocks any more."""
+    """A parent left before its child raises DeadlockError within a surrounding cancel scope too."""
     app = Node("app")
     page = Node("page", parent=app)
     await app.__aenter__()
@@ -351,7 +351,7 @@ async def test_parent_left_before_its_child_within_a_scope():
 
 
 async def test_roots_left_in_the_wrong_order():
-    """It is an error as well, though none would wait for the other."""
+    """Leaving roots in the wrong order is an error too, though neither waits for the other."""
     first, second = Node("first"), Node("second")
     await first.__aenter__()
     await second.__aenter__()
@@ -362,13 +362,13 @@ async def test_roots_left_in_the_wrong_order():
 
 
 async def test_left_without_having_been_entered():
-    """Leaving a node that was not entered is an error that says so."""
+    """Leaving a node that was not entered raises WorkerError."""
     with pytest.raises(WorkerError, match="left without having been entered"):
         await Node("app").__aexit__(None, None, None)
 
 
 async def test_a_child_whose_task_has_ended_without_leaving_it(anyio_backend):
-    """The parent's block does not wait for ever for one that nobody can leave any more."""
+    """The parent's block does not wait forever for a child that no task can leave any more."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     children = []
@@ -384,7 +384,7 @@ async def test_a_child_whose_task_has_ended_without_leaving_it(anyio_backend):
 
 
 async def test_a_child_whose_task_ends_while_its_parent_is_left(anyio_backend):
-    """The same where it ends without leaving when the parent waits already."""
+    """Nor does it wait forever if the child's task ends while the parent is already waiting."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     entered = asyncio.Event()
@@ -402,7 +402,7 @@ async def test_a_child_whose_task_ends_while_its_parent_is_left(anyio_backend):
 
 
 async def test_a_child_is_watched_once(monkeypatch):
-    """However often its parent wakes while it waits for the block of the child, in another task."""
+    """A waiting parent watches its child's host task once, however often the parent wakes."""
     entered, go, asked = anyio.Event(), anyio.Event(), []
 
     async def host(app):
@@ -436,7 +436,7 @@ class Note(Message, namespace=""):
 
 
 async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
-    """By its watcher and by its parent, which is left just then: it ends, and is told of once."""
+    """A deserted child that both its watcher and its parent find ends, and is logged once."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     async with Node("app") as app:
@@ -456,7 +456,7 @@ async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
 
 
 async def test_a_child_that_is_left_after_its_parent_has_closed_it(anyio_backend):
-    """The task that leaves it too late gets what failed in it, once."""
+    """A task that leaves a child after the parent has closed it gets the child's failures, once."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     error = ValueError("of the child")
@@ -473,7 +473,7 @@ async def test_a_child_that_is_left_after_its_parent_has_closed_it(anyio_backend
 
 
 async def test_a_deserted_node_that_is_left_as_its_watcher_finds_it(anyio_backend, caplog):
-    """The watcher waits for the tasks first; then it finds the node closed and logs nothing."""
+    """The watcher waits for the node's tasks, then finds the node closed and logs nothing."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     app = Node("app")
@@ -494,7 +494,7 @@ async def test_a_deserted_node_that_is_left_as_its_watcher_finds_it(anyio_backen
 
 
 async def test_a_native_cancel_of_the_watcher_is_not_obeyed(anyio_backend):
-    """While somebody can leave the block, a stray Task.cancel() ends nothing."""
+    """A stray Task.cancel() of the watcher ends nothing as long as a task can leave the block."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     async with Node("app") as app:
@@ -510,12 +510,12 @@ async def test_a_native_cancel_of_the_watcher_is_not_obeyed(anyio_backend):
 
 
 class Broken(Node):
-    """A node whose entering fails after its nursery was opened."""
+    """A node that fails to enter after its nursery has been opened."""
 
 
 @pytest.fixture
 def half_way(monkeypatch):
-    """Has the entering of such nodes fail as the last thing that it does."""
+    """Make the entering of Broken nodes fail in its last step."""
     go_on = Life._go_on
 
     def fail_half_way(self):
@@ -528,7 +528,7 @@ def half_way(monkeypatch):
 
 @pytest.mark.usefixtures("half_way")
 async def test_entering_that_fails_half_way_leaves_nothing():
-    """The error comes out bare, the parent can be left, and the scopes are in order."""
+    """The error propagates bare, the parent can be left, and the cancel scopes are in order."""
     async with Node("app") as app:
         broken = Broken("broken", parent=app)
         waiting = broken.run_worker(anyio.sleep_forever, start=False)
@@ -543,7 +543,7 @@ async def test_entering_that_fails_half_way_leaves_nothing():
 
 
 def test_entering_without_an_event_loop():
-    """The node is closed, and so is what was given to it."""
+    """Entering without an event loop closes the node and cancels the work it was given."""
     app = Node("app")
     waiting = app.run_worker(anyio.sleep_forever, start=False)
     entering = app.__aenter__()
@@ -555,7 +555,7 @@ def test_entering_without_an_event_loop():
 
 @pytest.mark.parametrize("made", range(1, 4))
 async def test_entering_where_a_task_cannot_be_made(anyio_backend, made):
-    """A task factory that fails as the node is entered or mounted leaves nothing half done."""
+    """A task factory that fails as a node is entered or mounted leaves nothing half done."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no task factories")
     loop = asyncio.get_running_loop()
@@ -582,7 +582,7 @@ async def test_entering_where_a_task_cannot_be_made(anyio_backend, made):
 
 
 async def test_a_property_that_fails_as_a_node_is_entered():
-    """What can fail of the user's is asked before the task group is entered."""
+    """User code that can fail runs before the task group is entered, so a retry succeeds."""
 
     class Odd(Node):
         is_odd = False
@@ -602,7 +602,7 @@ async def test_a_property_that_fails_as_a_node_is_entered():
 
 
 async def test_trees_of_a_thousand_levels():
-    """A chain of nodes opens, is cancelled, told by its paths and closed without recursion."""
+    """A chain of a thousand nodes opens, has paths, is cancelled and closes without recursion."""
     depth = 1000
     nodes = [Node("0")]
     for n in range(1, depth):
@@ -628,7 +628,7 @@ async def test_trees_of_a_thousand_levels():
 
 
 async def test_a_thread_that_starts_work_as_the_node_is_left():
-    """It is refused in that thread, and nothing of the loop is touched from there."""
+    """Work that a thread starts as the node is left is refused in that thread."""
     refused, threads = [], []
 
     def hammer(app):
@@ -661,7 +661,7 @@ async def test_a_thread_that_starts_work_as_the_node_is_left():
 
 
 async def test_a_child_that_is_entered_as_its_parent_is_left():
-    """It holds the parent from before it is open, or is refused: none outlives the parent."""
+    """A child entered as its parent is left either holds the parent open or is refused."""
     for turns in range(4):
         for _ in range(10):
             pages = []

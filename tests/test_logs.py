@@ -1,4 +1,4 @@
-"""The logger ``creche``: what it tells, at which level, with which fields, and what it costs."""
+"""The logger ``creche``: what it logs, at which level, with which fields, and what it costs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ FIELDS = ("worker", "group", "node", "state", "previous", "reason")
 
 
 def fields(record):
-    """Give the fields of a record that are the library's own."""
+    """Return the fields of a record that the library adds."""
     return {name: getattr(record, f"creche_{name}") for name in FIELDS}
 
 
 def records(caplog):
-    """Give the library's records: on a busy machine asyncio, in debug mode, has some as well."""
+    """Return the library's records. On a busy machine, asyncio's debug mode logs as well."""
     return [each for each in caplog.records if each.name == "creche"]
 
 
 def changes(caplog):
-    """Give what the log says of changes of state."""
+    """Return the changes of state that were logged."""
     return [
         (each.creche_worker, each.creche_previous, each.creche_state)
         for each in records(caplog)
@@ -37,12 +37,12 @@ def changes(caplog):
 
 @pytest.fixture
 def debug(caplog):
-    """Let the logger tell everything."""
+    """Set the logger's level to DEBUG."""
     caplog.set_level(logging.DEBUG, logger="creche")
 
 
 async def test_each_change_is_told_at_debug(caplog, debug):
-    """Each change of state is a record of its own, in order, the final one included."""
+    """Each change of state, including the final one, is logged as a record of its own, in order."""
     async with Node("app") as app:
         app.group("one", limit=1)
         app.run_worker(anyio.lowlevel.checkpoint, "good", group="one")
@@ -59,7 +59,7 @@ async def test_each_change_is_told_at_debug(caplog, debug):
 
 
 async def test_a_record_has_a_sentence_and_fields(caplog, debug):
-    """A record reads as a sentence, and its facts are attributes that are text or nothing."""
+    """A record's message is readable, and its facts are attributes that are strings or None."""
     async with Node("app") as app, Node("page", parent=app) as page:
         page.run_worker(anyio.sleep_forever, "fetch", group="net").cancel(OSError("unplugged"))
     first, last = records(caplog)
@@ -81,7 +81,7 @@ async def test_a_record_has_a_sentence_and_fields(caplog, debug):
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
 async def test_a_stored_failure_is_told_at_error(caplog, level):
-    """A failure that is stored is told at ERROR with its traceback and the same fields."""
+    """A stored failure is logged at ERROR, with its traceback and the same fields."""
     caplog.set_level(level, logger="creche")
 
     async def fail():
@@ -108,7 +108,7 @@ async def test_a_stored_failure_is_told_at_error(caplog, level):
 
 
 async def test_a_node_that_falls_says_so_in_that_moment(caplog, debug):
-    """The log has the failure, and the call, while the block still waits for other work."""
+    """The failure and the call are logged while the block is still waiting for other work."""
 
     class App(Node):
         @work
@@ -131,7 +131,7 @@ async def test_a_node_that_falls_says_so_in_that_moment(caplog, debug):
         try:
             await until(told)
         finally:
-            go.set()  # whatever was found: the block waits for it
+            go.set()  # in any case, as the block waits for it
         (record,) = told()
         assert record.levelno == logging.ERROR
         where = "worker 'fetch' failed in fetch('/4'), and with it node 'app'"
@@ -152,7 +152,7 @@ async def test_a_node_that_falls_says_so_in_that_moment(caplog, debug):
 
 
 async def test_a_late_failure_of_an_abandoned_thread_has_the_fields(caplog):
-    """What an abandoned thread raises goes to the log, with the same fields."""
+    """What an abandoned thread raises is logged with the same fields."""
     meeting = Meeting()
 
     def fail():
@@ -178,7 +178,7 @@ async def test_a_late_failure_of_an_abandoned_thread_has_the_fields(caplog):
 
 
 async def test_a_level_that_is_set_later_counts_from_the_next_worker(caplog):
-    """Setting the level of the logger on a node that is open is seen, both ways."""
+    """A change of the logger's level takes effect on an open node, both up and down."""
     async with Node("app") as app:
         await app.run_worker(anyio.lowlevel.checkpoint, "before")
         caplog.set_level(logging.DEBUG, logger="creche")
@@ -191,7 +191,7 @@ async def test_a_level_that_is_set_later_counts_from_the_next_worker(caplog):
 
 
 async def test_the_level_of_the_root_logger_counts_as_a_node_opens(caplog):
-    """The level that is inherited is asked for when a node is opened, by each node for itself."""
+    """Each node reads the inherited level when it is opened."""
     app = Node("app")
     caplog.set_level(logging.DEBUG)
     async with app:
@@ -205,14 +205,14 @@ async def test_the_level_of_the_root_logger_counts_as_a_node_opens(caplog):
 
 
 async def test_messages_are_not_told(caplog, debug):
-    """The log tells of changes of state, not of what is posted to a node."""
+    """Messages posted to a node are not logged."""
     async with Node("app") as app:
         app.post_message(Message())
     assert records(caplog) == []
 
 
 async def test_nobody_hears_a_node_of_a_silent_program(caplog):
-    """Where the log takes no changes, no event is made; subscriptions come and go as ever."""
+    """If changes are not logged, the log does not listen. Subscriptions come and go as usual."""
     caplog.set_level(logging.INFO, logger="creche")
     async with Node("app") as app:
         assert app._creche_audience.heard_by == ()
@@ -222,7 +222,7 @@ async def test_nobody_hears_a_node_of_a_silent_program(caplog):
 
 
 async def test_the_log_is_written_beside_subscriptions(caplog, debug):
-    """Subscriptions and the log get the same changes, each once, also in a tree."""
+    """The log and a subscription to the tree get the same changes, once each."""
     seen = []
 
     async def read(events):
@@ -242,7 +242,7 @@ async def test_the_log_is_written_beside_subscriptions(caplog, debug):
 
 
 async def test_records_are_made_where_the_change_happens(caplog, debug):
-    """Filters of the log see the context variables of the work: the worker that runs it."""
+    """Logging filters see the context variables of the work, such as the active worker."""
     found = []
 
     def note(record):
@@ -262,7 +262,7 @@ async def test_records_are_made_where_the_change_happens(caplog, debug):
 
 
 class Interrupting(logging.Handler):
-    """A handler of the program's at which a Ctrl+C comes, once."""
+    """A logging handler that raises KeyboardInterrupt once."""
 
     def __init__(self, what):
         super().__init__()
@@ -276,7 +276,7 @@ class Interrupting(logging.Handler):
 
 @pytest.fixture
 def interrupted(debug):
-    """Have a Ctrl+C come as the log is told something."""
+    """Raise KeyboardInterrupt when a record that contains some text is logged."""
     logger = logging.getLogger("creche")
 
     def at(what):
@@ -290,7 +290,7 @@ def interrupted(debug):
 
 @pytest.mark.parametrize("what", ["RUNNING", "'cook' failed in burn"])
 async def test_a_ctrl_c_in_a_handler_of_the_log(interrupted, what):
-    """It is no fault of the log: the change is made, and the block raises it."""
+    """If a log handler raises KeyboardInterrupt, the state changes and the block raises it."""
 
     async def burn():
         raise ValueError("burnt")
@@ -305,7 +305,7 @@ async def test_a_ctrl_c_in_a_handler_of_the_log(interrupted, what):
 
 
 async def test_a_ctrl_c_as_a_worker_is_superseded(interrupted):
-    """It takes the node along, and so the worker that superseded the other: no task is made."""
+    """A Ctrl+C as a worker is superseded also cancels the new worker, and the block raises it."""
     interrupted("'old' of group 'one' on node 'app': PENDING -> CANCELLED")
     with pytest.raises(KeyboardInterrupt) as caught:
         async with Node("app") as app:

@@ -1,4 +1,4 @@
-"""The example of an MCP server, driven by a real client over its standard input and output."""
+"""The example of an MCP server, used by a real client over its standard input and output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import anyio
 import pytest
 
-pytest.importorskip("mcp.server.extension")  # which older versions do not have
+pytest.importorskip("mcp.server.extension")  # older versions do not have it
 
 from mcp import Client, StdioServerParameters
 from mcp_types import ElicitResult
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLE.exists(), reason="the wheel is teste
 
 @pytest.fixture
 def folder(tmp_path):
-    """Files of which two are copies."""
+    """A folder with four files, two of which are copies of the others."""
     for name, text in {"a": "one", "b": "two", "c": "one", "d/e": "two"}.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 async def test_the_example(folder):
-    """The tool tells how far it is, asks, goes on with the answer, and can be cancelled."""
+    """The tool reports progress, asks, continues with the answer, and can be cancelled."""
     asked, statuses, answers = [], [], ["names", "number"]
 
     async def elicit(context, params):

@@ -1,4 +1,4 @@
-"""Work in processes of our own: they are killed, crash, and go with their tree."""
+"""Work in Creche's own processes: they are killed when cancelled, crash, and end with the tree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Processes() is 
 
 
 def is_alive(pid):
-    """Whether a process is there, also if it has died and nobody has taken note of it."""
+    """Return whether a process exists, including one that has died and was not waited for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -37,7 +37,7 @@ def descriptors():
 
 
 def has_died(pid):
-    """Whether a process has died; it may be the child of one that is not interested."""
+    """Return whether a process has died, even if its parent has not waited for it."""
     try:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def has_died(pid):
 
 @pytest.fixture
 def sign(tmp_path):
-    """A file that far work makes to say that it runs."""
+    """A file that work in a process creates to show that it is running."""
     return tmp_path / "runs"
 
 
@@ -57,7 +57,7 @@ async def begun(app, call, sign, **options):
 
 
 async def test_cancel_kills(sign):
-    """Work that takes no notice is killed with its process, and the next work has another one."""
+    """Work that ignores cancellation is killed with its process. The next work gets a new one."""
     way = Processes(1)
     async with Listener() as app:
         before = await app.run_worker(farwork.pid, where=way)
@@ -72,7 +72,7 @@ async def test_cancel_kills(sign):
 
 
 async def test_grace(sign):
-    """In its time of grace cancelled work may end by itself; after it, it is killed."""
+    """Cancelled work may end by itself within the grace period. After it, the work is killed."""
     async with Node("app") as app:
         gentle = Processes(1, grace=30)
         giver = partial(farwork.give_when_cancelled, sign, "left")
@@ -109,7 +109,7 @@ async def test_grace(sign):
     ids=["segfault", "exit", "kill", "term", "real-time"],
 )
 async def test_crash(work, code, told):
-    """A process that dies is one error, which tells how it ended and where it stood."""
+    """A process that dies causes a single error, which says how it ended and where it was."""
     way = Processes(1)
     async with Node("app", exit_on_error=False) as app:
         crashed = app.run_worker(work, "breaks", where=way)
@@ -123,7 +123,7 @@ async def test_crash(work, code, told):
 
 
 async def test_process_that_hangs_up(monkeypatch):
-    """A process that closes its line is of no use: it is killed, if it does not end by itself."""
+    """A process that closes its connection is killed unless it ends by itself."""
     monkeypatch.setattr(processes, "_PATIENCE", 1)
     way = Processes(1)
     async with Node("app", exit_on_error=False) as app:
@@ -136,7 +136,7 @@ async def test_process_that_hangs_up(monkeypatch):
 
 
 async def test_node_left_while_a_process_starts():
-    """A node may be left at once while a process is being started; it is not left behind."""
+    """A node may be left while a process is starting. The process is not left behind."""
     before = descriptors()
     async with Node("app") as app:
         worker = app.run_worker(farwork.pid, where=Processes(2))
@@ -148,7 +148,7 @@ async def test_node_left_while_a_process_starts():
 
 
 async def test_process_that_is_gone_as_it_is_given_work(monkeypatch):
-    """A process that turns out to be gone as it is given work is replaced."""
+    """A process that turns out to be gone when it is given work is replaced."""
     say, broken = processes._Process._say, [True]
 
     async def break_once(process, kind, told):
@@ -164,7 +164,7 @@ async def test_process_that_is_gone_as_it_is_given_work(monkeypatch):
 
 
 async def test_long_value():
-    """A value that comes in many pieces is whole."""
+    """A value that arrives in many pieces is complete."""
     async with Node("app") as app:
         assert await app.run_worker(partial(bytes, 3_000_000), where=Processes(1)) == bytes(
             3_000_000
@@ -172,7 +172,7 @@ async def test_long_value():
 
 
 async def test_process_that_cannot_be_started(monkeypatch):
-    """Work for which no process can be started is an ERROR that says so, and not RUNNING."""
+    """Work for which no process can be started ends as ERROR without having been RUNNING."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     async with Listener(exit_on_error=False) as app:
         worker = await app.run_worker(farwork.pid, where=Processes(1)).join()
@@ -182,7 +182,7 @@ async def test_process_that_cannot_be_started(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["it has ended already", "an argument that cannot be sent"])
 async def test_process_that_cannot_be_set_up(monkeypatch, fault):
-    """Of a process that was started but cannot be used nothing is left."""
+    """A process that was started but cannot be set up leaves nothing behind."""
     started = []
     open_process = anyio.open_process
 
@@ -205,7 +205,7 @@ async def test_process_that_cannot_be_set_up(monkeypatch, fault):
 
 
 async def test_process_that_died_idle():
-    """A process that has died while it had nothing to do is replaced."""
+    """A process that has died while it was idle is replaced."""
     way = Processes(1)
     async with Node("app") as app:
         pid = await app.run_worker(farwork.pid, where=way)
@@ -215,7 +215,7 @@ async def test_process_that_died_idle():
 
 
 async def test_waiting_for_a_process(sign, tmp_path):
-    """Who waits for a process is PENDING and queued, and is cancelled at once."""
+    """Work that waits for a process is PENDING and queued, and can be cancelled at once."""
     way = Processes(1)
     gate = tmp_path / "gate"
     async with Listener() as app:
@@ -234,7 +234,7 @@ async def test_waiting_for_a_process(sign, tmp_path):
 
 
 async def test_cancelled_while_it_is_sent():
-    """Work that is cancelled while it is still being sent is not run, and harms nothing."""
+    """Work that is cancelled while it is being sent does not run, and does not harm later work."""
     way = Processes(1)
     async with Listener() as app:
         pid = await app.run_worker(farwork.pid, where=way)
@@ -250,7 +250,7 @@ async def test_cancelled_while_it_is_sent():
 
 
 async def test_processes_are_those_of_a_tree():
-    """Two nodes of a tree share processes; another tree has others; none is left."""
+    """The nodes of a tree share processes. Another tree has its own. All end with their tree."""
     way = Processes(2)
     async with Node("one") as one, Node("child", parent=one) as child:
         pids = {await node.run_worker(farwork.pid, where=way) for node in (one, child, one)}
@@ -271,7 +271,7 @@ async def test_node_that_fails(sign):
 
 
 async def test_idle():
-    """A process that nobody wants for a while ends; at 0, each has one job."""
+    """A process ends when it has been idle for a while. With ``idle=0``, it runs one job."""
     async with Node("app") as app:
         once = Processes(1, idle=0)
         pids = [await app.run_worker(farwork.pid, where=once) for _ in range(2)]
@@ -283,7 +283,7 @@ async def test_idle():
 
 
 async def test_where_it_runs_is_told(sign):
-    """Where an end is late, and in a tree as text, it is told in which process the work is."""
+    """The report of a late end, and the tree as text, say in which process the work runs."""
     async with Node("app") as app:
         worker = await begun(app, partial(farwork.ignore, sign), sign, where=Processes(1))
         assert f", in {worker.where}" in report_on([worker])
@@ -301,7 +301,7 @@ async def test_where_it_runs_is_told(sign):
     ],
 )
 def test_options(options, told):
-    """Options that make no sense are refused."""
+    """Invalid options are refused."""
     with pytest.raises(WorkerError, match=told):
         Processes(**options)
 
@@ -342,13 +342,13 @@ def run_program(tmp_path, program, *arguments, **options):
 
 
 def test_main_module(tmp_path):
-    """Work and values of the main module travel, if what it runs is under a guard."""
+    """Work and values of the main module can be sent if the code it runs is under a guard."""
     ended = run_program(tmp_path, GUARDED + 'if __name__ == "__main__":\n    anyio.run(main)')
     assert (ended.stdout, ended.stderr) == ("done\n", "")
 
 
 def test_main_module_without_guard(tmp_path):
-    """A main module without a guard is an error that tells the cure."""
+    """A main module without a guard is an error that says what to do."""
     ended = run_program(tmp_path, GUARDED + "anyio.run(main)")
     assert ended.returncode == 1
     assert 'put what the program runs under if __name__ == "__main__":' in ended.stderr
@@ -356,7 +356,7 @@ def test_main_module_without_guard(tmp_path):
 
 
 def test_main_module_by_name(tmp_path):
-    """A main module that was run by its name is imported by that."""
+    """A main module that is run with ``-m`` is imported by its name."""
     (tmp_path / "program.py").write_text(
         GUARDED + 'if __name__ == "__main__":\n    anyio.run(main)'
     )
@@ -372,7 +372,7 @@ def test_main_module_by_name(tmp_path):
 
 
 def test_nothing_outlives_the_program(tmp_path):
-    """Where the program is killed, its processes go by themselves, at work or idle."""
+    """When the program is killed, its processes end by themselves, whether busy or idle."""
     program = """
 import anyio, os, sys, farwork
 from functools import partial

@@ -1,4 +1,4 @@
-"""Workers that serve: whether they are ready, how often they began, whether they get on."""
+"""Workers that serve: whether they are ready, how often they restarted, and whether they stall."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from helpers import CANCELLED, PENDING, RENDEZVOUS, RUNNING, ExceptionGroup, lea
 
 
 async def serve():
-    """Be ready after some turns, and then for ever."""
+    """Become ready after some turns of the event loop, and stay so."""
     await settle()
     get_current_worker().ready("here")
     await anyio.sleep_forever()
@@ -38,7 +38,7 @@ async def fail():
 
 
 async def test_who_waits_for_a_worker_to_be_ready():
-    """All who do get what it was ready with; later ones at once."""
+    """All tasks that wait get the value the worker was ready with. Later ones get it at once."""
     got = []
 
     async def wait():
@@ -60,7 +60,7 @@ async def test_who_waits_for_a_worker_to_be_ready():
 
 
 async def test_a_worker_that_was_ready_gives_its_value_later_too():
-    """It has said so, whatever came after."""
+    """until_ready() still returns the value after the worker has ended."""
     async with Node("app") as app:
 
         async def job():
@@ -74,7 +74,7 @@ async def test_a_worker_that_was_ready_gives_its_value_later_too():
 
 @pytest.mark.parametrize("way", ["raises", "is cancelled", "returns", "is queued and cancelled"])
 async def test_a_worker_that_ends_before_it_is_ready(way):
-    """Who waits is told why, as by ``wait()``; of a return as well."""
+    """until_ready() raises what ``wait()`` would, or WorkerError if the work just returned."""
     async with Node("app", exit_on_error=False) as app:
         group = app.group("one", limit=1)
         if way == "is queued and cancelled":
@@ -94,7 +94,7 @@ async def test_a_worker_that_ends_before_it_is_ready(way):
 
 
 async def test_a_thread_says_that_it_is_ready():
-    """From the thread itself; and a cancelled one says it no more."""
+    """A thread worker may call ready() in its thread. A cancelled worker cannot become ready."""
     go = threading.Event()
 
     def job():
@@ -118,7 +118,7 @@ async def test_a_thread_says_that_it_is_ready():
 
 
 async def test_a_worker_that_waits_for_itself_to_be_ready():
-    """As for the end, that would never be."""
+    """A worker that waits for itself to be ready gets DeadlockError."""
 
     async def job():
         await get_current_worker().until_ready()
@@ -145,7 +145,7 @@ async def with_ignored(port=8080, *, task_status=anyio.TASK_STATUS_IGNORED):
 
 @pytest.mark.parametrize("job", [serve, with_status, with_ignored])
 async def test_a_server_that_is_started(job):
-    """The call returns once it is ready, also where it takes a ``task_status`` as AnyIO's do."""
+    """start_worker() returns once the worker is ready, whether by ready() or by ``task_status``."""
     async with Node("app") as app:
         worker = await app.start_worker(job, ready=True, daemon=True)
         assert worker.is_ready
@@ -156,7 +156,7 @@ async def test_a_server_that_is_started(job):
 
 
 async def test_a_server_that_cannot_be_started():
-    """The caller is told, and the node falls or not as it was asked to."""
+    """The caller gets WorkerFailed, and the node fails unless ``exit_on_error`` is False."""
     async with Node("app", exit_on_error=False) as app:
         with pytest.raises(WorkerFailed, match="port in use"):
             await app.start_worker(fail, ready=True)
@@ -167,14 +167,14 @@ async def test_a_server_that_cannot_be_started():
 
 
 async def test_a_server_that_tells_of_no_arguments():
-    """Of some builtins nobody knows what they take: they are called without."""
+    """A builtin without a readable signature is called without ``task_status``."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="without being ready"):
             await app.start_worker(int, ready=True, thread=True)
 
 
 async def test_a_start_that_is_cancelled_takes_the_worker_with_it():
-    """As without ``ready``."""
+    """Cancelling start_worker() cancels the worker, as it does without ``ready``."""
     async with Node("app") as app:
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -187,7 +187,7 @@ async def test_a_start_that_is_cancelled_takes_the_worker_with_it():
 
 
 async def test_a_node_is_ready_once_all_are():
-    """All below it that were asked to be; and no longer when it shuts down."""
+    """A node is ready once all awaited workers below it are, and no longer once it shuts down."""
     gate = anyio.Event()
 
     async def late():
@@ -199,7 +199,7 @@ async def test_a_node_is_ready_once_all_are():
     assert not app.is_ready
     async with app, Node("page", parent=app) as page:
         assert app.is_ready
-        app.run_worker(anyio.sleep_forever, daemon=True, stall_after=1_000)  # nobody asked
+        app.run_worker(anyio.sleep_forever, daemon=True, stall_after=1_000)  # nothing waits for it
         await app.start_worker(serve, ready=True, daemon=True)
         assert app.is_ready
         async with anyio.create_task_group() as tasks:
@@ -230,7 +230,7 @@ class Hearing(Node):
 
 
 async def test_an_attempt_that_begins_again(caplog):
-    """It counts, is told to who listens and in the log; steps and readiness begin anew."""
+    """A new attempt is counted, announced and logged, and resets the steps and the readiness."""
     go = anyio.Event()
 
     async def job():
@@ -274,7 +274,7 @@ async def test_an_attempt_that_begins_again(caplog):
 
 
 async def test_a_worker_that_is_ready_is_told_of(caplog):
-    """Each attempt once, in its moment, to who listens and in the log; not after the end."""
+    """Ready is announced and logged once per attempt, and only while the worker runs."""
     caplog.set_level(logging.DEBUG, "creche")
 
     async def job():
@@ -292,7 +292,7 @@ async def test_a_worker_that_is_ready_is_told_of(caplog):
     async with App("app") as app, app.subscribe(Worker.StateChanged, Worker.Ready) as events:
         worker = app.run_worker(job, name="job")
         early = app.run_worker(settle, name="early")
-        early.ready()  # before it runs: nothing is told
+        early.ready()  # before it runs: nothing is announced
         await early.join()
         *_, told, told_again, last = (each for each in events.take_all() if each.worker is worker)
     assert [told, told_again] == ready
@@ -304,7 +304,7 @@ async def test_a_worker_that_is_ready_is_told_of(caplog):
 
 
 async def test_a_thread_begins_again():
-    """From the thread."""
+    """A thread worker may call restarted() in its thread."""
 
     def job():
         get_current_worker().restarted(OSError("lost"))
@@ -315,7 +315,7 @@ async def test_a_thread_begins_again():
 
 
 async def test_a_worker_that_does_not_run_cannot_begin_again():
-    """It has not begun, or has ended."""
+    """restarted() raises WorkerError before the worker runs and after it has ended."""
     async with Node("app") as app:
         worker = app.run_worker(settle)
         with pytest.raises(WorkerError, match="is PENDING, not RUNNING"):
@@ -330,7 +330,7 @@ async def test_a_worker_that_does_not_run_cannot_begin_again():
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_worker_that_does_not_get_on(backend):
-    """It is announced once, and again if it got on meanwhile; nothing else happens."""
+    """A stall is announced once, and again if there was progress in between."""
     times = []
 
     class Told(Node):
@@ -359,7 +359,7 @@ def test_a_worker_that_does_not_get_on(backend):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_what_does_not_get_on_is_shown(backend, caplog):
-    """In the log and in the tree, until it gets on; a wait for the next attempt is no stall."""
+    """A stall is logged and shown in the tree until there is progress. A restart delay is none."""
     trees = []
 
     async def job():
@@ -390,7 +390,7 @@ def test_what_does_not_get_on_is_shown(backend, caplog):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_stalls_that_are_watched_from_the_middle(backend):
-    """Work may say so itself, and change its mind; there is one who watches all along."""
+    """Work may start watching for stalls itself, and change the limit while it runs."""
     stalls = []
 
     async def job():
@@ -409,7 +409,7 @@ def test_stalls_that_are_watched_from_the_middle(backend):
             stalls.extend((e.time - worker.started_at, e.seconds) for e in events.take_all())
             with pytest.raises(WorkerError, match="stall_after must be seconds, more than 0"):
                 worker.watch_stalls(0)
-            worker.watch_stalls(1)  # it has ended: nothing comes of that
+            worker.watch_stalls(1)  # the worker has ended: no effect
 
     with virtual_time(backend) as (name, options):
         anyio.run(main, backend=name, backend_options=options)
@@ -418,7 +418,7 @@ def test_stalls_that_are_watched_from_the_middle(backend):
 
 @pytest.mark.parametrize("how", ["thread", "daemon", "queued", "with the node"])
 async def test_who_watches_keeps_nothing_open(how):
-    """The node ends as it does without."""
+    """Watching for stalls does not keep a node open."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         if how == "queued":
@@ -437,7 +437,7 @@ async def test_who_watches_keeps_nothing_open(how):
 
 @pytest.mark.parametrize("seconds", [0, -1, "5", True, float("nan")])
 async def test_what_is_no_time(seconds):
-    """It is refused at the call, and the work is closed."""
+    """An invalid ``stall_after`` is refused at the call, and the coroutine is closed."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="stall_after must be seconds, more than 0"):
             app.run_worker(settle(), stall_after=seconds)

@@ -1,4 +1,4 @@
-"""The rules of the machine that chance comes to seldom, called by hand."""
+"""Rules of the machine that random runs rarely reach, called directly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers import CANCELLED, RUNNING, SUCCESS
 
 @pytest.fixture
 def machine(anyio_backend, quiet):
-    """A machine with one open node; what is left at its end is looked at."""
+    """A machine with one open node. Its invariants are checked at the end of the test."""
 
     class Machine(WorkerMachine):
         backend, backend_options = anyio_backend
@@ -34,7 +34,7 @@ def create(machine, place, **options):
 
 
 def test_assigned_states(machine, place):
-    """An adapter may assign what the table allows, and nothing else."""
+    """An adapter may assign the states that the table allows, and no others."""
     running, cancelled, ended = (create(machine, place) for _ in range(3))
     machine.assign_state(record=running, state=RUNNING)
     machine.assign_state(record=cancelled, state=CANCELLED)
@@ -52,14 +52,14 @@ def test_assigned_states(machine, place):
 
 
 def test_start_all(machine, place):
-    """What an exclusive worker replaces, if many start at once, is up to their order."""
+    """When many workers start at once, their order decides which ones an exclusive one replaces."""
     records = [create(machine, place, exclusive=exclusive) for exclusive in (False, True, False)]
     machine.start_all(place=place)
     assert any(record.worker.is_running for record in records)
 
 
 def test_start_all_of_a_node_that_refuses(machine, place):
-    """Nothing starts on a node that is being shut down, and nobody tries."""
+    """start_all() starts nothing on a node that is shutting down."""
     machine.run(place=place, script=Script())
     record = create(machine, place)
     machine.shut_down(place=place, grace=3600.0)
@@ -68,7 +68,7 @@ def test_start_all_of_a_node_that_refuses(machine, place):
 
 
 def test_shut_down_with_a_mounted_node(machine, place):
-    """Shutting down a node at once cancels those that are mounted on it."""
+    """Shutting down a node without a grace period cancels the nodes mounted on it."""
     child = machine.open_child(parent=place, kind="mounted", limit=1)
     record = machine.run(place=child, script=Script())
     machine.shut_down(place=place, grace=0.0)
@@ -77,7 +77,7 @@ def test_shut_down_with_a_mounted_node(machine, place):
 
 
 def test_call_to_a_fallen_node(machine, place):
-    """A thread cannot call on a node that is cancelled and not over yet."""
+    """A thread cannot call into a node that is cancelled but has not ended yet."""
     record = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
     machine.cancel_node(place=place)
     machine.call_from_a_thread(place=place)
@@ -86,7 +86,7 @@ def test_call_to_a_fallen_node(machine, place):
 
 
 def test_thread_on_a_fallen_node(machine, place):
-    """No thread begins on a node that is cancelled, and none has to end."""
+    """No thread starts on a cancelled node, so none has to end."""
     held = machine.run(place=place, script=Script(on_cancel=OnCancel.HOLD))
     machine.cancel_node(place=place)
     record = machine.run_thread(
@@ -98,7 +98,7 @@ def test_thread_on_a_fallen_node(machine, place):
 
 
 def test_cancelled_waiter(machine, place):
-    """A waiter that gives up leaves the worker alone, and the other waiter."""
+    """Cancelling a waiter affects neither the worker nor another waiter."""
     record = machine.run(place=place, script=Script())
     first, second = (machine.wait(record=record) for _ in range(2))
     machine.cancel_waiter(waiter=first)
@@ -107,7 +107,7 @@ def test_cancelled_waiter(machine, place):
 
 
 def test_scope_of_a_mounted_node(machine, place):
-    """A mounted node has no scope round its block that a machine could cancel."""
+    """A mounted node has no surrounding scope that a machine could cancel."""
     child = machine.open_child(parent=place, kind="mounted", limit=1)
     assert machine.cancel_outer_scope(place=child) is child
     assert not child.is_cancelled
@@ -115,7 +115,7 @@ def test_scope_of_a_mounted_node(machine, place):
 
 
 def test_wait_for_what_is_queued(machine, place):
-    """A worker may not wait for one that waits for its slot; another may."""
+    """A worker may not wait for one that is queued for its slot, but another worker may."""
     holder = machine.run(place=place, script=Script(), group=QUEUE)
     queued = machine.run(place=place, script=Script(), group=QUEUE)
     other = machine.run(place=place, script=Script())
@@ -130,7 +130,7 @@ def test_wait_for_what_is_queued(machine, place):
 
 
 def test_ring_of_two(machine, place):
-    """The wait that closes the ring is refused, the one before it is not."""
+    """The wait that closes a cycle is refused. The wait before it is not."""
     first, second = (machine.run(place=place, script=Script()) for _ in range(2))
     machine.wait_within(record=first, awaited=second)
     machine.wait_within(record=second, awaited=first)
@@ -141,7 +141,7 @@ def test_ring_of_two(machine, place):
 @pytest.mark.parametrize("ending", list(Ending))
 @pytest.mark.parametrize("kind", ["thread", "abandoned", "async-thread"])
 def test_threads(machine, place, kind, ending):
-    """Work in a thread comes to its gate, and ends as it says."""
+    """Work in a thread reaches its gate and ends as its script says."""
     first, second = (
         machine.run_thread(place=place, ending=ending, kind=kind, on_cancel=OnCancel.RAISE)
         for _ in range(2)
@@ -174,7 +174,7 @@ def test_removal_of_what_has_ended(machine, place):
 
 
 def test_handlers_that_start_workers(machine, place):
-    """Each handler on the way up starts a worker, and none waits for it."""
+    """Each handler that a bubbling message reaches starts a worker, and none waits for it."""
     child = machine.open_child(parent=place, kind="block", limit=1)
     machine.post(place=child, number=2, script=Script())
     assert [len(each.records) for each in (place, child)] == [2, 2]
@@ -183,7 +183,7 @@ def test_handlers_that_start_workers(machine, place):
 
 @pytest.mark.parametrize("then", ["", "worker", "node", "parent", "remove"])
 def test_attached_nodes(machine, place, then):
-    """Work on nodes that are being opened is cancelled, or they are, in whatever way."""
+    """Nodes that are still opening, or their work, can be cancelled in each of these ways."""
     children = machine.attach(parent=place, depth=2, turns=0, then=then)
     assert [child.kind for child in children.values] == ["mounted", "mounted"]
     assert "work on a node that is being opened" in machine._seen
@@ -193,7 +193,7 @@ def test_attached_nodes(machine, place, then):
 
 
 def test_no_more_nodes_than_there_may_be(machine, place):
-    """Where there are enough, none is attached."""
+    """No node is attached when there are enough of them."""
     for _ in range(4):
         machine.attach(parent=place, depth=2, turns=0, then="")
     assert len(list(machine.places())) <= 8

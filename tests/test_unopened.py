@@ -1,4 +1,4 @@
-"""Nodes that are removed, refused, not open yet or never; and nodes that are equal."""
+"""Nodes that are removed, refused, not yet open or never opened; and nodes that are equal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Panel(Node):
 
 
 async def in_thread(call):
-    """Make a call in a foreign thread, and give what it returned or raised."""
+    """Make a call in another thread, and return what it returned or raised."""
     got = []
 
     def run():
@@ -41,7 +41,7 @@ async def in_thread(call):
 
 
 async def test_removing_what_has_ended_by_itself():
-    """remove() of a mounted node that was cancelled and has left returns, and holds nobody."""
+    """remove() of a mounted node that has ended returns, and nothing keeps the parent open."""
     async with Node("app") as app:
         panel = await app.mount(Panel("panel"))
         panel.cancel("done with it")
@@ -52,7 +52,7 @@ async def test_removing_what_has_ended_by_itself():
 
 
 async def test_removing_what_has_failed():
-    """A panel that failed, removed in a finally: its error is raised once, and nothing hangs."""
+    """The error of a failed node that is removed in a ``finally`` is raised once; nothing hangs."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             panel = await app.mount(Panel("panel"))
@@ -67,7 +67,7 @@ async def test_removing_what_has_failed():
 
 @pytest.mark.parametrize("shutdown_first", [False, True])
 async def test_mount_and_shutdown_in_one_turn(shutdown_first):
-    """What was admitted is opened and told to leave; what comes later is refused to its caller."""
+    """A node that was admitted before shutdown() is opened and closed. A later one is refused."""
     outcomes = []
 
     async def mount():
@@ -87,7 +87,7 @@ async def test_mount_and_shutdown_in_one_turn(shutdown_first):
 
 
 async def test_parent_that_is_left_as_a_child_is_mounted():
-    """The child holds its parent until it was opened; then it is told to leave."""
+    """A child that is being mounted keeps its parent open until it is open; then it is closed."""
     outcomes = []
     panel = Panel("panel")
 
@@ -105,7 +105,7 @@ async def test_parent_that_is_left_as_a_child_is_mounted():
 
 
 async def test_child_that_cannot_be_opened(monkeypatch):
-    """It holds its parent no longer than that."""
+    """A child that fails to open no longer keeps its parent open."""
 
     def fail(token):
         raise OSError("of the backend")
@@ -118,12 +118,12 @@ async def test_child_that_cannot_be_opened(monkeypatch):
                 async with page:
                     raise AssertionError
         held = nursery.holds, nursery.blocks
-        page._creche_life.let_parent_go()  # if it has not: the test is to end
+        page._creche_life.let_parent_go()  # in case of a fault, so that the test ends
     assert held == (0, 0)
 
 
 async def test_mounting_a_node_that_cannot_be_entered():
-    """The error goes to who mounts it, and the parent goes on."""
+    """mount() raises the error, and the parent goes on."""
 
     class Odd(Node):
         async def __aenter__(self):
@@ -136,7 +136,7 @@ async def test_mounting_a_node_that_cannot_be_entered():
 
 
 async def test_a_node_cannot_be_mounted_below_itself():
-    """It is refused before anything is done, as any node is that was opened before."""
+    """Mounting a node below itself is refused like any node that was opened before."""
     async with Node("app") as app, Node("page", parent=app) as page:
         for node in (app, page):
             with pytest.raises(WorkerError, match="opened before"):
@@ -145,7 +145,7 @@ async def test_a_node_cannot_be_mounted_below_itself():
 
 @pytest.mark.parametrize("what", ["work", "message"])
 async def test_an_unopened_child_used_from_a_thread(what):
-    """What a thread asks of it is done on the loop of its parent, and its reader wakes."""
+    """What a thread starts or posts on an unopened child reaches a subscriber of its parent."""
     heard = []
 
     async def read(ready):
@@ -172,7 +172,7 @@ async def test_an_unopened_child_used_from_a_thread(what):
 
 
 async def test_a_child_that_is_never_opened():
-    """Its work ends CANCELLED with the parent, its streams end, and it takes nothing any more."""
+    """An unopened child closes with its parent: its work is cancelled and its streams end."""
     heard = []
     async with Node("app") as app:
         page = Node("page", parent=app)
@@ -194,7 +194,7 @@ async def test_a_child_that_is_never_opened():
 
 
 async def test_a_child_that_was_not_heard_of_when_its_parent_closed():
-    """A node made below one that has closed is refused whatever it is given."""
+    """An unused child of a node that has closed refuses work, messages and being entered."""
     async with Node("app") as app:
         page = Node("page", parent=app)
     coroutine = anyio.lowlevel.checkpoint()
@@ -209,7 +209,7 @@ async def test_a_child_that_was_not_heard_of_when_its_parent_closed():
 
 @pytest.mark.parametrize("how", ["loop", "thread"])
 async def test_refused_work_is_announced_nowhere(how):
-    """A node that takes no more work tells the caller, and nobody else."""
+    """Work that a node refuses raises an error, and is not announced to subscribers."""
     app = Node("app")
     async with app.subscribe(Worker.StateChanged) as events, app:
         await app.shutdown()
@@ -250,7 +250,7 @@ class Unhashable(Node):
 
 @pytest.mark.parametrize("kind", [Equal, Unhashable])
 async def test_nodes_are_told_apart_by_identity(kind):
-    """Nodes that are equal, or have no hash, are children of their own, mounted or with a block."""
+    """Nodes that are equal, or not hashable, are separate children, mounted or with a block."""
     async with Node("app") as app:
         panels = [await app.mount(kind("same")) for _ in range(2)]
         workers = [panel.run_worker(anyio.sleep_forever) for panel in panels]
@@ -266,13 +266,13 @@ async def test_nodes_are_told_apart_by_identity(kind):
         assert workers[0].state is CANCELLED
         assert not workers[1].is_finished
         await panels[1].remove()
-    async with Node("app") as app:  # without a look at them: both are told to leave
+    async with Node("app") as app:  # without looking at the children first: both are closed
         ended = [(await app.mount(kind("same"))).run_worker(settle) for _ in range(2)]
     assert [worker.state for worker in ended] == [SUCCESS, SUCCESS]
 
 
 class Same(Worker):
-    """Workers that say that they are all equal, and have no hash."""
+    """Workers that all compare equal and are not hashable."""
 
     __hash__ = None
 
@@ -281,7 +281,7 @@ class Same(Worker):
 
 
 async def test_workers_are_told_apart_by_identity():
-    """The same for workers: in groups, in queues, and where they wait for each other."""
+    """Equal workers are kept apart in groups, in queues, and where they wait for each other."""
     async with Node("app") as app:
         app.group("one", limit=1)
         workers = [Same(app, settle, name=str(n), group="one") for n in range(3)]
@@ -305,7 +305,7 @@ async def test_workers_are_told_apart_by_identity():
 
 
 async def test_a_message_to_a_child_that_opens_before_it_arrives():
-    """What a thread was told would be delivered is delivered: the child does not close before."""
+    """A message that was accepted from a thread is delivered before the child closes."""
 
     class Page(Node):
         got = 0
@@ -325,7 +325,7 @@ async def test_a_message_to_a_child_that_opens_before_it_arrives():
 
 
 async def test_a_root_that_is_not_open_heard_in_another_thread():
-    """A thread that posts to it wakes its reader in the reader's own loop."""
+    """A thread that posts to an unopened root wakes the subscriber in the subscriber's own loop."""
     heard = []
 
     async def read(ready):
@@ -344,7 +344,7 @@ async def test_a_root_that_is_not_open_heard_in_another_thread():
 
 
 async def test_shutdown_called_from_a_thread():
-    """The call of the thread does not wait for itself, nor does the block."""
+    """When shutdown() is called from a thread, neither the call nor the block waits for itself."""
     app = Node("app")
     async with app:
         worker = app.run_worker(settle)
@@ -358,7 +358,7 @@ async def test_shutdown_called_from_a_thread():
 
 
 async def test_work_that_is_started_in_a_bare_callback(anyio_backend):
-    """A callback of the loop, which runs in no task, may start work."""
+    """A callback of the event loop, which runs in no task, may start work."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio's callbacks run in a task")
     async with Node("app") as app:

@@ -1,4 +1,4 @@
-"""Those who watch: whatever they are shown and whatever they write to, the program goes on."""
+"""Watchers: whatever they are shown and wherever they write, the watched program goes on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HAS_OTEL = importlib.util.find_spec("opentelemetry.sdk") is not None
 
 
 class Mute:
-    """Has no text."""
+    """An object whose str() and repr() raise."""
 
     def __str__(self):
         raise RuntimeError("mute")
@@ -42,14 +42,14 @@ class Mute:
 
 
 class Untold(Exception):
-    """An error that has no text."""
+    """An error whose str() raises."""
 
     def __str__(self):
         raise RuntimeError("untold")
 
 
 class Other(Worker):
-    """A worker that means something else by public names, once it was started."""
+    """A worker that overrides public names with something else once it has started."""
 
     async def run(self):
         await anyio.sleep_forever()
@@ -67,7 +67,7 @@ class Other(Worker):
 
 
 class Overridden(Node):
-    """A node that means something else by many public names."""
+    """A node that overrides many public names with something else."""
 
     path = children = groups = workers = root = parent = None
 
@@ -91,7 +91,7 @@ async def fail(error=None):
 
 @asynccontextmanager
 async def traced(node, tracer=None):
-    """Trace a node, and give the spans that have ended."""
+    """Trace a node, and yield the list of spans that have ended."""
     pytest.importorskip("opentelemetry.sdk", reason="it is an extra")
     import creche.otel  # noqa: PLC0415 (an extra)
 
@@ -109,7 +109,7 @@ async def traced(node, tracer=None):
 
 @asynccontextmanager
 async def board(node, *, terminal, file=None):
-    """Show a node on a board; give what it writes to, and what it shows at any time."""
+    """Show a node on a board. Yield the file it writes to and a function that returns its lines."""
     pytest.importorskip("rich")
     from rich.console import Console  # noqa: PLC0415 (an extra)
 
@@ -129,7 +129,7 @@ async def board(node, *, terminal, file=None):
 
 @asynccontextmanager
 async def logged(node):
-    """Have each change of state logged, and give the records."""
+    """Log each change of state, and yield the records."""
     records = []
     handler = logging.Handler()
     handler.emit = records.append
@@ -146,13 +146,13 @@ async def logged(node):
 
 @asynccontextmanager
 async def subscribed(node):
-    """Subscribe to a node and all below it, and read nothing."""
+    """Subscribe to a node and its whole subtree, and read nothing."""
     async with node.subscribe(Worker.StateChanged, Worker.ProgressChanged, tree=True) as events:
         yield events
 
 
 def shown(node):
-    """A board's lines, as they are written where there is no terminal."""
+    """A board that writes lines, as it does without a terminal."""
     return board(node, terminal=False)
 
 
@@ -176,19 +176,19 @@ def watched(request):
 
 @pytest.fixture(params=[record, drawn, traced], ids=lambda it: it.__name__)
 def reader(request):
-    """Each that reads in a task of its own."""
+    """Each watcher that reads in a task of its own."""
     return request.param
 
 
 def saved(trace, path):
-    """What a recording tells of each worker, by name."""
+    """Return what a recording says about each worker, by name."""
     trace.save(path)
     events = json.loads(path.read_text())["traceEvents"]
     return {each["name"]: each["args"] for each in events if each["ph"] == "X"}
 
 
 def told(caplog):
-    """What the library has told of faults."""
+    """Return the messages of the library's warnings and errors."""
     return [
         each.getMessage()
         for each in caplog.records
@@ -198,7 +198,7 @@ def told(caplog):
 
 @contextmanager
 def only_the_faults_of_watchers(caplog):
-    """Keep the failures of workers, which are stored, out of the log."""
+    """Check that nothing but failures of workers was logged."""
     yield
     assert [each for each in told(caplog) if not each.endswith("failed")] == []
 
@@ -207,13 +207,13 @@ def only_the_faults_of_watchers(caplog):
 
 
 class Name(str, Enum):
-    """A name as many people have it."""
+    """A string Enum, as many people use for names."""
 
     FETCH = "fetch"
 
 
 class Loud(str):
-    """A string that has a text of its own."""
+    """A string whose str() raises."""
 
     __slots__ = ()
 
@@ -239,14 +239,14 @@ class Loud(str):
     ids=range(11),
 )
 def test_everything_has_a_text(value, words):
-    """Whatever it is, it is told by a plain string that can be encoded."""
+    """text() returns a plain, encodable string for any object."""
     assert text(value) == words
     assert type(text(value)) is str
     assert text(value).encode()
 
 
 def test_an_interrupt_is_no_lack_of_text():
-    """What asks the program to end is not taken for a text that is missing."""
+    """A KeyboardInterrupt raised by ``__str__`` propagates."""
 
     class Interrupted:
         def __str__(self):
@@ -257,7 +257,7 @@ def test_an_interrupt_is_no_lack_of_text():
 
 
 def test_an_attribute_has_a_text():
-    """So does what is an attribute; none at all is no text."""
+    """text_of() returns a text for any attribute, and an empty one for None."""
 
     class Thing:
         none, five = None, 5
@@ -272,7 +272,7 @@ def test_an_attribute_has_a_text():
 
 
 def test_an_error_has_a_text():
-    """An error is told with its class, and without a colon where it has nothing to say."""
+    """error_text() starts with the error's class, and has no colon if the error has no text."""
     assert [error_text(each) for each in (ValueError("x"), ValueError(), Untold())] == [
         "ValueError: x",
         "ValueError",
@@ -297,16 +297,16 @@ def test_an_error_has_a_text():
     ids=["int", "bool", "float", "nan", "inf", "-inf", "huge", "word", "object", "none"],
 )
 def test_a_number_is_finite_and_short(value, expected):
-    """Whatever the user counts with, what is shown can be divided and told."""
+    """number() turns any object into a finite number that is short to print."""
     assert number(value) == expected
     assert len(str(number(value))) < 22
 
 
-# what they are shown
+# what watchers are shown
 
 
 async def test_texts_that_cannot_be_had(watched, caplog, tmp_path):
-    """Names, groups, descriptions, reasons and errors without a text disturb nobody."""
+    """Names, descriptions, reasons and errors whose str() raises do not disturb a watcher."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         async with watched(app), app:
@@ -326,7 +326,7 @@ async def test_texts_that_cannot_be_had(watched, caplog, tmp_path):
 
 
 async def test_what_has_no_text_is_told_all_the_same(caplog, tmp_path):
-    """Its class is told in its place."""
+    """An object whose str() raises is shown by the name of its class."""
     app = Node("app")
     async with record(app) as trace, logged(app) as records, app:
         worker = app.run_worker(anyio.sleep_forever, "one", description=Mute())
@@ -352,7 +352,7 @@ async def test_what_has_no_text_is_told_all_the_same(caplog, tmp_path):
 
 @pytest.mark.skipif(not HAS_RICH, reason="it is an extra")
 async def test_a_board_tells_what_has_no_text():
-    """A board in a terminal and lines in a pipe have it too."""
+    """A board shows such objects too, both in a terminal and as lines in a pipe."""
     app = Node("app")
     async with drawn(app) as picture, shown(app) as lines, app:
         worker = app.run_worker(anyio.sleep_forever, "one", description=Mute())
@@ -369,7 +369,7 @@ async def test_a_board_tells_what_has_no_text():
 
 
 async def test_a_span_tells_what_has_no_text():
-    """An error whose text fails is recorded as an exception all the same."""
+    """An error whose str() raises is still recorded in its span as an exception."""
     app = Node("app")
     async with traced(app) as spans, app:
         app.run_worker(fail(Untold()), "one", exit_on_error=False)
@@ -387,7 +387,7 @@ async def test_a_span_tells_what_has_no_text():
 
 
 async def test_names_of_half_characters(watched, tmp_path):
-    """What no file can hold is escaped before anybody has to write it."""
+    """Surrogates, which cannot be written to a file, are escaped in what watchers get."""
     app = Node("app")
     async with watched(app) as watcher, app:
         await app.run_worker(returns, "caf\udce9", description="\ud800")
@@ -400,7 +400,7 @@ async def test_names_of_half_characters(watched, tmp_path):
 
 
 async def test_progress_of_any_kind(watched, caplog):
-    """Steps that are no numbers, not finite or too many disturb nobody who looks."""
+    """Steps that are not numbers, not finite or too large do not disturb a watcher."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         async with watched(app) as watcher, app:
@@ -438,7 +438,7 @@ async def test_progress_of_any_kind(watched, caplog):
 
 
 async def test_events_of_work_that_was_refused(watched, caplog):
-    """Whatever is announced of a worker that was never added, the body of the block goes on."""
+    """Work that a node refuses does not disturb a watcher or the block."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         went_on = False
@@ -453,7 +453,7 @@ async def test_events_of_work_that_was_refused(watched, caplog):
 
 
 async def test_workers_that_nobody_was_told_of(watched, caplog, tmp_path):
-    """An adapter's worker that was never added begins with RUNNING, or with its end."""
+    """The first event of an adapter's worker that was never added is RUNNING, or its end."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         async with watched(app) as watcher, app:
@@ -478,7 +478,7 @@ async def test_workers_that_nobody_was_told_of(watched, caplog, tmp_path):
 
 
 async def test_workers_that_mean_something_else_by_their_names(watched, caplog, tmp_path):
-    """What a subclass makes of ``node`` and ``state`` is its own affair."""
+    """Watchers see the true node and state even if a subclass overrides ``node`` and ``state``."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         async with watched(app) as watcher, app:
@@ -503,7 +503,7 @@ async def test_workers_that_mean_something_else_by_their_names(watched, caplog, 
 
 
 async def test_a_recorder_of_events_reads_the_facts():
-    """So it is for the recorder that tests use."""
+    """EventRecorder sees the true node and state too."""
     app = Node("app")
     recorder = EventRecorder(app)
     async with app:
@@ -518,7 +518,7 @@ async def test_a_recorder_of_events_reads_the_facts():
 
 
 async def test_properties_that_raise(watched, caplog, tmp_path):
-    """What a subclass makes of other names may fail, and then only names are missing."""
+    """If properties of a subclass raise, watchers show "unreadable" in their place and go on."""
     broken = property(lambda self: 1 / 0)
     names = ["name", "group", "description", "daemon", "thread", "progress", "elapsed", "error"]
     names += ["is_cancelled", "cancel_reason", "cancelled_at", "started_at", "completed_steps"]
@@ -543,7 +543,7 @@ async def test_properties_that_raise(watched, caplog, tmp_path):
 
 
 async def test_nodes_that_mean_something_else_by_their_names(watched, caplog):
-    """Nodes are made to be subclassed; what is watched of them are the facts."""
+    """Watchers work with nodes whose subclass overrides public names."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         async with watched(app), app, Overridden("page", parent=app) as page:
@@ -562,7 +562,7 @@ async def test_nodes_that_mean_something_else_by_their_names(watched, caplog):
 
 
 async def test_workers_that_are_equal(watched, caplog, tmp_path):
-    """Workers are told apart by what they are, not by what they are equal to."""
+    """Watchers distinguish workers by identity, not by equality."""
 
     class Equal(Worker):
         def __eq__(self, other):
@@ -590,7 +590,7 @@ async def test_workers_that_are_equal(watched, caplog, tmp_path):
 
 
 async def test_a_context_variable_that_was_made_something_else(watched, caplog):
-    """Anything can be put where the active worker is told; it has made nobody."""
+    """A value in ``active_worker`` that is not a worker does not disturb a watcher."""
     with only_the_faults_of_watchers(caplog):
         app = Node("app")
         async with watched(app), app:
@@ -600,11 +600,11 @@ async def test_a_context_variable_that_was_made_something_else(watched, caplog):
             await settle()
 
 
-# what they write to
+# what watchers write to
 
 
 async def test_a_filter_of_the_log_that_raises(caplog, capsys, monkeypatch):
-    """Work and nodes end, the first record that is lost is told, and the log goes on after it."""
+    """A failing filter stops no work. Lost records are reported, and logging goes on."""
 
     class WantsRequest(logging.Filter):
         is_at_fault = True
@@ -633,7 +633,7 @@ async def test_a_filter_of_the_log_that_raises(caplog, capsys, monkeypatch):
 
 
 async def test_a_handler_of_the_log_that_raises(caplog):
-    """One that fails for some records is told of by the others that there are."""
+    """The failure of one log handler is logged through the other handlers."""
 
     class Disk(logging.Handler):
         def emit(self, record):
@@ -654,7 +654,7 @@ async def test_a_handler_of_the_log_that_raises(caplog):
 
 
 def test_a_fault_that_nobody_can_be_told_of(capsys, monkeypatch):
-    """Neither the log nor standard error: then the program goes on in silence."""
+    """When both the log and standard error fail, report() is silent and does not raise."""
 
     def emit(record):
         raise OSError
@@ -672,7 +672,7 @@ def test_a_fault_that_nobody_can_be_told_of(capsys, monkeypatch):
 
 
 async def test_a_watcher_and_a_log_that_both_fail(reader, caplog, monkeypatch, capsys):
-    """The report of a fault is no reason for another one."""
+    """A log that fails does not disturb the block, even while a watcher is reading."""
 
     def lose(*_):
         raise OSError("no network")
@@ -687,7 +687,7 @@ async def test_a_watcher_and_a_log_that_both_fail(reader, caplog, monkeypatch, c
 @pytest.mark.skipif(not HAS_OTEL, reason="it is an extra")
 @pytest.mark.parametrize("step", ["on_start", "on_end"])
 async def test_a_span_processor_that_raises(caplog, step):
-    """The other spans are made, and the first error is told."""
+    """A span processor that fails for one span still gets the others. The first error is logged."""
     seen = []
 
     class Processor(SpanProcessor):
@@ -718,7 +718,7 @@ async def test_a_span_processor_that_raises(caplog, step):
 
 @pytest.mark.skipif(not HAS_OTEL, reason="it is an extra")
 async def test_a_span_that_takes_nothing_is_ended(caplog):
-    """Whatever a span refuses, it ends; those that are left end with the block."""
+    """A span is ended even if it rejects every call. Open spans are ended with the block."""
     ended = []
 
     class Span:
@@ -750,11 +750,11 @@ async def test_a_span_that_takes_nothing_is_ended(caplog):
     assert told(caplog) == ["worker 'one' failed", f"the tracer of node 'app' {MISSED}"]
 
 
-# that they leave the block as it is
+# watchers do not change what happens in the block
 
 
 async def test_an_error_of_their_own_stays_with_them(reader, caplog, monkeypatch):
-    """Who cannot take note of an event misses it, tells so once, and hears the next one."""
+    """A watcher that fails on an event skips it, logs that once, and gets the next event."""
     heard = []
     app = Node("app")
     bad = RuntimeError("of the watcher")
@@ -785,7 +785,7 @@ async def test_an_error_of_their_own_stays_with_them(reader, caplog, monkeypatch
 
 
 async def test_an_error_of_their_own_does_not_replace_that_of_the_body(reader, caplog, monkeypatch):
-    """What the body raises is raised, whatever goes wrong in those who watch."""
+    """The block raises what its body raised, even if a watcher fails too."""
 
     def lose(*_):
         raise RuntimeError("of the watcher")
@@ -810,7 +810,7 @@ async def test_an_error_of_their_own_does_not_replace_that_of_the_body(reader, c
 
 
 async def test_their_task_may_be_cancelled_natively(reader, anyio_backend_name, caplog):
-    """Who cancels a task of asyncio that watches ends the watching, not the block."""
+    """Natively cancelling a watcher's asyncio task ends the watching, but not the block."""
     if anyio_backend_name != "asyncio":
         pytest.skip("there is no such cancellation")
     app = Node("app")
@@ -829,7 +829,7 @@ async def test_their_task_may_be_cancelled_natively(reader, anyio_backend_name, 
 
 
 async def test_faults_are_told_once_and_cancellations_pass(caplog):
-    """A cancellation is none of them, and what is none leaves no word."""
+    """Faults logs only the first error, and lets anything that is not an Exception pass."""
     faults = Faults("somebody")
     with faults:
         pass
@@ -842,7 +842,7 @@ async def test_faults_are_told_once_and_cancellations_pass(caplog):
 
 
 async def test_a_body_and_a_cancellation_at_once():
-    """What the body raises is not lost where a scope round it is cancelled as it is left."""
+    """An error of the body is not lost if a surrounding scope is cancelled as the block is left."""
 
     async def watch():
         await anyio.sleep_forever()

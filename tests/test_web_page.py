@@ -1,6 +1,6 @@
-"""The page of ``creche.web`` in a real browser: it shows, follows, finds, cancels, comes back.
+"""The page of ``creche.web`` in a real browser: it shows, follows, searches, cancels, reconnects.
 
-Skipped where there is no browser; ``nox -s browser`` sees to it that there is one.
+Skipped where there is no browser; ``nox -s browser`` installs one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def browser():
 
 @pytest.fixture
 def show(browser):
-    """Open the page of a tree; nothing may go wrong in it, nor be fetched from elsewhere."""
+    """Open the page of a tree. Errors in it, or requests to another server, fail the test."""
     contexts, servers, wrong = [], [], []
 
     def show(tree, *, scheme="light", size=(1200, 700), server=None, clock=True):
@@ -61,7 +61,7 @@ def show(browser):
 
 
 def is_wrong(told):
-    """Whether it is more than the browser's word that a server cannot be reached."""
+    """Return whether an error is more than the browser's report that a server is unreachable."""
     return told.type == "error" and not told.text.startswith("Failed to load resource")
 
 
@@ -100,7 +100,7 @@ def test_it_shows_the_tree(show):
 
 
 def test_failures_tell_their_text(show):
-    """The newest failure is on top, with its first line; the whole text is a click away."""
+    """The newest failure is on top, with the first line of its text. A click shows the rest."""
     page = show(some())
     assert page.locator("#failures h2").inner_text() == "Failures: 2"
     told = page.locator("#list summary").all_inner_texts()
@@ -111,11 +111,11 @@ def test_failures_tell_their_text(show):
     assert page.locator("#list p").first.inner_text().endswith("#13 · attempt 2")
     page.server.tell("change", time=NOW + 1, failures=[failure(14, "new", "KeyError: 'x'")])
     page.get_by_text("Failures: 3").wait_for()
-    assert page.locator("#list pre").nth(1).is_visible()  # what was open stays open
+    assert page.locator("#list pre").nth(1).is_visible()  # an open failure stays open
 
 
 def test_it_follows_changes(show):
-    """Rows come, change and go as the server tells; rates are those of the last seconds."""
+    """Rows appear, change and disappear as the server reports. Rates cover the last seconds."""
     page = show(some())
     tell = page.server.tell
     tell("change", time=NOW + 10, workers=[{"number": 17, "completed_steps": 150, "progress": 75}])
@@ -131,7 +131,7 @@ def test_it_follows_changes(show):
                {"number": 98, "state": "SUCCESS"}],
     )  # fmt: skip
     row(page, "new").wait_for()
-    until(page, "flat.length === 10")  # those that ended have gone
+    until(page, "flat.length === 10")  # the rows of ended workers are gone
     assert rows(page)[1:] == [
         "downloads | 2 running · limit 9",
         "<script>alert(1)</script> | 12,345 | 588/s | 21 s",
@@ -152,7 +152,7 @@ def test_it_follows_changes(show):
 
 
 def test_ends_are_seen_for_a_moment(show):
-    """A worker that has ended stays in its place for a moment, with how it ended."""
+    """A worker that has ended keeps its row for a moment, which shows how it ended."""
     page = show(some())
     page.evaluate("sweep = () => {}")
     ended = zip((17, 18, 21), ("SUCCESS", "ERROR", "CANCELLED"), strict=True)
@@ -167,7 +167,7 @@ def test_ends_are_seen_for_a_moment(show):
 
 
 def test_cancel_button(show):
-    """The button asks for a reason and tells the server; what the server answers is shown."""
+    """The button asks for a reason and sends a request. A refusal by the server is shown."""
     page = show(some())
     row(page, "fetch('/4')").get_by_role("button").click()
     assert page.locator("dialog h2").inner_text() == "Cancel fetch?"
@@ -178,10 +178,10 @@ def test_cancel_button(show):
     page.server.answer = (403, {"title": "no", "detail": "only its owner may do that"})
     row(page, "late").click()
     page.locator("#details").get_by_role("button", name="Cancel").click()
-    page.keyboard.press("Enter")  # in the field of the reason
+    page.keyboard.press("Enter")  # in the field for the reason
     assert page.server.asked.get(timeout=10) == ("/jobs/workers/20/cancel", "application/json", {})
     page.get_by_role("alert").get_by_text("only its owner may do that").wait_for()
-    page.server.answer = (404, {})  # it has ended, which is no error
+    page.server.answer = (404, {})  # the worker has ended, which is not an error
     row(page, "consumer").get_by_role("button").click()
     page.get_by_role("button", name="Let it run").click()
     row(page, "consumer").get_by_role("button").click()
@@ -191,7 +191,7 @@ def test_cancel_button(show):
 
 
 def test_who_may_not_cancel_has_no_buttons(show):
-    """Where nobody may cancel there is nothing to cancel with."""
+    """Without permission to cancel, there are no buttons, and the Delete key does nothing."""
     page = show({**some(), "may_cancel": False})
     assert page.get_by_role("button", name="Cancel").count() == 0
     row(page, "late").click()
@@ -202,7 +202,7 @@ def test_who_may_not_cancel_has_no_buttons(show):
 
 
 def test_details(show):
-    """A click tells all of a worker, a group or a node, and follows it as it changes."""
+    """A click shows the details of a worker, group or node, and keeps them up to date."""
     page = show(some())
     row(page, "fetch('/4')").click()
     told = details(page)
@@ -230,7 +230,7 @@ def test_details(show):
 
 
 def test_keyboard_alone(show):
-    """All of it can be done without a pointer."""
+    """The whole page can be used without a pointer."""
     page = show(some())
     key(page, "/")
     assert page.evaluate("document.activeElement.id") == "search"
@@ -263,7 +263,7 @@ def test_keyboard_alone(show):
 
 
 def test_search(show):
-    """What is searched is shown with what it is in; failures are searched too."""
+    """Matches are shown along with the rows that contain them. Failures are searched too."""
     page = show(some())
     page.get_by_role("searchbox").fill("CONS")
     page.get_by_text("1 found").wait_for()
@@ -284,7 +284,7 @@ def test_search(show):
 
 
 def test_a_long_queue_is_folded(show):
-    """Of what waits the first are rows, the others a number, until that is asked for."""
+    """The first queued workers are rows. The rest is a number until it is unfolded."""
     waiting = [worker(n, name=f"job {n}", state="PENDING", is_queued=True) for n in range(2, 100)]
     tree = whole([node()], [group(running=1, queued=98)], [worker(1, name="first"), *waiting])
     page = show(tree)
@@ -303,7 +303,7 @@ def test_a_long_queue_is_folded(show):
 
 
 def test_folding(show):
-    """A click on the arrow folds a group or a node, a double click on the row too."""
+    """A click on the arrow, or a double click on the row, folds a group or a node."""
     page = show(some())
     row(page, "5,000").locator(".mark").click()
     until(page, "flat.length === 5")
@@ -319,7 +319,7 @@ def test_folding(show):
     ids=["html", "override", "ansi", "5 MB", "right-to-left", "wide", "emoji"],
 )
 def test_hostile_texts_are_text(show, text):
-    """Whatever others wrote is shown as it is, and nothing of it becomes part of the page."""
+    """Hostile texts are shown literally, and none of their content becomes part of the page."""
     tree = whole(
         [node(name=text, is_cancelled=True, cancel_reason=text)],
         [group(name=text)],
@@ -346,7 +346,7 @@ def test_hostile_texts_are_text(show, text):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1200, 700), (360, 640)])
 def test_no_violation_of_accessibility(show, scheme, size):
-    """axe-core finds nothing, whatever is open."""
+    """axe-core finds no violation, whatever is open on the page."""
     code = browsers.axe()
     if code is None:
         if os.environ.get("CRECHE_BROWSER_NEEDED"):
@@ -374,7 +374,7 @@ def test_no_violation_of_accessibility(show, scheme, size):
 
 
 def test_light_and_dark(show):
-    """The page follows the light or dark of the system, also when that changes."""
+    """The page follows the light or dark mode of the system, even if that changes."""
     page = show(some(), scheme="dark")
     back = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(back) == "rgb(18, 21, 27)"
@@ -383,7 +383,7 @@ def test_light_and_dark(show):
 
 
 def test_narrow_window(show):
-    """On a phone all is there: nothing has to be scrolled sideways, names can be read."""
+    """On a phone everything is there: names can be read without scrolling sideways."""
     page = show(some(), size=(360, 640))
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     box = row(page, "fetch('/4')").bounding_box()
@@ -400,13 +400,13 @@ def test_narrow_window(show):
 
 
 def test_the_server_goes_away_and_comes_back(show):
-    """The page says so, keeps what it knew, and shows how things stand then, all by itself."""
+    """The page says that the server is gone, keeps its rows, and reconnects by itself."""
     page = show(some())
     page.server.tell("end")
     page.get_by_text("the server is shutting down").wait_for()
     page.server.stop()
     page.server.whole = None
-    page.server.start()  # what is closed already has a 503, at which the browser gives up
+    page.server.start()  # a server that is shutting down answers 503, and the browser gives up
     until(page, "source.readyState === EventSource.CLOSED")
     assert page.locator("#link").inner_text() == "the server is shutting down"
     assert len(rows(page)) == 9
@@ -416,7 +416,7 @@ def test_the_server_goes_away_and_comes_back(show):
 
 
 def test_a_connection_that_breaks(show):
-    """Without a word of the server the page says that it is not connected, and connects again."""
+    """If the server vanishes without notice, the page says "disconnected" and reconnects."""
     page = show(some())
     page.server.opened.get(timeout=10)
     page.server.stop()
@@ -428,7 +428,7 @@ def test_a_connection_that_breaks(show):
 
 
 def test_no_server_at_first(show):
-    """A page that was opened too early asks until it is answered."""
+    """A page that is opened before there is a tree keeps asking until it gets one."""
     server = Server(None)
     page = show(None, server=server)
     page.get_by_text("disconnected, trying again").wait_for()
@@ -440,7 +440,7 @@ def test_no_server_at_first(show):
 
 
 def test_thousands_of_workers(show):
-    """Of 5,000 workers that all change four times a second only those in sight are elements."""
+    """With 5,000 workers that change four times a second, only visible rows are elements."""
     page = show(many())
     assert page.evaluate("flat.length") == 5002
     page.evaluate("""() => {
@@ -459,7 +459,7 @@ def test_thousands_of_workers(show):
             workers=[{"number": n, "completed_steps": turn * 3 + n % 3} for n in range(1, 5_001)],
         )
         if turn == 4:
-            gaps = page.evaluate(MEASURE, True)  # while the others come
+            gaps = page.evaluate(MEASURE, True)  # while further changes arrive
         page.wait_for_timeout(20)
     until(page, "workers.get(5000).completed_steps === 62")
     longest = max(page.evaluate("spent"))
@@ -475,7 +475,7 @@ def test_thousands_of_workers(show):
 
 
 def test_what_is_read_stays_in_place(show):
-    """Rows in sight do not move as workers above them come and go."""
+    """Visible rows do not move when workers above them end."""
     page = show(many())
     page.evaluate("tree.scrollTop = 2_000 * height() + 7")
     drawn(page)
