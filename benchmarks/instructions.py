@@ -1,13 +1,13 @@
-"""Instructions a job, counted by cachegrind: a figure that no other load on the machine disturbs.
+"""Instructions per job, counted by cachegrind, so that load on the machine does not affect them.
 
-One process under valgrind imports everything and runs a little of each case, to be warm. For each
-case it then forks a process that runs some jobs and one that runs more of them; the difference is
-what the additional jobs took. So the start of the interpreter and of the libraries is paid for
-once, and is no part of any figure. All of that is done twice, at the same time, by processes that
-know nothing of each other, and the two have to agree within 1 %.
+One process under valgrind imports everything and runs each case a little to warm up. For each case
+it then forks a process that runs some jobs and one that runs more of them. The difference is what
+the additional jobs took, so the startup of the interpreter and the libraries is paid for once and
+is not part of any figure. All of this is done twice at the same time by independent processes, and
+the two results have to agree within 1 %.
 
-The garbage collector is off meanwhile: whether one more of its great rounds falls into the longer
-run is chance. Its share is in the times.
+The garbage collector is off meanwhile, since it is a matter of chance whether one more full
+collection falls into the longer run. Its share is included in the timings.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ COMMAND = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-
 
 
 def is_possible():
-    """Tell whether valgrind is installed."""
+    """Return whether valgrind is installed."""
     return shutil.which("valgrind") is not None
 
 
 def environment():
-    """Give one in which hashes are the same each time, and compiled code is kept."""
+    """Return environment variables that fix the hash seed and keep compiled code."""
     return {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def be_counted(scenarios):
-    """Run all cases, in this process that valgrind counts, and print who ran what."""
+    """Run all cases in this process, which valgrind counts, and print the process ids of each."""
     gc.disable()
     ran = []
     for scenario in scenarios:
         for case in scenario.cases:
-            if not scenario.name.startswith("threads"):  # a fork of them would not work
+            if not scenario.name.startswith("threads"):  # threads do not survive a fork
                 case.run(WARM)
             ran.append((scenario.name, case.key, [_fork(case, each) for each in (FEW, MANY)]))
     print(ran)
@@ -61,7 +61,7 @@ def _fork(case, amount):
 
 
 def count(arguments):
-    """Count all cases, several times at once.
+    """Count all cases, several times in parallel.
 
     Args:
         arguments: The command line for a process that calls ``be_counted()``.
@@ -92,7 +92,7 @@ def count(arguments):
 
 
 def count_programs(programs):
-    """Count programs as a whole, from the start of the interpreter on; gives counts by name."""
+    """Count whole programs, from the start of the interpreter. Return the counts by name."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         counts = {}
@@ -108,11 +108,11 @@ def count_programs(programs):
 
 
 def read(log):
-    """Read what valgrind counted, out of its log."""
+    """Read valgrind's count from its log."""
     found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text())
     return int(found[1].replace(",", ""))
 
 
 def agree(counts):
-    """Tell whether the counts of one case differ by no more than they may."""
+    """Return whether the counts of one case are close enough to each other."""
     return max(counts) - min(counts) <= AGREE * min(counts)

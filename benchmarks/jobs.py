@@ -1,8 +1,8 @@
-"""What a job costs, beside what a program writes by hand: a dict, a queue and a task.
+"""What a job costs, compared with handwritten code: a dict, a queue and a task.
 
     python benchmarks/jobs.py
 
-Times and bytes depend on the machine; the ratios are of medians, taken in turns.
+Times and bytes depend on the machine. The times are medians.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WATCHERS = 200
 
 @dataclass
 class ByHand:
-    """What one writes: an id, a status, times, a result."""
+    """What a program keeps by hand: a status, times, a result."""
 
     status: str = "queued"
     created: float = field(default_factory=time.time)
@@ -53,7 +53,7 @@ async def enter(begun, entered):
 
 
 async def by_hand():
-    """Measure the same with a dict, a queue and a task that serves it."""
+    """Measure the same with a dict, a queue, and a task that serves the queue."""
     jobs, queue = {}, asyncio.Queue()
 
     async def serve():
@@ -81,7 +81,7 @@ async def by_hand():
 
 
 async def by_jobs():
-    """Measure from submit() to the first line of the work, and from its last to who waits."""
+    """Measure from submit() to the first line of the work, and from its last line to the waiter."""
     entered, seen = [], []
     async with Node("app") as app:
         jobs = Jobs(app, keep=ROUNDS)
@@ -95,7 +95,7 @@ async def by_jobs():
 
 
 async def kept():
-    """Measure a look at a job, and its bytes, with many kept."""
+    """Measure the memory of a job, and the lookup of one, when many are kept."""
 
     async def work():
         return None
@@ -130,7 +130,7 @@ async def kept():
 
 
 class Service:
-    """A server in a thread, whose processor time is measured while 200 jobs work."""
+    """A server in a thread. The thread's processor time is measured while 200 jobs work."""
 
     def __init__(self):
         self.node = Node("app")
@@ -163,7 +163,7 @@ class Service:
     async def work(self):
         await self.go.wait()
         worker = get_current_worker()
-        for _ in worker.track(range(100)):  # two seconds of work that computes a little
+        for _ in worker.track(range(100)):  # two seconds, with a little computing
             until = time.thread_time() + 50e-6
             while time.thread_time() < until:
                 pass
@@ -175,7 +175,7 @@ class Service:
 
 
 def watched(watchers):
-    """Give the processor time of the server's thread, with so many streams."""
+    """Return the processor time of the server's thread with this number of event streams."""
     service = Service()
 
     async def main():

@@ -1,4 +1,4 @@
-"""The ways of running work elsewhere that the tests run on; another one is one line in ``WAYS``."""
+"""The ways of running work elsewhere that are tested. To add one, add a line to ``WAYS``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from creche.ways import Far, OnExecutor, Processes
 
 
 class Threads:
-    """A plain engine: a thread for each job. It shows what one has to do, and no more."""
+    """A plain engine that starts a thread for each job. It does the minimum that is required."""
 
     async def __call__(self, job):
         payload, token, done = job.pack(), lowlevel.current_token(), anyio.Event()
@@ -34,7 +34,7 @@ class Threads:
             outcomes.append(fars[0].run())
             token.backend_class.run_sync_soon(done.set, (), token.native_token)
 
-        # With the context of the loop, as threads have it without the GIL, from Python 3.14 on.
+        # In the loop's context, as new threads are in free-threaded Python from 3.14 on.
         threading.Thread(target=copy_context().run, args=(run,)).start()
         try:
             await done.wait()
@@ -75,7 +75,7 @@ _pools = {}
 
 
 def pool(method):
-    """Give a pool of one process, made and warmed once: its threads are not those of a test."""
+    """Return a pool of one process, created and warmed up once, so no test counts its threads."""
     if method not in _pools:
         context = multiprocessing.get_context(method)
         _pools[method] = ProcessPoolExecutor(1, mp_context=context)
@@ -85,7 +85,7 @@ def pool(method):
 
 @functools.cache
 def client():
-    """Give a client of a cluster whose machines are threads, made once and warmed."""
+    """Return a client of a cluster whose workers are threads, created and warmed up once."""
     from distributed import Client, LocalCluster  # noqa: PLC0415 (an extra, slow to import)
 
     cluster = atexit_close(

@@ -1,7 +1,7 @@
-"""Ask a service all that its OpenAPI document allows, and what it does not; it finds nothing.
+"""Send a service all kinds of valid and invalid requests, generated from its OpenAPI document.
 
-By schemathesis, with all of its checks: no error of the server, no status and no content that is
-not documented, bodies as their schemas say, wrong ones refused.
+schemathesis does that with all of its checks: the service must not fail, must send only documented
+statuses and content, and bodies that fit their schemas, and must reject invalid requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> int:
-    """Run the service and schemathesis against it; give the exit status of the latter."""
+    """Run the service and schemathesis against it, and return the exit status of schemathesis."""
     with socket.socket() as each:
         each.bind(("127.0.0.1", 0))
         port = each.getsockname()[1]

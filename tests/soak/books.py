@@ -1,4 +1,4 @@
-"""The books of one episode: what was planted, started, posted and told, and whether it adds up."""
+"""The books of one episode: what was planted, started, posted and reported, and how it adds up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEGAL = {(PENDING, CANCELLED), *((PENDING, RUNNING, end) for end in (SUCCESS, ER
 
 
 class Planted(Exception):
-    """An error with a number, to be told once."""
+    """An error with a number, to be reported once."""
 
     def __init__(self, number, where):
         super().__init__(f"planted {number} in {where}")
@@ -28,7 +28,7 @@ class Planted(Exception):
 
 
 class PlantedExit(SystemExit):
-    """The same, of the kind that always goes on its way, bare."""
+    """A numbered error of a kind that always propagates ungrouped."""
 
     def __init__(self, number, where):
         super().__init__(f"planted {number} in {where}")
@@ -36,7 +36,7 @@ class PlantedExit(SystemExit):
 
 
 def leaves(error):
-    """Give the single errors in what was raised; those beside a bare one are its cause."""
+    """Return the single errors in what was raised. Others beside an ungrouped one are its cause."""
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in leaves(each)]
     beside = error.__cause__ if isinstance(error, PlantedExit) else None
@@ -44,7 +44,7 @@ def leaves(error):
 
 
 def bottom(failed):
-    """Give the error that a chain of WorkerFailed began with."""
+    """Return the error at the start of a chain of WorkerFailed."""
     while isinstance(failed, WorkerFailed):
         failed = failed.error
     return failed
@@ -65,7 +65,7 @@ class Job:
             node.parent is None and not node.was_opened
         )  # a tree above may not have heard
         self.entered = self.left = 0
-        self.ends = True  # by itself: whoever waits for it waits not for ever
+        self.ends = True  # by itself, so that a task that waits for it does not wait forever
 
     def enter(self, worker):
         self.worker = worker
@@ -94,10 +94,10 @@ class Books:
         self.failures = []
         self.jobs = []
         self.stored_logged = Counter()
-        self.loop_cancelled = set()  # by a call on the loop: no call of its thread may come after
-        self.native = set()  # the names of workers whose tasks were cancelled natively
+        self.loop_cancelled = set()  # by a call on the loop; no later call of its thread may pass
+        self.native = set()  # names of workers whose tasks were cancelled natively
         self._lock = threading.Lock()
-        self.limits = {}  # of groups that had one from the beginning
+        self.limits = {}  # of groups that had one from the start
         self._inside = Counter()
         self.abandoning = set()  # groups with threads that may outlive their slots
         self._numbers = itertools.count(1)
@@ -119,16 +119,16 @@ class Books:
         return job
 
     def below(self, node):
-        """Give the jobs of a node and of all below it."""
+        """Return the jobs of a node and of all nodes below it."""
         return [job for job in list(self.jobs) if job.node.is_below(node)]
 
     def allow(self, node, group, limit):
-        """Take note of a new limit of a group; the highest that there ever was is what counts."""
+        """Record a new limit of a group. The highest limit that it ever had counts."""
         limit = math.inf if limit is None else limit
         self.limits[node, group] = max(limit, self.limits.get((node, group), math.inf))
 
     def note_inside(self, worker, change):
-        """Take note that work was entered, or is about to be left; in any thread."""
+        """Record that work was entered, or is about to be left, in any thread."""
         key = worker.node, worker.group
         with self._lock:
             self._inside[key] += change
@@ -150,7 +150,7 @@ class Books:
         return len(self._planted)
 
     def surface(self, error, where):
-        """Take in what came out at last, in some place."""
+        """Record an error that came out somewhere."""
         for leaf in leaves(error):
             if isinstance(leaf, (Planted, PlantedExit)):
                 self._seen[leaf.number].append(where)
@@ -160,7 +160,7 @@ class Books:
                 self.fail(f"{leaf!r} came out of {where}")
 
     def _relay(self, failed, where):
-        """Take in a report of an error that is stored; at most one for each tree is right."""
+        """Record a report of a stored error. At most one for each tree is right."""
         origin = bottom(failed)
         jobs = [job for job in self.jobs if job.worker is not None and job.worker.error is origin]
         if any(job.worker.exit_on_error or not isinstance(origin, Exception) for job in jobs):
@@ -170,7 +170,7 @@ class Books:
             self.fail(f"{failed} came out a second time, of {where}")
 
     def unseen(self):
-        """Tell whether errors have not come out yet; those that are stored are looked for last."""
+        """Return whether some errors have not come out yet. Stored ones are looked up last."""
         stored = [job for job in self.jobs if job.worker is not None and job.worker.error]
         known = {id(leaf) for job in stored for leaf in leaves(job.worker.error)}
         return any(
@@ -181,7 +181,7 @@ class Books:
     # messages
 
     def posted(self, node, message, worker):
-        """Take note of a message that was taken in; in the end it has to have been handled."""
+        """Record a message that was accepted. In the end it has to have been handled."""
         self._posted[message.number] = node, worker
 
     def next(self):
@@ -190,10 +190,10 @@ class Books:
     def handle(self, node, message):
         self._handled[message.number, node] += 1
 
-    # what adds up
+    # checks
 
     def check_events(self, node, events, *, where, complete=True):
-        """Look at what one listener to a node, or to its tree, was told."""
+        """Check what one listener to a node, or to its tree, was notified of."""
         numbers = [event.number for event in events]
         if numbers != sorted(set(numbers)):
             self.fail(f"{where}: events out of order: {numbers}")
@@ -216,7 +216,7 @@ class Books:
                 self.fail(f"{where}: nothing told of {job.told}")
 
     def check_left(self, node):
-        """Look at the workers of a node whose block was left this moment."""
+        """Check the workers of a node whose block has just been left."""
         for job in self.below(node):
             worker = job.worker
             if worker is None or job.refused:
@@ -227,7 +227,7 @@ class Books:
                 self.fail(f"{node.path} was left, but work goes on: {job.told}")
 
     def check(self):
-        """Look at all of it, when all is over."""
+        """Check everything at the end of the episode."""
         for job in self.jobs:
             self._check_job(job)
         for number, where in self._planted.items():
@@ -248,7 +248,7 @@ class Books:
 
     def _check_job(self, job):
         worker, told = job.worker, job.told
-        if job.refused or worker is None:  # the latter: withdrawn, before it was entered
+        if job.refused or worker is None:  # None: withdrawn before it was entered
             if job.entered:
                 self.fail(f"it was refused and ran: {told}")
             return
@@ -262,7 +262,7 @@ class Books:
             (job.kind == "own_loop" and worker.is_cancelled)
             or (job.kind == "thread" and job.name in self.native)
         ):
-            pass  # its function was called, its coroutine not; or its thread was called off
+            pass  # the function ran, but its coroutine did not; or the thread was cancelled early
         elif job.entered > 1 or bool(job.entered) != (worker.started_at is not None):
             self.fail(f"entered {job.entered} times, started at {worker.started_at}: {told}")
         if worker.is_cancelled != worker.cancelled_event.is_set():
@@ -282,7 +282,7 @@ class Books:
                     if not isinstance(leaf, WorkerFailed):
                         self.surface(leaf, f"{job.name}.error")
             times = self.stored_logged[job.worker.name]
-            if times != 1 and job.kind != "handler":  # those of handlers share a name
+            if times != 1 and job.kind != "handler":  # workers of handlers share a name
                 self.fail(f"its error was logged {times} times: {job.told}")
         for leaf in leaves(error):
             known = isinstance(leaf, (Planted, PlantedExit, WorkerFailed))

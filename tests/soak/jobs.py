@@ -1,4 +1,4 @@
-"""The work that workers do, in all its kinds; and the blocks of nodes."""
+"""The kinds of work that workers do, and the blocks of nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RULES = ("enqueue", "restart", "drop", "keep_latest")
 
 
 def run_job(actor, node, **given):
-    """Run some work, of some kind, on a node."""
+    """Run work of a random kind on a node."""
     if not actor.world.can_have_job():
         return
     job, work, group, options = make_job(actor, node)
@@ -31,7 +31,7 @@ def run_job(actor, node, **given):
 
 
 def make_job(actor, node):
-    """Give some work, its books, the name of a group and the other options of its worker."""
+    """Return work, its record in the books, the name of a group, and the worker's other options."""
     has, rng = actor.world.enabled.__contains__, actor.rng
     kinds = ["async", "async", "coro", "partial", "tasks"]
     kinds += ["thread", "own_loop"] * has("threads") + ["for_ever"] * has("daemons")
@@ -53,9 +53,9 @@ def make_job(actor, node):
     if kind == "for_ever":
         job.ends = False
         options["daemon"] = True
-        group = rng.choice((None, "a"))  # it would hold a slot for ever
+        group = rng.choice((None, "a"))  # in a group with a limit it would hold a slot forever
     if "exclusive" in options and kind != "partial":
-        group = group or "a"  # what has no name would be warned about
+        group = group or "a"  # without a group, work that has no name causes a warning
     job.options = options
     if options.get("abandon_on_cancel"):
         actor.world.books.abandoning.add((node, group))
@@ -82,14 +82,14 @@ async def _steps(actor, job):
     except anyio.get_cancelled_exc_class():
         actor.trouble(f"{job.name}, as it was cancelled", actor.world.worker_trouble / 3)
         if not actor.chance(0.1):
-            raise  # else it does not obey
+            raise  # otherwise the work ignores its cancellation
     finally:
         job.leave()
     return job.value
 
 
 async def _tasks(actor, job):
-    """Do it in tasks of its own, which may raise together."""
+    """Work in tasks of its own, several of which may raise."""
 
     async def one(mine):
         try:
@@ -165,14 +165,14 @@ WORK = {
 
 
 async def open_block(actor, node):
-    """Open a node, act in its body and leave it; all that is promised of its end is looked at."""
+    """Open a node, act in its body, leave it, and check all that its end promises."""
     raised = None
     world, here = actor.world, actor.child("body", node)
     scope = anyio.CancelScope()
     if "deadlines" in world.enabled and actor.chance(0.15):
         scope.deadline = anyio.current_time() + actor.rng.uniform(0, 0.05)
     async with node.subscribe(Worker.StateChanged, tree=True) as events:
-        before = len(world.books.below(node))  # those were told of before it was opened
+        before = len(world.books.below(node))  # announced before the node was opened
         try:
             with scope:
                 async with node:
@@ -206,7 +206,7 @@ async def open_block(actor, node):
 
 
 def check_handlers(world, node):
-    """Look at what the handlers of a closed node were told."""
+    """Check what the handlers of a closed node were notified of."""
     if node.hears_changes:
         where = f"the handlers of {node.path}"
         told = world.books.check_events(node, node.told, where=where)

@@ -1,13 +1,13 @@
-"""Run very many jobs elsewhere: is memory at the end what it was, and is work under load killed?
+"""Run very many jobs elsewhere: does memory stay level, and is hanging work killed under load?
 
-``python tests/soak/many.py processes [--jobs 1000000] [--backend NAME]``: the jobs are handed over
-in batches, as docs/elsewhere.md does it. What the program holds is looked at after the first
-of them, at each tenth, and at the end.
+``python tests/soak/many.py processes [--jobs 1000000] [--backend NAME]``: the jobs are submitted
+in batches, as in docs/elsewhere.md. The program's memory is measured after the first jobs, after
+each tenth, and at the end.
 
-``python tests/soak/many.py dask [--jobs 10000]``: the same on a cluster of two processes here.
+``python tests/soak/many.py dask [--jobs 10000]``: the same on a local cluster of two processes.
 
 ``python tests/soak/many.py kill [--times 100] [--backend NAME]``: all processors are busy with
-jobs; work that hangs is cancelled, and has to have ended within 100 ms.
+jobs. Work that hangs is cancelled, and has to end within 100 ms in the median.
 """
 
 # ruff: noqa: T201 (it prints what it finds)
@@ -38,32 +38,32 @@ BACKENDS = {
     "trio": ("trio", {}),
 }
 MOST_MEGABYTES = 8.0
-"""Growth that is none: what the allocator keeps."""
+"""Growth that does not count: memory that the allocator keeps."""
 MOST_OBJECTS = 2_000
-"""The same in objects that the collector knows: caches of libraries."""
+"""The same in objects tracked by the garbage collector: caches of libraries."""
 MOST_SECONDS = 0.1
-"""From the cancellation of work that hangs to its end, in the median."""
+"""The limit for the median time from the cancellation of hanging work to its end."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def held():
-    """Tell what this process holds: megabytes, and objects."""
+    """Return what this process holds, in megabytes and in objects."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * PAGE / 1e6, len(gc.get_objects())
 
 
 class Many:
-    """Jobs that are handed over in batches."""
+    """Jobs that are submitted in batches."""
 
     def __init__(self, jobs, in_flight, warm):
         self.jobs = jobs
         self.in_flight = in_flight
-        self.warm = warm  # after so many there is what the libraries keep
+        self.warm = warm  # after this many jobs, the caches of libraries are filled
         self.total = 0
 
     async def run(self, app, where):
-        """Run them; print what is held, and make sure that it does not grow."""
+        """Run the jobs, print what is held, and check that it does not grow."""
         group = app.group("jobs", limit=self.in_flight)
         warm, tenth = self.warm, max(self.jobs // 10, 1)
         begun, first = 0.0, (0.0, 0)
@@ -87,12 +87,12 @@ class Many:
         assert last[1] - first[1] < MOST_OBJECTS, "objects are left"
 
     def add(self, worker):
-        """Take the value of a job."""
+        """Add up the value of a job."""
         self.total += worker.result
 
 
 async def processes(options):
-    """Run the jobs in a process for each processor."""
+    """Run the jobs in one process for each processor."""
     async with Node("many") as app:
         await Many(options.jobs or 1_000_000, in_flight=100, warm=1_000).run(app, Processes())
 
@@ -108,7 +108,7 @@ async def dask(options):
     )
     with cluster, Client(cluster) as client:
         async with Node("many") as app:
-            # A scheduler, which is in this process here, remembers a thousand events.
+            # The scheduler, which runs in this process here, keeps a thousand events.
             many = Many(options.jobs or 10_000, in_flight=40, warm=4_000)
             await many.run(app, OnDask(client))
 
@@ -121,7 +121,7 @@ def spin(seconds):
 
 
 async def kill(options):
-    """Cancel work that hangs while all processors are busy."""
+    """Cancel hanging work while all processors are busy."""
     took = []
     async with Node("kill") as app:
         with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ async def kill(options):
 
 
 async def there(sign):
-    """Wait for a file."""
+    """Wait until a file exists."""
     path = anyio.Path(sign)
     while not await path.exists():  # noqa: ASYNC110 (another process makes it)
         await anyio.sleep(0.002)

@@ -1,10 +1,11 @@
-"""Live a long random life on Creche, and look all the time whether it keeps what it promises.
+"""Run random episodes on Creche, and check all the time that it keeps its promises.
 
 ``python tests/soak/run.py [--backend NAME] [--seconds N] [--seed N]``: 10 minutes on each backend.
-An episode is a tree or two of nodes, opened and left, with all that acts on them meanwhile. What
-is wrong is printed with the seed and the number of the episode; ``--episode N`` runs that one alone
-again, which makes the same choices, though threads may meet at other moments. ``--without NAME``
-switches something off, ``--list`` tells the names; ``--tolerate TEXT`` lets what is known pass.
+In an episode, one or two trees of nodes are opened and left while all kinds of acts happen to them.
+A violation is printed with the seed and the number of its episode; ``--episode N`` runs only that
+one again, which makes the same choices, although the timing of threads may differ. ``--without
+NAME`` switches a feature off, and ``--list`` prints their names. ``--tolerate TEXT`` only counts
+known failures.
 """
 
 # ruff: noqa: T201 (it prints what it finds)
@@ -28,7 +29,7 @@ from world import World
 
 BACKENDS = ("asyncio", "trio", "uvloop")
 EVERY = 10.0  # seconds between lines
-SAMPLES = 2.0  # seconds between looks at the memory
+SAMPLES = 2.0  # seconds between samples of the memory
 NAMES = sorted({act.feature for act in TABLE if act.feature} | set(FEATURES) | {"foreign"})
 
 
@@ -83,7 +84,7 @@ class Soak:
         )
 
     def conclude(self):
-        """Print a summary; give the exit status."""
+        """Print a summary, and return the exit status."""
         self._tell()
         wrong = self.watch.find_threads()
         if self.options.episode is None:
@@ -101,7 +102,7 @@ class Soak:
 
 
 def run_all(options):
-    """Run on each backend, in a process of its own: its memory is measured."""
+    """Run on each backend in a process of its own, since its memory is measured."""
     command = [sys.executable, __file__, *sys.argv[1:]]
     status = 0
     for backend in BACKENDS[:2]:

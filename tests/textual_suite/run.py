@@ -1,9 +1,9 @@
-"""Run Textual's own tests with Creche under every worker.
+"""Run Textual's own tests with Creche running every worker.
 
-They come with Textual's source distribution, which is fetched from the registry and kept in the
-folder that is given. ``--all`` runs the whole suite, and beside it the unmodified one: what fails
-with Creche and not without it is run once more alone, as many of these tests depend on time, and is
-a failure if it fails again. The snapshots are not in the distribution, so the tests that compare
+The tests come with Textual's source distribution, which is downloaded from the registry and kept in
+the given folder. ``--all`` runs the whole suite, both with Creche and unmodified. Tests that fail
+only with Creche are run once more on their own, as many depend on timing, and count as failures
+only if they fail again. The distribution does not include the snapshots, so the tests that compare
 pictures are left out.
 """
 
@@ -24,7 +24,7 @@ ON_CRECHE = ["-p", "on_creche", "-rx"]
 
 
 def fetch(folder: Path) -> Path:
-    """Fetch the source distribution of the Textual that is installed, and unpack it."""
+    """Download the source distribution of the installed Textual, and unpack it."""
     name = f"textual-{version('textual')}"
     if not (folder / name).exists():
         wanted = ["--no-deps", "--no-binary", "textual", name.replace("-", "==")]
@@ -36,7 +36,7 @@ def fetch(folder: Path) -> Path:
 
 
 def run(source: Path, *arguments: str) -> int:
-    """Run tests of the distribution."""
+    """Run some of the distribution's tests."""
     told = [str(HERE), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, told))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
@@ -44,7 +44,7 @@ def run(source: Path, *arguments: str) -> int:
 
 
 def run_all(source: Path, name: str, *arguments: str) -> tuple[int, set[str]]:
-    """Run the whole suite; give how many tests have passed, and the names of those that failed."""
+    """Run the whole suite. Return how many tests passed, and the names of those that failed."""
     report = source.parent / f"{name}.xml"
     left_out = "--ignore=tests/snapshot_tests"
     run(source, "-n", "auto", f"--junitxml={report}", left_out, *arguments, "tests")
@@ -59,7 +59,7 @@ def run_all(source: Path, name: str, *arguments: str) -> tuple[int, set[str]]:
 
 
 def compare(source: Path) -> int:
-    """Run the whole suite with Creche and without, and tell in what they differ."""
+    """Run the whole suite with Creche and without, and print the differences."""
     passed, bad = run_all(source, "on-creche", *ON_CRECHE)
     passed_before, bad_before = run_all(source, "unmodified")
     print(f"with Creche {passed} passed, unmodified {passed_before}")
