@@ -211,7 +211,7 @@ def micro(times):
 
 def main():
     logging.disable()
-    for _ in range(2):  # the first warms up
+    for _ in range(2):  # the first round is a warm-up
         hand, jobs = asyncio.run(by_hand()), asyncio.run(by_jobs())
     size, looks, bare = asyncio.run(kept())
     rows = [

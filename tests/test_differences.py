@@ -35,7 +35,7 @@ from helpers import ExceptionGroup, fail, give_later, told
 from pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "differences.md"
-LIMIT = 5  # seconds, for what would hang if the test failed
+LIMIT = 5  # seconds, for waits that would hang if a test failed
 
 
 async def forever():

@@ -253,7 +253,7 @@ async def test_left_in_another_task_the_work_is_cancelled():
 
 
 async def test_left_in_another_task_that_has_entered_a_child():
-    """Only this task can leave the child, so it is closed first, and all entered since with it."""
+    """Nothing else could leave the child, so it and what was entered after it are closed first."""
     entered, go = anyio.Event(), anyio.Event()
     app = Node("app")
     before, page, other = Node("before"), Node("page", parent=app), Node("other")
@@ -384,7 +384,7 @@ async def test_a_child_whose_task_has_ended_without_leaving_it(anyio_backend):
 
 
 async def test_a_child_whose_task_ends_while_its_parent_is_left(anyio_backend):
-    """Nor does it wait forever if the child's task ends while the parent is already waiting."""
+    """The parent's block ends even if the child's task ends while the parent already waits."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     entered = asyncio.Event()
@@ -447,7 +447,7 @@ async def test_a_deserted_child_that_two_find(anyio_backend, caplog):
         for task in asyncio.all_tasks():
             if task.get_name() == "watcher of node 'app/page'":
                 task.cancel()
-        page.post_message(Note())  # the watcher looks whether the task of its handler begins
+        page.post_message(Note())  # the watcher checks whether the handler's task starts
         await asyncio.sleep(0)
     assert page.is_finished
     assert worker.state is CANCELLED
@@ -515,7 +515,7 @@ class Broken(Node):
 
 @pytest.fixture
 def half_way(monkeypatch):
-    """Make the entering of Broken nodes fail in its last step."""
+    """Make entering a Broken node fail at the last step."""
     go_on = Life._go_on
 
     def fail_half_way(self):

@@ -352,7 +352,7 @@ async def test_what_has_no_text_is_told_all_the_same(caplog, tmp_path):
 
 @pytest.mark.skipif(not HAS_RICH, reason="it is an extra")
 async def test_a_board_tells_what_has_no_text():
-    """A board shows such objects too, both in a terminal and as lines in a pipe."""
+    """A board shows an object whose str() raises by its class, in a terminal and in a pipe."""
     app = Node("app")
     async with drawn(app) as picture, shown(app) as lines, app:
         worker = app.run_worker(anyio.sleep_forever, "one", description=Mute())
@@ -604,7 +604,7 @@ async def test_a_context_variable_that_was_made_something_else(watched, caplog):
 
 
 async def test_a_filter_of_the_log_that_raises(caplog, capsys, monkeypatch):
-    """A failing filter stops no work. Lost records are reported, and logging goes on."""
+    """A failing filter stops no work. The first lost record is reported, and logging goes on."""
 
     class WantsRequest(logging.Filter):
         is_at_fault = True

@@ -239,7 +239,7 @@ def test_keyboard_alone(show):
     assert page.locator("#tree").get_attribute("aria-activedescendant") == "w17"
     key(page, "ArrowDown")
     assert page.locator("#details h2").inner_text() == "<script>alert(1)</script>"
-    key(page, "Escape", "ArrowLeft", "ArrowLeft")  # to its group, which folds
+    key(page, "Escape", "ArrowLeft", "ArrowLeft")  # to its group, which is folded
     assert len(rows(page)) == 5
     assert page.locator(".row.active").get_attribute("aria-expanded") == "false"
     key(page, "ArrowRight")

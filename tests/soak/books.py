@@ -63,7 +63,7 @@ class Job:
         self.refused = False
         self.is_early = (
             node.parent is None and not node.was_opened
-        )  # a tree above may not have heard
+        )  # the tree above may have missed its events
         self.entered = self.left = 0
         self.ends = True  # by itself, so that a task that waits for it does not wait forever
 
