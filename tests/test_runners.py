@@ -1,4 +1,4 @@
-"""Work cannot tell whether it shares a task, nor what ran in it before, nor can those after it."""
+"""Workers that share a task cannot notice it, and nothing passes from one to the next."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from helpers import (
 
 try:
     import sniffio
-except ImportError:  # where Trio, which brings it, is missing
+except ImportError:  # Trio, which depends on it, is not installed
     sniffio = None
 
 pytestmark = pytest.mark.skipif(
@@ -52,7 +52,7 @@ variable = contextvars.ContextVar("variable", default="unset")
 
 @pytest.fixture
 def on_asyncio(anyio_backend):
-    """For what only asyncio has."""
+    """Run the test on asyncio only."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has nothing like it")
 
@@ -65,34 +65,35 @@ def on_trio(anyio_backend):
 
 
 async def return_at_once():
-    """End in the first step."""
+    """Return in the first step."""
 
 
 def current_runner():
-    """Give what runs the current worker; it does not hold the task itself."""
+    """Return what runs the current worker, without holding on to its task."""
     return get_current_worker()._handle
 
 
 async def tell_runner():
-    """End at once, and give what ran it."""
+    """Return what ran it, in the first step."""
     return current_runner()
 
 
 async def suspend_and_tell():
-    """End in a later step, and give what ran it."""
+    """Return what ran it, in a later step."""
     await lowlevel.checkpoint()
     return current_runner()
 
 
 class Place:
-    """A task of some kind for a worker, which gets to its point at once or after a suspension."""
+    """A kind of task for a worker, and whether the work suspends before the check."""
 
     def __init__(self, task, suspends):
         self.task = task
         self.suspends = suspends
 
     async def launch(self, app, look, **options):
-        """Launch work that awaits ``look()``; the worker's task is checked to be what it should."""
+        """Launch work that awaits ``look()``, and assert that it runs in the expected kind of task.
+        """
         expected, gate = None, anyio.Event()
         if self.task == "tenth":
             for n in range(9):
@@ -117,7 +118,7 @@ class Place:
         return app.run_worker(work, "w", **options)
 
     async def run(self, look, **options):
-        """Run work in a node of its own, to its end."""
+        """Run work to its end in a node made for it."""
         async with Node("app") as app:
             return await (await self.launch(app, look, **options))
 
@@ -131,7 +132,7 @@ WHERE = {
 
 @pytest.fixture(params=list(WHERE))
 def place(request):
-    """Run a test in a fresh task, in one that has run nine workers, and in one of its own."""
+    """Run a test in a fresh task, in one that has run nine workers, and in a worker's own task."""
     return Place(*WHERE[request.param])
 
 
@@ -142,28 +143,28 @@ def pause(request):
 
 
 def native_task(name):
-    """Give the asyncio task of a name; there is one."""
+    """Return the one asyncio task with this name."""
     (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
     return task
 
 
 def count_idle():
-    """Tell how many tasks have nothing to run."""
+    """Return how many runners are idle."""
     return sum(task.name == IDLE for task in anyio.get_running_tasks())
 
 
 async def check_next(app):
-    """Check that workers run as ever: at once, with a suspension, and side by side."""
+    """Check that workers still run: at once, with a suspension, and concurrently."""
     results = [app.run_worker(each) for each in (tell_runner, suspend_and_tell) * 8]
     await settle()
     assert {worker.state for worker in results} == {SUCCESS}
 
 
-# What tells of the task.
+# What reveals the task.
 
 
 async def test_the_task_has_the_name_of_the_worker(place, anyio_backend):
-    """By whatever library it is asked for."""
+    """AnyIO, asyncio and Trio all give the worker's name as the name of the task."""
 
     async def look():
         names = {anyio.get_current_task().name}
@@ -179,7 +180,7 @@ async def test_the_task_has_the_name_of_the_worker(place, anyio_backend):
 
 
 async def test_the_library_is_known(place, anyio_backend):
-    """AnyIO and sniffio tell what runs the work."""
+    """AnyIO and sniffio recognize the async library that runs the work."""
 
     async def look():
         if sniffio is not None:
@@ -192,7 +193,7 @@ async def test_the_library_is_known(place, anyio_backend):
 
 
 async def test_no_error_is_being_handled(place):
-    """An error of the work has only what the work was handling as its context."""
+    """An error has no ``__context__`` but what the work itself was handling."""
 
     async def look():
         assert sys.exc_info() == (None, None, None)
@@ -210,7 +211,7 @@ async def test_no_error_is_being_handled(place):
 
 
 async def test_traceback_of_an_error(place):
-    """It tells the way from the work on, and nothing of what ran the work."""
+    """The traceback of an error begins in the work and shows no frame of the runner."""
 
     async def look():
         raise ValueError
@@ -224,7 +225,7 @@ async def test_traceback_of_an_error(place):
 
 @pytest.mark.parametrize("of", ["thread", "task", "future"])
 async def test_traceback_of_an_error_from_elsewhere(place, anyio_backend, of):
-    """An error that comes out of what the work waits for still tells where it was raised."""
+    """An error from something that the work awaits keeps the frames of where it was raised."""
     if of != "thread" and anyio_backend[0] != "asyncio":
         pytest.skip("Trio has nothing like it")
 
@@ -258,7 +259,7 @@ async def test_traceback_of_an_error_from_elsewhere(place, anyio_backend, of):
 
 
 async def test_where_a_worker_stands(place):
-    """A snapshot tells the frames of the work only."""
+    """A snapshot with stacks shows only the frames of the work."""
     pytest.importorskip("stackscope")
     gate = anyio.Event()
 
@@ -278,7 +279,7 @@ async def test_where_a_worker_stands(place):
 
 
 async def test_where_a_worker_stands_that_has_not_begun():
-    """It is nowhere yet."""
+    """A worker that has not started has an empty stack."""
     pytest.importorskip("stackscope")
     async with Node("app") as app:
         app.run_worker(return_at_once)
@@ -312,11 +313,11 @@ async def test_tracing(place, kind):
     assert seen == (["call", "line", "return"] if kind == "trace" else ["call", "return"])
 
 
-# Its context.
+# The context of a task.
 
 
 async def test_variables_last_across_awaits(place):
-    """What the work sets stays set, and what it resets is as it was to begin with."""
+    """A context variable keeps its value across awaits, and a reset restores the one before."""
 
     async def look():
         assert variable.get() == "maker's"
@@ -340,7 +341,7 @@ async def test_variables_last_across_awaits(place):
 
 
 async def test_variables_are_those_of_the_launch(place):
-    """What the maker sets after that is not seen."""
+    """A worker does not see what its launcher sets after the launch."""
     token = variable.set("at launch")
     try:
         async with Node("app") as app:
@@ -356,7 +357,7 @@ async def test_variables_are_those_of_the_launch(place):
 
 
 async def test_variables_are_seen_by_what_the_work_starts(place, anyio_backend):
-    """By tasks, threads, callbacks and async generators."""
+    """Tasks, threads, callbacks and async generators that the work starts see its variables."""
 
     async def note(where):
         seen[where] = variable.get()
@@ -386,7 +387,7 @@ async def test_variables_are_seen_by_what_the_work_starts(place, anyio_backend):
 
 
 async def test_variables_of_one_worker_are_not_seen_by_the_next(pause):
-    """Nor by those at its side, nor by its maker."""
+    """What a worker sets is not seen by the next worker, by concurrent ones or by its launcher."""
 
     async def look(name):
         await pause()
@@ -406,7 +407,7 @@ async def test_variables_of_one_worker_are_not_seen_by_the_next(pause):
 
 
 async def test_trio_tells_the_context_of_the_work(place, on_trio):
-    """The task has it in the first step too."""
+    """Trio's task has the context of the work, in the first step too."""
     import trio  # noqa: PLC0415 (an extra)
 
     async def look():
@@ -417,11 +418,11 @@ async def test_trio_tells_the_context_of_the_work(place, on_trio):
 
 
 class Kept:
-    """Something to which there may be a weak reference."""
+    """An object that can be weakly referenced."""
 
 
 async def test_an_idle_runner_keeps_nothing(place):
-    """Neither the context of its last worker, nor its argument, its result or its error."""
+    """An idle runner keeps no context, argument, result or error of its last worker."""
     kept = []
 
     def remember():
@@ -452,7 +453,7 @@ async def test_an_idle_runner_keeps_nothing(place):
 
 
 async def test_a_runner_does_not_keep_the_context_that_it_was_made_in():
-    """What its first worker was launched with goes with that worker."""
+    """The context that a runner's first worker was launched with is freed with that worker."""
     async with Node("app") as app:
         with no_collection():
             thing = Kept()
@@ -467,7 +468,7 @@ async def test_a_runner_does_not_keep_the_context_that_it_was_made_in():
 
 
 async def test_a_waiting_runner_keeps_nothing_from_before():
-    """What the worker before had is gone as the next one runs, in whatever step."""
+    """A runner frees what its previous worker held before it runs the next one."""
     async with Node("app") as app:
         with no_collection():
             for work in (tell_runner, suspend_and_tell) * 2:
@@ -491,7 +492,7 @@ async def test_a_waiting_runner_keeps_nothing_from_before():
 
 
 async def test_scopes_of_anyio(place):
-    """Timeouts, task groups and threads work, and none of them leaves anything."""
+    """Timeouts, task groups and threads of AnyIO work and leave nothing behind in the task."""
 
     async def look():
         with anyio.move_on_after(0) as scope:
@@ -517,7 +518,7 @@ async def test_scopes_of_anyio(place):
 
 @since_311
 async def test_scopes_of_asyncio(place, on_asyncio):
-    """asyncio's own too."""
+    """Timeouts and task groups of asyncio itself work, and leave no count of cancellations."""
 
     async def look():
         with pytest.raises(TimeoutError):
@@ -539,7 +540,7 @@ async def test_scopes_of_asyncio(place, on_asyncio):
 
 
 async def test_async_generators(place):
-    """They are closed in the task that they ran in."""
+    """An async generator runs and is closed in the task of the worker."""
     closed = []
 
     async def generate():
@@ -562,7 +563,7 @@ async def test_async_generators(place):
 
 @since_312
 async def test_eager_tasks(place, on_asyncio):
-    """A task that begins within the step of a worker is another one, and the worker's stays."""
+    """A task that starts eagerly within a worker's step does not replace the worker's own task."""
 
     async def eager():
         names.append(asyncio.current_task().get_name())
@@ -587,7 +588,7 @@ async def test_eager_tasks(place, on_asyncio):
 
 @pytest.mark.parametrize("kind", ["lock", "limiter"])
 async def test_what_a_worker_has_acquired_is_its_own(kind, pause):
-    """What it does not release is not the next one's to release, nor to acquire again."""
+    """A lock or limiter that a worker has not released does not belong to the next worker."""
     thing = anyio.Lock() if kind == "lock" else anyio.CapacityLimiter(1)
 
     async def acquire():
@@ -607,12 +608,12 @@ async def test_what_a_worker_has_acquired_is_its_own(kind, pause):
         if waiting.error is None:
             assert waiting.state is RUNNING
             waiting.cancel()
-        else:  # Trio's own lock has found out
+        else:  # Trio's own lock notices that its owner is gone
             assert type(waiting.error).__name__ == "BrokenResourceError"
 
 
 async def test_attributes_of_the_task(pause, on_asyncio):
-    """What a worker has put on its task is not on that of the next, and is not kept."""
+    """An attribute that a worker sets on its task is not seen by the next, and is freed."""
 
     async def put(thing):
         await pause()
@@ -632,11 +633,11 @@ async def test_attributes_of_the_task(pause, on_asyncio):
             assert kept() is None
 
 
-# A task that somebody keeps.
+# A task that something holds on to.
 
 
 async def keep_task(how, kept):
-    """Keep the current task, in one way or another."""
+    """Keep the current task in the given way."""
     task = asyncio.current_task()
     if how == "reference":
         kept.append(task)
@@ -649,7 +650,8 @@ async def keep_task(how, kept):
 
 
 async def test_a_kept_task_is_only_that_of_its_worker(place, on_asyncio):
-    """It ends with that, and to cancel it then cancels nobody."""
+    """A task that the work keeps ends with its worker; cancelling it later affects no other worker.
+    """
 
     async def look():
         await keep_task("reference", kept)
@@ -671,7 +673,7 @@ async def test_a_kept_task_is_only_that_of_its_worker(place, on_asyncio):
 
 
 async def test_a_kept_task_is_not_that_of_a_worker_that_was_ready(pause, on_asyncio):
-    """Nor is it used for those that were launched together with its worker."""
+    """A kept task is not reused for the workers that were launched in the same turn."""
 
     async def look():
         kept.append(asyncio.current_task())
@@ -687,7 +689,7 @@ async def test_a_kept_task_is_not_that_of_a_worker_that_was_ready(pause, on_asyn
 
 
 async def test_who_awaits_a_task_goes_on_as_its_worker_ends(pause, on_asyncio):
-    """Not when the runner has nothing to do any more."""
+    """A task that awaits a worker's task resumes when that worker ends, while others still run."""
     kept, order = [], []
 
     async def first():
@@ -712,7 +714,7 @@ async def test_who_awaits_a_task_goes_on_as_its_worker_ends(pause, on_asyncio):
 
 
 async def test_a_callback_for_the_end_of_the_task(place, on_asyncio):
-    """It is called as its worker ends, once, and with a task that has ended."""
+    """A done callback is called once, when the worker ends, with a task that is done."""
 
     async def look():
         await keep_task("callback", called)
@@ -730,7 +732,7 @@ async def test_a_callback_for_the_end_of_the_task(place, on_asyncio):
 
 @pytest.mark.parametrize("how", ["weak reference", "weak key"])
 async def test_a_weak_reference_to_the_task(place, on_asyncio, how):
-    """It dies with the worker: nothing that is kept for one is found by another."""
+    """A weak reference to the task dies with the worker, so no other worker is found by it."""
 
     async def look():
         await keep_task(how, kept)
@@ -752,7 +754,7 @@ async def test_a_weak_reference_to_the_task(place, on_asyncio, how):
 
 @pytest.mark.parametrize("by", ["all_tasks", "callback", "task factory"])
 async def test_a_task_that_was_kept_before_its_first_step(pause, on_asyncio, by):
-    """It ends with its worker too, though nobody could see that it was kept in that."""
+    """A task that was kept before its first step ends with its worker, like one kept later."""
     loop, made = asyncio.get_running_loop(), []
 
     def factory(loop, coro, **options):
@@ -791,7 +793,7 @@ async def test_a_task_that_was_kept_before_its_first_step(pause, on_asyncio, by)
 
 
 async def test_a_task_factory_that_keeps_all_tasks(pause, on_asyncio, monkeypatch):
-    """There is no other task to compare with, but it could keep all, so no task is shared."""
+    """If a task factory keeps every task there is no baseline to compare with: none is shared."""
     loop, made = asyncio.get_running_loop(), []
 
     def factory(loop, coro, **options):
@@ -819,7 +821,7 @@ async def test_a_task_factory_that_keeps_all_tasks(pause, on_asyncio, monkeypatc
 @since_311
 @pytest.mark.parametrize("swallows", [True, False])
 async def test_requests_that_a_worker_leaves_uncounted(on_asyncio, swallows):
-    """asyncio counts them by the task: the next worker has none."""
+    """asyncio counts cancellation requests by task, but the next worker starts at zero."""
 
     async def look():
         task = asyncio.current_task()
@@ -850,13 +852,14 @@ async def test_requests_that_a_worker_leaves_uncounted(on_asyncio, swallows):
 
 @since_311
 async def test_uncancel_of_what_was_not_delivered(on_asyncio):
-    """A request that a worker takes back before it was delivered reaches nobody."""
+    """A request that is withdrawn before it is delivered cancels neither this worker nor the next.
+    """
 
     async def look():
         task = asyncio.current_task()
         task.cancel()
         assert task.uncancel() == 0
-        with suppress(asyncio.CancelledError):  # before 3.13 it comes nonetheless
+        with suppress(asyncio.CancelledError):  # before 3.13 it is delivered anyway
             await lowlevel.checkpoint()
 
     async with Node("app") as app:
@@ -866,7 +869,7 @@ async def test_uncancel_of_what_was_not_delivered(on_asyncio):
 
 
 async def test_native_cancel_of_a_worker(place, on_asyncio):
-    """It cancels that worker alone."""
+    """A native cancellation of a worker's task cancels only that worker."""
     async with Node("app") as app:
         others = [app.run_worker(anyio.sleep_forever) for _ in range(2)]
         worker = await place.launch(app, anyio.sleep_forever)
@@ -881,7 +884,7 @@ async def test_native_cancel_of_a_worker(place, on_asyncio):
 
 
 async def test_a_task_that_was_cancelled_natively_ends_with_its_worker(on_asyncio):
-    """It counts its cancellations, and its next worker would find that there was one."""
+    """A task keeps its count of cancellations, so one that was cancelled natively is not reused."""
     async with Node("app") as app:
         await app.run_worker(suspend_and_tell)
         assert count_idle() == 1
@@ -913,7 +916,7 @@ async def test_native_cancel_of_an_idle_runner(on_asyncio, when):
 
 
 async def test_native_cancel_of_a_runner_that_gives_the_loop_its_turn(on_asyncio):
-    """Those that it would have come round to get another."""
+    """Workers that wait for a runner get another if that one is cancelled as it yields."""
     async with Node("app") as app:
 
         async def launch():
@@ -921,7 +924,7 @@ async def test_native_cancel_of_a_runner_that_gives_the_loop_its_turn(on_asyncio
 
         started = []
         app.run_worker(launch, "launch")
-        await until(lambda: started)  # the runner has it before it, and pauses
+        await until(lambda: started)  # the runner has it queued, and yields to the loop
         assert started[0].state is PENDING
         native_task("app/default/launch").cancel()
         await settle()
@@ -931,7 +934,7 @@ async def test_native_cancel_of_a_runner_that_gives_the_loop_its_turn(on_asyncio
 
 @pytest.mark.parametrize("when", ["launched", "idle woken", "own task", "ready", "handed over"])
 async def test_cancelled_before_it_begins(when):
-    """It is CANCELLED at once, its work is never entered, and the others run."""
+    """A worker that is cancelled before it starts is CANCELLED at once, and the others run."""
     entered, sleepers = [], []
 
     async def never():
@@ -951,7 +954,8 @@ async def test_cancelled_before_it_begins(when):
         worker = app.run_worker(never, "w")
         other = app.run_worker(last)
         if when == "handed over":
-            # The first suspends, and the ready one is given to a runner that has not begun.
+            # The first worker suspends, so the ready one is handed to a runner that has not
+            # started.
             await until(lambda: first.state is not PENDING)
         if worker.state is PENDING:
             worker.cancel("too late")
@@ -966,7 +970,7 @@ async def test_cancelled_before_it_begins(when):
 
 
 async def test_cancelled_as_its_runner_suspends(on_asyncio):
-    """One that the runner hands over in this turn is called off before its new task begins."""
+    """A worker that was handed over and is cancelled in the same turn does not start."""
 
     async def first():
         asyncio.get_running_loop().call_soon(workers[0].cancel)
@@ -981,7 +985,8 @@ async def test_cancelled_as_its_runner_suspends(on_asyncio):
 
 
 async def test_a_worker_that_cancels_itself(place):
-    """And returns: it is CANCELLED, and it is nobody else's cancellation."""
+    """A worker that cancels itself and returns is CANCELLED with a result; no other is cancelled.
+    """
 
     async def look():
         get_current_worker().cancel("enough")
@@ -999,7 +1004,7 @@ async def test_a_worker_that_cancels_itself(place):
 
 
 async def test_a_worker_that_swallows_its_cancellation(place):
-    """It is CANCELLED as it ends, and the next begins without."""
+    """A worker that swallows its cancellation is CANCELLED, and the next one starts uncancelled."""
 
     async def look():
         try:
@@ -1020,7 +1025,8 @@ async def test_a_worker_that_swallows_its_cancellation(place):
 @pytest.mark.parametrize("end", ["return", "raise"])
 @pytest.mark.parametrize("what", ["scope", "task group"])
 async def test_what_a_worker_leaves_open_is_not_round_the_next(pause, what, end):
-    """Its task ends with it, of which the backend complains: no other worker is said to do it."""
+    """A worker that leaves a scope or task group open fails, and no other worker runs in its task.
+    """
     kept, states = [], []
 
     async def leave():
@@ -1047,11 +1053,11 @@ async def test_what_a_worker_leaves_open_is_not_round_the_next(pause, what, end)
     assert {type(leaf) for leaf in leaves(caught.value)} == {RuntimeError}
 
 
-# The runners together.
+# How runners work together.
 
 
 async def test_workers_that_are_launched_in_one_turn_begin_in_order(on_asyncio, pause):
-    """However they get their tasks."""
+    """Workers that are launched in one turn start in order, in whichever kind of task."""
     order = []
 
     async def work(n):
@@ -1068,7 +1074,8 @@ async def test_workers_that_are_launched_in_one_turn_begin_in_order(on_asyncio, 
 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_the_next_of_a_queue_begins_as_one_ends(on_asyncio, limit):
-    """It takes over the task, in the same turn of the loop; and the loop has each of its turns."""
+    """The next worker of a queue starts in the turn in which one ends, and the loop is not starved.
+    """
     order, turns, jobs = [], [0], 30
 
     async def job():
@@ -1093,7 +1100,7 @@ async def tell_name(order):
 
 
 async def test_a_chain_of_workers_starves_nobody():
-    """One that starts the next and never suspends leaves the loop its turns."""
+    """A chain of workers that never suspend, each launching the next, lets other tasks run."""
     turns, links = [0], [0]
 
     async def link():
@@ -1114,7 +1121,7 @@ async def test_a_chain_of_workers_starves_nobody():
 
 
 async def test_those_that_are_ready_run_in_one_turn(on_asyncio):
-    """Work that ends at once costs no turn of the loop of its own."""
+    """Ready workers that return at once all run in one task, in one turn of the loop."""
     async with Node("app") as app:
         workers = [app.run_worker(tell_runner) for _ in range(30)]
         await settle(2)
@@ -1123,7 +1130,7 @@ async def test_those_that_are_ready_run_in_one_turn(on_asyncio):
 
 
 async def test_those_that_a_worker_launches_run_in_the_next_turn(on_asyncio):
-    """All together, in the task that launched them."""
+    """Workers that a worker launches run in the task that launched them."""
     workers = []
 
     async def launch():
@@ -1138,7 +1145,7 @@ async def test_those_that_a_worker_launches_run_in_the_next_turn(on_asyncio):
 
 
 async def test_a_queue_is_worked_off_by_one_runner():
-    """The runner whose worker gives its slot to the next takes that too."""
+    """A runner whose worker gives its slot to the next in the queue runs that one too."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         workers = [group.run_worker((tell_runner, suspend_and_tell)[n % 2]) for n in range(10)]
@@ -1147,7 +1154,7 @@ async def test_a_queue_is_worked_off_by_one_runner():
 
 
 async def test_as_many_are_kept_as_may_be():
-    """At most ten have nothing to do, and they end as the block is left."""
+    """At most ``MOST`` runners stay idle, and they end when the block is left."""
     async with Node("app") as app:
         for _ in range(3):
             for _ in range(3 * MOST):
@@ -1159,7 +1166,7 @@ async def test_as_many_are_kept_as_may_be():
 
 
 async def test_those_that_are_idle_end_as_the_node_is_cancelled():
-    """And none is left of what was launched with it."""
+    """Idle runners end when the node is cancelled, and so do workers launched just before."""
     async with Node("app") as app:
         for _ in range(5):
             app.run_worker(suspend_and_tell)
@@ -1174,7 +1181,7 @@ async def test_those_that_are_idle_end_as_the_node_is_cancelled():
 
 
 async def test_long_lived_workers_do_not_use_up_the_runners():
-    """Others come in place of those that have had one worker for long."""
+    """New runners replace those that a long-lived worker occupies."""
     gate = anyio.Event()
     async with Node("app") as app:
         for _ in range(15):
@@ -1188,7 +1195,7 @@ async def test_long_lived_workers_do_not_use_up_the_runners():
 
 
 async def test_more_runners_than_are_kept_end():
-    """Renewed for those that lived long, they are too many once those have ended."""
+    """When the long-lived workers end, the surplus of runners ends too."""
     gate = anyio.Event()
     async with Node("app") as app:
         for _ in range(15):
@@ -1207,7 +1214,7 @@ async def test_more_runners_than_are_kept_end():
 
 
 async def test_a_runner_takes_nothing_that_another_comes_round_to(on_asyncio):
-    """Those that are ready wait for the one that was launched before them."""
+    """A ready worker waits for the ones that were launched before it."""
     order = []
     async with Node("app") as app:
         first = app.run_worker(suspend_and_tell)
@@ -1220,7 +1227,7 @@ async def test_a_runner_takes_nothing_that_another_comes_round_to(on_asyncio):
 
 
 async def test_those_that_are_idle_end_with_a_scope_round_the_node():
-    """No native cancellation is needed for it, and none is left over."""
+    """Idle runners end with a scope around the node, which needs no native cancellation."""
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
             for _ in range(5):
@@ -1235,7 +1242,7 @@ async def test_those_that_are_idle_end_with_a_scope_round_the_node():
 
 
 async def test_no_task_is_shared_where_references_are_not_counted(monkeypatch):
-    """Each worker ends with its task, and all goes on as ever."""
+    """Without reference counts each worker has its own task, and everything else works."""
 
     def cannot(thing):
         raise AttributeError
@@ -1250,7 +1257,7 @@ async def test_no_task_is_shared_where_references_are_not_counted(monkeypatch):
 
 @pytest.mark.parametrize("has_idle", [True, False])
 async def test_from_a_bare_callback(on_asyncio, has_idle):
-    """A worker may be started where no task runs."""
+    """A worker can be started from a callback of the event loop, where no task runs."""
     started = []
     async with Node("app") as app:
         if has_idle:
@@ -1283,11 +1290,11 @@ async def test_from_another_thread(has_idle):
 
 
 async def test_cancelled_from_a_thread_while_the_loop_has_not_heard():
-    """The worker is not entered, and its runner, whose scope is cancelled, serves no other."""
+    """A worker that a thread cancels is not entered, and its runner runs no other worker."""
     async with Node("app") as app:
         ran = await app.run_worker(tell_runner)
         worker = app.run_worker(tell_runner)
-        request(worker, "by a thread")  # what follows on the loop is still to come
+        request(worker, "by a thread")  # the part that follows on the loop is still to come
         after = app.run_worker(tell_runner)
         await settle()
         assert worker.state is CANCELLED
@@ -1295,11 +1302,11 @@ async def test_cancelled_from_a_thread_while_the_loop_has_not_heard():
         await check_next(app)
 
 
-# When something breaks.
+# What happens when something fails.
 
 
 async def test_no_task_for_what_a_runner_hands_over(on_asyncio, quiet):
-    """Those whose tasks cannot be made fail, and the rest go on."""
+    """Workers whose tasks cannot be created fail, and the rest run."""
     loop = asyncio.get_running_loop()
     failed = []
 
@@ -1325,7 +1332,7 @@ async def test_no_task_for_what_a_runner_hands_over(on_asyncio, quiet):
 
 
 async def test_no_task_for_what_a_spent_runner_leaves(on_asyncio, quiet):
-    """The same where the runner ends with its worker."""
+    """A worker whose task cannot be created fails when the runner before it ends, too."""
     loop = asyncio.get_running_loop()
     kept = []
 
@@ -1347,7 +1354,7 @@ async def test_no_task_for_what_a_spent_runner_leaves(on_asyncio, quiet):
 
 
 async def test_own_task_that_breaks_off_before_the_work(monkeypatch, quiet):
-    """Its worker fails with what broke it off."""
+    """A worker whose task fails before the work starts fails with that error."""
     gate = anyio.Event()
     begin = Runners.begin
 
@@ -1370,7 +1377,7 @@ async def test_own_task_that_breaks_off_before_the_work(monkeypatch, quiet):
 
 
 async def test_first_task_that_cannot_be_made(on_asyncio):
-    """The caller is told, and nothing is changed."""
+    """run_worker() raises if the first task cannot be created, and leaves no worker."""
     loop = asyncio.get_running_loop()
 
     def factory(loop, coro, **options):
@@ -1390,7 +1397,7 @@ async def test_first_task_that_cannot_be_made(on_asyncio):
 
 @pytest.mark.parametrize("when", ["begun", "ready", "idle"])
 def test_tasks_that_go_with_their_loop(when, monkeypatch):
-    """The work of a worker is told to end as its task is thrown away, and the runner ends too."""
+    """If a task is destroyed with its loop, its work gets GeneratorExit and the runner ends."""
     monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)  # "was destroyed"
     monkeypatch.setattr(logging.getLogger("creche"), "disabled", True)
     ended, workers, coros = [], [], []
@@ -1418,7 +1425,7 @@ def test_tasks_that_go_with_their_loop(when, monkeypatch):
     for task in asyncio.all_tasks(loop):
         if task.get_name() in (IDLE, "app/default/work"):
             coros.append(task.get_coro())
-            with suppress(RuntimeError):  # AnyIO's: there is no loop
+            with suppress(RuntimeError):  # raised by AnyIO: there is no loop
                 coros[-1].close()
     assert coros
     assert ended == ([GeneratorExit] if when == "begun" else [])
@@ -1428,7 +1435,7 @@ def test_tasks_that_go_with_their_loop(when, monkeypatch):
 
 
 async def test_a_runner_that_is_woken_as_it_goes_to_sleep(monkeypatch):
-    """What is launched as its runner goes to sleep, by a signal handler perhaps, is run."""
+    """Work that is launched as its runner goes to sleep, as by a signal handler, runs."""
     launched = []
 
     async with Node("app") as app:
@@ -1448,7 +1455,7 @@ async def test_a_runner_that_is_woken_as_it_goes_to_sleep(monkeypatch):
 
 
 async def test_a_sleep_that_a_signal_handler_comes_into(on_trio, monkeypatch):
-    """What wakes a task in the very step in which it falls asleep, wakes it."""
+    """A wake-up in the very step in which a task goes to sleep is not lost."""
     import trio  # noqa: PLC0415 (absent where it is not installed)
 
     loop = backend.get_backend(lowlevel.current_token())
@@ -1462,11 +1469,12 @@ async def test_a_sleep_that_a_signal_handler_comes_into(on_trio, monkeypatch):
     monkeypatch.setattr(trio.lowlevel, "wait_task_rescheduled", wake_first)
     with anyio.fail_after(RENDEZVOUS):
         await sleep
-    loop.wake(sleep)  # once more, which does nothing
+    loop.wake(sleep)  # once more: does nothing
 
 
 async def test_the_caller_learns_that_its_task_factory_fails(on_asyncio):
-    """Where somebody makes the tasks there is one for each worker, made as it is started."""
+    """Under a task factory each worker gets a task when it is launched, so run_worker() can raise.
+    """
     loop, made = asyncio.get_running_loop(), []
 
     def factory(loop, coro, **options):
