@@ -1,4 +1,4 @@
-"""The targets, and whether what was measured meets them."""
+"""The targets, and whether the measurements meet them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Target:
     scenario: str
     bound: float
     against: str = "AnyIO"
-    """What the ratio is taken to; ``""`` for the value itself."""
+    """What the ratio is relative to; ``""`` for the value itself."""
     trio: float | None = None
-    """The bound on Trio, where it is another."""
+    """The bound on Trio, if it differs."""
     bar: float | None = None
-    """What is still good enough, on each loop."""
+    """The value that is still acceptable, on each loop."""
     beyond: str = ""
-    """What the difference is taken to, in place of a ratio."""
+    """What is subtracted, if the figure is a difference and not a ratio."""
     counted: bool = False
     is_growth: bool = False
-    """Whether the ratio at the largest size is taken to that at the smallest."""
+    """Whether the figure is the ratio at the largest size divided by that at the smallest."""
     size: int = 0
-    """The size that is asked for; at a smaller one it is not known yet whether it is met."""
+    """The size that the target is for; at a smaller one it is not yet known whether it is met."""
 
     def __str__(self):
         kind = "bytes" if self.scenario.startswith("memory") else "time"
@@ -40,11 +40,11 @@ class Target:
         return f"{what} ÷ {self.against}{', growth' if self.is_growth else ''}"
 
     def at_most(self, loop):
-        """Give the bound on a loop."""
+        """Return the bound on a loop."""
         return self.trio if loop == "trio" and self.trio is not None else self.bound
 
     def judge(self, loop, value):
-        """Tell whether a figure is met."""
+        """Say whether a figure meets the target."""
         if value <= self.at_most(loop):
             return MET
         return "within the bar" if self.bar is not None and value <= self.bar else "missed"
@@ -68,7 +68,7 @@ TARGETS = (
     Target("cancel-node", 1.1, size=10_000),
     Target("cancel-each", 1.2, counted=True),
     Target("cancel-each", 1.2, size=10_000),
-    # The bounds are what there was when each worker had a task of its own.
+    # The bounds are what was measured when each worker had a task of its own.
     Target("memory-live", 620, trio=450, bar=800, beyond="AnyIO", size=50_000),
     Target("memory-queued", 365, "", bar=400, size=100_000),
     Target("memory-queued", 0.07, size=100_000),
@@ -91,12 +91,12 @@ COUNTED = {target.scenario for target in TARGETS if target.counted}
 
 
 def find_value(target, summary, rows):
-    """Find what the target bounds in the rows of Creche on one loop: of all sizes the worst.
+    """Find the figure that a target bounds, on one loop; of several sizes, the worst.
 
     Args:
         target: The target.
         summary: The scenario.
-        rows: Its rows of Creche on that loop, the smallest size first.
+        rows: Its rows of Creche on that loop, smallest size first.
 
     Returns:
         The figure, or None if it was not measured.
@@ -119,10 +119,10 @@ def find_value(target, summary, rows):
 
 
 def check(told):
-    """Hold what was measured against the targets.
+    """Compare the measurements with the targets.
 
     Returns:
-        For each target that was measured, it, the largest size, and its figure on each loop.
+        For each target that was measured: the target, the largest size, the figures by loop.
     """
     there = {(each["counted"], each["scenario"]): each for each in told["scenarios"]}
     checked = []
@@ -146,7 +146,7 @@ def _pythons(told):
 
 
 def table(told):
-    """Write in Markdown which targets are met, on each loop and by each Python that ran."""
+    """Write in Markdown which targets are met, on each loop and with each Python that ran."""
     pythons = _pythons(told)
     heads = ["figure", "loop", "target", "bar", "up to size", *pythons]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
@@ -169,7 +169,7 @@ def table(told):
 
 
 def clocks_table(told):
-    """Write in Markdown what both clocks say, beside the instructions."""
+    """Write in Markdown what both clocks measured, next to the instructions."""
     heads = ["", "loop", "Python", "size", "instructions", *report.CLOCKS]
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for target in TARGETS:
@@ -190,7 +190,7 @@ def clocks_table(told):
 
 
 def _rows(told, scenario, counted):
-    """Find the rows of Creche by their loops, of several sizes that of the largest."""
+    """Find the rows of Creche by loop; of several sizes, the largest."""
     return {
         row["loop"]: row
         for summary in told["scenarios"]
@@ -201,7 +201,7 @@ def _rows(told, scenario, counted):
 
 
 def renew(page, told):
-    """Write the tables of the page anew, and leave what stands above them."""
+    """Rewrite the tables of the page, and keep what is above them."""
     above, mark, _ = page.partition(MARK)
     beside = "".join(
         f"\n\nBeside it: {report.ran(each)}" for each in told.get("beside", {}).values()

@@ -1,4 +1,4 @@
-"""An engine of which the test says what happens, and when: its far side is in threads here."""
+"""An engine that a test controls step by step; its far side runs in threads of this process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from helpers import RENDEZVOUS
 
 
 class Attempt:
-    """One attempt at some work, in a thread; the machine that it is on may be lost."""
+    """One attempt at some work, in a thread; its machine may be lost."""
 
     def __init__(self, run):
         self.run = run
         self.commands = SimpleQueue()
         self.is_lost = False
-        self.has_moved = threading.Event()  # it works, was refused, or has ended
+        self.has_moved = threading.Event()  # it is at work, was refused, or has ended
         self.outcome = None
         self.far = Far(run.payload, self._send)
         self.answer = SimpleQueue()
@@ -44,7 +44,7 @@ class Attempt:
         self.has_moved.set()
 
     def command(self, what):
-        """Have the work do something; wait until it has."""
+        """Make the work do something, and wait until it has."""
         self.has_moved.clear()
         self.commands.put(what)
         self.wait()
@@ -58,7 +58,7 @@ class Attempt:
 
 
 class Script:
-    """Work that does what its attempt is told to; one for each worker, wherever it is unpickled."""
+    """Work that obeys its attempt; there is one for each worker, wherever it is unpickled."""
 
     known: ClassVar[dict[int, Script]] = {}
 
@@ -69,7 +69,7 @@ class Script:
         self.number = number
         self.calls = 0
         self.where = None
-        """The attempt that it is in, while it is."""
+        """The attempt that it runs in, while it runs."""
 
     def __reduce__(self):
         return _find, (self.number,)
@@ -106,19 +106,19 @@ class Run:
         self.is_over = False
         self.done = anyio.Event()
         self.outcome = None
-        self.has_left = False  # nobody at home waits for it
+        self.has_left = False  # nothing at home waits for it
         self.way_is_left = False
-        self.is_certain = anyio.Event()  # that it will not begin, if the engine has to find out
+        self.is_certain = anyio.Event()  # set once it will certainly not begin, if the engine has to find out
 
     def begin(self):
-        """Make an attempt; the caller lets the loop answer, and then waits for it."""
+        """Start an attempt; the caller lets the loop answer, and then waits for the attempt."""
         attempt = Attempt(self)
         self.attempts.append(attempt)
         attempt.thread.start()
         return attempt
 
     def end(self, outcome):
-        """Say home that it is over; without an outcome, it has crashed."""
+        """Report home that the work is over; without an outcome, it has crashed."""
         self.outcome, self.is_over = outcome, True
         self.done.set()
         if self.has_left:
@@ -126,7 +126,7 @@ class Run:
 
 
 class FakeEngine:
-    """A way: it keeps what it is given until the test says what becomes of it."""
+    """A way that keeps its jobs until the test decides how they end."""
 
     def __init__(self):
         self.runs = {}
@@ -156,7 +156,7 @@ class FakeEngine:
         return job.open(run.outcome)
 
     def attempt_of(self, number):
-        """Give the attempt whose thread this is."""
+        """Return the attempt that runs in the current thread."""
         thread = threading.current_thread()
         return next(each for each in self.runs[number].attempts if each.thread is thread)
 

@@ -1,4 +1,4 @@
-"""Hops between threads and loops: what was sent arrives, or the sender is told."""
+"""Calls between threads and event loops arrive, or the sender gets an error."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from helpers import CANCELLED, RENDEZVOUS, run_python, settle, until
 
 
 async def test_failing_call_is_logged(caplog):
-    """A posted call that raises is logged; it ends no loop."""
+    """A posted call that raises is logged, and the loop continues."""
     assert run_soon(anyio.lowlevel.current_token(), lambda: 1 // 0) is True
 
-    def told():  # by this logger; asyncio's own tells of slow calls, when the machine is busy
+    def told():  # by this logger; asyncio's own logs slow calls on a busy machine
         return [record for record in caplog.records if record.name == "creche"]
 
     await until(told)
@@ -30,7 +30,7 @@ async def test_failing_call_is_logged(caplog):
 
 
 async def test_bridge_stays_open_for_what_is_on_its_way():
-    """A bridge does not close over a call that was sent."""
+    """A bridge does not close while a call is in flight."""
     arrived = []
     bridge = Bridge(lambda: arrived.append("landed"))
     assert bridge.post(lambda: None) is False
@@ -46,7 +46,7 @@ async def test_bridge_stays_open_for_what_is_on_its_way():
 
 
 async def test_call_that_is_broken_off_on_its_way(monkeypatch):
-    """The thread that waits for it is told, and nothing is on its way any more."""
+    """If a call fails on arrival, the waiting thread gets the error and none is in flight."""
     told = []
 
     def fail(self, call):
@@ -69,7 +69,7 @@ async def test_call_that_is_broken_off_on_its_way(monkeypatch):
 
 
 def test_loop_that_has_ended(backend):
-    """Whoever posts to a loop that ended is told so."""
+    """Posting to a loop that has ended returns False."""
     bridge = Bridge(lambda: None)
 
     async def open_bridge():
@@ -83,7 +83,7 @@ def test_loop_that_has_ended(backend):
 
 
 async def test_call_that_was_killed_before_its_first_step(anyio_backend):
-    """The thread whose call was killed unborn, natively, is told rather than left to wait."""
+    """A thread whose call is cancelled natively before its first step gets an error."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     got = []
@@ -94,7 +94,7 @@ async def test_call_that_was_killed_before_its_first_step(anyio_backend):
                 task.cancel()
 
     def make():
-        asyncio.get_running_loop().call_soon(kill)  # its turn comes before that of the new task
+        asyncio.get_running_loop().call_soon(kill)  # runs before the new task does
         return settle()
 
     def call():
@@ -113,7 +113,7 @@ async def test_call_that_was_killed_before_its_first_step(anyio_backend):
 
 
 async def test_handlers_that_were_killed_before_their_first_step(anyio_backend):
-    """The same for handlers: what they were to be told of, they are told."""
+    """Handlers that are cancelled natively before their first step still get the events."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
 
@@ -139,7 +139,7 @@ async def test_handlers_that_were_killed_before_their_first_step(anyio_backend):
 
 @pytest.mark.parametrize("deserted", [False, True])
 async def test_nursery_does_not_close_over_a_late_post(anyio_backend, deserted):
-    """What a thread posts between the last look and the closing is done before it closes."""
+    """What a thread posts between a nursery's last check and its closing runs before it closes."""
     if deserted and anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
     done = []
@@ -218,7 +218,7 @@ thread.join()
 
 
 def test_ctrl_c_while_the_block_is_left(anyio_backend):
-    """Ctrl+C that comes while the block waits for its workers cancels them, and comes out bare."""
+    """Ctrl+C while the block waits for its workers cancels them and raises KeyboardInterrupt."""
     name, _ = anyio_backend
     if sys.version_info < (3, 11) and name == "asyncio":
         pytest.skip("on 3.10 AnyIO itself ends in CancelledError on Ctrl+C")

@@ -1,4 +1,4 @@
-"""Cancellation from every side leads to the right state, at once, and spares the siblings."""
+"""Every kind of cancellation gives the right state at once and spares the siblings."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from helpers import (
 
 @pytest.fixture
 def native(anyio_backend):
-    """For tests of asyncio's own cancellation of a task; Trio has nothing like it."""
+    """Skip on Trio, which has no native cancellation of a task."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
 
 
 def native_task(name):
-    """The asyncio task of a name; there is one."""
+    """The one asyncio task with this name."""
     (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
     return task
 
@@ -61,7 +61,7 @@ async def test_cancel_spares_siblings_and_body():
 
 
 async def test_group_and_node_of_the_manager():
-    """The manager cancels a group, or a node without those below, and tells which workers."""
+    """The manager cancels a group, or a node without its children, and returns those workers."""
     async with Listener() as app, Node("page", parent=app) as page:
         a = app.run_worker(anyio.sleep_forever, group="a")
         b = app.run_worker(anyio.sleep_forever, group="b")
@@ -103,7 +103,7 @@ async def test_node_cancel_ends_body_and_block_normally():
 
 
 async def test_cancel_before_the_block_is_entered():
-    """A node that was cancelled before it was entered is cancelled from its first moment."""
+    """A node that was cancelled before it is entered is cancelled from the start."""
     app = Listener()
     waiting = app.run_worker(anyio.sleep_forever, start=False)
     app.cancel("not today")
@@ -115,7 +115,7 @@ async def test_cancel_before_the_block_is_entered():
 
 
 async def test_outer_scope():
-    """A cancelled outer scope ends the workers CANCELLED and goes on its way."""
+    """A cancelled outer scope ends the workers CANCELLED, and the cancellation propagates."""
     with anyio.CancelScope() as scope:
         async with Listener() as app:
             worker = app.run_worker(anyio.sleep_forever)
@@ -131,7 +131,7 @@ async def test_outer_scope():
 
 
 async def test_outer_scope_while_the_block_is_left():
-    """The same when the body has ended already."""
+    """The same holds when the body has already ended."""
     with anyio.CancelScope() as scope:
         async with Listener() as app:
             worker = app.run_worker(anyio.sleep_forever)
@@ -146,7 +146,7 @@ async def cancel_soon(scope):
 
 
 async def test_deadline():
-    """A deadline that expires outside ends the workers CANCELLED and raises TimeoutError."""
+    """A deadline outside that expires ends the workers CANCELLED and raises TimeoutError."""
     with pytest.raises(TimeoutError):
         with anyio.fail_after(0.01):
             async with Node() as app:
@@ -157,7 +157,7 @@ async def test_deadline():
 
 @pytest.mark.parametrize("thread", [False, True])
 async def test_cancelled_in_a_thread_before_its_first_step_is_never_entered(thread):
-    """The loop may come to that step before the thread's request has arrived there."""
+    """Even if the loop reaches the first step before the thread's request, the work never runs."""
     entered = []
 
     async def work():
@@ -166,7 +166,7 @@ async def test_cancelled_in_a_thread_before_its_first_step_is_never_entered(thre
     def work_in_thread():
         entered.append("thread")
 
-    for _ in range(10):  # Trio takes the two in any order
+    for _ in range(10):  # Trio runs the two in any order
         async with Listener() as app:
             worker = app.run_worker(work_in_thread if thread else work, thread=thread)
             foreign = threading.Thread(target=worker.cancel)
@@ -177,7 +177,7 @@ async def test_cancelled_in_a_thread_before_its_first_step_is_never_entered(thre
 
 
 async def test_the_reason_is_the_outer_cancellation_whoever_hears_of_it_first():
-    """The backends cancel tasks in any order: a worker may hear before its node does."""
+    """The reason is the outer cancellation, whether the worker or its node is cancelled first."""
     reasons = set()
     for _ in range(30):
         with anyio.CancelScope() as scope:
@@ -209,7 +209,7 @@ async def test_cancelled_in_the_tick_in_which_it_returns():
 
 
 async def test_waiter_cancelled():
-    """Cancelling a wait leaves the worker alone."""
+    """Cancelling a task that waits for a worker leaves the worker alone."""
     gate = anyio.Event()
 
     async with Node() as app:
@@ -225,7 +225,7 @@ async def test_waiter_cancelled():
 
 
 async def test_many_waiters():
-    """Many may wait for one worker, and each gets the result."""
+    """Several tasks may wait for one worker, and each gets the result."""
     gate = anyio.Event()
     got = []
 
@@ -243,7 +243,7 @@ async def test_many_waiters():
 
 
 async def test_error_while_cancelled():
-    """A worker that raises while it is being cancelled ends ERROR, and the error gets out."""
+    """A worker that raises while it is being cancelled ends ERROR, and the error propagates."""
 
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
@@ -266,7 +266,7 @@ async def test_error_beside_an_outer_cancellation():
 
 
 async def test_from_a_signal_handler():
-    """cancel() may be called where anything was interrupted, as a signal handler is."""
+    """cancel() may be called in a signal handler, which interrupts code anywhere."""
     app = Node()
     worker = app.run_worker(anyio.sleep_forever, start=False)
     old = signal.signal(signal.SIGUSR1, lambda *_: worker.cancel("signal"))
@@ -282,9 +282,9 @@ async def test_from_a_signal_handler():
 
 
 async def test_from_a_foreign_thread():
-    """cancel() may be called from any thread; the mark and the event are there at once.
+    """cancel() from another thread marks the worker and sets its event before it returns.
 
-    The loop takes no turn in between, so that nobody else sets the event.
+    The event loop does not run in between, so nothing else can have set the event.
     """
     seen = []
     async with Node() as app:
@@ -316,7 +316,7 @@ async def test_node_cancel_from_a_foreign_thread():
     assert worker.state is CANCELLED
 
 
-# native cancellation; asyncio alone has it
+# native cancellation, which only asyncio has
 
 
 async def test_native_cancel_of_a_worker(native):
@@ -338,7 +338,7 @@ async def test_native_cancel_of_a_worker(native):
 
 
 async def test_native_cancel_together_with_cancel(native):
-    """A native cancellation in the same tick as cancel() spares the others too."""
+    """A native cancellation in the same step as cancel() spares the other workers too."""
     async with Listener() as app:
         first = app.run_worker(anyio.sleep_forever, name="first")
         second = app.run_worker(anyio.sleep_forever, name="second")
@@ -351,7 +351,7 @@ async def test_native_cancel_together_with_cancel(native):
 
 
 async def test_native_cancel_before_the_first_step(native):
-    """Where a native cancellation makes AnyIO cancel all, the block says so; nothing is left."""
+    """If a native cancellation makes AnyIO cancel every task, the block raises WorkerError."""
     with pytest.raises(WorkerError, match="before its first step, so AnyIO cancelled them all"):
         async with Listener() as app:
             first = app.run_worker(anyio.sleep_forever, name="first")
@@ -362,7 +362,7 @@ async def test_native_cancel_before_the_first_step(native):
 
 
 async def test_native_cancel_before_the_first_step_while_leaving(native):
-    """The same when the body has ended already."""
+    """The same holds when the body has already ended."""
     with pytest.raises(WorkerError, match="before its first step"):
         async with Listener() as app:
             first = app.run_worker(anyio.sleep_forever, name="first")
@@ -375,7 +375,7 @@ async def test_native_cancel_before_the_first_step_while_leaving(native):
     reason="a coroutine that was closed unstarted keeps its arguments, and AnyIO the coroutine",
 )
 async def test_native_cancel_before_the_first_step_keeps_nothing(native):
-    """A worker that a native cancellation ended before its first step is not kept by its node."""
+    """A node does not keep a worker that was cancelled natively before its first step."""
     with no_collection():
         with pytest.raises(WorkerError, match="before its first step"):
             async with Node() as app:
@@ -386,7 +386,7 @@ async def test_native_cancel_before_the_first_step_keeps_nothing(native):
 
 
 async def test_native_cancel_of_the_host(native):
-    """A native cancellation of the task that holds the block cancels all, and goes on."""
+    """A native cancellation of the host task cancels all workers and propagates."""
     app = Listener()
     ended = []
 
@@ -406,7 +406,7 @@ async def test_native_cancel_of_the_host(native):
 
 
 async def test_native_cancel_of_the_host_while_leaving(native):
-    """The same while the block is being left, twice over."""
+    """The same holds while the block is being left, even for a second cancellation."""
     app = Listener()
     gate = anyio.Event()
     ended = []
@@ -430,7 +430,7 @@ async def test_native_cancel_of_the_host_while_leaving(native):
 
 
 async def test_native_cancel_of_every_task(native):
-    """Cancelling every task there is, as a loop that is torn down does, leaves nothing and ends."""
+    """If every task is cancelled, as at the end of a loop, all workers and the block end."""
     app = Listener()
     workers = []
 
@@ -438,7 +438,7 @@ async def test_native_cancel_of_every_task(native):
         async with app:
             workers.append(app.run_worker(anyio.sleep_forever))
             await settle()
-            workers.append(app.run_worker(anyio.sleep_forever))  # neither it nor its handler began
+            workers.append(app.run_worker(anyio.sleep_forever))  # not started, nor is its handler
             inside.set()
             await anyio.sleep_forever()
 
@@ -455,7 +455,7 @@ async def test_native_cancel_of_every_task(native):
 
 
 async def test_native_cancel_of_the_watcher(native):
-    """The library's own watcher does not obey a native cancellation that was aimed at it alone."""
+    """A native cancellation of only the node's watcher task has no effect."""
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
             await settle()
@@ -469,7 +469,7 @@ async def test_native_cancel_of_the_watcher(native):
 
 
 async def test_awaiting_something_that_was_cancelled(native):
-    """A worker whose work awaited a cancelled asyncio future ends CANCELLED, alone."""
+    """A worker that awaits a cancelled asyncio future ends CANCELLED, and the others run on."""
     future = asyncio.get_running_loop().create_future()
 
     async def work():
@@ -516,7 +516,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c(anyio_backend):
-    """Ctrl+C ends the workers CANCELLED and comes out as KeyboardInterrupt."""
+    """Ctrl+C ends the workers CANCELLED and raises KeyboardInterrupt."""
     name, options = anyio_backend
     if options.get("use_uvloop"):
         pytest.skip("the same runner as asyncio's")
@@ -529,7 +529,7 @@ def test_ctrl_c(anyio_backend):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 does not count cancellations")
 async def test_native_cancel_in_the_turn_of_another_is_not_lost(native):
-    """Nor is a Ctrl+C, which is one: AnyIO may take it for the cancellation of a worker."""
+    """A native cancellation, or Ctrl+C, is not lost if AnyIO cancels a scope in the same step."""
 
     async def main():
         async with Node("app") as app:
@@ -557,7 +557,7 @@ async def test_native_cancel_in_the_turn_of_another_is_not_lost(native):
 
 @pytest.mark.parametrize("way", ["mounted, cancelled", "mounted, failed", "block, failed"])
 async def test_node_that_is_cancelled_from_above_is_no_cycle(way):
-    """The cancellation that leaves its block keeps no worker: no frame on its way knows it."""
+    """A cancellation from above keeps no worker alive: no frame in its traceback refers to one."""
 
     async def end(app):
         if "failed" in way:
@@ -584,7 +584,7 @@ async def test_node_that_is_cancelled_from_above_is_no_cycle(way):
 
 
 async def test_swallowed_native_cancel_is_no_cancellation(native):
-    """A worker that swallows a native cancellation is a SUCCESS: nobody asked Creche."""
+    """A worker that swallows a native cancellation succeeds: Creche was not asked to cancel it."""
 
     async def stubborn():
         try:
@@ -601,7 +601,7 @@ async def test_swallowed_native_cancel_is_no_cancellation(native):
 
 
 async def test_an_ended_worker_keeps_nothing_of_its_run():
-    """Neither its task nor its work nor the context variables that it was to have."""
+    """An ended worker keeps neither its task, its work nor its context variables."""
     async with Node() as app:
         group = app.group("one", limit=1)
 

@@ -1,4 +1,4 @@
-"""Trees of a thousand levels: they can be looked at, and what that costs grows with their size."""
+"""Trees of a thousand levels can be inspected, at a cost that grows with their size."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LAST = LEVELS - 1
 
 @asynccontextmanager
 async def deep(app, levels=LEVELS):
-    """Open nodes below one another, each with a worker, and give the lowest."""
+    """Open nodes below one another, each with a worker, and yield the lowest."""
     before = sys.getrecursionlimit()
-    sys.setrecursionlimit(before + 20 * levels)  # what opens them is tested elsewhere
+    sys.setrecursionlimit(before + 20 * levels)  # opening them is tested elsewhere
     try:
         async with AsyncExitStack() as stack:
             node = app
@@ -37,19 +37,19 @@ async def deep(app, levels=LEVELS):
 
 
 def levels_of(snapshot):
-    """Give the nodes from the top to the lowest, of which each has one below it."""
+    """Return the nodes from the top to the lowest, each the only child of the one before."""
     nodes = [snapshot]
     while nodes[-1].children:
         nodes += nodes[-1].children
     return nodes
 
 
-# What is found is looked at when all has ended: an error that leaves a thousand blocks is a group
-# in a group in a group, which says little.
+# Results are checked after the blocks have ended: an error that propagates through a thousand
+# blocks becomes a deeply nested exception group, which is hard to read.
 
 
 async def test_a_snapshot_and_a_tree_in_text():
-    """Each level is in the one, with its path and its worker; in the other it is a line."""
+    """A snapshot has each level with its path and worker, and a tree as text has lines for each."""
     async with Node("app") as app, deep(app):
         with shallow():
             tree = app.snapshot()
@@ -69,7 +69,7 @@ async def test_a_snapshot_and_a_tree_in_text():
 
 
 async def test_a_recording(tmp_path):
-    """It begins with what is there, at each level."""
+    """A recording begins with what is already there at every level."""
     path = tmp_path / "run.json"
     async with Node("app") as app, deep(app) as lowest, record(app) as trace:
         with shallow():
@@ -82,7 +82,7 @@ async def test_a_recording(tmp_path):
 
 
 async def test_a_board():
-    """It shows what fits, and counts all."""
+    """A board shows what fits, and counts everything."""
     pytest.importorskip("rich")
     from rich.console import Console  # noqa: PLC0415 (an extra)
 

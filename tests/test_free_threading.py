@@ -1,6 +1,6 @@
-"""What other threads may read and call at any moment; on a build without a GIL, at the same time.
+"""What other threads may read and call at any time; without a GIL they do so in parallel.
 
-They pass on every build. Only without a GIL do two threads really meet in one line.
+These tests pass on every build. Only without a GIL do two threads run the same line at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ THREADS = 4
 
 
 async def beside_threads(churn, *calls):
-    """Have threads make calls again and again, each its own, until something is done."""
+    """Repeat each call in a thread of its own until ``churn()`` is done."""
     is_over = threading.Event()
     errors = []
 
@@ -59,7 +59,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 async def test_reading_from_threads(name):
-    """Workers, groups and nodes that come and go do not disturb threads that iterate them."""
+    """Threads may iterate workers, groups and nodes while these come and go."""
     async with Node("app") as app:
         limited = app.group("limited", limit=2)
 
@@ -77,7 +77,7 @@ async def test_reading_from_threads(name):
 
 
 async def test_advance_from_threads():
-    """No step is lost where threads advance one worker at the same time."""
+    """No step is lost if threads advance one worker at the same time."""
     async with Node("app") as app:
         worker = app.run_worker(anyio.sleep_forever)
         begin = threading.Barrier(THREADS)
@@ -95,7 +95,7 @@ async def test_advance_from_threads():
 
 
 async def test_work_and_messages_from_threads():
-    """Nothing is lost of what threads start, cancel and post at the same time."""
+    """No worker, cancellation or message is lost if threads start, cancel and post concurrently."""
 
     class Told(Message):
         pass
@@ -130,7 +130,7 @@ async def test_work_and_messages_from_threads():
     not hasattr(sys, "_is_gil_enabled") or sys._is_gil_enabled(), reason="there is a GIL"
 )
 def test_creche_needs_no_gil():
-    """Importing Creche and its backends does not bring the GIL back."""
+    """Importing Creche and its backends does not enable the GIL."""
     program = (
         "import sys, creche, creche.board, creche.trace, creche.services, creche.hosting\n"
         "import creche.testing, anyio, trio\n"

@@ -1,4 +1,4 @@
-"""Messages: which method handles them, in what order, how far they go."""
+"""Messages: which method handles them, in what order, and how far they bubble."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from helpers import (
 
 
 class Saved(Message):
-    """A message of the module."""
+    """A message defined in a module."""
 
 
 class Editor(Node):
     class Saved(Message, bubble=False):
-        """A message of a class."""
+        """A message defined in a class."""
 
     class HTTPError(Message, namespace="net"):
         """A message with a namespace."""
 
 
 def test_names_of_handlers():
-    """The handler's name comes from the namespace, or the class round the message, and its name."""
+    """A handler's name is made of the namespace, or the enclosing class, and the message's name."""
     assert Saved.handler_name == "on_saved"
     assert Editor.Saved.handler_name == "on_editor_saved"
     assert Editor.HTTPError.handler_name == "on_net_http_error"
@@ -65,7 +65,7 @@ def test_names_of_handlers():
 
 
 async def test_every_change_is_handled_in_order():
-    """A handler is told of each change, once, in order, the final one included."""
+    """A handler gets each change once and in order, including the final one."""
 
     class App(Node):
         def __init__(self):
@@ -90,7 +90,7 @@ async def test_every_change_is_handled_in_order():
 
 
 async def test_handlers_run_one_at_a_time():
-    """No handler of a node begins before the one before it has ended."""
+    """A node runs one handler at a time."""
 
     class App(Node):
         running = 0
@@ -108,7 +108,7 @@ async def test_handlers_run_one_at_a_time():
 
 @pytest.mark.parametrize("how", ["cancel", "fail", "outer", "remove", "body"])
 async def test_final_changes_reach_handlers(how):
-    """On a node that ends badly sync handlers run whole, and async ones to their first await."""
+    """When a node ends early, sync handlers run fully and async ones up to their first await."""
 
     class App(Node):
         def __init__(self):
@@ -175,7 +175,7 @@ async def test_handler_that_raises_fails_its_node():
 
 
 async def test_bubbling():
-    """A message goes on to the parent unless it was stopped or is not of that kind."""
+    """A message bubbles to the parent unless it was stopped or its class does not bubble."""
     seen = []
 
     class Level(Node):
@@ -203,7 +203,7 @@ async def test_bubbling():
 
 
 async def test_posted_before_the_node_is_open():
-    """What is posted before a node is entered is handled once it is."""
+    """A message that is posted before its node is entered is handled once it is."""
 
     class App(Node):
         got = 0
@@ -220,7 +220,7 @@ async def test_posted_before_the_node_is_open():
 
 
 async def test_handler_may_start_work_and_post():
-    """What a handler starts or posts as its node is left is waited for."""
+    """Work that a handler starts and messages that it posts on closing are waited for."""
     done = []
 
     class App(Node):
@@ -241,7 +241,7 @@ async def test_handler_may_start_work_and_post():
 
 
 async def test_handler_has_the_nodes_context():
-    """A handler runs for the node, not for the worker that changed."""
+    """A handler runs in the context of its node, not in that of the worker that changed."""
     seen = []
 
     class App(Node):
@@ -254,7 +254,7 @@ async def test_handler_has_the_nodes_context():
 
 
 async def test_no_message_is_made_where_nobody_listens(monkeypatch):
-    """Where no handler is, no message object is allocated."""
+    """No message object is created if there is no handler for it."""
     made = []
 
     class StateChanged(Worker.StateChanged, namespace="worker"):
@@ -272,7 +272,7 @@ async def test_no_message_is_made_where_nobody_listens(monkeypatch):
 
 
 async def test_post_from_threads_in_order():
-    """Messages of a thread are handled in the order in which it posted them."""
+    """Messages that one thread posts are handled in order."""
 
     class Number(Message):
         def __init__(self, number):
@@ -297,14 +297,14 @@ async def test_post_from_threads_in_order():
 
 
 async def test_bad_message():
-    """Only messages are posted."""
+    """post_message() refuses anything but a Message."""
     async with Node() as app:
         with pytest.raises(WorkerError, match=r"post_message\(\) takes a Message, not 'text'"):
             app.post_message("text")
 
 
 async def test_repr_of_a_change():
-    """A change of state tells what it is."""
+    """The repr of a state change shows the worker and the state."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever, name="w")
         assert repr(Worker.StateChanged(worker, WorkerState.RUNNING)) == (
@@ -314,7 +314,7 @@ async def test_repr_of_a_change():
 
 
 async def test_base_exception_of_a_handler_leaves_bare():
-    """SystemExit in a handler ends the program, bare."""
+    """SystemExit in a handler propagates without an exception group."""
 
     class App(Node):
         async def on_saved(self, message):
@@ -327,7 +327,7 @@ async def test_base_exception_of_a_handler_leaves_bare():
 
 
 async def test_post_after_the_loop_has_gone():
-    """post_message() from a thread after the node was left says that nobody will handle it."""
+    """post_message() from a thread returns False after the node was left."""
     async with Listener() as app:
         pass
     got = []
@@ -346,7 +346,7 @@ class Typed(Message):
 
 
 async def test_a_handler_that_is_an_exclusive_worker():
-    """It starts a worker and is done: the next message supersedes it, and is not held up by it."""
+    """A handler that is a worker returns at once, so the next message supersedes the worker."""
 
     class Search(Node):
         def __init__(self):
@@ -369,7 +369,7 @@ async def test_a_handler_that_is_an_exclusive_worker():
 
 @pytest.mark.parametrize("how", ["declared", "returned", "returned by async"])
 async def test_the_error_of_a_handler_that_is_a_worker(how):
-    """exit_on_error=False contains it; else the node fails with it, once."""
+    """With ``exit_on_error=False`` the error is contained; otherwise the node fails with it."""
 
     class App(Node):
         exits = False
@@ -402,7 +402,7 @@ async def test_the_error_of_a_handler_that_is_a_worker(how):
 
 
 async def test_cancelling_a_handler_that_is_a_worker():
-    """It ends that worker and fails nobody."""
+    """Cancelling the worker of a handler ends that worker only; its node does not fail."""
 
     class App(Node):
         @work
@@ -421,7 +421,7 @@ async def test_cancelling_a_handler_that_is_a_worker():
 
 @pytest.mark.parametrize("where", ["app", "page"])
 async def test_shutdown_in_a_handler_waits_for_others_only(where):
-    """The handler that calls it is excused, as a worker is: the grace is not used up by it."""
+    """shutdown() does not wait for the handler that calls it, as with a worker."""
     ended = []
 
     class Quit(Message, bubble=False):
@@ -442,7 +442,7 @@ async def test_shutdown_in_a_handler_waits_for_others_only(where):
 
 
 async def test_a_handler_that_starts_work_too_late(caplog):
-    """As the node shuts down its work is refused: that is told in the log, and fails nobody."""
+    """Work that a handler starts during a shutdown is refused, which only logs a warning."""
 
     class App(Node):
         @work
@@ -461,7 +461,7 @@ async def test_a_handler_that_starts_work_too_late(caplog):
 
 
 async def test_a_signal_between_two_looks_of_the_pump():
-    """What is posted as the pump is about to end is delivered all the same."""
+    """A message that is posted as the pump is about to end is still delivered."""
     got = []
 
     class App(Node):
@@ -471,7 +471,7 @@ async def test_a_signal_between_two_looks_of_the_pump():
     class Late(Typed):
         @property
         def bubble(self):
-            if self.text == "first":  # asked for last of all
+            if self.text == "first":  # read last of all
                 app._creche_mailbox._waiting.append(Typed("second"))
             return False
 
@@ -510,7 +510,7 @@ class Slotted(Node):
 
 
 async def test_messages_that_are_dataclasses_with_slots():
-    """Made a second time by the decorator, without its keywords, a class keeps its handler."""
+    """A message class keeps its handler's name when ``dataclass(slots=True)`` makes it again."""
 
     class Above(Node):
         def __init__(self):
@@ -529,5 +529,5 @@ async def test_messages_that_are_dataclasses_with_slots():
             assert slotted.post_message(kind("x"))
         await settle()
     assert slotted.got == ["saved", "closed", "opened"]
-    assert above.got == ["saved"]  # the other does not bubble
+    assert above.got == ["saved"]  # Closed does not bubble, and Opened has no handler here
     Slotted.Saved("x").stop()

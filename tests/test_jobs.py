@@ -1,4 +1,4 @@
-"""Jobs: workers that are found by an id, while they run and for a while afterwards."""
+"""Jobs are workers that can be found by an id, while they run and for a while afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from helpers import Meeting, fail, give_later, no_collection, settle, slow_to_le
 
 
 class Clock:
-    """The wall clock of jobs, which a test moves."""
+    """A wall clock for jobs that a test moves forward."""
 
     def __init__(self):
         self.time = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -60,7 +60,7 @@ def clock(monkeypatch):
 
 
 class Shelf:
-    """A store in memory, which fails if it is told to."""
+    """A store in memory that fails when ``error`` is set."""
 
     def __init__(self, *statuses):
         self.kept = {status.id: status for status in statuses}
@@ -96,11 +96,11 @@ async def watched(job):
     return [status async for status in job.watch()]
 
 
-# how a job stands
+# status
 
 
 async def test_life_of_a_job(clock):
-    """It is told as plain data, at every moment; the times are those of the wall clock."""
+    """The status of a job is plain data at every moment; its times are those of the wall clock."""
     begin, end = anyio.Event(), anyio.Event()
 
     async def work():
@@ -141,7 +141,7 @@ async def test_life_of_a_job(clock):
         assert running.progress == Progress(0, 4, 0.0)
         assert created <= running.started <= running.updated == clock.time
         clock.forward(1)
-        assert job.status is running  # as long as nothing changes
+        assert job.status is running  # unless something changes
         end.set()
         assert await job.join() is job
     ended = job.status
@@ -155,7 +155,7 @@ async def test_life_of_a_job(clock):
 
 
 async def test_job_that_runs_elsewhere():
-    """A job may run in another place, and its progress comes home."""
+    """A job may run on another engine, and its progress is still reported."""
     async with Node("app") as app:
         job = Jobs(app).submit(partial(farwork.count, 5), where=Threads())
         assert await job.result() == 100.0
@@ -163,7 +163,7 @@ async def test_job_that_runs_elsewhere():
 
 
 async def test_question_that_outlives_its_job():
-    """Whoever asks in the name of a job that has ended since may give up; nobody is told."""
+    """A question that outlives its job may be withdrawn, and is not shown in the status."""
     async with anyio.create_task_group() as tasks:
 
         async def work():
@@ -179,7 +179,7 @@ async def test_question_that_outlives_its_job():
 
 @pytest.mark.parametrize("tracebacks", [False, True])
 async def test_failure(tracebacks):
-    """It says what was raised, and where if that is asked for; who waits is given the original."""
+    """A failure gives type, text and, if wanted, traceback; a task that waits gets the original."""
     original = ValueError("no luck")
     async with Node("app") as app:
         job = Jobs(app, tracebacks=tracebacks).submit(partial(fail, original), name="import")
@@ -195,7 +195,7 @@ async def test_failure(tracebacks):
             assert error.traceback is None
         with pytest.raises(JobFailed) as info:
             await job.result()
-    assert info.value.__cause__ is None  # nothing of it is kept
+    assert info.value.__cause__ is None  # the original is not kept
     assert info.value.status is job.status
     again = pickle.loads(pickle.dumps(info.value))  # noqa: S301 (made in the line itself)
     assert (str(again), again.status) == (str(info.value), job.status)
@@ -203,7 +203,7 @@ async def test_failure(tracebacks):
 
 
 async def test_failure_without_a_text():
-    """The error of the work may have none, or one that cannot be had."""
+    """The error of a job may have an empty text, or a ``__str__`` that raises."""
 
     class Mute(Exception):
         def __str__(self):
@@ -219,7 +219,7 @@ async def test_failure_without_a_text():
 
 
 async def test_failure_that_fails_the_node():
-    """With exit_on_error it does, and is told by the job as well."""
+    """With ``exit_on_error`` a job that fails also fails its node."""
     error = ValueError()
     with pytest.raises(BaseException) as info:
         async with Node("app") as app:
@@ -229,7 +229,7 @@ async def test_failure_that_fails_the_node():
 
 
 async def test_cancel():
-    """It is told at once that it was requested, and at the end that it has happened."""
+    """The status shows a request to cancel at once, and ``cancelled`` when the job has ended."""
     gate = anyio.Event()
     async with Node("app") as app:
         jobs = Jobs(app)
@@ -245,14 +245,14 @@ async def test_cancel():
         assert (await anext(stream)).status == "cancelled"
         with pytest.raises(JobCancelled, match=r"^job 'slow_to_leave' was cancelled$"):
             await job.result()
-        job.cancel()  # nothing happens
+        job.cancel()  # does nothing
         queued = jobs.submit(one)
         queued.cancel()
         assert queued.status.status == "cancelled"
 
 
 async def test_cancel_while_somebody_waits():
-    """Who waits for the result is told; who is cancelled in waiting leaves the job alone."""
+    """result() raises if the job is cancelled; cancelling result() does not cancel the job."""
     async with Node("app") as app:
         job = Jobs(app).submit(anyio.sleep_forever)
         with anyio.move_on_after(0):
@@ -266,7 +266,7 @@ async def test_cancel_while_somebody_waits():
 
 
 async def test_attempts_and_messages():
-    """A service that begins again counts; what is no number for JSON is bounded."""
+    """The status counts the attempts of a service; huge numbers and texts are bounded."""
 
     async def work():
         worker = get_current_worker()
@@ -286,7 +286,7 @@ async def test_attempts_and_messages():
 
 
 async def test_plain_data():
-    """What is told can be written as JSON and read again."""
+    """A status survives a round trip through JSON, and its repr does not show the id."""
 
     async def work():
         return await ask("name", "Which one?", schema={"enum": ["a", "b"]})
@@ -299,16 +299,16 @@ async def test_plain_data():
         for job in (failed, asking):
             status = job.status
             assert JobStatus.from_dict(json.loads(json.dumps(status.to_dict()))) == status
-            assert job.id not in repr(status)  # which gets into logs
+            assert job.id not in repr(status)  # logs show it
             assert job.id not in repr(job)
         asking.cancel()
 
 
-# who watches
+# watching
 
 
 async def test_watch_begins_and_ends_with_how_it_stands():
-    """It ends with the final status, and may be begun afterwards."""
+    """watch() begins with the current status and ends with the final one, also after the end."""
     async with Node("app") as app:
         app.group("few", limit=1)
         gate = anyio.Event()
@@ -330,7 +330,7 @@ async def test_watch_begins_and_ends_with_how_it_stands():
 
 
 async def test_watch_coalesces():
-    """Who is slow gets how it stands now, not each step that led there."""
+    """A slow watcher gets the latest status, not each step."""
     async with Node("app") as app:
         gate = anyio.Event()
         job = Jobs(app).submit(partial(give_later, 5, gate))
@@ -348,7 +348,7 @@ async def test_watch_coalesces():
 
 
 async def test_many_watch_and_leave():
-    """Each is told the end; who leaves in the midst leaves nothing behind."""
+    """Every watcher gets the final status; one that leaves early does not disturb the others."""
     gate = anyio.Event()
     seen = []
     async with Node("app") as app:
@@ -371,7 +371,7 @@ async def test_many_watch_and_leave():
 
 
 async def test_progress_from_a_thread():
-    """What a thread has reported last is told before the end."""
+    """What a thread reported last is in the final status."""
 
     def work():
         for _ in range(50):
@@ -387,7 +387,7 @@ async def test_progress_from_a_thread():
 
 
 async def test_ask():
-    """The work goes on with the answer; meanwhile the job says what it asks."""
+    """ask() returns the answer; until then the status shows the question."""
 
     async def work():
         return await ask("name", "Which column?", schema={"type": "string"})
@@ -411,7 +411,7 @@ async def test_ask():
 
 
 async def test_ask_several_at_once():
-    """Each question has its answer; one of a key that is open already is refused."""
+    """Several questions may be open, each with a key of its own; an open key cannot be reused."""
     tried = anyio.Event()
 
     async def work():
@@ -438,7 +438,7 @@ async def test_ask_several_at_once():
 
 
 async def test_question_that_is_withdrawn():
-    """Who gives up asking has asked nothing, and so has a job that was cancelled."""
+    """A question is withdrawn when ask() is cancelled, and when the job is cancelled."""
     gate = anyio.Event()
 
     async def work():
@@ -460,7 +460,7 @@ async def test_question_that_is_withdrawn():
 
 
 async def test_ask_from_a_thread():
-    """A plain function in a thread waits there, and is let go as the job is cancelled."""
+    """ask_from_thread() blocks its thread until the answer, or until the job is cancelled."""
 
     def work():
         return ask_from_thread("a", "a?") + 1
@@ -484,7 +484,7 @@ async def test_ask_from_a_thread():
 
 
 async def test_ask_in_an_event_loop_of_its_own():
-    """Async work in a thread asks as any other does."""
+    """ask() works in async work that runs in an event loop of its own in a thread."""
 
     async def work():
         return await ask("a", "a?") + 1
@@ -502,7 +502,7 @@ async def test_ask_in_an_event_loop_of_its_own():
 
 
 async def test_answer_from_a_thread():
-    """Whoever answers may be anywhere."""
+    """answer() may be called from any thread."""
 
     async def work():
         return await ask("a", "a?")
@@ -515,7 +515,7 @@ async def test_answer_from_a_thread():
 
 
 async def test_ask_in_vain():
-    """It is for the work of an unfinished job, and for what can be asked."""
+    """ask() raises outside a job, for an invalid question, and after the job has ended."""
     with pytest.raises(WorkerError, match=r"^ask\(\) is for the work of a job; start it by"):
         await ask("a", "a?")
     with pytest.raises(WorkerError, match=r"^ask_from_thread\(\) is for the work of a job"):
@@ -549,7 +549,7 @@ async def test_ask_in_vain():
 
 
 async def test_nothing_of_a_worker_is_kept():
-    """Neither it nor its work, nor what it raised; its result until it is forgotten."""
+    """A job that ended keeps neither its worker, work nor error, and its result until removed."""
 
     class Thing:
         pass
@@ -565,7 +565,7 @@ async def test_nothing_of_a_worker_is_kept():
         return things.pop()
 
     async def fall():
-        raise make(ValueError("no luck"))  # without a name: its frame would be a cycle
+        raise make(ValueError("no luck"))  # unnamed: with its frame it would be a cycle
 
     async with Node("app") as app:
         jobs = Jobs(app)
@@ -589,7 +589,7 @@ async def test_nothing_of_a_worker_is_kept():
 
 
 async def test_number_that_is_kept():
-    """The newest that have ended are kept; what is unfinished is not counted."""
+    """Only the newest ``keep`` jobs that have ended are kept; unfinished ones do not count."""
     async with Node("app") as app:
         jobs = Jobs(app, keep=2)
         waiting = jobs.submit(anyio.sleep_forever)
@@ -603,7 +603,7 @@ async def test_number_that_is_kept():
 
 
 async def test_who_waits_gets_the_result_that_is_not_kept():
-    """It is theirs, also where nothing is kept."""
+    """A task that waits gets the result even if no jobs are kept."""
     async with Node("app") as app:
         jobs = Jobs(app, keep=0)
         job = jobs.submit(one)
@@ -614,7 +614,7 @@ async def test_who_waits_gets_the_result_that_is_not_kept():
 
 
 async def test_time_that_it_is_kept(clock):
-    """It is counted from the end of each; nothing has to end for one to expire."""
+    """``ttl`` counts from the end of each job; a job expires even if no other one ends."""
     async with Node("app") as app:
         jobs = Jobs(app, ttl=10)
         first = await jobs.submit(one).join()
@@ -630,7 +630,7 @@ async def test_time_that_it_is_kept(clock):
 
 
 async def test_owners():
-    """A list is of one owner, of nobody's, or of all."""
+    """list() returns the jobs of one owner, of no owner, or all of them."""
     async with Node("app") as app:
         jobs = Jobs(app)
         a, b, c = (jobs.submit(one, owner=owner) for owner in ("a", "b", None))
@@ -641,7 +641,7 @@ async def test_owners():
 
 
 async def test_remove():
-    """What has ended can be forgotten, once; what is unfinished cannot."""
+    """remove() forgets a job that has ended, once; an unfinished job stays."""
     async with Node("app") as app:
         jobs = Jobs(app)
         job = jobs.submit(one)
@@ -653,7 +653,7 @@ async def test_remove():
 
 
 async def test_ids():
-    """They are long enough not to be guessed."""
+    """Ids are unique and too long to guess."""
     async with Node("app") as app:
         jobs = Jobs(app)
         ids = {jobs.submit(one).id for _ in range(100)}
@@ -663,16 +663,16 @@ async def test_ids():
 
 @pytest.mark.parametrize("unknown", ["", "0" * 32, None, 5, b"x"])
 async def test_unknown_ids(unknown):
-    """There is no job of such an id."""
+    """get() returns None for an id that no job has."""
     async with Node("app") as app:
         assert Jobs(app).get(unknown) is None
 
 
-# how they are started
+# submitting
 
 
 async def test_submit_in_threads():
-    """A thread may submit, look, list and cancel, whatever happens on the loop meanwhile."""
+    """Threads may submit, look up, list and cancel jobs concurrently."""
     async with Node("app") as app:
         jobs = Jobs(app)
 
@@ -698,7 +698,7 @@ async def test_submit_in_threads():
 
 
 async def test_options_of_run_worker():
-    """A group bounds them, and a job that is dropped is cancelled."""
+    """A group limits its jobs, a job that its overflow drops is cancelled, and threads work."""
     async with Node("app") as app:
         app.group("few", limit=1, overflow="drop")
         jobs = Jobs(app)
@@ -711,7 +711,7 @@ async def test_options_of_run_worker():
 
 
 async def test_submit_in_vain():
-    """What makes no sense is refused at once; a coroutine is closed."""
+    """Invalid arguments are refused at once; a coroutine is closed."""
     async with Node("app") as app:
         jobs = Jobs(app)
         with pytest.raises(WorkerError, match=r"^owner must be a text, or None, not 5$"):
@@ -739,13 +739,13 @@ async def test_submit_in_vain():
     ],
 )
 def test_jobs_that_make_no_sense(options, message):
-    """It is said at once what is wrong."""
+    """Jobs() refuses invalid arguments and names them."""
     with pytest.raises(WorkerError, match=message):
         Jobs(**{"node": Node("app"), **options})
 
 
 async def test_node_that_falls():
-    """The jobs of a node that is cancelled or fails have ended as its block is left."""
+    """When a node that is cancelled has closed, its jobs have ended as ``cancelled``."""
     async with Node("app") as app:
         jobs = Jobs(app)
         running = [jobs.submit(anyio.sleep_forever, daemon=daemon) for daemon in (False, True)]
@@ -760,7 +760,7 @@ async def test_node_that_falls():
 
 
 async def test_store_is_told():
-    """It is given a job as it is submitted and as it has ended, and told when it is forgotten."""
+    """The store gets a job when it is submitted and when it ends; a forgotten job is deleted."""
     shelf = Shelf()
     async with Node("app") as app:
         jobs = Jobs(app, keep=1, store=shelf)
@@ -775,7 +775,7 @@ async def test_store_is_told():
 
 
 async def test_store_of_an_earlier_program(clock):
-    """What has ended is known until it expires; what has not was interrupted."""
+    """Ended jobs of an earlier program are known until they expire; unfinished ones interrupted."""
     async with Node("app") as app:
         jobs = Jobs(app, ttl=100, store=(shelf := Shelf()))
         done = await jobs.submit(one, owner="me").join()
@@ -800,7 +800,7 @@ async def test_store_of_an_earlier_program(clock):
 
 
 async def test_job_that_only_the_store_knows():
-    """One that another process has taken is found where the store is shared."""
+    """A job that only a shared store knows, from another process, is found."""
     async with Node("app") as app:
         shelf = Shelf()
         jobs = Jobs(app, store=shelf)
@@ -810,7 +810,7 @@ async def test_job_that_only_the_store_knows():
 
 
 async def test_store_that_fails(caplog):
-    """It is logged once, until it works again, and the jobs go on; who reads is told."""
+    """A store that cannot be written is logged once until it works again; reading it raises."""
     shelf = Shelf()
     async with Node("app") as app:
         jobs = Jobs(app, store=shelf)
@@ -833,7 +833,7 @@ async def test_store_that_fails(caplog):
 
 
 async def test_meeting_of_an_end_and_a_thread():
-    """A thread that looks in the moment of the end sees what was before, or the end."""
+    """In a done callback the status is the final one."""
     meeting = Meeting()
     async with Node("app") as app:
         jobs = Jobs(app)

@@ -1,4 +1,4 @@
-"""Ends that do not come: what is said of those who hold them up, and streams that give way."""
+"""Blocks that do not end: how they report what holds them up, and streams that end in time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from helpers import CANCELLED, RENDEZVOUS, SUCCESS, ExceptionGroup, Meeting, set
 
 @pytest.fixture(params=["asyncio", "trio"])
 def run(request):
-    """Run a program with a clock that jumps over every wait."""
+    """Run a program with a clock that skips all waiting."""
     with virtual_time(request.param) as (name, options):
         yield partial(anyio.run, backend=name, backend_options=options)
 
 
 async def be_deaf(seconds):
-    """Ignore that one is cancelled."""
+    """Ignore cancellation for some seconds."""
     with anyio.CancelScope(shield=True):
         await anyio.sleep(seconds)
 
@@ -34,7 +34,7 @@ def warnings_of(caplog):
 
 
 def test_a_shutdown_that_meets_its_deadline(run):
-    """Nothing is raised, and it takes the time that it takes."""
+    """A shutdown that meets its deadline raises nothing and waits no longer than the work takes."""
 
     async def main():
         async with Node("app") as app:
@@ -49,7 +49,7 @@ def test_a_shutdown_that_meets_its_deadline(run):
 
 
 def test_a_shutdown_that_does_not(run):
-    """It names what is left, since when, why and where; the node goes on waiting."""
+    """ShutdownTimeout names what is left, since when, why and where; the node waits on."""
 
     async def main():
         async with Node("app") as app, Node("page", parent=app) as page:
@@ -75,7 +75,7 @@ def test_a_shutdown_that_does_not(run):
 
 
 async def test_a_thread_is_named_as_one():
-    """It cannot be stopped."""
+    """ShutdownTimeout says that a thread cannot be stopped."""
     meeting = Meeting()
     async with Node("app") as app:
         worker = app.run_worker(meeting, thread=True, name="deaf")
@@ -87,7 +87,7 @@ async def test_a_thread_is_named_as_one():
 
 
 def test_many_are_not_all_named(run):
-    """The text has an end; all are in ``workers``."""
+    """The text of ShutdownTimeout names some workers and counts the rest; ``workers`` has all."""
 
     async def main():
         async with Node("app") as app:
@@ -104,7 +104,7 @@ def test_many_are_not_all_named(run):
 
 @pytest.mark.parametrize("deadline", [0, -1, "5", True])
 async def test_what_is_no_deadline(deadline):
-    """It is refused, and the node stays open."""
+    """An invalid deadline is refused, and the node stays open."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="deadline must be seconds, more than 0"):
             await app.shutdown(deadline=deadline)
@@ -114,7 +114,7 @@ async def test_what_is_no_deadline(deadline):
 @pytest.mark.parametrize("what", ["find_calls", "find_stack"])
 @pytest.mark.parametrize("fault", [ImportError, RecursionError])
 def test_where_no_stack_can_be_read(run, monkeypatch, what, fault):
-    """All but the place is told, and the end does not fail of it."""
+    """If a stack cannot be read, ShutdownTimeout reports everything but the place."""
 
     def absent(*_):
         raise fault
@@ -138,7 +138,7 @@ def test_where_no_stack_can_be_read(run, monkeypatch, what, fault):
 
 @pytest.mark.parametrize("way", ["cancelled", "failed", "shut down"])
 def test_a_block_that_waits_says_so(run, caplog, way):
-    """After 10 seconds, and after 20 and 40 more; who and why."""
+    """A waiting block logs which work it waits for and why, after 10, 30 and 70 seconds."""
     caplog.set_level(logging.WARNING, "creche")
 
     async def main():
@@ -168,7 +168,7 @@ def test_a_block_that_waits_says_so(run, caplog, way):
 
 @pytest.mark.parametrize("is_mounted", [False, True])
 def test_each_block_tells_of_its_own(run, caplog, is_mounted):
-    """The node above waits for the one below, and says nothing of that."""
+    """Only the lowest node that waits logs a warning, and its ancestors do not."""
 
     async def fill(page):
         page.run_worker(partial(be_deaf, 15), name="deaf")
@@ -189,7 +189,7 @@ def test_each_block_tells_of_its_own(run, caplog, is_mounted):
 
 
 def test_a_handler_is_named_too(run, caplog):
-    """It is no worker, but holds up the end as well."""
+    """A handler that holds up the end is reported, although it is not a worker."""
 
     class Handling(Node):
         async def on_note(self, event):
@@ -207,7 +207,7 @@ def test_a_handler_is_named_too(run, caplog):
 
 
 def test_work_that_was_not_cancelled_may_take_its_time(run, caplog):
-    """A block that waits for work as it should says nothing."""
+    """A block that waits for uncancelled work logs nothing."""
 
     async def main():
         async with Node("app") as app:
@@ -217,7 +217,7 @@ def test_work_that_was_not_cancelled_may_take_its_time(run, caplog):
     assert warnings_of(caplog) == []
 
 
-# Streams that end as a node takes no more work.
+# Streams that end when a node accepts no more work.
 
 
 class Note(Message):
@@ -226,7 +226,7 @@ class Note(Message):
 
 @pytest.mark.parametrize("way", ["shut down", "cancelled", "cancelled above"])
 async def test_a_stream_until_closing(way):
-    """A worker that reads it does not keep the node from its end."""
+    """A worker that reads a stream until ``"closing"`` does not keep its node open."""
     async with Node("above") as above, Node("app", parent=above) as app:
 
         async def read():
@@ -247,7 +247,7 @@ async def test_a_stream_until_closing(way):
 
 
 async def test_a_stream_until_closing_that_is_opened_too_late():
-    """It has ended; and one until the node has closed has not."""
+    """After shutdown(), a stream until ``"closing"`` has ended; one until ``"closed"`` has not."""
     async with Node("app") as app:
         await app.shutdown()
         async with (
@@ -262,6 +262,6 @@ async def test_a_stream_until_closing_that_is_opened_too_late():
 
 
 async def test_a_word_that_is_not_known():
-    """It is refused at the call."""
+    """An unknown value of ``until`` is refused at the call."""
     with pytest.raises(WorkerError, match='until must be "closed" or "closing", not'):
         Node("app").subscribe(Note, until="soon")

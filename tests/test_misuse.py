@@ -1,4 +1,4 @@
-"""Silent nonsense is an error, at the call that says it, and nothing is half done."""
+"""Misuse that would otherwise go unnoticed raises at the call and leaves nothing half done."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def async_generator():
     ],
 )
 async def test_generators_as_work(job, options):
-    """Work that makes a generator, of which not a line would run, fails and says so."""
+    """Work that returns a generator, which would never run, fails with an error that says so."""
     ran.clear()
     async with Node("app") as app:
         worker = app.run_worker(job, exit_on_error=False, **options)
@@ -58,7 +58,7 @@ async def test_generators_as_work(job, options):
 @pytest.mark.parametrize("function", [generator, async_generator])
 @pytest.mark.parametrize("options", [{}, {"thread": True}])
 def test_generators_as_declared_work(function, options):
-    """@work refuses them where they are declared."""
+    """@work refuses a generator function where it is declared."""
     with pytest.raises(WorkerDeclarationError, match="generator"):
         work(**options)(function)
 
@@ -92,7 +92,7 @@ class App(Node):
     ],
 )
 async def test_wrong_arguments_fail_the_call(call, match):
-    """A decorated call whose arguments do not fit is a TypeError there, and starts nothing."""
+    """A decorated call with wrong arguments raises TypeError and starts nothing."""
     async with App("app") as app:
         with pytest.raises(TypeError, match=match):
             call(app)
@@ -111,13 +111,13 @@ async def test_wrong_arguments_fail_the_call(call, match):
     ],
 )
 def test_options_are_checked_where_they_are_declared(options, match):
-    """@work says at once which of its options makes no sense."""
+    """@work raises at once if an option is invalid, and names it."""
     with pytest.raises(WorkerDeclarationError, match=match):
         work(**options)
 
 
 async def test_names_and_groups_are_texts():
-    """Anything else is refused, and a coroutine given as work is closed."""
+    """A name or group that is not a text is refused, and a coroutine given as work is closed."""
     async with Node("app") as app:
         for options in ({"name": 5}, {"group": 5}, {"group": ["g"]}):
             with pytest.raises(WorkerError, match="must both be a text"):
@@ -134,7 +134,7 @@ async def test_names_and_groups_are_texts():
 
 
 async def test_a_text_whose_repr_fails_is_a_text():
-    """A subclass of str may have ideas of its own; its letters are what counts."""
+    """A subclass of str whose repr raises is still a text: its characters count."""
 
     class Odd(str):
         __slots__ = ()
@@ -184,14 +184,14 @@ async def both(one, two, **options):
 @pytest.mark.parametrize(
     ("one", "two", "expected"),
     [
-        (make("a"), make("a"), CANCELLED),  # one function, made twice
-        (make("a"), another(), SUCCESS),  # two functions of one name
+        (make("a"), make("a"), CANCELLED),  # one function, created twice
+        (make("a"), another(), SUCCESS),  # two functions with the same name
         (functools.partial(settle, 3), functools.partial(settle, 4), CANCELLED),
         (functools.partial(settle, 3), functools.partial(make("a")), SUCCESS),
     ],
 )
 async def test_exclusive_is_of_a_function(one, two, expected):
-    """Without a group it supersedes earlier runs of the same function, and of no other."""
+    """Without a group, exclusive work supersedes only earlier runs of the same function."""
     assert await both(one, two, exclusive=True) == [expected, SUCCESS]
 
 
@@ -200,13 +200,13 @@ async def test_exclusive_is_of_a_function(one, two, expected):
     "two", [lambda: settle(4), Load(), functools.partial(lambda: settle(2))], ids=["l", "o", "p"]
 )
 async def test_exclusive_of_what_has_no_name_asks_for_a_group(two, exclusive):
-    """It says so, and cancels nothing that is not its own."""
+    """Exclusive work without a name warns that it needs a group, and cancels nothing else."""
     with pytest.warns(RuntimeWarning, match='add group="..."'):
         assert await both(lambda: settle(3), two, exclusive=exclusive) == [SUCCESS, SUCCESS]
 
 
 async def test_a_lambda_supersedes_its_own_runs():
-    """The same lambda, made again at the same place, is the same function."""
+    """A lambda that is created again at the same place counts as the same function."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         async with Node("app") as app:
@@ -215,14 +215,14 @@ async def test_a_lambda_supersedes_its_own_runs():
 
 
 def test_a_declared_lambda_asks_for_a_group():
-    """Where it is declared, it is an error."""
+    """@work refuses an exclusive or limited lambda that has no group."""
     for options in ({"exclusive": True}, {"limit": 2}):
         with pytest.raises(WorkerDeclarationError, match="add group="):
             work(thread=True, **options)(lambda node: None)
 
 
 async def test_an_override_that_calls_the_original_does_not_cancel_itself():
-    """Both are exclusive and have one name; they are two functions."""
+    """An exclusive override and the method that it calls share a name but are two functions."""
 
     class Own(App):
         @work(exclusive=True)
@@ -236,7 +236,7 @@ async def test_an_override_that_calls_the_original_does_not_cancel_itself():
 
 
 async def test_functions_that_others_have_wrapped_are_told_apart():
-    """A decorator of the user's makes one code of many functions; what it wraps counts."""
+    """Functions under one decorator share its code; the wrapped function tells them apart."""
 
     def plain(function):
         @functools.wraps(function)
@@ -250,7 +250,7 @@ async def test_functions_that_others_have_wrapped_are_told_apart():
 
 
 async def test_a_function_that_wraps_itself():
-    """A chain of wrapped functions that leads back into itself leads to one of them."""
+    """A function whose ``__wrapped__`` leads back to itself can be exclusive."""
 
     async def load():
         await settle()
@@ -262,7 +262,7 @@ async def test_a_function_that_wraps_itself():
 
 
 async def test_a_name_of_work_that_is_no_text():
-    """The worker has no name then."""
+    """A worker whose work has a ``__name__`` that is not a text has an empty name."""
 
     class Load:
         __name__ = 5
@@ -275,7 +275,7 @@ async def test_a_name_of_work_that_is_no_text():
 
 
 async def test_of_exclusive_workers_that_are_started_together_the_newest_wins():
-    """start_all() starts them in order of creation, and each supersedes those before it."""
+    """start_all() starts workers in order of creation, and each supersedes the earlier ones."""
     async with Node("app") as app:
         options = {"group": "g", "start": False}
         older = app.run_worker(settle, name="older", exclusive=True, **options)
@@ -290,7 +290,7 @@ async def test_of_exclusive_workers_that_are_started_together_the_newest_wins():
 
 @pytest.mark.parametrize("steps", [math.nan, math.inf, -math.inf, "5", None, 1j, [1]])
 async def test_steps_that_are_no_numbers(steps):
-    """They are refused where they are given, and nothing is changed."""
+    """Steps that are not finite numbers are refused, and the progress stays as it was."""
     async with Node("app") as app:
         worker = app.run_worker(settle)
         worker.update(completed_steps=3, total_steps=10)
@@ -324,7 +324,7 @@ async def test_steps_that_are_no_numbers(steps):
     ],
 )
 async def test_progress_of_all_kinds_of_numbers(completed, total, expected):
-    """Whole percents are whole, and no number is too large."""
+    """Whole percentages are exact, and no number is too large."""
     async with Node("app") as app:
         worker = app.run_worker(settle)
         worker.update(completed_steps=completed, total_steps=total)
@@ -336,7 +336,7 @@ async def test_progress_of_all_kinds_of_numbers(completed, total, expected):
 
 
 async def test_a_description_is_made_when_it_is_read():
-    """No argument is asked for its repr before somebody reads; a large one is looked at in part."""
+    """A description is computed when it is first read, and truncates large arguments."""
     asked = []
 
     class Dear:
@@ -354,7 +354,7 @@ async def test_a_description_is_made_when_it_is_read():
         assert len(other.description) < 250
         unread = app.fetch(Dear(), retries=[1])
         await app.workers.wait_for_complete()
-        assert unread.description == "fetch(<Dear>, retries=<list>)"  # holds no argument by now
+        assert unread.description == "fetch(<Dear>, retries=<list>)"  # arguments are gone by now
     assert len(asked) == 1
 
 
@@ -362,7 +362,7 @@ async def test_a_description_is_made_when_it_is_read():
 
 
 async def test_workers_and_nodes_cannot_be_copied():
-    """A copy of a piece of work would be none; both say so."""
+    """Workers and nodes refuse to be copied or pickled."""
     async with Node("app") as app:
         worker = app.run_worker(settle)
         for each in (worker, app):
@@ -375,7 +375,7 @@ async def test_workers_and_nodes_cannot_be_copied():
 
 
 def test_a_node_of_one_loop_called_in_a_task_of_another():
-    """Trio as the guest of asyncio, in one thread: each call that cannot be made is an error."""
+    """With Trio as a guest of asyncio in one thread, calls from the wrong loop raise."""
     trio = pytest.importorskip("trio")
     got, done = [], []
 
@@ -429,7 +429,7 @@ def test_a_node_of_one_loop_called_in_a_task_of_another():
 
 
 async def test_groups_are_made_by_nodes():
-    """The class is public for annotations; a group asked for twice is one."""
+    """WorkerGroup is public for annotations, and group() returns the same group for a name."""
     async with Node("app") as app:
         assert isinstance(app.group("g"), WorkerGroup)
         assert app.group("g") is app.group("g")

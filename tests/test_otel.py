@@ -1,4 +1,4 @@
-"""Spans of workers, as an exporter gets them."""
+"""Spans of workers, as an exporter receives them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from creche.otel import traced
 
 SECOND = 1_000_000_000
 CLOSE = 60 * SECOND
-"""What a busy machine may put between two clocks; wrong ones are further apart."""
+"""The largest difference between two clocks on a busy machine; wrong times are further apart."""
 
 
 class Exported:
-    """A tracer, and what it has exported."""
+    """A tracer and the spans that it has exported."""
 
     def __init__(self):
         self._exporter = InMemorySpanExporter()
@@ -50,12 +50,12 @@ def exported():
 
 
 def links(span):
-    """Give the spans that one is linked to, by what the link says."""
+    """Return the span ids that a span links to, by the kind of link."""
     return {each.attributes["creche.link"]: each.context.span_id for each in span.links}
 
 
 def between(first, second):
-    """Give the nanoseconds between two times of the loop's clock."""
+    """Return the nanoseconds between two times of the loop's clock."""
     return round(second * SECOND) - round(first * SECOND)
 
 
@@ -64,7 +64,7 @@ async def fail():
 
 
 async def test_a_span_for_each_worker(exported):
-    """Each worker of the tree has one span, with what is known of it."""
+    """Each worker of the tree has one span, with its attributes."""
     app = Node("app")
     async with traced(app, exported.tracer), app, Node("page", parent=app) as page:
         first = app.run_worker(anyio.lowlevel.checkpoint, "first")
@@ -105,11 +105,11 @@ async def test_a_span_for_each_worker(exported):
 
 
 async def test_a_span_is_linked_to_where_its_worker_was_made(exported):
-    """A span is a root, with links to the current span and the worker in which it was made."""
+    """A span is a root; it links to the span and the worker in which its worker was created."""
 
     async def outer():
         app.run_worker(anyio.lowlevel.checkpoint, "inner")
-        # It is made here, and ends before anybody could read of it.
+        # It is created here, and ends before a subscriber could read about it.
         with exported.tracer.start_as_current_span("step"):
             app.run_worker(anyio.lowlevel.checkpoint, "in step")
             app.run_worker(anyio.lowlevel.checkpoint, "queued", group="one")
@@ -133,7 +133,7 @@ async def test_a_span_is_linked_to_where_its_worker_was_made(exported):
 
 
 async def test_links_from_a_thread(exported):
-    """A worker that a thread made is linked to what was current in the thread."""
+    """A worker that a thread creates is linked to the current span and worker of that thread."""
 
     def outer():
         with exported.tracer.start_as_current_span("step"):
@@ -150,7 +150,7 @@ async def test_links_from_a_thread(exported):
 
 
 async def test_links_of_a_worker_that_was_made_directly(exported):
-    """A worker is made where ``Worker()`` is called, not where it is added."""
+    """A worker is created where ``Worker()`` is called, not where it is added."""
     app = Node("app")
     async with traced(app, exported.tracer), app:
         with exported.tracer.start_as_current_span("making"):
@@ -161,7 +161,7 @@ async def test_links_of_a_worker_that_was_made_directly(exported):
 
 
 async def test_the_work_has_the_current_span_of_whoever_made_the_worker(exported):
-    """Within the work the span of its worker is not the current one: it is watched from outside."""
+    """The current span in the work is the launcher's: a worker's span is recorded from outside."""
     found = []
 
     async def work():
@@ -175,7 +175,7 @@ async def test_the_work_has_the_current_span_of_whoever_made_the_worker(exported
 
 
 async def test_events_and_times(exported):
-    """A span lasts from the worker's making to its end, and has its changes in between."""
+    """A span lasts from the worker's creation to its end, with its changes as events in between."""
     before = time.time_ns()
     app = Node("app")
     async with traced(app, exported.tracer), app:
@@ -204,7 +204,7 @@ async def test_events_and_times(exported):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_services(exported, backend):
-    """When a worker was ready, began again and did not get on are events of its span."""
+    """Readiness, restarts and stalls of a service are events of its span."""
 
     async def main():
         app = Node("app")
@@ -229,7 +229,7 @@ def test_services(exported, backend):
 
 
 async def test_tracing_a_service_from_the_middle(exported):
-    """What is told of a worker that has no span is left out."""
+    """Events of a worker that has no span are ignored."""
 
     async def job():
         async with traced(app, exported.tracer):
@@ -241,7 +241,7 @@ async def test_tracing_a_service_from_the_middle(exported):
 
 
 async def test_a_cancellation_without_a_reason(exported):
-    """There is the event, and no attribute for a reason that nobody gave."""
+    """A cancellation without a reason is an event, and adds no attribute for the reason."""
     app = Node("app")
     async with traced(app, exported.tracer), app:
         app.run_worker(anyio.sleep_forever, "work").cancel()
@@ -251,7 +251,7 @@ async def test_a_cancellation_without_a_reason(exported):
 
 
 async def test_an_error_is_recorded(exported):
-    """A failure is an exception event and the status ERROR; the cause of the node's end is seen."""
+    """The span of a failed worker has an exception event and the status ERROR."""
     app = Node("app")
     with pytest.raises(ExceptionGroup) as caught:
         async with traced(app, exported.tracer), app:
@@ -270,7 +270,7 @@ async def test_an_error_is_recorded(exported):
 
 
 async def test_work_that_runs_elsewhere(exported):
-    """An adapter's worker has its span; one that fails without an error has the status ERROR."""
+    """An adapter's worker has a span; if it fails without an error, the status is ERROR."""
     app = Node("app")
     async with traced(app, exported.tracer), app:
         worker = app.run_worker(anyio.sleep_forever, "elsewhere", start=False)
@@ -285,7 +285,7 @@ async def test_work_that_runs_elsewhere(exported):
 
 
 async def test_an_outer_cancellation_loses_no_span(exported):
-    """Also when everything is cancelled from outside, all spans are there."""
+    """A cancellation from outside loses no span."""
     app = Node("app")
     with anyio.CancelScope() as scope:
         async with traced(app, exported.tracer), app:
@@ -299,7 +299,7 @@ async def test_an_outer_cancellation_loses_no_span(exported):
 
 
 async def test_the_error_of_the_body_leaves_as_it_is(exported):
-    """What the block raises is not wrapped."""
+    """An error of the traced block propagates unwrapped."""
     error = KeyError("mine")
     with pytest.raises(KeyError) as caught:
         async with traced(Node("app"), exported.tracer):
@@ -308,7 +308,7 @@ async def test_the_error_of_the_body_leaves_as_it_is(exported):
 
 
 async def test_tracing_may_end_before_the_node(exported):
-    """Workers that have not ended when the block is left end their spans there, without a state."""
+    """When tracing ends before the node, unfinished workers' spans end there, without a state."""
     async with Node("app") as app:
         early = app.run_worker(anyio.sleep_forever, "early")
         async with traced(app, exported.tracer):
@@ -324,7 +324,7 @@ async def test_tracing_may_end_before_the_node(exported):
 
 
 async def test_two_may_trace(exported):
-    """Each has its own spans, and neither ends the other."""
+    """Two tracers record spans of their own, and neither ends those of the other."""
     other = Exported()
     app = Node("app")
     async with traced(app, exported.tracer), app:
@@ -336,7 +336,7 @@ async def test_two_may_trace(exported):
 
 
 async def test_workers_that_were_there_before_the_node_was_open(exported):
-    """The times of a worker that was added before its node opened are right as well."""
+    """A worker that was added before its node opened has correct times."""
     before = time.time_ns()
     app = Node("app")
     async with traced(app, exported.tracer):
@@ -366,7 +366,7 @@ async def test_a_tracer_that_fails_disturbs_nobody(caplog):
 
 
 async def test_only_open_nodes_are_traced():
-    """Anything else is refused at once."""
+    """traced() refuses anything but a node, and a node that is closed."""
     with pytest.raises(WorkerError, match=r"^traced\(\) takes a Node, not 'app'$"):
         async with traced("app"):
             pass
@@ -378,7 +378,7 @@ async def test_only_open_nodes_are_traced():
 
 
 def test_the_extra_is_named():
-    """Without the library the import says what to install."""
+    """Without OpenTelemetry the import raises an error that names the extra to install."""
     program = "import sys; sys.modules['opentelemetry'] = None; import creche.otel"
     done = run_python(program)
     assert done.returncode == 1

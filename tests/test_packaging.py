@@ -1,4 +1,4 @@
-"""What is installed: its names, its types, its floors and what it brings along."""
+"""The installed package: its names, types, layers and dependencies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from helpers import run_python
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # pytest brings it
+    import tomli as tomllib  # a dependency of pytest
 
 PACKAGE = Path(creche.__file__).parent
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
-# Folders from the bottom up, and in each the files from the bottom up, several on one floor where
-# none needs another. A file imports from the files listed before it and from nothing else; only for
-# types may the files of one folder name each other, as a worker, its group and its node do.
+# Folders from the bottom up, and in each folder its files from the bottom up, in layers. Files of
+# one layer do not need each other. A file imports only from files that are listed before it. Only
+# for types may files of one folder import each other, as a worker, its group and its node do.
 FLOORS = {
     "_ground": (
         ("_ground.states", "_ground.message", "_ground.report", "_ground.interrupts"),
@@ -104,9 +104,9 @@ PUBLIC_MODULES = [
     *("testing", "textual", "trace", "ways", "web"),
 ]
 
-# What a file may import from outside: the standard library and the first of these. The second adds
-# what is imported for types alone, the third what may be absent: its import is in a ``try`` that
-# catches ImportError. Packages that are no part of the core may have needs of their own.
+# What a file may import from outside: the standard library and ALLOWED. FOR_TYPES may also be
+# imported for types only. OPTIONAL may be missing: its import is in a ``try`` that catches
+# ImportError. Packages outside the core may have dependencies of their own.
 ALLOWED = {"anyio", "exceptiongroup"}
 FOR_TYPES = {"typing_extensions"}
 OPTIONAL = {"sniffio", "stackscope"}
@@ -121,7 +121,7 @@ OF_PACKAGES = {
     "trace": set[str](),
     "web": {"starlette", "sse_starlette"},
 }
-# Within functions that are called where it runs.
+# Imported within functions that run only where the library is installed.
 OF_FILES = {
     "__main__": {"distributed"},
     "board._notebook": {"IPython"},
@@ -143,7 +143,7 @@ def parse(module):
 
 
 def imported(node, package):
-    """The full names of what an import statement imports, modules or not."""
+    """The full names of everything that an import statement imports, modules or not."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     parts = package.split(".")
@@ -153,7 +153,7 @@ def imported(node, package):
 
 
 def placed(name):
-    """The file of the package that a name is in, with a dot before it; else the outer package."""
+    """The file of Creche that has a name, with a leading dot, or the top-level outside package."""
     top, _, rest = name.partition(".")
     if top != "creche":
         return top
@@ -167,7 +167,7 @@ def placed(name):
 
 
 def imports(tree, package, kind=""):
-    """Each file that is imported, and how: plainly, for types, or as an option."""
+    """Each file that is imported, and how: normally, for types, or optionally."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for name in imported(node, package):
@@ -191,7 +191,7 @@ def imports_of(module):
 
 
 def public_objects():
-    """Each public object that has a module of its own, and the classes that are within them."""
+    """Each public object of a public module, and the classes nested in them."""
     for module in (creche, creche.testing):
         for name in module.__all__:
             value = getattr(module, name)
@@ -204,7 +204,7 @@ def public_objects():
 
 
 def test_all_is_the_public_names():
-    """``__all__`` names everything public at the root that is no module, sorted, and once."""
+    """``__all__`` lists each public name of the root that is not a module, once and sorted."""
     public = [
         name
         for name in dir(creche)
@@ -215,7 +215,7 @@ def test_all_is_the_public_names():
 
 
 def test_public_modules_are_the_documented_ones():
-    """No module but the listed ones can be imported without an underscore."""
+    """Only the listed modules have a name without an underscore."""
     tops = {module.partition(".")[0] for module in modules()}
     assert sorted(top for top in tops if not top.startswith("_")) == PUBLIC_MODULES
 
@@ -224,24 +224,24 @@ def test_public_modules_are_the_documented_ones():
     ("module", "name", "value"), [pytest.param(*each, id=each[1]) for each in public_objects()]
 )
 def test_public_objects_belong_to_their_module(module, name, value):
-    """What is public says where it is imported from, in tracebacks, docs and pickles."""
+    """The module and qualified name of a public object are those it is imported by."""
     assert value.__module__ == module
     assert value.__qualname__ == name
 
 
 def test_types_are_shipped():
-    """Type checkers are told that the package has types."""
+    """The package ships ``py.typed`` for type checkers."""
     assert (PACKAGE / "py.typed").read_bytes() == b""
 
 
 def test_floors_name_every_file():
-    """Each file of the package stands on one floor."""
+    """The layers list each file of the package exactly once."""
     assert sorted(ORDER) == modules()
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_run_downward(module):
-    """A file imports only from files below it; for types, from any file of its own folder."""
+    """A file imports only from files below it, and for types also from files of its own folder."""
     below = {f".{each}" for each in ORDER[: ORDER.index(module)]}
     folder = f".{module.rpartition('.')[0]}."
     upward = {
@@ -254,18 +254,18 @@ def test_imports_run_downward(module):
     assert upward == set()
 
 
-# Where a folder names something of a folder above it, and what users implement: ways, resources.
+# Types of a folder above, which a folder below names, and what users implement: ways, resources.
 PROTOCOLS = {
     "_ground": {"FailedWorker", "Job", "Resource", "Steps"},
     "_nursery": {"Owner"},
     "_messages": {"Listener", "Source"},
     "_running": {"Job", "TaskJob"},
-    "_core": {"Waitable"},  # the vertex of the wait-for graph: workers, nodes and free slots
+    "_core": {"Waitable"},  # a vertex of the wait-for graph: a worker, a node or a free slot
 }
 
 
 def test_protocols_stand_at_borders():
-    """Within a folder of the core, a type is a class; only the listed ones are Protocols."""
+    """Only the listed types of the core are Protocols; all others are classes."""
     found = {}
     for module in ORDER:
         folder = module.partition(".")[0]
@@ -276,7 +276,7 @@ def test_protocols_stand_at_borders():
 
 
 def test_few_names_are_deleted_for_cycles():
-    """A coroutine that deletes names to break a cycle says why; others have a root cure."""
+    """A ``del`` that breaks a reference cycle cites its reason, and there are few of them."""
     lines = [
         line.strip()
         for path in PACKAGE.glob("_*/*.py")
@@ -289,7 +289,7 @@ def test_few_names_are_deleted_for_cycles():
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_from_outside_are_declared(module):
-    """A file needs the standard library and the declared dependencies, and no more."""
+    """A file imports only the standard library and declared dependencies."""
     always = {*sys.stdlib_module_names, *ALLOWED, *OF_FILES.get(module, ())}
     always |= OF_PACKAGES.get(module.partition(".")[0], set())
     allowed = {
@@ -302,7 +302,7 @@ def test_imports_from_outside_are_declared(module):
 
 
 def test_import_brings_no_extras():
-    """Importing Creche imports neither a backend nor anything that is an extra."""
+    """Importing Creche imports neither a backend nor an extra."""
     program = (
         "import sys; before = set(sys.modules); import creche; print(*set(sys.modules) - before)"
     )
@@ -313,7 +313,7 @@ def test_import_brings_no_extras():
 
 
 def test_what_looks_at_trees_is_imported_when_it_is_used():
-    """A program that looks at no tree does not pay for it; one that does finds every name."""
+    """Code for snapshots is imported on first use, and its names can be pickled and resolved."""
     program = """
         import pickle, sys, typing
         import creche
@@ -331,7 +331,7 @@ def test_what_looks_at_trees_is_imported_when_it_is_used():
 
 
 def test_names_that_are_imported_later_are_there():
-    """``dir()``, a star and a plain access give them before anything has asked for one."""
+    """Names that are imported lazily are in ``dir()``, star imports and attribute access."""
     program = """
         import creche
         print({*creche.__all__} <= {*dir(creche)}, "format_tree" in vars(creche))
@@ -350,7 +350,7 @@ def test_names_that_are_imported_later_are_there():
 
 
 def test_metadata_is_that_of_the_project():
-    """The installed version, Pythons and dependencies are those that pyproject.toml states."""
+    """The installed version, Python versions and dependencies are those in pyproject.toml."""
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     metadata = importlib.metadata.metadata("creche")
     assert metadata["Name"] == project["name"]

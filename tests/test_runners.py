@@ -59,7 +59,7 @@ def on_asyncio(anyio_backend):
 
 @pytest.fixture
 def on_trio(anyio_backend):
-    """For what only Trio has."""
+    """Run the test on Trio only."""
     if anyio_backend[0] != "trio":
         pytest.skip("asyncio has nothing like it")
 
@@ -92,8 +92,7 @@ class Place:
         self.suspends = suspends
 
     async def launch(self, app, look, **options):
-        """Launch work that awaits ``look()``, and assert that it runs in the expected kind of task.
-        """
+        """Launch work that awaits ``look()``, and assert that its task is of the expected kind."""
         expected, gate = None, anyio.Event()
         if self.task == "tenth":
             for n in range(9):
@@ -138,7 +137,7 @@ def place(request):
 
 @pytest.fixture(params=["at once", "suspended"])
 def pause(request):
-    """Let work suspend before it goes on, or not."""
+    """Let work suspend before it continues, or not."""
     return lowlevel.checkpoint if request.param == "suspended" else return_at_once
 
 
@@ -289,7 +288,7 @@ async def test_where_a_worker_stands_that_has_not_begun():
 
 @pytest.mark.parametrize("kind", ["trace", "profile"])
 async def test_tracing(place, kind):
-    """A debugger and a profiler see the work in the same way."""
+    """A debugger and a profiler see the same events for the work in every kind of task."""
     seen = []
 
     async def look():
@@ -650,8 +649,7 @@ async def keep_task(how, kept):
 
 
 async def test_a_kept_task_is_only_that_of_its_worker(place, on_asyncio):
-    """A task that the work keeps ends with its worker; cancelling it later affects no other worker.
-    """
+    """A task that the work keeps ends with its worker; cancelling it later has no effect."""
 
     async def look():
         await keep_task("reference", kept)
@@ -852,8 +850,7 @@ async def test_requests_that_a_worker_leaves_uncounted(on_asyncio, swallows):
 
 @since_311
 async def test_uncancel_of_what_was_not_delivered(on_asyncio):
-    """A request that is withdrawn before it is delivered cancels neither this worker nor the next.
-    """
+    """A request that is withdrawn before it is delivered does not cancel any worker."""
 
     async def look():
         task = asyncio.current_task()
@@ -898,7 +895,7 @@ async def test_a_task_that_was_cancelled_natively_ends_with_its_worker(on_asynci
 
 @pytest.mark.parametrize("when", ["asleep", "just woken", "just woken, and more wait"])
 async def test_native_cancel_of_an_idle_runner(on_asyncio, when):
-    """It ends nobody, and what was given to the runner runs elsewhere."""
+    """Natively cancelling an idle runner cancels no worker; what it was given runs elsewhere."""
     async with Node("app") as app:
         await app.run_worker(return_at_once)
         task = native_task(IDLE)
@@ -985,8 +982,7 @@ async def test_cancelled_as_its_runner_suspends(on_asyncio):
 
 
 async def test_a_worker_that_cancels_itself(place):
-    """A worker that cancels itself and returns is CANCELLED with a result; no other is cancelled.
-    """
+    """A worker that cancels itself and returns ends CANCELLED; no other is cancelled."""
 
     async def look():
         get_current_worker().cancel("enough")
@@ -1025,8 +1021,7 @@ async def test_a_worker_that_swallows_its_cancellation(place):
 @pytest.mark.parametrize("end", ["return", "raise"])
 @pytest.mark.parametrize("what", ["scope", "task group"])
 async def test_what_a_worker_leaves_open_is_not_round_the_next(pause, what, end):
-    """A worker that leaves a scope or task group open fails, and no other worker runs in its task.
-    """
+    """A worker that leaves a scope or task group open fails, and its task is not reused."""
     kept, states = [], []
 
     async def leave():
@@ -1074,8 +1069,7 @@ async def test_workers_that_are_launched_in_one_turn_begin_in_order(on_asyncio, 
 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_the_next_of_a_queue_begins_as_one_ends(on_asyncio, limit):
-    """The next worker of a queue starts in the turn in which one ends, and the loop is not starved.
-    """
+    """As a worker ends, the next in the queue starts in the same turn; the loop is not starved."""
     order, turns, jobs = [], [0], 30
 
     async def job():
@@ -1271,7 +1265,7 @@ async def test_from_a_bare_callback(on_asyncio, has_idle):
 
 @pytest.mark.parametrize("has_idle", [True, False])
 async def test_from_another_thread(has_idle):
-    """A worker may be started from there, and its variables are the thread's."""
+    """A worker can be started from another thread, and sees the thread's context variables."""
 
     async def look():
         return variable.get()
@@ -1473,8 +1467,7 @@ async def test_a_sleep_that_a_signal_handler_comes_into(on_trio, monkeypatch):
 
 
 async def test_the_caller_learns_that_its_task_factory_fails(on_asyncio):
-    """Under a task factory each worker gets a task when it is launched, so run_worker() can raise.
-    """
+    """With a task factory each worker gets a task at launch, so run_worker() can raise."""
     loop, made = asyncio.get_running_loop(), []
 
     def factory(loop, coro, **options):

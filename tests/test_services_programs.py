@@ -1,8 +1,8 @@
-"""Services that crash, are ready, cancelled and shut down, in any way: as the contract says.
+"""Services that crash, become ready, are cancelled or shut down behave as the contract says.
 
-What has to come of a program is worked out from the contract alone, and then it is run, in virtual
-time. All that happens by itself does so at whole quarters of a second, what is done to it beside
-them: so nothing depends on what comes first in a moment.
+The expected outcome of a program is computed from the contract alone, and then the program runs in
+virtual time. Everything that the program does happens at whole quarters of a second, and everything
+done to it from outside between them, so nothing depends on the order of simultaneous events.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENDINGS = {"return": SUCCESS, "final": ERROR}
 
 @dataclass(frozen=True)
 class Attempt:
-    """What work does in one of its attempts."""
+    """What the work does in one of its attempts."""
 
     lasts: float
     ending: str
@@ -34,7 +34,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Program:
-    """What work does in each of its attempts, and what is asked of its service."""
+    """What the work does in each attempt, and the options of its service."""
 
     attempts: list[Attempt]
     maximum: int
@@ -51,28 +51,28 @@ class Program:
 
 @dataclass(frozen=True)
 class Fate:
-    """What comes of a program; times from its start."""
+    """The expected outcome of a program, with times from its start."""
 
     begun: list[float]
     end: float
     outcome: str
     """``"return"``, ``"final"``, ``"exhausted"`` or ``"cancelled"``."""
     spent: list[int]
-    """The attempts whose errors are in that of an exhausted one."""
+    """The attempts whose errors are in the error of an exhausted service."""
     ready: list[tuple[float, float]]
-    """From when until when it was ready."""
+    """The periods in which it was ready, as pairs of start and end."""
 
     def is_ready(self, time):
         return any(since < time < until for since, until in self.ready)
 
 
 def quarters(least, most):
-    """Times that floats add up exactly."""
+    """Times whose sums are exact in floats."""
     return st.integers(least, most).map(lambda each: each / 4)
 
 
 def beside(least, most, by):
-    """Times that are those of nothing else."""
+    """Times at which nothing else happens."""
     return st.integers(least, most).map(lambda each: each / 4 + by)
 
 
@@ -98,7 +98,7 @@ PROGRAMS = st.builds(
 
 
 def foretell(program, cancel_at):
-    """Say what has to come of a program."""
+    """Compute the expected outcome of a program."""
     begun, restarts, errors, ready, now, wait = [], [], [], [], 0.0, None
     for number, attempt in enumerate(program.all_attempts):
         begun.append(now)
@@ -126,7 +126,7 @@ def foretell(program, cancel_at):
 
 
 class Run:
-    """A program that is run, and what came of it."""
+    """A program that runs, and its outcome."""
 
     def __init__(self, program):
         self._attempts = iter(program.all_attempts)
@@ -135,7 +135,7 @@ class Run:
         self.begun = []
         self.ready = []
         self.waited = None
-        """What came of waiting for it to be ready: the number of the attempt, or an error."""
+        """The result of until_ready(): the number of the attempt, or the type of the error."""
         self.worker = None
 
     async def _work(self):
@@ -186,12 +186,12 @@ class Run:
 
     @property
     def spent(self):
-        """The attempts of the errors that it ended with; ``None`` stands for a return."""
+        """The attempts whose errors it ended with; ``None`` stands for a return."""
         errors = self.worker.error.exceptions if self.outcome == "exhausted" else ()
         return [each.args[0] if isinstance(each, ValueError) else None for each in errors]
 
     def check(self, fate):
-        """See that it went as was foretold."""
+        """Check the outcome against the expected one."""
         attempts = self._program.attempts
         spent = [None if attempts[each].ending == "return" else each for each in fate.spent]
         assert (self.begun, self.outcome, self.spent) == (fate.begun, fate.outcome, spent)
@@ -213,7 +213,7 @@ def backend_name(request):
 
 
 def test_any_program(backend_name, quiet):
-    """Whatever crashes, returns and is cancelled: it goes as the contract says."""
+    """Any sequence of crashes, returns and cancellations ends as the contract says."""
 
     async def play(program, cancel_at):
         async with Node("app") as app, anyio.create_task_group() as tasks:
@@ -248,7 +248,7 @@ SHUTDOWNS = st.builds(Shutdown, beside(0, 60, by=0.125), quarters(0, 40))
 
 
 def test_any_shutdown(backend_name, quiet):
-    """Services on two nodes are ready, or not, and are shut down in the time of grace."""
+    """Services on two nodes that are shut down are ready, and end, as the contract says."""
 
     async def play(programs, shutdown, looks):
         seen = []

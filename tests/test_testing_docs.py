@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def machine(name):
-    """A machine as the page defines it."""
+    """The machine that the page defines."""
     (block,) = [block for block in blocks(PAGE) if f"class {name}" in block]
     names = {}
     exec(compile(block, "<docs>", "exec"), names)  # noqa: S102 (our own page)
@@ -49,7 +49,7 @@ def test_sound_worker_passes(backend_name):
 
 @pytest.mark.parametrize("is_sound", [True, False])
 def test_code_around_the_workers(is_sound):
-    """The machine finds out whether code of one's own knows the workers that are unfinished."""
+    """The machine detects if a user's code loses track of the unfinished workers."""
     tested = machine("DeskMachine")
     if is_sound:
         run_state_machine_as_test(tested, settings=BRIEF)
@@ -66,12 +66,12 @@ def test_code_around_the_workers(is_sound):
 
 
 def test_planted_bug_is_found_and_shrunk():
-    """The machine finds the bug, and tells it as a program of a few steps."""
+    """The machine finds the bug, and reports it as a program of a few steps."""
     with pytest.raises(AssertionError) as caught:
         run_state_machine_as_test(machine("TidyMachine"), settings=BRIEF)
     told = str(caught.value)
     assert told.startswith("the_end_fits_the_log: <w1 in ")
-    # Which error it is, that of the work or one in answer to a cancellation, is up to Hypothesis.
+    # Whether the error is that of the work or of its cleanup is up to Hypothesis.
     assert re.search(r"is (SUCCESS|CANCELLED), expected ERROR: <Play 'w1': .*raised>", told)
     notes = "\n".join(caught.value.__notes__) if hasattr(caught.value, "__notes__") else ""
     steps = [
@@ -86,18 +86,18 @@ def test_planted_bug_is_found_and_shrunk():
     ("heading", "first", "feared"), [("The races", "race", RACES), ("What else", "kind", KINDS)]
 )
 def test_races_are_documented(heading, first, feared):
-    """The page lists the races that are feared, and what else is drawn."""
+    """The page lists the races that the machine looks for, and the other kinds of steps."""
     section = PAGE.read_text().partition(f"## {heading}")[2].partition("## ")[0]
     assert set(re.findall(r"^\| ([\w ]+?) \| ", section, re.MULTILINE)) - {first} == feared
 
 
 def test_races_are_registered():
-    """The machine has a rule for each race that is feared, and for no other."""
+    """The machine has a rule for each race that it looks for, and for no other."""
     assert REGISTERED == RACES
 
 
 def test_invariants_are_documented():
-    """The page lists the invariants with what they say."""
+    """The page lists each invariant with its meaning."""
     listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", PAGE.read_text(), re.MULTILINE))
     for name, meaning in NAMED.items():
         assert listed[name].lower() == meaning.removesuffix(".").lower()

@@ -1,4 +1,4 @@
-"""The fixture of the virtual clock, as a user's module asks for it."""
+"""The fixture of the virtual clock, used as in a user's module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def app():
 
 
 async def test_ten_minute_timeout(app):
-    """A timeout of ten minutes is tested at once, with async fixtures too."""
+    """A test of a ten-minute timeout finishes at once, with async fixtures too."""
     start = anyio.current_time()
     worker = app.run_worker(anyio.sleep_forever)
     with anyio.move_on_after(600):

@@ -1,6 +1,6 @@
-"""Programs that use the library in every way, each small, and each at its end by itself.
+"""Small programs that together use every part of the library.
 
-They end whatever is cancelled, and whatever is interrupted.
+Each ends by itself, whatever is cancelled or interrupted.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from creche import Message, Node, Worker, WorkerError, get_current_worker, work
 
 
 class Poke(Message, bubble=False):
-    """A message that is handled by the node that it is posted to, and by no other."""
+    """A message for the node that it is posted to; it does not bubble."""
 
     def __init__(self, number):
         self.number = number
 
 
 class Rise(Message):
-    """A message that goes up to the root."""
+    """A message that bubbles up to the root."""
 
 
 class Actor(Node):
-    """A node that keeps what its handlers were told."""
+    """A node that records what its handlers get."""
 
     def __init__(self, name, stage, parent=None):
         super().__init__(name, parent=parent)
@@ -46,7 +46,7 @@ class Actor(Node):
 
 
 class Stage:
-    """What a program has made, for those that look at it or cancel it."""
+    """What a program has created, for code that inspects or cancels it."""
 
     def __init__(self):
         self.nodes = []
@@ -57,11 +57,11 @@ class Stage:
         self.poked = collections.Counter()
         self.sent = {}
         self.unwinds = lambda: None
-        """Called by a worker that is cancelled and takes its time."""
+        """Called by a worker that is cancelled and takes several steps to end."""
         self.wake = lambda: None
-        """Called as a message is handled."""
+        """Called when a message is handled."""
         self.falls_asleep = lambda: None
-        """Called when there is nothing more to do."""
+        """Called when the program has nothing more to do until it is cancelled or woken."""
 
     def node(self, name="app", parent=None):
         return Actor(name, self, parent)
@@ -95,13 +95,13 @@ async def slower():
 
 
 async def result_of(worker):
-    """Await a worker that may be cancelled meanwhile."""
+    """Await a worker that may be cancelled in the meantime."""
     with contextlib.suppress(WorkerError):
         return await worker
 
 
 def add(node, worker, **options):
-    """Add a worker that may be cancelled already."""
+    """Add a worker that may already be cancelled."""
     with contextlib.suppress(WorkerError):
         node.workers.add_worker(worker, **options)
 
@@ -115,7 +115,7 @@ async def plain(stage):
 
 
 async def deaf(stage):
-    """A node to which nobody listens makes no messages."""
+    """A node without handlers, which creates no messages."""
     app = Node("app")
     stage.nodes.append(app)
     async with app:
@@ -165,7 +165,7 @@ async def exclusive(stage):
 
 
 class Own(Worker):
-    """A worker that brings its work."""
+    """A worker that defines its work in ``run()``."""
 
     async def run(self):
         self.update(total_steps=3)
@@ -205,7 +205,7 @@ async def threads(stage):
 
 
 async def loops(stage):
-    """Async work in a thread, with a loop of its own."""
+    """Async work in a thread, in an event loop of its own."""
     async with stage.node() as app:
         limiter = stage.limiter(1)
         stage.keep(app.run_worker(slower, name="first", thread=True, limiter=limiter))
@@ -213,7 +213,7 @@ async def loops(stage):
 
 
 async def calls(stage):
-    """What threads do on the loop."""
+    """Calls from threads to the event loop."""
     async with stage.node() as app:
 
         def work():
@@ -288,7 +288,7 @@ async def messages(stage):
 
 
 async def read_outside(stage):
-    """A reader above the node, which ends when the node has closed."""
+    """A reader above the node that it reads from; it ends when that node has closed."""
     async with stage.node("top") as top:
         app = stage.node("app")
 
@@ -324,7 +324,7 @@ async def queue(stage):
             for number in range(2):
                 stage.keep(app.run_worker(consume, name=f"consumes {number}", daemon=True))
             for number in range(3):
-                with contextlib.suppress(anyio.WouldBlock):  # all of them are cancelled
+                with contextlib.suppress(anyio.WouldBlock):  # if all of them are cancelled
                     send.send_nowait(number)
                 await lowlevel.checkpoint()
 
@@ -339,7 +339,7 @@ async def waited(stage):
 
 
 async def cancelled(stage):
-    """A program that cancels in all ways by itself."""
+    """A program that cancels in every way itself."""
     with anyio.CancelScope() as scope:
         async with stage.node() as app:
             group = stage.group(app, "some", limit=1)
@@ -372,7 +372,7 @@ async def failing(stage):
 
 
 async def unwinding(stage):
-    """Workers that take their time when they are cancelled."""
+    """Workers that take several steps to end when they are cancelled."""
 
     async def stay():
         try:
@@ -423,7 +423,7 @@ ALL = {
 
 
 async def asleep(stage):
-    """Nothing moves until what there is gets cancelled, or a message comes."""
+    """A program that idles until its worker is cancelled or a message arrives."""
     woken = anyio.Event()
     stage.wake = woken.set
     async with stage.node() as app, stage.node("page", app) as page:
@@ -434,7 +434,7 @@ async def asleep(stage):
 
 
 async def asleep_at_the_end(stage):
-    """The same, while the block is being left."""
+    """A program that idles while its block is being left."""
     woken = anyio.Event()
     stage.wake = woken.set
     async with stage.node() as app:
@@ -459,7 +459,7 @@ ASLEEP = {each.__name__: each for each in (asleep, asleep_at_the_end, asleep_in_
 
 
 async def busy(begun):
-    """All of them at once, again and again, until it is interrupted."""
+    """Run all programs concurrently, again and again, until interrupted."""
     async with Actor("top", Stage()) as top:
         group = top.group("programs", limit=6)
         begun()

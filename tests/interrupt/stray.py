@@ -1,4 +1,4 @@
-"""Ctrl+C to a busy program at random moments: a real process, a real signal, its exit status."""
+"""Ctrl+C at random moments in a busy program: a real process, a real signal, its exit status."""
 
 # ruff: noqa: T201 (it prints what it found)
 
@@ -17,10 +17,10 @@ NOISE = ("Warning", "never", "ExceptionGroup", "InternalError", "destroyed", "ig
 
 
 def strike(backend, runs, seconds, *, tell):
-    """Interrupt the program again and again; tell how often it failed.
+    """Interrupt the program repeatedly and return how often it failed.
 
-    On Trio each second time twice. On asyncio a second Ctrl+C can stop the loop in the midst of a
-    step of AnyIO's or asyncio's own, which no library can make up for.
+    On Trio every second run gets a second Ctrl+C. On asyncio a second one can stop the loop within
+    a step of AnyIO or asyncio itself, which no library can handle.
     """
     chance = random.Random(5)  # noqa: S311 (no secret)
     outcomes = collections.Counter()
@@ -38,7 +38,7 @@ def strike(backend, runs, seconds, *, tell):
 
 
 def _interrupt(backend, chance, seconds, *, twice):
-    """Tell what was wrong, if anything, and what the program said."""
+    """Return what was wrong, or an empty text, and what the program wrote to stderr."""
     process = subprocess.Popen(
         [sys.executable, str(BUSY), backend, str(seconds)],
         stdout=subprocess.PIPE,
@@ -65,7 +65,7 @@ def _judge(status, said, backend, *, twice):
         expected.append(1)  # plain AnyIO ends with CancelledError there
     if status not in expected:
         return f"status {status}: {lines[-1]}"
-    # A second one may meet anything, also what Python does at its own end.
+    # A second Ctrl+C may interrupt anything, including Python's own shutdown.
     for word in () if twice else NOISE:
         if word in said:
             return next(line.strip() for line in lines if word in line)

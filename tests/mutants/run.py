@@ -1,9 +1,10 @@
-"""Plant faults in a copy of the core, one at a time, and see that the tests catch each.
+"""Plant faults in a copy of the core, one at a time, and check that the tests catch each.
 
-``python tests/mutants/run.py [WORD ...]``: all of mutants.toml, or those whose names contain one
-of the words. A fault that nothing notices is a failure, and so is one whose text is not found: the
-core has changed, and the list has to follow. A test that hangs, and is ended, has noticed. One with
-``since`` needs that version of Python, and one with ``until`` an older one, or it is passed over.
+``python tests/mutants/run.py [WORD ...]`` runs all of mutants.toml, or those whose names contain
+one of the words. A fault that no test catches is a failure. So is one whose text is not found: the
+core has changed, and the list has to be updated. A test that hangs until it is stopped counts as
+caught. A fault with ``since`` needs that version of Python, and one with ``until`` an older one;
+on others it is skipped.
 """
 
 # ruff: noqa: T201 (it prints its verdicts)
@@ -30,8 +31,8 @@ else:
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LIST = HERE / "mutants.toml"
-# What is quick and looks at the core comes first; the first failure ends the run of a mutant. An
-# entry may name more that is to be run before these: ``tests``, those that have caught it.
+# Quick tests of the core come first, as the first failure ends the run of a mutant. In ``tests`` an
+# entry may name files to run before these: those that have caught it.
 QUICK = (
     *("unbreakable", "states", "worker", "handlers", "bridge", "tree", "node", "errors"),
     *("cancellation", "threads", "subscriptions", "as_raised", "unopened", "misuse"),
@@ -39,13 +40,13 @@ QUICK = (
 )
 THOROUGH = ("deadlock", "sweep", "machine", "sweep_lines")
 LIMIT = 900.0  # seconds for one mutant
-HANG = 120  # seconds for one test; the longest takes a quarter of it
+HANG = 120  # seconds for one test; the longest takes a quarter of this
 
 
 def selections(root, first):
-    """Give what is to be run of the tests, one after the other.
+    """Yield the tests to run, one selection after the other.
 
-    Most faults show on each backend, so the quick tests are run on asyncio alone at first.
+    Most faults show on each backend, so the quick tests run on asyncio alone at first.
     """
     for options, names in (
         (["-k", "not uvloop and not trio"], (*first, *QUICK)),
@@ -71,14 +72,14 @@ def is_for_this_python(mutant):
 
 
 def core(place):
-    """Give the files in which faults are planted."""
+    """Return the files in which faults are planted."""
     package = place / "src" / "creche"
     folders = ("_*", "otel", "services")
     return [*package.glob("*.py"), *(p for each in folders for p in package.glob(f"{each}/*.py"))]
 
 
 def find_stale(mutant):
-    """Tell what is wrong with an entry of the list, if anything."""
+    """Return what is wrong with an entry of the list, or None."""
     times = {
         path.name: count
         for path in core(ROOT)
@@ -91,7 +92,7 @@ def find_stale(mutant):
 
 
 def find_nonsense(mutant):
-    """Tell if what an entry leaves is no Python: every test fails at that, which proves nothing."""
+    """Report an entry that leaves invalid Python: any test fails on that, which proves nothing."""
     for path in core(ROOT):
         text = path.read_text(encoding="utf-8")
         if mutant["search"] in text:
@@ -109,9 +110,9 @@ def plant(place, mutant):
 
 
 def run_tests(place, selected):
-    """Give the exit status, the first failed test and all that was printed.
+    """Return the exit status, the first failed test and everything that was printed.
 
-    The status is ``None`` for a run that had to be ended.
+    The status is ``None`` for a run that timed out.
     """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     command += ["-o", f"faulthandler_timeout={HANG}", *selected]

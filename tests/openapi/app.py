@@ -1,4 +1,4 @@
-"""What schemathesis asks: jobs whose ids stand in the OpenAPI document."""
+"""The app that schemathesis tests: the ids of its jobs are in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ app.include_router(router(jobs, prefix="/mine", owner=lambda request: "me"))
 
 
 async def work() -> object:
-    """Ask a question, and be content without an answer."""
+    """Ask a question, and return if no answer comes."""
     with anyio.move_on_after(30):
         return await ask("key", "a question")
     return "no answer"
 
 
 async def done() -> dict[str, object]:
-    """Return at once; a job that fails is a 500 by intention, and stays out of this."""
+    """Return at once. No job fails here, as its result would be a 500 by design."""
     await anyio.lowlevel.checkpoint()
     return {"rows": 1}
 
 
 @app.middleware("http")
 async def open_node(request, call_next):
-    """Have the node open, and jobs there, from the first request on."""
+    """Open the node and submit the jobs at the first request."""
     if not jobs.list():
         host = Host(node)
         hosts.append(host)
@@ -51,7 +51,7 @@ hosts: list[Host[Node]] = []
 
 
 def openapi():
-    """Give the document, with the ids of jobs that have ended or wait; streams have to end."""
+    """Return the document, with the ids of ended and waiting jobs; for streams only ended ones."""
     document = get_openapi(title="jobs", version="1", routes=app.routes)
     waiting = [job.id for job in jobs.list() if not job.status.done]
     ended = [job.id for job in jobs.list() if job.status.done]
@@ -63,7 +63,7 @@ def openapi():
                     each["schema"] = {"type": "string", "enum": [*ids, UNKNOWN]}
     document["paths"] = {
         path: calls for path, calls in document["paths"].items() if path != "/jobs/tree/events"
-    }  # which does not end
+    }  # this stream does not end
     return document
 
 
