@@ -108,7 +108,7 @@ class Run:
         self.outcome = None
         self.has_left = False  # nothing at home waits for it
         self.way_is_left = False
-        self.is_certain = anyio.Event()  # set once it will certainly not begin, if the engine has to find out
+        self.is_certain = anyio.Event()  # the engine knows that it will not begin
 
     def begin(self):
         """Start an attempt; the caller lets the loop answer, and then waits for the attempt."""
