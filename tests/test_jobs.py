@@ -141,7 +141,7 @@ async def test_life_of_a_job(clock):
         assert running.progress == Progress(0, 4, 0.0)
         assert created <= running.started <= running.updated == clock.time
         clock.forward(1)
-        assert job.status is running  # unless something changes
+        assert job.status is running  # until something changes
         end.set()
         assert await job.join() is job
     ended = job.status
@@ -775,7 +775,7 @@ async def test_store_is_told():
 
 
 async def test_store_of_an_earlier_program(clock):
-    """Ended jobs of an earlier program are known until they expire; unfinished ones interrupted."""
+    """Of an earlier program, ended jobs are known until they expire; others are interrupted."""
     async with Node("app") as app:
         jobs = Jobs(app, ttl=100, store=(shelf := Shelf()))
         done = await jobs.submit(one, owner="me").join()

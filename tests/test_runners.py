@@ -1221,7 +1221,7 @@ async def test_a_runner_takes_nothing_that_another_comes_round_to(on_asyncio):
 
 
 async def test_those_that_are_idle_end_with_a_scope_round_the_node():
-    """Idle runners end with a scope around the node, which needs no native cancellation."""
+    """Idle runners end when a scope around the node is cancelled."""
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
             for _ in range(5):
