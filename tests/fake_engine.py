@@ -52,6 +52,12 @@ class Attempt:
     def wait(self):
         assert self.has_moved.wait(RENDEZVOUS), "the far side does not move"
 
+    def dismiss(self):
+        """End its thread, whatever it waits for."""
+        self.commands.put("return")
+        self.answer.put(False)  # that it may not begin
+        self.thread.join(RENDEZVOUS)
+
     @property
     def is_working(self):
         return self.thread.is_alive() and self.run.script.where is self

@@ -240,6 +240,9 @@ class Engines(RuleBasedStateMachine):
         for worker in self.records:
             self.command(worker, "return")  # what was lost or abandoned
             self.do(self.report(worker))
+        for run in self.engine.runs.values():
+            for attempt in run.attempts:  # such as one that was lost, and begun again elsewhere
+                attempt.dismiss()
         self.block.__exit__(None, None, None)
         self.portals.__exit__(None, None, None)
 
