@@ -31,7 +31,7 @@ from helpers import (
 
 
 async def test_leaving_waits():
-    """Leaving the block waits for every started worker, queued ones included."""
+    """Leaving the block waits for every started worker, including queued ones."""
     gate = anyio.Event()
     order = []
 
@@ -63,7 +63,7 @@ async def test_work_may_start_more_work_while_leaving():
 
 
 async def test_never_started_work_ends_cancelled():
-    """What was never started holds nothing, ends CANCELLED, and its coroutine is closed."""
+    """A worker never started does not hold its node open; it is CANCELLED, its coroutine closed."""
 
     async def work():
         raise AssertionError("must not run")
@@ -76,7 +76,7 @@ async def test_never_started_work_ends_cancelled():
 
 
 async def test_queued_work_never_runs_after_a_failure():
-    """When the body raises, what is queued ends CANCELLED and is never entered."""
+    """If the body raises, queued workers are CANCELLED and their work never runs."""
     entered = []
 
     async def work():
@@ -95,7 +95,7 @@ async def test_queued_work_never_runs_after_a_failure():
 
 
 async def test_start_false():
-    """Work may be given to a node before it is opened, and is started later."""
+    """A worker may be created before its node is opened, and started later."""
     app = Listener()
     worker = app.run_worker(anyio.lowlevel.checkpoint, start=False)
     assert list(app.workers) == [worker]
@@ -131,7 +131,7 @@ async def test_refusal():
 
 
 async def test_entered_once():
-    """A node can be entered once."""
+    """A node can be entered only once."""
     app = Node("app")
     async with app:
         with pytest.raises(WorkerError, match="node 'app' was entered before"):
@@ -141,7 +141,7 @@ async def test_entered_once():
 
 
 async def test_left_in_another_task():
-    """Leaving a node in another task than the one that entered it is one clear error."""
+    """Leaving a node in another task than the one that entered it is a clear error."""
     app = Node("app")
     errors = []
 
@@ -161,7 +161,7 @@ async def test_left_in_another_task():
 
 
 async def test_tree():
-    """Nodes know their place in the tree; the manager is that of the root."""
+    """Nodes know their place in the tree; all of them share the manager of the root."""
     async with Node("app") as app, Node("page", parent=app) as page:
         panel = await page.mount(Node("panel"))
         assert (app.parent, page.parent, panel.parent) == (None, app, page)
@@ -177,7 +177,7 @@ async def test_tree():
 
 
 async def test_manager_is_a_container():
-    """The manager iterates in order of creation and holds what is unfinished."""
+    """The manager contains the unfinished workers, in order of creation."""
     async with Node("app") as app, Node("page", parent=app) as page:
         nodes = [app, page, app, page]
         workers = [
@@ -203,7 +203,7 @@ async def test_manager_is_a_container():
 
 
 async def test_add_worker():
-    """A worker is added once, to its own tree."""
+    """A worker can be added only once, and only to its own tree."""
     async with Node("app") as app, Node("other") as other:
         worker = Worker(app, anyio.sleep_forever, name="w")
         with pytest.raises(
@@ -219,14 +219,14 @@ async def test_add_worker():
         await settle()
         assert worker.state is RUNNING
         second = Worker(app, anyio.sleep_forever)
-        app.workers.add_worker(second)  # exclusive, as the ported call is
+        app.workers.add_worker(second)  # exclusive, like the call that it is ported from
         await settle()
         assert (worker.state, second.state) == (CANCELLED, RUNNING)
         second.cancel()
 
 
 async def test_add_worker_to_a_node_that_was_left():
-    """A worker of a node that was removed is refused, cancelled, and its coroutine closed."""
+    """A worker added to a removed node is refused and cancelled."""
 
     async def work():
         pass
@@ -241,7 +241,7 @@ async def test_add_worker_to_a_node_that_was_left():
 
 
 async def test_wait_for_complete():
-    """wait_for_complete() waits for all that was started, whichever way it ends."""
+    """wait_for_complete() waits for all started workers, however they end."""
     gate = anyio.Event()
 
     async with Node() as app:
@@ -253,7 +253,7 @@ async def test_wait_for_complete():
         ]
         workers[2].cancel()
         await app.workers.wait_for_complete([])
-        assert not workers[0].is_finished  # [] is nothing, not everything
+        assert not workers[0].is_finished  # [] means none, not all
         await settle()
         gate.set()
         await app.workers.wait_for_complete(workers)
@@ -262,7 +262,7 @@ async def test_wait_for_complete():
 
 
 async def test_child_ends_before_its_parent():
-    """A parent waits for the block of a child that some other task has open."""
+    """A parent waits for the block of a child that another task has open."""
     order = []
     gate = anyio.Event()
 
@@ -283,7 +283,7 @@ async def test_child_ends_before_its_parent():
 
 
 async def test_failure_of_the_parent_ends_a_child_in_another_task():
-    """A child that another task has open is cancelled with its parent, and ends normally."""
+    """A child that another task has open is cancelled with its parent; its block exits normally."""
     workers = []
 
     async def child():
@@ -305,7 +305,7 @@ async def test_failure_of_the_parent_ends_a_child_in_another_task():
 
 
 async def test_parent_has_to_be_open():
-    """A node cannot be entered below one that is not open."""
+    """A node can be entered only while its parent is open."""
     app = Node("app")
     with pytest.raises(
         WorkerError, match="cannot enter node 'app/page': its parent is not open yet"
@@ -322,7 +322,7 @@ async def test_parent_has_to_be_open():
 
 
 async def test_parent_in_another_thread():
-    """A node cannot be entered on another loop than its parent's."""
+    """A node cannot be entered on another event loop than that of its parent."""
 
     async def elsewhere():
         with pytest.raises(WorkerError, match="outside the event loop of its parent"):
@@ -334,7 +334,7 @@ async def test_parent_in_another_thread():
 
 
 async def test_work_given_to_a_child_that_is_never_opened():
-    """What is given to a child before it is opened ends with the parent."""
+    """Work given to a child that is never opened is cancelled with the parent."""
     async with Node("app") as app:
         page = Node("page", parent=app)
         worker = page.run_worker(anyio.sleep_forever, start=False)
@@ -347,7 +347,7 @@ async def test_work_given_to_a_child_that_is_never_opened():
 
 
 async def test_mount_and_remove():
-    """A mounted node lives until it is removed; then all in it is cancelled and it is gone."""
+    """Removing a mounted node cancels its workers and takes it out of the tree."""
     async with Node("app") as app:
         panel = await app.mount(Listener("panel"))
         worker = panel.run_worker(anyio.sleep_forever)
@@ -363,7 +363,7 @@ async def test_mount_and_remove():
 
 
 async def test_mounted_nodes_are_told_to_leave():
-    """When its parent is left a mounted node waits for its own workers, then leaves."""
+    """When its parent is left, a mounted node waits for its own workers and then closes."""
     gate = anyio.Event()
 
     async with Node("app") as app:
@@ -375,7 +375,7 @@ async def test_mounted_nodes_are_told_to_leave():
 
 
 async def test_mounted_node_may_start_work_on_its_parent_while_leaving():
-    """Leaving goes on until nothing is left, whoever started it."""
+    """Leaving waits for work that a mounted node starts on its parent meanwhile, too."""
     done = []
 
     async def last():
@@ -392,7 +392,7 @@ async def test_mounted_node_may_start_work_on_its_parent_while_leaving():
 
 
 async def test_remove_by_a_worker_of_the_removed_node():
-    """A worker may remove the node that it is in: it is cancelled with it."""
+    """A worker may remove its own node, and is cancelled with it."""
     async with Node("app") as app:
         panel = await app.mount(Node("panel"))
         worker = panel.run_worker(panel.remove)
@@ -401,7 +401,7 @@ async def test_remove_by_a_worker_of_the_removed_node():
 
 
 async def test_mount_refused():
-    """What cannot be mounted is refused at the call."""
+    """A node that cannot be mounted is refused at the call."""
     app = Node("app")
     with pytest.raises(WorkerError, match="which is not open yet"):
         await app.mount(Node("panel"))
@@ -422,7 +422,7 @@ async def test_mount_refused():
 
 
 async def test_mount_of_something_else():
-    """What is no node is refused, and nothing is changed."""
+    """mount() refuses what is not a node, and changes nothing."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match=r"mount\(\) takes a Node, not 'panel'"):
             await app.mount("panel")
@@ -430,7 +430,7 @@ async def test_mount_of_something_else():
 
 
 async def test_mounting_that_is_cancelled_natively(anyio_backend):
-    """Who mounts a node whose task was killed before its first step is told so."""
+    """mount() raises WorkerCancelled if the node's task is killed before its first step."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     app, told = Node("app"), []
@@ -441,7 +441,7 @@ async def test_mounting_that_is_cancelled_natively(anyio_backend):
 
     with pytest.raises(WorkerError, match=r"a native Task\.cancel"):
         async with app:
-            # Its turn comes before that of the new task.
+            # It runs before the new task.
             asyncio.get_running_loop().call_soon(kill)
             try:
                 await app.mount(Node("panel"))
@@ -451,7 +451,7 @@ async def test_mounting_that_is_cancelled_natively(anyio_backend):
 
 
 async def test_remove_from_elsewhere():
-    """A node is removed on its own loop; elsewhere nothing happens to it."""
+    """A node can be removed only on its own event loop; elsewhere nothing happens to it."""
     async with Node("app") as app:
         panel = await app.mount(Node("panel"))
         with pytest.raises(WorkerError, match="is removed outside its event loop"):
@@ -480,7 +480,7 @@ async def test_mounting_twice_at_once():
 
 
 async def test_mount_on_a_node_that_fails_meanwhile():
-    """A node that is mounted as its parent fails is left at once, and nothing hangs."""
+    """A node that is mounted while its parent fails is closed at once, and nothing hangs."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             app.run_worker(fail(ValueError("meanwhile")))
@@ -494,7 +494,7 @@ async def test_mount_on_a_node_that_fails_meanwhile():
 
 
 async def test_waiting_for_all_passes_over_daemons():
-    """wait_for_complete() ends though a daemon goes on; one that is named is waited for."""
+    """wait_for_complete() does not wait for daemons, unless they are named."""
     async with Node() as app:
         daemon = app.run_worker(anyio.sleep_forever, daemon=True)
         worker = app.run_worker(settle)
@@ -525,7 +525,7 @@ async def test_daemon():
 
 
 async def test_daemon_that_starts_work_as_it_ends():
-    """What a daemon starts while it unwinds is waited for."""
+    """Work that a daemon starts while it unwinds is waited for."""
     done = []
 
     async def last():
@@ -545,7 +545,7 @@ async def test_daemon_that_starts_work_as_it_ends():
 
 
 async def test_queued_daemon():
-    """A daemon that waits for a slot held by another daemon does not hold its node up."""
+    """A daemon queued for a slot that another daemon holds does not keep its node open."""
     async with Node() as app:
         app.group("g", limit=1)
         daemons = [app.run_worker(anyio.sleep_forever, group="g", daemon=True) for _ in range(3)]
@@ -577,7 +577,7 @@ async def test_daemon_that_fails():
 
 
 async def test_shutdown_without_grace():
-    """shutdown() cancels all below and returns when nothing is left; the body goes on."""
+    """shutdown() cancels all workers below and waits for them; the body of the block goes on."""
     async with Listener("app") as app, Node("page", parent=app) as page:
         panel = await app.mount(Node("panel"))
         workers = [node.run_worker(anyio.sleep_forever) for node in (app, page, panel)]
@@ -595,7 +595,7 @@ async def test_shutdown_without_grace():
 
 
 async def test_shutdown_with_grace():
-    """Within the time of grace workers may finish, queued ones too."""
+    """Workers may finish within the grace period, including queued ones."""
     gate = anyio.Event()
 
     async with Node() as app, anyio.create_task_group() as group:
@@ -607,18 +607,18 @@ async def test_shutdown_with_grace():
 
 
 async def test_shutdown_after_grace():
-    """When the time of grace is over the rest is cancelled."""
+    """Workers still running at the end of the grace period are cancelled."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever)
         quick = app.run_worker(anyio.lowlevel.checkpoint)
-        await quick.join()  # not within the grace: a slow machine needs more
+        await quick.join()  # not within the grace period, which may be too short on a slow machine
         await app.shutdown(grace=0.01)
         assert (worker.state, quick.state) == (CANCELLED, SUCCESS)
         assert worker.cancel_reason == "shut down"
 
 
 async def test_shutdown_by_a_worker():
-    """A worker that shuts its node down is a daemon from there on: cancelled after the others."""
+    """A worker that shuts its node down counts as a daemon: it is cancelled after the others."""
     gate = anyio.Event()
 
     async def stop():
@@ -638,7 +638,7 @@ class Stop(Message, bubble=False):
 
 
 class Stopping(Node):
-    """Shuts the root down, shielded, and notes what was left by then."""
+    """Shuts the root down, shielded, and records which workers were left by then."""
 
     left = None
 
@@ -651,14 +651,14 @@ class Stopping(Node):
         await self.stop()
 
     def from_thread(self):
-        with suppress(WorkerCancelled):  # as a daemon is
+        with suppress(WorkerCancelled):  # like a daemon
             self.call_from_thread(self.stop)
 
 
 @pytest.mark.parametrize("where", ["root", "block", "mounted"])
 @pytest.mark.parametrize("by", ["worker", "daemon", "two workers", "handler", "thread"])
 async def test_shutdown_by_a_caller_that_is_shielded(by, where):
-    """Nobody waits for itself, nor for what cannot end before it does; for all else it does."""
+    """A caller of shutdown() waits for all but itself and those that cannot end before it."""
     async with AsyncExitStack() as stack:
         app = node = await stack.enter_async_context(Stopping("app"))
         if where == "block":
@@ -674,13 +674,13 @@ async def test_shutdown_by_a_caller_that_is_shielded(by, where):
         else:
             for _ in range(2 if by == "two workers" else 1):
                 node.run_worker(node.stop, daemon=by == "daemon", name="caller")
-        if by == "daemon":  # else the blocks end it before it begins
+        if by == "daemon":  # else leaving the blocks cancels it before it begins
             await until(lambda: app.left is not None)
     assert app.left == set()
 
 
 async def test_a_daemon_that_has_given_up_a_shutdown():
-    """A worker whose call was cancelled counts as a daemon all the same."""
+    """A worker whose call of shutdown() was cancelled still counts as a daemon."""
     gate = anyio.Event()
 
     async def stop():
@@ -699,7 +699,7 @@ async def test_a_daemon_that_has_given_up_a_shutdown():
 
 
 async def test_a_shutdown_by_a_worker_names_others_only():
-    """What holds up a shutdown is not its caller, who waits for it."""
+    """ShutdownTimeout does not name the worker that called shutdown()."""
 
     async def stop():
         with anyio.CancelScope(shield=True):
@@ -723,7 +723,7 @@ async def test_a_shutdown_by_a_worker_names_others_only():
 
 
 async def test_shutdown_while_a_handler_hangs():
-    """A handler that does not end is cancelled too."""
+    """shutdown() cancels a handler that does not end."""
     inside = anyio.Event()
 
     class App(Node):
@@ -739,7 +739,7 @@ async def test_shutdown_while_a_handler_hangs():
 
 
 async def test_shutdown_misused():
-    """shutdown() is for open nodes, a sensible grace, and the node's loop."""
+    """shutdown() needs an open node, a valid grace period, and the event loop of the node."""
     app = Node("app")
     with pytest.raises(WorkerError, match="is for an open node"):
         await app.shutdown()
@@ -753,11 +753,11 @@ async def test_shutdown_misused():
             with pytest.raises(WorkerError, match="grace must be 0 seconds or more"):
                 await app.shutdown(bad)
         await app.run_worker(elsewhere, thread=True)
-    await app.shutdown()  # closed: nothing is left
+    await app.shutdown()  # closed, so it returns at once
 
 
 async def test_cancelled_shutdown():
-    """Cancelling the call ends the wait; admission stays closed."""
+    """Cancelling a call of shutdown() ends the wait; the node still takes no new work."""
     async with Node("app") as app:
         worker = app.run_worker(anyio.sleep_forever)
         await settle()
@@ -770,11 +770,11 @@ async def test_cancelled_shutdown():
         worker.cancel()
 
 
-# threads and the end
+# threads as the node ends
 
 
 async def test_thread_is_waited_for():
-    """A block that was cancelled waits until the thread has really ended."""
+    """A cancelled block waits until its thread has really ended."""
     meeting = Meeting()
     ended = []
 
@@ -791,7 +791,7 @@ async def test_thread_is_waited_for():
 
 
 async def test_messages_on_their_way_from_threads_are_waited_for():
-    """What a foreign thread has posted before the block ended is handled."""
+    """Messages posted from a foreign thread before the block ends are handled."""
 
     class Note(Message):
         pass
@@ -813,7 +813,7 @@ async def test_messages_on_their_way_from_threads_are_waited_for():
         async with App() as app:
             thread = threading.Thread(target=post, args=(app,))
             thread.start()
-            assert posted.wait(RENDEZVOUS)  # blocks the loop: they are on their way now
+            assert posted.wait(RENDEZVOUS)  # blocks the loop, so they cannot have been handled yet
         thread.join()
         assert results == [True] * 10
         assert app.got == 10
@@ -821,7 +821,7 @@ async def test_messages_on_their_way_from_threads_are_waited_for():
 
 
 async def test_long_lived_node_does_not_grow():
-    """Finished workers, removed nodes and groups that are empty leave nothing in the tree."""
+    """Finished workers, removed nodes and empty groups leave nothing in the tree."""
     async with Node() as app:
         for n in range(50):
             await app.run_worker(anyio.lowlevel.checkpoint, group=str(n))
@@ -837,7 +837,7 @@ async def test_long_lived_node_does_not_grow():
 
 
 def test_private_names_have_a_prefix_of_their_own():
-    """A subclass may use any private name: none of a node's own is in its way."""
+    """All private names of a Node have a prefix, so a subclass may use any other."""
     names = [name for cls in Node.__mro__[:-1] for name in vars(cls)] + list(vars(Node("app")))
     private = [name for name in names if name.startswith("_") and not name.startswith("__")]
     assert [name for name in private if not name.startswith("_creche_")] == []
@@ -845,7 +845,7 @@ def test_private_names_have_a_prefix_of_their_own():
 
 @pytest.mark.parametrize("daemon", [False, True])
 async def test_work_that_wants_to_start_more_as_its_node_shuts_down(daemon):
-    """It is refused, and fails; the others keep their grace, and the node does not fall."""
+    """Work refused by a node shutting down fails alone; others keep their grace period."""
     gate, asked = anyio.Event(), anyio.Event()
 
     async def consume():
@@ -866,7 +866,7 @@ async def test_work_that_wants_to_start_more_as_its_node_shuts_down(daemon):
 
 
 async def test_work_that_wants_to_start_more_on_another_node():
-    """That one has closed for good: a mistake, and so the node falls."""
+    """Starting work on a node that has closed is a mistake, so it fails the worker's node."""
     async with Node("gone") as gone:
         pass
 

@@ -1,4 +1,4 @@
-"""Work that is run again when it fails, and a watchdog of the event loop."""
+"""Services, which run work again when it fails, and the watchdog of the event loop."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from helpers import (
 from pages import ROOT, blocks
 
 AT_ONCE = Restart(max=3, backoff=Backoff(0))
-"""Without a wait."""
+"""Restarts at once, with no delay."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -76,7 +76,7 @@ def fly(request):
 
 
 class Failing:
-    """Work that raises each of some errors in turn, and then returns how often it has run."""
+    """Work that raises the given errors one by one, then returns how often it has run."""
 
     def __init__(self, *errors, then=anyio.lowlevel.checkpoint):
         self.errors = errors
@@ -106,15 +106,15 @@ def warnings_in(caplog):
 
 
 async def run(app, work, **options):
-    """Run work in a worker to its end."""
+    """Run work in a worker and wait until it ends."""
     return await app.run_worker(work, exit_on_error=False, **options).join()
 
 
-# again and again
+# restarts
 
 
 async def test_runs_again_until_it_returns(caplog):
-    """It is RUNNING all the while; each restart counts, is told to who listens and in the log."""
+    """A service stays RUNNING; each restart counts as an attempt, is posted and is logged."""
     failing = Failing(*errors(2))
     async with Node("app") as app, app.subscribe(Worker.StateChanged, Worker.Restarted) as events:
         worker = app.run_worker(service(failing.work, restart=AT_ONCE))
@@ -136,7 +136,7 @@ async def test_runs_again_until_it_returns(caplog):
 
 @pytest.mark.parametrize("maximum", [0, 1, 3])
 async def test_budget(maximum):
-    """One failure more than there may be restarts ends it, with all that it was spent on."""
+    """One failure more than the budget allows ends the service, with all those errors."""
     failing = Failing(*errors(9))
     async with Node("app") as app:
         restart = Restart(max=maximum, backoff=Backoff(0))
@@ -154,7 +154,7 @@ async def test_budget(maximum):
 
 
 async def test_no_limit():
-    """With max=None it may fail for ever, and nothing is kept of that."""
+    """With max=None a service may fail any number of times."""
     failing = Failing(*errors(50))
     async with Node("app") as app:
         worker = await run(app, service(failing.work, restart=Restart(None, backoff=Backoff(0))))
@@ -162,7 +162,7 @@ async def test_no_limit():
 
 
 async def test_each_worker_has_a_budget_of_its_own():
-    """One service is for any number of workers, at the same time."""
+    """One service can be run by many workers at the same time, each with its own budget."""
     runs = []
 
     async def work():
@@ -179,7 +179,7 @@ async def test_each_worker_has_a_budget_of_its_own():
 
 
 def test_waits(fly):
-    """Each wait is the one before times the factor, to the longest; health begins anew."""
+    """Each wait is the last one times the factor, up to the longest; a healthy run resets it."""
 
     async def main():
         lasts, waits = iter([0, 0, 0, 0, 7.75, 8, 0]), []
@@ -201,7 +201,7 @@ def test_waits(fly):
 
 
 def test_window(fly):
-    """What was longer ago than the time of the budget does not count; what was just then does."""
+    """Failures longer ago than the window do not count; one at its very edge does."""
 
     async def main(pause, runs):
         failing = Failing(*errors(20))
@@ -222,7 +222,7 @@ def test_window(fly):
 
 
 def test_what_is_left_to_chance(fly):
-    """Jitter makes waits shorter by up to its part, and no two the same."""
+    """Jitter shortens each wait by a random amount, up to the given fraction of it."""
 
     async def main():
         failing = Failing(*errors(100))
@@ -238,7 +238,7 @@ def test_what_is_left_to_chance(fly):
 
 
 def test_factor_without_an_end(fly):
-    """Waits grow to the longest, however large the factor is."""
+    """Waits grow to the longest, no matter how large the factor is."""
 
     async def main():
         failing = Failing(*errors(5))
@@ -251,7 +251,7 @@ def test_factor_without_an_end(fly):
 
 
 def test_cancel_ends_a_wait(fly):
-    """At once, and the worker is CANCELLED."""
+    """Cancelling a service that waits to restart ends it at once, as CANCELLED."""
 
     async def main():
         failing = Failing(*errors(5))
@@ -269,7 +269,7 @@ def test_cancel_ends_a_wait(fly):
 
 
 def test_shutdown_ends_a_wait(fly):
-    """When the time of grace is over."""
+    """A service that waits to restart is cancelled when the grace period of shutdown() is over."""
 
     async def main():
         async with Node("app") as app:
@@ -285,7 +285,7 @@ def test_shutdown_ends_a_wait(fly):
 
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_stall_after(in_thread):
-    """It is announced where the service does not get on; what is no time is refused at once."""
+    """The stall_after of a service overrides that of its worker; an invalid one is refused."""
 
     async def work():
         await anyio.sleep_forever()
@@ -305,11 +305,11 @@ async def test_stall_after(in_thread):
             service(work, stall_after=wrong)
 
 
-# what ends it
+# what ends a service
 
 
 async def test_cancellation_is_not_restarted():
-    """Work that is cancelled runs no more."""
+    """Work that is cancelled is not restarted, even with always=True."""
     runs = []
 
     async def work():
@@ -325,7 +325,7 @@ async def test_cancellation_is_not_restarted():
 
 
 async def test_error_of_the_cancelled(caplog):
-    """What it would be run again for fails nobody once it is cancelled: it is in the log."""
+    """An error it would be restarted for is only logged if the worker was cancelled."""
     error = ValueError("too late")
     async with Node("app") as app:
         work = functools.partial(fail_late, error)
@@ -343,7 +343,7 @@ async def test_error_of_the_cancelled(caplog):
 
 @pytest.mark.parametrize("kind", ["another class", "a budget that is spent"])
 async def test_final_error_of_the_cancelled(kind):
-    """What it would not be run again for is its error, as without a service."""
+    """An error that it would not be restarted for fails even a cancelled worker, as usual."""
     options = {"on": OSError} if kind == "another class" else {"restart": Restart(max=0)}
     async with Node("app") as app:
         work = service(functools.partial(fail_late, ValueError("too late")), **options)
@@ -355,7 +355,7 @@ async def test_final_error_of_the_cancelled(kind):
 
 
 async def test_cancelled_work_that_asks():
-    """Its own WorkerCancelled ends it without a word; that of another worker is an error."""
+    """A worker's own WorkerCancelled ends it silently; that of another worker is an error."""
     runs = []
 
     async def work():
@@ -374,7 +374,7 @@ async def test_cancelled_work_that_asks():
 
 
 async def test_error_of_those_cancelled_from_outside(caplog):
-    """So it is where a scope round the node is cancelled, of which no worker is told."""
+    """The same goes for a cancel scope around the node, which the workers do not know of."""
     error = ValueError("too late")
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
@@ -388,7 +388,7 @@ async def test_error_of_those_cancelled_from_outside(caplog):
 
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_always(in_thread):
-    """It is run again when it returns, which counts as a failure."""
+    """With always=True, work that returns is run again, and the return counts as a failure."""
     failing = Failing()
     work = failing.work_in_thread if in_thread else failing.work
     async with Node("app") as app:
@@ -400,7 +400,7 @@ async def test_always(in_thread):
 
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_always_but_once_it_is_cancelled(in_thread):
-    """Work that swallows its cancellation and returns has ended."""
+    """With always=True, work that swallows its cancellation and returns is not run again."""
     runs = []
 
     async def work():
@@ -444,7 +444,7 @@ async def test_always_but_once_it_is_cancelled(in_thread):
     ],
 )
 async def test_which_errors(on, error, is_restarted, in_thread):
-    """It says for which errors work is run again; some end it in any case."""
+    """``on`` says which errors restart the work; some end it in any case."""
     failing = Failing(error)
     work = failing.work_in_thread if in_thread else failing.work
     async with Node("app") as app:
@@ -454,7 +454,7 @@ async def test_which_errors(on, error, is_restarted, in_thread):
 
 
 async def test_error_of_what_tells():
-    """What the function raises that is to tell ends the service."""
+    """An error raised by the function given as ``on`` ends the service."""
 
     def tell(error):
         raise KeyError(str(error))
@@ -467,7 +467,7 @@ async def test_error_of_what_tells():
 
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_exit(in_thread):
-    """What is no Exception is not restarted."""
+    """A BaseException that is not an Exception, such as SystemExit, does not restart the work."""
     failing = Failing(SystemExit(3))
     work = failing.work_in_thread if in_thread else failing.work
     with pytest.raises(SystemExit):
@@ -477,7 +477,7 @@ async def test_exit(in_thread):
 
 
 async def test_refusal_of_a_node_that_shuts_down():
-    """A service that wants to start work then fails alone, at once and with the very error."""
+    """A service that is refused new work fails at once, alone and with that very error."""
     go = anyio.Event()
 
     async def work():
@@ -497,7 +497,7 @@ async def test_refusal_of_a_node_that_shuts_down():
 
 
 class Server:
-    """Work that is ready in each attempt, and fails as it is told to."""
+    """Work that reports that it is ready in each attempt, and fails on demand."""
 
     def __init__(self):
         self.fails = anyio.Event()
@@ -520,7 +520,7 @@ class Server:
 
 @pytest.mark.parametrize("how", ["keyword", "positional", "an object", "a partial"])
 async def test_ready(how):
-    """Work that has a task_status is given one in each attempt; it says that it is ready."""
+    """Work with a task_status parameter gets one in each attempt, and is ready once it is set."""
     server = Server()
     work = server if how == "an object" else functools.partial(server.keyword)
     work = getattr(server, how, work)
@@ -536,7 +536,7 @@ async def test_ready(how):
 
 
 async def test_ready_after_a_failure():
-    """Who waits for a service to be ready learns of it, in whichever attempt it is."""
+    """A task that waits for a service to be ready resumes, whichever attempt gets that far."""
     failing = Failing(*errors(2))
 
     async def serve(task_status):
@@ -553,7 +553,7 @@ async def test_ready_after_a_failure():
 
 
 async def test_ready_in_a_thread():
-    """So it is in a thread."""
+    """A service in a thread can report that it is ready, too."""
 
     def serve(task_status):
         task_status.started("here")
@@ -564,7 +564,7 @@ async def test_ready_in_a_thread():
 
 
 async def test_status_outlives_the_worker():
-    """It does not keep the worker alive, and then says nothing."""
+    """A task_status does not keep its worker alive, and does nothing once the worker is gone."""
     kept = []
 
     async def serve(task_status):
@@ -583,7 +583,7 @@ async def test_status_outlives_the_worker():
 
 
 async def test_thread():
-    """A plain function is run again in its thread."""
+    """A plain function is restarted in its thread."""
     failing = Failing(*errors(3))
     async with Node("app") as app:
         worker = app.run_worker(service(failing.work_in_thread, restart=AT_ONCE), thread=True)
@@ -592,7 +592,7 @@ async def test_thread():
 
 
 async def test_budget_in_a_thread():
-    """It has the same budget there."""
+    """A service in a thread has the same budget."""
     failing = Failing(*errors(9))
     async with Node("app") as app:
         worker = await run(app, service(failing.work_in_thread, restart=AT_ONCE), thread=True)
@@ -602,7 +602,7 @@ async def test_budget_in_a_thread():
 
 @pytest.mark.parametrize("wait", [60, sys.float_info.max])
 async def test_cancel_ends_a_wait_in_a_thread(wait):
-    """At once there too, however long it is."""
+    """Cancelling ends a wait in a thread at once, no matter how long the wait is."""
     failing = Failing(*errors(9))
     async with Node("app") as app:
         restart = Restart(backoff=Backoff(wait, wait))
@@ -616,7 +616,7 @@ async def test_cancel_ends_a_wait_in_a_thread(wait):
 
 
 async def test_thread_that_is_cancelled(caplog):
-    """A thread that notices its cancellation is not run again, nor one that fails of it."""
+    """A cancelled thread is not run again, whether it checks for cancellation or fails."""
     runs = []
 
     def work(error):
@@ -641,7 +641,7 @@ async def test_thread_that_is_cancelled(caplog):
 
 
 async def test_async_service_in_a_thread():
-    """An async one may run in a thread, on an event loop of its own."""
+    """An async service may run in a thread, on an event loop of its own."""
     failing = Failing(*errors(2))
     async with Node("app") as app:
         worker = app.run_worker(service(failing.work, restart=AT_ONCE), thread=True)
@@ -649,7 +649,7 @@ async def test_async_service_in_a_thread():
 
 
 async def test_plain_function_without_a_thread():
-    """It would keep the event loop busy, so it is refused."""
+    """A plain function without thread=True would block the event loop, so it is refused."""
     failing = Failing(*errors(2))
     async with Node("app") as app:
         worker = await run(app, service(failing.work_in_thread))
@@ -662,7 +662,7 @@ async def test_plain_function_without_a_thread():
 
 @pytest.mark.parametrize("make", [lowlevel.checkpoint, asyncio.Future])
 async def test_plain_function_that_returns_a_coroutine(make):
-    """The cure is told, and nothing is left un-awaited."""
+    """The error says what to do, and no coroutine is left un-awaited."""
     loop = asyncio.new_event_loop() if make is asyncio.Future else None
 
     def work():
@@ -679,7 +679,7 @@ async def test_plain_function_that_returns_a_coroutine(make):
 
 
 async def test_async_function_that_returns_no_awaitable():
-    """What only looks async is told of."""
+    """A function that only looks async is an error that says so."""
 
     @functools.wraps(anyio.sleep_forever)
     def work():
@@ -747,7 +747,7 @@ class PlainConsumer:
     ids=map(str, range(15)),
 )
 async def test_name(fn, name, result):
-    """A service has the name of its function, so that its worker has it."""
+    """A service has the name of its function, and so does its worker."""
     if name in ("fromkeys", "max"):
         fn = functools.partial(fn, "ab")
     again = service(fn)
@@ -774,7 +774,7 @@ class Odd:
 
 
 async def bare(argument):
-    """It needs one."""
+    """Take an argument."""
 
 
 @pytest.mark.parametrize(
@@ -796,13 +796,13 @@ async def bare(argument):
     ],
 )
 def test_mistakes(arguments, message):
-    """Each is told at the call."""
+    """Mistakes in the arguments are errors at the call of service()."""
     with pytest.raises(WorkerError, match=re.escape(message)):
         service(**{"fn": consume, **arguments})
 
 
 def test_positional_only_status():
-    """A parameter that cannot be named is an argument as any other."""
+    """A positional-only task_status is an argument like any other."""
 
     async def serve(task_status, /): ...
 
@@ -811,7 +811,7 @@ def test_positional_only_status():
 
 
 async def test_other_parameters():
-    """What need not be given is not; and what takes anything gets nothing."""
+    """Optional parameters keep their defaults; *args and **options stay empty."""
 
     async def serve(queue="orders", *args, task=None, task_status=None, **options):
         return queue, args, task, task_status is None, options
@@ -822,7 +822,7 @@ async def test_other_parameters():
 
 
 async def test_coroutine_object():
-    """It is closed, and the cure is told."""
+    """A coroutine object is closed, and the error says what to pass instead."""
     with pytest.raises(WorkerError) as caught:
         service(consume("bills"))
     assert "which runs once; give consume, or functools.partial(consume, ...) if" in str(
@@ -854,13 +854,13 @@ async def test_coroutine_object():
     ],
 )
 def test_numbers_that_make_no_sense(make, message):
-    """Each is told at the call."""
+    """Invalid numbers are errors at the call."""
     with pytest.raises(WorkerError, match=f"^{re.escape(message)}$"):
         make()
 
 
 async def test_outside_of_a_worker():
-    """There is nothing to count in, and that is told."""
+    """A service called outside of a worker raises NoActiveWorker."""
     with pytest.raises(NoActiveWorker):
         await service(consume)()
     with pytest.raises(NoActiveWorker):
@@ -868,7 +868,7 @@ async def test_outside_of_a_worker():
 
 
 def test_parts_of_what_was_exhausted():
-    """except* and split() give the same class; and it can be pickled."""
+    """split() keeps the class of a RestartsExhausted, and it can be pickled."""
     error = RestartsExhausted("all", [ValueError("one"), KeyError("two")])
     match, rest = error.split(KeyError)
     assert [type(each) for each in (match, rest)] == [RestartsExhausted] * 2
@@ -891,7 +891,7 @@ class Dropped(Exception):
     ids=["no error", "one", "another", "many"],
 )
 async def test_no_cycles(anyio_backend, kinds, state, in_thread):
-    """Once a worker has ended, nothing keeps it or its errors alive, without a collection."""
+    """A worker that has ended is freed without a garbage collection, and so are its errors."""
     if in_thread and state is ERROR and anyio_backend[0] == "trio":
         pytest.skip("AnyIO's frame in the thread keeps any work that has failed in Trio's threads")
     left = list(kinds)
@@ -917,7 +917,7 @@ async def test_no_cycles(anyio_backend, kinds, state, in_thread):
 
 
 class Lines(logging.Handler):
-    """Keeps what the logger is told, and lets threads wait for it."""
+    """Keeps the records of a logger, and lets threads wait for one."""
 
     def __init__(self):
         super().__init__()
@@ -933,7 +933,7 @@ class Lines(logging.Handler):
         return next((each for each in self.records if text in each.getMessage()), None)
 
     def wait_for(self, text):
-        """Keep this thread until something is told."""
+        """Block this thread until a record contains the text."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.find(text), RENDEZVOUS), self.records
         return self.find(text)
@@ -949,11 +949,11 @@ def lines():
 
 
 BRIEF = 0.05
-"""Seconds of a loop that stands still; a machine that is busy may well do so by itself."""
+"""How long a loop is blocked, in seconds; on a busy machine that may happen by itself."""
 
 
 async def test_worker_that_blocks(lines):
-    """It is named, with the line that it is in; and it is told when the loop goes on."""
+    """The log names a worker that blocks and its line, and says when the loop goes on."""
 
     async def compute():
         await lowlevel.checkpoint()
@@ -980,9 +980,9 @@ async def test_worker_that_blocks(lines):
 
 
 async def test_worker_that_blocks_for_long(lines):
-    """It is told again after twice as long, and after four times as long."""
+    """A worker that stays blocked is logged again after twice and four times as long."""
 
-    last = "has stood still for 0.20 s"  # elsewhere than in the lines that are shown
+    last = "has stood still for 0.20 s"  # up here, so that the lines in the log do not contain it
 
     async def compute():
         lines.wait_for(last)
@@ -994,7 +994,7 @@ async def test_worker_that_blocks_for_long(lines):
 
 
 async def test_task_of_a_worker_that_blocks(lines, anyio_backend):
-    """The worker is named whose work has spawned the task, where Python tells."""
+    """A blocking child task is logged with its worker, where Python can find that out."""
 
     async def compute():
         await lowlevel.checkpoint()
@@ -1014,7 +1014,7 @@ async def test_task_of_a_worker_that_blocks(lines, anyio_backend):
 
 
 async def test_task_of_no_worker_that_blocks(lines):
-    """A task of one's own is named."""
+    """A blocking task that belongs to no worker is logged with its name."""
 
     async def compute():
         lines.wait_for("lines.wait_for(")
@@ -1026,7 +1026,7 @@ async def test_task_of_no_worker_that_blocks(lines):
 
 
 async def test_callback_that_blocks(lines, anyio_backend):
-    """A callback of asyncio's runs in no task."""
+    """A blocking callback of asyncio is logged as a step of no task."""
     if anyio_backend[0] == "trio":
         pytest.skip("for asyncio")
 
@@ -1042,7 +1042,7 @@ async def test_callback_that_blocks(lines, anyio_backend):
 
 
 async def test_collection(lines):
-    """A garbage collection that takes long is told apart."""
+    """A long garbage collection is logged as the cause."""
 
     def dawdle(phase, info):
         if phase == "start":
@@ -1060,7 +1060,7 @@ async def test_collection(lines):
 
 
 class Clocks:
-    """The clocks that the watchdog reads, which go on by themselves and jump when they are told."""
+    """The clocks that the watchdog reads: the real ones, plus jumps that the test makes."""
 
     def __init__(self, monkeypatch):
         self.jumps = {"_now": 0.0, "_cpu": 0.0}
@@ -1109,9 +1109,9 @@ DID_NOT_RUN = "the process of node 'app' did not run for [0-9]{2,}[.].* s: it wa
     ],
 )
 async def test_thread_that_comes_late(lines, clocks, monkeypatch, has_gil, cpu, collects, text):
-    """What kept the watchdog itself from running is found out by the processor's time.
+    """A watchdog that wakes up late finds out why from the CPU time that the process has used.
 
-    Without a GIL no step can, so the loop may have gone on meanwhile.
+    Without a GIL no step can keep it from running, so the loop may have gone on meanwhile.
     """
     monkeypatch.setattr(_watchdog, "_has_gil", has_gil)
 
@@ -1124,9 +1124,9 @@ async def test_thread_that_comes_late(lines, clocks, monkeypatch, has_gil, cpu, 
 
     async def work():
         for _ in range(100):
-            # The watchdog may look at the clock just after it, so that it has to jump again.
+            # The watchdog may read the clock just after the jump, so it takes several.
             if collects:
-                gc.callbacks.append(jump)  # within what the callback before it sees
+                gc.callbacks.append(jump)  # after the callback of the watchdog
                 gc.collect(0)
                 gc.callbacks.remove(jump)
             else:
@@ -1146,7 +1146,7 @@ async def test_thread_that_comes_late(lines, clocks, monkeypatch, has_gil, cpu, 
     ids=["late", "early", "in time"],
 )
 async def test_time_in_which_nothing_ran(lines, monkeypatch, jumps, pauses, is_late):
-    """After it the loop has all of the time again to give a sign; clocks may be early."""
+    """After a time in which the process did not run, the loop gets the full time again."""
     now, left = [0], iter(jumps)
     monkeypatch.setattr(_watchdog, "_now", lambda: now[0])
 
@@ -1165,7 +1165,7 @@ async def test_time_in_which_nothing_ran(lines, monkeypatch, jumps, pauses, is_l
 
 
 async def test_loop_that_answers(lines, monkeypatch):
-    """Nothing is told of a loop that turns, and it is asked again and again."""
+    """A loop that answers is asked again and again, and nothing is logged."""
     asked = []
     call_soon = _watchdog._Loop.call_soon
 
@@ -1177,12 +1177,12 @@ async def test_loop_that_answers(lines, monkeypatch):
     async with Node("app") as app, watchdog(app, 4 * BRIEF):
         await until(lambda: len(asked) >= 3)
         assert not lines.find("in a step of")
-        lines.wait_for("has stood still")  # each answer is for one question
+        lines.wait_for("has stood still")  # each question needs an answer of its own
 
 
 @pytest.mark.parametrize("how", ["a return", "an error", "a cancellation"])
 async def test_nothing_is_left_of_a_watchdog(how):
-    """Neither a thread nor a callback, however the block ends."""
+    """A watchdog leaves neither a thread nor a callback, however its block ends."""
     callbacks = list(gc.callbacks)
 
     def watchdogs():
@@ -1206,11 +1206,11 @@ async def test_nothing_is_left_of_a_watchdog(how):
 
 
 async def test_no_thread_to_be_had(monkeypatch):
-    """Nothing is left where the thread cannot be started."""
+    """If the thread cannot be started, no callback is left behind."""
     callbacks = list(gc.callbacks)
 
     def refuse(thread, start=threading.Thread.start):
-        if thread.name.startswith("watchdog"):  # others go on
+        if thread.name.startswith("watchdog"):  # other threads start as usual
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -1222,7 +1222,7 @@ async def test_no_thread_to_be_had(monkeypatch):
 
 
 def test_loop_that_is_gone(backend):
-    """A watchdog whose block is never left ends with its loop."""
+    """The thread of a watchdog whose block is never left ends when its loop has ended."""
     watches = []
 
     async def main():
@@ -1237,7 +1237,7 @@ def test_loop_that_is_gone(backend):
 
 @pytest.mark.parametrize("blocked", [0, -1, "1", float("nan"), float("inf")])
 async def test_mistakes_with_a_watchdog(blocked):
-    """Each is told at the call."""
+    """watchdog() refuses an invalid time, and what is not a node."""
     with pytest.raises(WorkerError, match="blocked must be seconds, more than 0, not "):
         async with watchdog(Node("app"), blocked):
             pass
@@ -1247,7 +1247,7 @@ async def test_mistakes_with_a_watchdog(blocked):
 
 
 def test_order_by_nesting():
-    """The program of the page: what needs something has ended before that is told to stop."""
+    """The program in the docs stops each part before the parts that it needs."""
     (program,) = [
         each for each in blocks(ROOT / "docs" / "services.md") if "stop_on_signals" in each
     ]
@@ -1262,7 +1262,7 @@ def test_order_by_nesting():
 
 
 def test_public_names_only():
-    """The package uses nothing of the library that its users could not use."""
+    """The package uses only public names of the library."""
     imported = set()
     for path in Path(services.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
