@@ -1,22 +1,22 @@
 """The benchmarks of Creche: what a worker costs, as ratios to other ways of doing the same.
 
     python benchmarks/bench.py                   quick, under 3 minutes
-    python benchmarks/bench.py --full            the sizes that count
-    python benchmarks/bench.py --instructions    instructions a job, of Creche and what it is held
-                                                 against; under 4 minutes
+    python benchmarks/bench.py --full            the full sizes
+    python benchmarks/bench.py --instructions    instructions per job, of Creche and what it is
+                                                 compared with; under 4 minutes
     python benchmarks/bench.py --instructions --compare benchmarks/baseline.json
     python benchmarks/bench.py --only limit --loop trio
     python3.13 benchmarks/bench.py --instructions --targets
 
-Each scenario has a process of its own, in which the contenders take turns, round by round, so that
-whatever else the machine does meets them all; garbage is collected before each turn. Each
-measurement of memory has a process of its own. Times depend on the machine, so that only their
-ratios are given, taken within each round: the median and the quartiles. Instruction counts
-(``--instructions``, by valgrind) are the steadier figure.
+Each scenario runs in a process of its own, in which the contenders take turns, round by round, so
+that other load on the machine affects them all; garbage is collected before each turn. Each
+measurement of memory has a process of its own. Times depend on the machine, so only their ratios
+are shown, taken within each round: the median and the quartiles. Instruction counts
+(``--instructions``, by valgrind) are steadier.
 
-``--baseline`` puts what was measured into ``baseline.json`` and the tables of ``BASELINE.md``, and
-what another Python than that of the baseline has run beside the rest;
-``--compare`` says what differs from such a file, and exits with 1 if Creche has become dearer.
+``--baseline`` writes the results into ``baseline.json`` and the tables of ``BASELINE.md``; those of
+another Python than that of the baseline are added beside the rest.
+``--compare`` prints what differs from such a file, and exits with 1 if Creche costs more.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ COUNTED = (
     *("limit", "limit-sleep", "cancel-node", "cancel-each", "progress"),
     *("import", "parts", "threads-in-turn", "threads-limit", "processes", "executor"),
 )
-"""The scenarios that are counted in instructions; memory cannot be, nor 40 threads at once."""
+"""The scenarios counted in instructions; memory and 40 threads at once cannot be counted."""
 ROUNDS = 7
 RUNS_OF_MEMORY = 5
 AT_ONCE = 2
-"""How many measurements of memory at once, as they do not disturb each other."""
+"""How many measurements of memory run at once; they do not disturb each other."""
 
 
 def find(options):
-    """Find the scenarios that are wanted, by name."""
+    """Find the scenarios that the options ask for, by name."""
     is_counted = options.instructions or options.counted
     loops = options.loop or (("asyncio", "trio") if is_counted else ALL)
     found = {each.name: each for each in scenarios(full=options.full)}
@@ -91,20 +91,20 @@ def measure_in_turn(scenario):
 
 
 def run_child(scenario, options, *more):
-    """Run a part of this in a process of its own, and read what it prints."""
+    """Run this program for one scenario in a process of its own, and read what it prints."""
     command = [sys.executable, __file__, "--child", "--only", scenario.name, *more]
     done = subprocess.run(command + chosen(options), stdout=subprocess.PIPE, text=True, check=True)
     return ast.literal_eval(done.stdout)
 
 
 def chosen(options):
-    """Give the part of the command line that chooses sizes and loops."""
+    """Return the command-line options that choose sizes and loops."""
     loops = [word for loop in options.loop or () for word in ("--loop", loop)]
     return ["--full"] * options.full + loops
 
 
 def measure(scenario, options):
-    """Measure a scenario, in processes of their own; gives the values of each case."""
+    """Measure a scenario in processes of its own, and return the values of each case."""
     if not scenario.unit:
         return dict(zip(scenario.cases, run_child(scenario, options), strict=True))
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -119,7 +119,7 @@ def measure(scenario, options):
 
 
 def count(scenario, options):
-    """Count the instructions of a scenario; gives the counts of each case."""
+    """Count the instructions of a scenario, and return the counts of each case."""
     if scenario.name == "import":
         counts = instructions.count_programs(IMPORTS)
         measured = {case: counts[case.way] for case in scenario.cases}
@@ -144,7 +144,7 @@ def be_child(scenario, options):
 
 
 def keep(told):
-    """Put what was measured in the place of what the baseline has of it."""
+    """Replace the figures in the baseline by those just measured."""
     kept, page = HERE / "baseline.json", HERE / "BASELINE.md"
     told = report.put(json.loads(kept.read_text()), told)
     kept.write_text(json.dumps(told, indent=1) + "\n")
@@ -152,7 +152,7 @@ def keep(told):
 
 
 def tell_moves(baseline, after):
-    """Print what has moved; gives 1 if Creche has become dearer, else 0."""
+    """Print what has changed; return 1 if Creche costs more than before, else 0."""
     before = report.of_python(baseline, after)
     moves = report.moves(before, after)
     print(f"\n{report.moves_table(before, after, moves)}")

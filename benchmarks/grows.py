@@ -1,13 +1,13 @@
-"""What grows: what an item costs at a tenth of a size, and how much more at the full size.
+"""Growth: what an item costs at a tenth of the full size, and how much more at the full size.
 
-``python benchmarks/grows.py [NAME ...]``: all of it, which takes some minutes, or what is named.
-``--size 1000000`` asks for another size. A growth of 1.0 is linear: an item costs the same among
-ten times as many. Caches of the processor make it up to 2 where nothing else does; what walks over
-all of them for each would make it 10.
+``python benchmarks/grows.py [NAME ...]`` runs all scenarios, which takes some minutes, or those
+named. ``--size 1000000`` sets another size. A growth of 1.0 is linear: an item costs the same among
+ten times as many. Processor caches alone can make it up to 2; code that walks over all items for
+each of them would make it 10.
 
-It tells seconds of the processor, the least of some rounds in which both sizes take turns, with the
-garbage collector off: what that costs depends on all else that lives. A step that should take the
-same time whatever the size is taken once for each item.
+The times are CPU times, the least of some rounds in which both sizes take turns. The garbage
+collector is off, as its cost depends on everything else that is alive. A step that should take the
+same time at any size is repeated once for each item.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from creche.board import live_board
 LOOPS = ("asyncio", "trio")
 ROUNDS = 2
 TURNS = 5
-"""Turns of the loop after which all that was started is at work."""
+"""Iterations of the event loop after which everything that was started runs."""
 forever = {"asyncio": partial(asyncio.sleep, 1e6), "trio": trio.sleep_forever}
 
 
@@ -52,13 +52,13 @@ class Steps:
 
 
 async def settle():
-    """Let happen what can."""
+    """Let everything happen that is ready."""
     for _ in range(TURNS):
         await lowlevel.checkpoint()
 
 
 async def _look(node, steps):
-    """Take the steps of those who look at all workers of a tree."""
+    """Run the steps that look at all workers of a tree."""
     every = list(node.workers)
     with steps("iterate"):
         list(node.workers)
@@ -73,7 +73,7 @@ async def _look(node, steps):
 
 
 async def groups(size, steps):
-    """Workers of groups of their own, none of them started."""
+    """Workers each in a group of its own, none of them started."""
     async with Node("app") as app:
         with steps("add"):
             for number in range(size):
@@ -84,7 +84,7 @@ async def groups(size, steps):
 
 
 async def interleaved(size, steps):
-    """Workers of a hundred groups, in turn: what is in order within each is not in order."""
+    """Workers of a hundred groups in turn, so that the order within a group is not that of all."""
     async with Node("app") as app:
         for number in range(size):
             app.run_worker(steps.sleep, group=f"group {number % 100}", start=False)
@@ -130,7 +130,7 @@ async def _sleep_in(node, ready, gate):
 
 
 async def siblings(size, steps):
-    """Nodes below one, with blocks in tasks of their own, that are cancelled."""
+    """Children of one node, with blocks in tasks of their own, that are cancelled."""
     async with anyio.create_task_group() as tasks:
         with steps("close"):
             async with Node("app") as app:
@@ -149,7 +149,7 @@ async def siblings(size, steps):
 
 
 async def siblings_in_turn(size, steps):
-    """Nodes below one that is left, with blocks in tasks of their own, left one after another."""
+    """Children of a node that is being left, with blocks in tasks of their own, left in turn."""
     gates = [anyio.Event() for _ in range(size)]
 
     async def leave():
@@ -169,7 +169,7 @@ async def siblings_in_turn(size, steps):
 
 
 async def blocks(size, steps):
-    """Nodes below one, whose blocks are all entered by one worker."""
+    """Children of one node, whose blocks are all entered by one worker."""
 
     async def work():
         with steps("close"):
@@ -183,7 +183,7 @@ async def blocks(size, steps):
 
 
 async def mounted(size, steps):
-    """Nodes mounted on one."""
+    """Nodes mounted on one node."""
     with steps("close"):
         async with Node("app") as app:
             with steps("open"):
@@ -195,7 +195,7 @@ async def mounted(size, steps):
 
 
 async def chain(size, steps):
-    """Nodes each in the block of the one before."""
+    """Nodes each opened in the block of the one before."""
     await _chain(size, steps, _enter)
 
 
@@ -245,7 +245,7 @@ async def waited(size, steps):
 
 
 async def holders(size, steps):
-    """Workers that hold all slots of a group and wait for what is queued there, all but one."""
+    """Workers that hold the slots of a group; all but one wait for workers queued there."""
 
     async def work(number):
         await gates[number].wait()
@@ -267,7 +267,7 @@ async def holders(size, steps):
 
 
 async def wait_chain(size, steps):
-    """Workers of which each waits for the one before, from the last on."""
+    """Workers that each wait for the one before; the last one waits first."""
 
     async def work(number):
         await gates[number].wait()
@@ -285,7 +285,7 @@ async def wait_chain(size, steps):
 
 
 async def unwinding(size, steps):
-    """Exclusive starts while all that were superseded are still on their way out."""
+    """Exclusive starts while all superseded workers are still unwinding."""
     gate = anyio.Event()
 
     async def slow():
@@ -313,7 +313,7 @@ async def unwinding(size, steps):
 
 
 async def board(size, steps):
-    """A board of workers of one group, and of as many groups."""
+    """A board of many workers in one group, then each in a group of its own."""
     for name in ("group", "groups"):
         console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
         async with Node("app") as app:
@@ -329,11 +329,11 @@ async def board(size, steps):
 
 
 class Said(Message):
-    """Something that a program says."""
+    """A message of the program."""
 
 
 async def subscriptions(size, steps):
-    """Subscriptions to one node; half of them want nothing but messages of their own."""
+    """Subscriptions to one node; half of them only want the program's own messages."""
     async with Node("app") as app, AsyncExitStack() as stack:
         with steps("open"):
             for number in range(size):
@@ -351,7 +351,7 @@ async def subscriptions(size, steps):
 
 
 async def unread(size, steps):
-    """Events that nobody reads."""
+    """Events that are never read."""
 
     async def work():
         gate = anyio.Event()
@@ -389,11 +389,11 @@ SIZES = {
     subscriptions: 5_000,
     unread: 1_000_000,
 }
-"""What is measured, and how many items there are at full size."""
+"""The scenarios, and how many items each has at full size."""
 
 
 def measure(scenario, loop, size):
-    """Run a scenario once; gives the seconds of each step."""
+    """Run a scenario once, and return the seconds of each step."""
     steps = Steps(loop)
     gc.collect()
     gc.disable()
@@ -405,7 +405,7 @@ def measure(scenario, loop, size):
 
 
 def least(runs):
-    """Give the least that each step has taken."""
+    """Return the shortest time of each step."""
     return {name: min(run[name] for run in runs) for name in runs[0]}
 
 

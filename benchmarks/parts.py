@@ -1,7 +1,7 @@
-"""What a worker is made of, and what it once was: instructions of each piece, by itself.
+"""The pieces that a worker is, or once was, made of: the instructions that each takes by itself.
 
-Their names are those that ``docs/performance.md`` has. What is told is the difference of a loop
-with the piece and one without; only ``--instructions`` measures it.
+Their names are those in ``docs/performance.md``. The result is the difference between a loop with
+the piece and one without; only ``--instructions`` measures it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from scenarios import Case, Scenario, measure
 from ways import Way
 
 from creche import Node, Worker, WorkerState
-from creche._core.parts import lock  # private: it is a part of what is measured
+from creche._core.parts import lock  # private, but one of the pieces that are measured
 
 
 class Colour(enum.Enum):
-    """An enumeration as plain as there is."""
+    """A plain enumeration."""
 
     RED = 1
 
 
 class Alike(enum.Enum):
-    """One whose members are hashed by identity, as those of ``WorkerState`` are."""
+    """An enumeration whose members are hashed by identity, like those of ``WorkerState``."""
 
     RED = 1
     __hash__ = object.__hash__
@@ -43,7 +43,7 @@ def _empty():
 
 
 async def through():
-    """Pass on."""
+    """Call another coroutine function."""
     await nothing()
 
 
@@ -53,7 +53,7 @@ class Hearing(Node):
 
 
 def _pieces(node):
-    """Give functions that run one piece each, by name."""
+    """Return functions that run one piece each, by name."""
     clock = node._creche_nursery.clock
     made = Worker(node, nothing)
     message = Worker.StateChanged(made, WorkerState.PENDING)
@@ -81,7 +81,7 @@ def _pieces(node):
 
 
 async def run_piece(_way, _jobs, name, amount):
-    """Run one piece time after time."""
+    """Run one piece again and again."""
     if name == "a coroutine called by another":
         for _ in range(amount):
             await through()
@@ -98,7 +98,7 @@ async def run_piece(_way, _jobs, name, amount):
 
 
 def scenario(loops):
-    """Give the scenario."""
+    """Return the scenario."""
     pieces = ["nothing", *_pieces(Hearing("names"))]
     names = [*pieces, "a coroutine", "a coroutine called by another"]
 

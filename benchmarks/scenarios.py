@@ -1,10 +1,10 @@
-"""What is measured: the scenarios, and the cases of each, one way on one loop in one size.
+"""The scenarios, and the cases of each: one way to run jobs, on one event loop, at one size.
 
-Each ``async def`` measures one way once; setting up is not timed. Those that time give seconds, a
-job where the size is a number of jobs, on two clocks: those of the processor, which other programs
-disturb less, and those on the wall. Those of memory give bytes a job, as the system sees them
-(``/proc``, so on Linux only), after a collection: before the jobs are started, and once they all
-sleep or wait for their turn.
+Each ``async def`` measures one way once; setup is not timed. Those that measure time return seconds
+(per job, if the size is a number of jobs) on two clocks: CPU time, which other programs disturb
+less, and wall time. Those that measure memory return bytes per job, as the system sees them
+(``/proc``, so on Linux only): the difference between before the jobs are started and once they all
+sleep or are queued, each read after a garbage collection.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 FLOOR = ("raw", "AnyIO")
 ABREAST = 40
-"""How many threads at once: what AnyIO's default limiter admits."""
+"""How many threads run at once: as many as AnyIO's default limiter admits."""
 LIMIT, THREADS = 10, 4
 """How many jobs, and how many threads, a limit lets run at once."""
 TIMES = 30
-"""How often work is replaced, or a group cancelled, while others are alive."""
+"""How often work is replaced or a group cancelled while other jobs are alive."""
 STATUS = Path("/proc/self/status")
 IMPORTS = {
     "python": "pass",
@@ -49,38 +49,38 @@ IMPORTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One way on one loop, in one size."""
+    """One way to run jobs, on one event loop, at one size."""
 
     way: str
     loop: str
     size: int
     run: Callable[..., float | tuple[float, ...]] = field(compare=False)
-    """Measure once; gives the time on each clock, or another value.
+    """Measure once, and return the time on each clock, or another value.
 
-    Takes an amount in place of the size, to count more instructions or fewer.
+    An amount may be given in place of the size, to count more or fewer instructions.
     """
 
     @property
     def key(self):
-        """What stands for the case on a command line."""
+        """The name of the case on a command line."""
         return f"{self.way}/{self.loop}/{self.size}"
 
 
 @dataclass
 class Scenario:
-    """Cases that are measured in turn, and the ways that they are held against."""
+    """Cases that are measured in turn, and the ways that they are compared with."""
 
     name: str
     title: str
     against: tuple[str, ...]
     cases: list[Case]
     unit: str = ""
-    """The unit of what is shown as it is; of times only the ratios are shown."""
+    """The unit of values that are shown; empty for times, of which only ratios are shown."""
     clock: str = "processor"
-    """The clock that counts, of ``CLOCKS``; threads wait for each other, so theirs is the wall."""
+    """The clock of ``CLOCKS`` that counts: wall time for threads, which wait for each other."""
 
     def base_of(self, case: Case, name: str) -> Case | None:
-        """Find what a case is held against."""
+        """Find the case that a case is compared with."""
         for other in self.cases:
             if other.loop != case.loop:
                 continue
@@ -92,7 +92,7 @@ class Scenario:
 
 
 class Jobs:
-    """The jobs that are run, in the terms of one loop, so that no library has a part in them."""
+    """The jobs to run, written directly for one event loop, so that they involve no library."""
 
     def __init__(self, loop):
         self.sleeps = partial(trio.sleep if loop == "trio" else asyncio.sleep, 0)
@@ -107,7 +107,7 @@ class Jobs:
         await asyncio.get_running_loop().create_future()
 
     async def settle(self):
-        """Let all that is ready have its turn, several times."""
+        """Let every task that is ready run, several times."""
         for _ in range(10):
             await self.sleeps()
 
@@ -128,12 +128,12 @@ def measure(way, loop, scenario, *args):
 
 
 def each(scenario, sizes, *args, needs, loops=ALL, ways=None, limit=None):
-    """Make the cases of all ways that have what is needed, on all loops, in all sizes.
+    """Create the cases of all ways that have the methods needed, on all loops, at all sizes.
 
     Args:
-        scenario: ``async def scenario(way, jobs, size, *args)``, which gives what it measured.
+        scenario: ``async def scenario(way, jobs, size, *args)``, which returns what it measured.
         sizes: The sizes.
-        args: More arguments for it.
+        args: More arguments for the scenario.
         needs: The methods that a way must have.
         loops: The loops.
         ways: The names of the ways; None for all.
@@ -162,12 +162,12 @@ def clocks():
 
 
 def since(begun, times):
-    """Give the seconds that have passed on both clocks, divided by how often something was done."""
+    """Return the seconds that have passed on both clocks, divided by a number of repetitions."""
     return tuple((now - then) / times for now, then in zip(clocks(), begun, strict=True))
 
 
 async def spawn(way, jobs, size, start, job):
-    """Start jobs and wait for the end of all."""
+    """Start jobs and wait until all have ended."""
     begun = clocks()
     async with way:
         await getattr(way, start)(getattr(jobs, job), size)
@@ -175,7 +175,7 @@ async def spawn(way, jobs, size, start, job):
 
 
 async def cancel_all(way, jobs, size):
-    """Cancel jobs that all sleep, and wait for the end of all."""
+    """Cancel sleeping jobs all at once, and wait until all have ended."""
     async with way:
         await way.start(jobs.forever, size)
         await jobs.settle()
@@ -185,7 +185,7 @@ async def cancel_all(way, jobs, size):
 
 
 async def cancel_each(way, jobs, size):
-    """Cancel jobs that all sleep one by one, and wait for the end of all."""
+    """Cancel sleeping jobs one by one, and wait until all have ended."""
     async with way:
         handles = await way.start_each(jobs.forever, size)
         await jobs.settle()
@@ -195,7 +195,7 @@ async def cancel_each(way, jobs, size):
 
 
 async def exclusive(way, jobs, others):
-    """Start work that takes the place of its like, while others live in groups of their own."""
+    """Start work that replaces earlier work, while other jobs are alive in groups of their own."""
     async with way:
         await way.start_others(jobs.forever, others)
         await way.replace(jobs.forever)
@@ -211,7 +211,7 @@ async def exclusive(way, jobs, others):
 
 
 async def cancel_group(way, jobs, others):
-    """Cancel a group of ten, while others live in groups of their own."""
+    """Cancel a group of ten jobs, while others are alive in groups of their own."""
     passed = 0.0, 0.0
     async with way:
         await way.start_others(jobs.forever, others)
@@ -228,11 +228,11 @@ async def cancel_group(way, jobs, others):
 
 
 def nothing():
-    """Take no time, in a thread."""
+    """Do nothing, in a thread."""
 
 
 async def threads_in_turn(way, _jobs, size):
-    """Run a function in a thread and wait for it, time after time."""
+    """Run a function in a thread and wait for it, again and again."""
     async with way:
         await way.run_thread(nothing)
         begun = clocks()
@@ -242,7 +242,7 @@ async def threads_in_turn(way, _jobs, size):
 
 
 async def threads_abreast(way, _jobs, size):
-    """Run a function in many threads at once and wait for all, time after time."""
+    """Run a function in many threads at once and wait for all, again and again."""
     async with way:
         await way.run_threads(nothing, ABREAST)
         begun = clocks()
@@ -252,7 +252,7 @@ async def threads_abreast(way, _jobs, size):
 
 
 async def threads_limited(way, _jobs, size):
-    """Run a function in many threads, few of them at once, and wait for the end of all."""
+    """Run a function in many threads, few of them at once, and wait until all have ended."""
     begun = clocks()
     async with way:
         await way.start_threads_limited(nothing, size)
@@ -260,7 +260,7 @@ async def threads_limited(way, _jobs, size):
 
 
 async def advance(way, _jobs, size):
-    """Tell of steps of progress, a hundred for each of the size."""
+    """Report progress, a hundred steps per unit of the size."""
     async with way:
         begun = clocks()
         await way.advance(size * 100)
@@ -268,17 +268,17 @@ async def advance(way, _jobs, size):
 
 
 def resident():
-    """Read the resident set of this process in bytes."""
+    """Read the resident set size of this process, in bytes."""
     gc.collect()
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024
 
 
 async def live(way, jobs, size):
-    """Bytes a job of jobs that all sleep; the caller keeps what stands for each."""
+    """Measure the bytes per sleeping job; the caller keeps a handle of each."""
     async with way:
-        # Few, and they suspend: the memory of tasks that have ended is used again, and of jobs that
-        # return at once some ways make a task each, and others one for all.
+        # Warm up with few jobs that suspend. Few, because the memory of tasks that have ended is
+        # reused. For jobs that return at once, some ways create a task each, others one for all.
         await way.start(jobs.sleeps, 20)
         await jobs.settle()
         before = resident()
@@ -289,7 +289,7 @@ async def live(way, jobs, size):
 
 
 async def queued(way, jobs, size):
-    """Bytes a job of jobs that wait for one that sleeps."""
+    """Measure the bytes per job that is queued behind a sleeping one."""
     async with way:
         await jobs.settle()
         before = resident()
@@ -299,13 +299,13 @@ async def queued(way, jobs, size):
 
 
 def tell_and_end(value):
-    """Hand over what was measured and end, without taking down what was set up."""
+    """Print what was measured and exit at once, without any teardown."""
     print(value, flush=True)
     os._exit(0)
 
 
 def _followed(name, title, do):
-    """Make a scenario of 200 workers that are followed one by one."""
+    """Create a scenario of 200 workers that are watched one by one."""
     ways = (watching.UNFOLLOWED, watching.STREAM, watching.QUEUE, "Creche")
     cases = [
         Case(way, loop, 200, partial(watching.followed, way, loop, 200, do))
@@ -325,7 +325,7 @@ def _in_pool(loop, size, amount=None):
 
 
 def spent_on(program):
-    """Run a program in a process of its own; give the seconds that it took, on both clocks."""
+    """Run a program in a process of its own, and return the seconds it took on both clocks."""
     begun, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -334,7 +334,7 @@ def spent_on(program):
 
 
 def scenarios(*, full):
-    """Give all scenarios, in quick or in full size."""
+    """Return all scenarios, at the quick or the full size."""
     jobs = [5_000 if full else 300]
     limited = [100_000 if full else 1_000]
     cancelled = [10_000 if full else 500]
@@ -512,7 +512,7 @@ def scenarios(*, full):
             "progress",
             "a hundred updates of progress",
             ("raw", "Textual"),
-            # The loop has no part in it.
+            # It does not involve the event loop.
             each(advance, [1_000 if full else 200], needs=["advance"], loops=["asyncio"]),
         ),
         Scenario(

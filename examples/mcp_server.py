@@ -1,11 +1,11 @@
 """An MCP server with a tool that takes a while: it finds files that are copies of others.
 
-The client sees how far it is, is asked what to do with what was found, and can call it off. Run it
-from a client, which speaks to it over its standard input and output:
+The client sees the progress, is asked what to report, and can cancel the task. Run it from a
+client, which talks to it over standard input and output:
 
     python examples/mcp_server.py
 
-or as a server on HTTP, at http://127.0.0.1:8000/mcp:
+or as an HTTP server, at http://127.0.0.1:8000/mcp:
 
     python examples/mcp_server.py --http
 """
@@ -33,7 +33,7 @@ REPORT = {"type": "string", "enum": ["names", "number"], "description": "What to
 
 
 def digest(path: Path, worker: Worker[object]) -> bytes:
-    """Hash a file, and stop between two pieces of it once the task was cancelled."""
+    """Hash a file, and stop between two chunks if the task is cancelled."""
     hashed = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -64,10 +64,10 @@ def find_copies(folder: str) -> str:
 
 
 async def main(transport: str) -> None:
-    """Serve until the client leaves, or the process is told to end."""
+    """Serve until the client disconnects or the process is told to stop."""
     async with Node("copies") as node:
         tasks = Tasks(Jobs(node), poll_interval=0.2)
-        node.group("reading", limit=2)  # the disk has no use for more
+        node.group("reading", limit=2)  # more would not make the disk any faster
         tasks.tool(options={"group": "reading"})(find_copies)
         server = MCPServer("copies", extensions=[tasks], log_level="WARNING")
         if transport == "--http":

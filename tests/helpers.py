@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Helpers that the tests share."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["BaseExceptionGroup", "ExceptionGroup"]
 
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 ROOM = 200
-"""How much deeper into the stack one may go in ``shallow()``."""
+"""How many more frames the stack has room for in ``shallow()``."""
 RENDEZVOUS = 10.0
-"""Seconds after which a thread that nobody met gives up: a failure, never a delay."""
+"""Seconds until a wait gives up; reaching them is a failure, never a normal delay."""
 
 
 class Listener(Node):
-    """A node that keeps the changes of state that its handler was told of."""
+    """A node that keeps the state changes that its handler gets."""
 
     def __init__(self, name="app", **kwargs):
         super().__init__(name, **kwargs)
@@ -46,7 +46,7 @@ class Listener(Node):
 
 
 class Meeting:
-    """A place in a thread at which it waits for the test, and the test for it."""
+    """A rendezvous at which a thread and the test wait for each other."""
 
     def __init__(self):
         self.arrived = threading.Event()
@@ -65,9 +65,9 @@ class Meeting:
 
 @contextmanager
 def no_collection():
-    """Keep the garbage collector away: what goes, goes by itself.
+    """Disable the garbage collector, so that only reference counts free objects.
 
-    And the log: the test runner keeps its records, and they hold the errors that they tell of.
+    Disable the log, too: the test runner keeps its records, which hold the errors they report.
     """
     logger = logging.getLogger("creche")
     gc.collect()
@@ -96,7 +96,7 @@ def shallow():
 
 @contextmanager
 def counted():
-    """Count the calls of the library's functions, on which time is spent, in a list of one."""
+    """Count the calls of the library's functions, a measure of its work, in a list of one."""
     calls = [0]
 
     def count(frame, event, arg):
@@ -110,20 +110,20 @@ def counted():
 
 
 async def settle(turns=20):
-    """Let everything happen that needs no more than some turns of the loop."""
+    """Let everything happen that needs only a few iterations of the event loop."""
     for _ in range(turns):
         await lowlevel.checkpoint()
 
 
 async def let_threads_free():
-    """Have an idle thread run: without a GIL, what it has made is freed only then."""
+    """Make an idle thread run: without a GIL, objects that it has created are freed only then."""
     if not HAS_GIL:
         await anyio.to_thread.run_sync(int)
         await settle()
 
 
 async def until_gone(reference):
-    """Turn the loop until nothing holds an object; a thread that did needs a moment."""
+    """Run the loop until the object is freed; a thread that held it needs a moment."""
     with anyio.fail_after(RENDEZVOUS):
         while reference() is not None:
             await settle()
@@ -131,13 +131,13 @@ async def until_gone(reference):
 
 
 async def set_later(event):
-    """Let happen what can, then set an event."""
+    """Let the loop settle, then set an event."""
     await settle()
     event.set()
 
 
 async def fail(error):
-    """Raise an error, as work that fails."""
+    """Raise an error, as the work of a worker that fails."""
     raise error
 
 
@@ -150,13 +150,13 @@ async def fail_late(error):
 
 
 async def give_later(value, gate):
-    """Give a value as the gate opens."""
+    """Return a value once the gate is open."""
     await gate.wait()
     return value
 
 
 async def slow_to_leave(gate):
-    """Sleep; once cancelled, leave as the gate opens."""
+    """Sleep; once cancelled, end only when the gate is open."""
     try:
         await anyio.sleep_forever()
     finally:
@@ -165,7 +165,7 @@ async def slow_to_leave(gate):
 
 
 async def limp():
-    """Serve badly: ready, failed after 5 s and begun again 1 s later; run with stall_after=10."""
+    """Be ready, fail after 5 s, restart 1 s later, then stall; run with stall_after=10."""
     me = get_current_worker()
     me.ready()
     await anyio.sleep(5)
@@ -174,7 +174,7 @@ async def limp():
 
 
 def run_python(program, *arguments, warnings="error"):
-    """Run a program to its end in a process of its own, and give how it ended and what it said."""
+    """Run a program in a process of its own, and return the finished process with its output."""
     return subprocess.run(
         [sys.executable, "-W", warnings, "-c", program, *arguments],
         capture_output=True,
@@ -185,33 +185,33 @@ def run_python(program, *arguments, warnings="error"):
 
 
 def trio_random():
-    """Give what Trio shuffles with."""
+    """Return the random number generator that Trio shuffles tasks with."""
     from trio._core import _run  # noqa: PLC0415 (absent where Trio is)
 
     return _run._r
 
 
 async def until(condition):
-    """Turn the loop until something holds."""
+    """Run the loop until a condition holds."""
     with anyio.fail_after(RENDEZVOUS):
         while not condition():
             await lowlevel.checkpoint()
 
 
 def leaves(error):
-    """Give the single errors in a group, in order."""
+    """Return the single errors in an exception group, in order."""
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in leaves(each)]
     return [error]
 
 
 def told(caplog):
-    """What the library has told: asyncio's own tells of slow calls, when the machine is busy."""
+    """Return the records of the library only: asyncio logs slow calls on a busy machine."""
     return [record for record in caplog.records if record.name == "creche"]
 
 
 def events(response):
-    """Yield the events of an open SSE response of httpx as they come: type, id and data."""
+    """Yield the type, id and data of each event of an open SSE response of httpx."""
     found = {}
     for line in response.iter_lines():
         name, _, value = line.partition(": ")

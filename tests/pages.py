@@ -1,4 +1,4 @@
-"""The pages, README and docs, and the Python in them; run with a folder, it writes that there."""
+"""The pages (README and docs) and their Python code; run with a folder to write it there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROSE = [*PAGES, *sorted(path for path in ROOT.glob("*.md") if path not in PAGES)]
-# A block may really swallow its own cancellation, so that what it binds may be unbound after it.
+# A ``with`` block may swallow its own cancellation, so names bound in it may be unbound after it.
 PYRIGHT = '{"typeCheckingMode": "strict", "reportPossiblyUnboundVariable": "none"}\n'
 
 
 def blocks(page):
-    """Give the blocks of Python in a page, each below as many empty lines as are above it."""
+    """Return the Python blocks of a page, each padded to keep its line numbers."""
     text = page.read_text()
     return [
         "\n" * text.count("\n", 0, found.start(1)) + found[1]

@@ -1,8 +1,8 @@
-"""Words and phrases that pages, docstrings, comments and error messages do not use.
+"""A linter for words and phrases that pages, docstrings, comments and messages must not use.
 
-``python tests/prose.py`` lists where they do; the session ``lint`` runs it. Each is stiff, outdated
-or not idiomatic, and is listed with what to write instead. Code is skipped, in pages and in
-docstrings. Of the core, everything is read: private docstrings and comments too.
+``python tests/prose.py`` lists where they do; the session ``lint`` runs it. Each phrase is stiff,
+outdated or not idiomatic, and is listed with what to write instead. Code is skipped, in pages and
+in docstrings. In the core, private docstrings and comments are read, too.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def without_code(text):
 
 
 def docstrings(node, names, *, is_public=True):
-    """Give the docstrings of public names in a file or class, and where they begin."""
+    """Yield the docstrings of public names in a file or class, and the lines they begin in."""
     for child in node.body:
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             if is_public and isinstance(child.value.value, str):
@@ -103,7 +103,7 @@ def docstrings(node, names, *, is_public=True):
 
 
 def private(source, tree):
-    """Give the comments of a file and all its docstrings, and where they begin."""
+    """Yield all comments and docstrings of a file, and the lines they begin in."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
@@ -114,7 +114,7 @@ def private(source, tree):
 
 
 def messages(tree):
-    """Give the texts in what a file raises, and where they are."""
+    """Yield the strings in the raise statements of a file, and their lines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and node.exc is not None:
             for part in ast.walk(node.exc):
@@ -126,14 +126,14 @@ ALL = frozenset({""})
 
 
 def exported():
-    """Give the names in ``__all__`` of every file."""
+    """Yield the names in ``__all__`` of every file."""
     for path in SOURCES.rglob("*.py"):
         found = EXPORTS.search(path.read_text("utf-8"))
         yield from ast.literal_eval(found[1]) if found else ()
 
 
 def texts():
-    """Give what is to be read: a file, the line it begins in, and the text."""
+    """Yield every text to check: its file, the line it begins in, and the text."""
     for page in PROSE:
         yield page, 1, without_code(page.read_text("utf-8"))
     names = {*exported(), "StateChanged", "ProgressChanged", "Restarted", "Stalled", "Ready"}
@@ -151,7 +151,7 @@ def texts():
 
 
 def found():
-    """Give a line for each phrase that is not used."""
+    """Yield a line of output for each unwanted phrase found."""
     for path, first, text in texts():
         for phrase, instead in PHRASES.items():
             for match in phrase.finditer(text):

@@ -1,4 +1,4 @@
-"""The states of work that runs elsewhere, on an engine that does what the test says."""
+"""The states of work that runs elsewhere, with a fake engine that the test controls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ numbers = itertools.count()
 
 
 class Engines(RuleBasedStateMachine):
-    """Draws what happens here and on the far side, in any order that there can be."""
+    """Draws events on this side and on the engine's side, in any possible order."""
 
     backend: tuple[str, dict]
     workers = Bundle("workers")
@@ -43,7 +43,7 @@ class Engines(RuleBasedStateMachine):
         self.do(lambda: self.app.group("far", LIMIT))
 
     def do(self, *actions):
-        """Make calls on the loop with nothing in between, and let what follows from them happen."""
+        """Make calls on the loop with nothing in between, then let the loop settle."""
 
         async def act():
             made = [action() for action in actions]
@@ -57,13 +57,13 @@ class Engines(RuleBasedStateMachine):
         self.portal.call(settle, 10)
         return made
 
-    # the parts of rules; each is a call that may be made with others
+    # parts of rules; each returns a call, which may be made together with others
 
     def cancel(self, worker):
         return partial(worker.cancel, "drawn")
 
     def begin(self, worker):
-        """Have the engine make an attempt, if it has the work and is not at it."""
+        """Have the engine start an attempt, if it has the work and is not running it."""
         run = self.run_of(worker)
 
         def make():
@@ -74,7 +74,7 @@ class Engines(RuleBasedStateMachine):
         return make
 
     def report(self, worker):
-        """Have the engine say what came of an attempt that has ended."""
+        """Have the engine report the outcome of an attempt that has ended."""
         run = self.run_of(worker)
 
         def say():
@@ -154,7 +154,7 @@ class Engines(RuleBasedStateMachine):
 
     @rule(worker=workers)
     def is_called_off(self, worker):
-        """The engine is certain that what was cancelled in its queue will not begin."""
+        """The engine confirms that work cancelled in its queue will not begin."""
         self.do(self.be_certain(worker))
 
     def be_certain(self, worker):
@@ -163,7 +163,7 @@ class Engines(RuleBasedStateMachine):
 
     @rule(worker=workers)
     def machine_is_lost(self, worker):
-        """What a lost machine may still do is of no interest, and it may be begun again."""
+        """What a lost machine still does is ignored, and the work may be started again."""
         run = self.run_of(worker)
         if run is not None:
             self.lose_all(run)
@@ -173,7 +173,7 @@ class Engines(RuleBasedStateMachine):
         self.machine_is_lost(worker)
         self.do(self.begin(worker))
 
-    # what holds
+    # invariants
 
     def at_work(self, worker):
         run = self.run_of(worker)
@@ -238,7 +238,7 @@ class Engines(RuleBasedStateMachine):
                 if not self.at_work(worker):
                     self.do(self.crash(worker))
         for worker in self.records:
-            self.command(worker, "return")  # what was lost or abandoned
+            self.command(worker, "return")  # for attempts that were lost or abandoned
             self.do(self.report(worker))
         for run in self.engine.runs.values():
             for attempt in run.attempts:  # such as one that was lost, and begun again elsewhere
@@ -249,7 +249,7 @@ class Engines(RuleBasedStateMachine):
 
 def machine(backend):
     case = type(f"Engines_{backend}", (Engines,), {"backend": BACKENDS[backend]}).TestCase
-    # Threads meet at each step, so it takes longer than the machine of the core.
+    # Threads wait for each other at each step, so it is slower than the core's state machine.
     case.settings = settings(max_examples=settings.default.max_examples // 4)
     return case
 
@@ -286,7 +286,7 @@ async def finish(run, attempt, what="return"):
 
 
 async def test_lost_machine(engine, caplog):
-    """Work that the engine begins again is RUNNING on, at its beginning, in the next attempt."""
+    """Work that the engine starts again stays RUNNING, in its next attempt and at step 0."""
     async with Listener() as app:
         worker, script = start(app, engine)
         run = await handed_over(engine, script)
@@ -303,7 +303,7 @@ async def test_lost_machine(engine, caplog):
 
 
 async def test_cancelled_work_does_not_begin_again(engine):
-    """Work that was cancelled while its machine was lost is not begun again."""
+    """Work that is cancelled after its machine was lost is not started again."""
     async with Node("app") as app:
         worker, script = start(app, engine)
         run = await handed_over(engine, script)
@@ -319,7 +319,7 @@ async def test_cancelled_work_does_not_begin_again(engine):
 
 @pytest.mark.parametrize(("what", "end"), [("return", SUCCESS), ("raise", ERROR)])
 async def test_first_message_that_was_lost(engine, what, end):
-    """An outcome without a word before it makes up for that."""
+    """If the message that work has begun is lost, the outcome makes it RUNNING first."""
     async with Listener(exit_on_error=False) as app:
         worker, script = start(app, engine)
         run = await handed_over(engine, script)
@@ -340,7 +340,7 @@ class NoEars:
 
 
 async def test_cancelled_and_outcome_without_a_word(engine):
-    """Of work that was cancelled, and of which nothing was heard before, there is no result."""
+    """Cancelled work whose begin message was lost is CANCELLED without ever RUNNING."""
     async with Listener() as app:
         worker, script = start(app, engine)
         run = await handed_over(engine, script)
@@ -355,7 +355,7 @@ async def test_cancelled_and_outcome_without_a_word(engine):
 
 
 async def test_abandoned_cancellation_is_not_told(engine, caplog):
-    """Abandoned work that ends as cancelled is no failure, and one that fails is."""
+    """Abandoned work that fails is logged; if it ends by its cancellation it is not."""
     async with Node("app") as app:
         for what in ("check", "raise"):
             worker, script = start(app, engine, abandon_on_cancel=True)
@@ -370,7 +370,7 @@ async def test_abandoned_cancellation_is_not_told(engine, caplog):
 
 
 async def test_crash_before_it_was_heard_of(engine):
-    """Work whose machine died before a word of it is an ERROR that was never RUNNING."""
+    """Work whose machine dies before it reports that it began is ERROR without ever RUNNING."""
     async with Listener(exit_on_error=False) as app:
         worker, script = start(app, engine)
         (await handed_over(engine, script)).end(None)
@@ -379,7 +379,7 @@ async def test_crash_before_it_was_heard_of(engine):
 
 
 async def test_native_cancellation(engine, anyio_backend_name):
-    """A native cancellation is heard of, and the work is waited for, however often it comes."""
+    """A worker cancelled natively, once or twice, is cancelled and still waits for its work."""
     if anyio_backend_name == "trio":
         pytest.skip("Trio has no native cancellation of a task")
     import asyncio  # noqa: PLC0415 (of this backend)
@@ -400,7 +400,7 @@ async def test_native_cancellation(engine, anyio_backend_name):
 
 
 async def test_messages_that_come_too_late(engine):
-    """What is said after the end, of steps or of a begin, changes nothing."""
+    """Messages that arrive after the end, of progress or of a begin, change nothing."""
     async with Node("app") as app:
         worker, script = start(app, engine)
         run = await handed_over(engine, script)
@@ -421,7 +421,7 @@ async def test_messages_that_come_too_late(engine):
 
 
 async def test_closed_bridge_answers(engine):
-    """A begin from another thread once the node is closed gets its answer."""
+    """A begin message from another thread after the node has closed is answered, with False."""
     jobs = []
 
     async def way(job):
@@ -440,7 +440,7 @@ async def test_closed_bridge_answers(engine):
 
 
 async def test_record_that_cannot_be_logged(engine, caplog):
-    """A record whose filter raises is told of, and one below the level is dropped."""
+    """A record whose filter raises is reported in the log; one below the level is dropped."""
     record = {"name": "elsewhere", "levelno": logging.ERROR, "levelname": "ERROR", "msg": "hello"}
     target = logging.getLogger("elsewhere")
 
@@ -466,7 +466,7 @@ async def test_record_that_cannot_be_logged(engine, caplog):
 
 @pytest.mark.parametrize("is_hidden", [True, False])
 async def test_frames_of_a_way(is_hidden):
-    """The frames of a way that says it is one are cut from the traceback; others are kept."""
+    """A way with __tracebackhide__ has its frames cut from the traceback; others keep them."""
     module = {"__name__": "somewhere", "__tracebackhide__": is_hidden}
     exec("async def way(job):\n    return job.work()", module)  # noqa: S102 (a module of its own)
 

@@ -1,6 +1,6 @@
-"""The recipes of docs/hosting.md in the programs that they are for, as their users run them.
+"""The recipes of docs/hosting.md, in the frameworks that they are for, run as users run them.
 
-Each in a process of its own. A worker that fails is told, nothing hangs and nothing is left.
+Each runs in a process of its own. A failed worker is reported, nothing hangs and nothing is left.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def fail() -> None:
 
 
 def recipe(mark):
-    """Give the code of the page that something stands in."""
+    """Return the only block of code in the page that contains the mark."""
     (code,) = [code for code in blocks(PAGE) if mark in code]
     return code
 
@@ -43,7 +43,7 @@ def needs(*packages):
 
 
 def run(folder, *command):
-    """Run a module in a folder to its end, and give how it ended and what it said."""
+    """Run a module in a folder, and return the finished process with its output."""
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
@@ -60,7 +60,7 @@ def run(folder, *command):
 
 
 class Server:
-    """A server on a socket in its folder."""
+    """A server that listens on a socket in its folder."""
 
     def __init__(self, process, folder):
         self._process = process
@@ -74,9 +74,9 @@ class Server:
             self.said += line
 
     def ask(self, request):
-        """Give the answer to the first line of a request."""
+        """Send the first line of a request, and return the response."""
         before = Path.cwd()
-        os.chdir(self._folder)  # the name of a socket must be short
+        os.chdir(self._folder)  # the path of a socket must be short
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(60)
@@ -87,7 +87,7 @@ class Server:
             os.chdir(before)
 
     def end(self):
-        """Send it a SIGTERM, and give its exit status."""
+        """Send SIGTERM to the server, and return its exit status."""
         self._process.send_signal(signal.SIGTERM)
         self.said += self._process.communicate(timeout=60)[0]
         return self._process.returncode
@@ -124,7 +124,7 @@ SERVERS = [
 @pytest.mark.skipif(sys.platform == "win32", reason="sockets with names")
 @pytest.mark.parametrize(("mark", "command", "status"), SERVERS)
 def test_server(tmp_path, mark, command, status):
-    """A server starts with its node, and ends with it by SIGTERM."""
+    """A server starts with its node, and SIGTERM ends both."""
     with serve(tmp_path, recipe(mark), *command) as server:
         server.read_until("unning on")
         assert " 200 OK" in server.ask("GET /health")
@@ -137,7 +137,7 @@ def test_server(tmp_path, mark, command, status):
 @pytest.mark.skipif(sys.platform == "win32", reason="sockets with names")
 @pytest.mark.parametrize(("mark", "command", "status"), SERVERS)
 def test_server_whose_worker_fails(tmp_path, mark, command, status):
-    """It is told at once, the server goes on and knows, and at the end the error is raised."""
+    """A failure is logged at once, GET /health gives 503, and the error is raised at the end."""
     code = recipe(mark)
     broken = re.sub(r"await \w+\.sleep.* # look for news", 'raise ValueError("of us")', code)
     assert broken != code
@@ -173,7 +173,7 @@ async def go() -> None:
 @needs("fastapi", "uvicorn")
 @pytest.mark.parametrize("has_limiter", [True, False])
 def test_threads_of_jobs_and_of_the_framework(tmp_path, has_limiter):
-    """A plain endpoint is served while jobs have a limiter of their own; else it waits for them."""
+    """A sync endpoint is served while jobs run if they have their own limiter, else it waits."""
     code = recipe("/conversions").replace("time.sleep(0.1)", "GO.wait(60)") + WAITING
     if not has_limiter:
         code = code.replace(", limiter=JOBS", "")
@@ -222,7 +222,7 @@ SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")  # unset, it warns
 
 @needs("pytest_asyncio")
 def test_pytest_asyncio(tmp_path):
-    """A fixture that a host holds is left in another task, and raises what failed."""
+    """With pytest-asyncio, the fixture holds a host; a failed worker is an error at teardown."""
     options = ("-p", "no:anyio", "-p", "no:trio", *SCOPE)
     code = recipe("pytest_asyncio")
     said = pytest_in(tmp_path, code, *options)
@@ -237,7 +237,7 @@ def test_pytest_asyncio(tmp_path):
 
 @needs("pytest_trio", "trio")
 def test_pytest_trio(tmp_path):
-    """A host lives in the nursery of the test; what failed makes the test fail."""
+    """With pytest-trio, the host runs in the test's nursery; a failed worker fails the test."""
     options = ("-p", "no:anyio", "-p", "no:asyncio")
     code = recipe("@pytest.mark.trio")
     said = pytest_in(tmp_path, code, *options)
@@ -249,7 +249,7 @@ def test_pytest_trio(tmp_path):
 
 
 def test_plugin_of_anyio(tmp_path):
-    """A host lives in a task group of the fixture, which raises what failed."""
+    """With AnyIO's plugin, the fixture's task group holds a host; failures raise at teardown."""
     options = ("-p", "no:asyncio", "-p", "no:trio")
     backends = ["asyncio", *(["trio"] if find_spec("trio") else [])]
     fixture = f"\n\n@pytest.fixture(params={backends})\ndef anyio_backend(request):"
@@ -264,7 +264,7 @@ def test_plugin_of_anyio(tmp_path):
 
 
 def test_test_case_of_the_standard_library(tmp_path):
-    """A host of asyncSetUp() is stopped by a cleanup, which is an error where a worker failed."""
+    """A cleanup stops the host that asyncSetUp() started, and raises if a worker failed."""
     code = recipe("IsolatedAsyncioTestCase")
     (tmp_path / "test_recipe.py").write_text(code)
     done = run(tmp_path, "unittest")
@@ -310,7 +310,7 @@ assert not manager.is_alive()
 
 
 def run_notebook(cells, shows="text/plain"):
-    """Run cells in a kernel; give for each how it ended, and what is below it."""
+    """Run cells in a kernel; return the status and the output of each."""
     done = subprocess.run(
         [sys.executable, "-c", NOTEBOOK, shows],
         input=json.dumps(cells),
@@ -325,7 +325,7 @@ def run_notebook(cells, shows="text/plain"):
 
 @needs("ipykernel", "jupyter_client")
 def test_notebook():
-    """A node is opened in one cell, used in others and closed in the last."""
+    """A node can be opened in one cell, used in others and closed in the last."""
     cells = re.findall(r"^```ipython\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     left = "worker.state.name, [task for task in asyncio.all_tasks() if 'lab' in task.get_name()]"
     told = run_notebook([*cells, left])
@@ -344,7 +344,7 @@ def test_notebook():
 
 @needs("ipykernel", "jupyter_client")
 def test_notebook_that_is_closed():
-    """A kernel ends though a node is open in it."""
+    """A kernel shuts down even if a node is open in it."""
     cell = "import asyncio\nfrom creche import Node\nfrom creche.hosting import Host\n"
     cell += "host = Host(Node('lab')); await host.start()\n"
     cell += "host.node.run_worker(asyncio.sleep(3600))"
@@ -368,7 +368,7 @@ async with live_board(Node("lab")) as board, board.node as lab:
 
 @needs("ipykernel", "jupyter_client", "rich")
 def test_notebook_that_shows_a_board():
-    """A live board is one display of the cell, that is updated in place; it can be shown again."""
+    """A live board is one output of its cell, updated in place, and can be displayed again."""
     told = run_notebook([BOARD, "board"], shows="text/html")
     assert [status for status, _ in told] == ["ok", "ok"], told
     assert re.search(r"▾.* lab.*&lt;script&gt;copy.*closed", told[0][1], re.DOTALL)
@@ -382,7 +382,7 @@ def test_notebook_that_shows_a_board():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_class_with_start_and_stop(tmp_path, fails):
-    """The first program of the page ends by itself, and tells what failed."""
+    """The first program of the page ends by itself, and reports a worker that failed."""
     code = recipe("class Service:")
     if fails:
         code = code.replace("await asyncio.sleep(0.01)", 'raise ValueError("of us")')

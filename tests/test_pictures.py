@@ -20,13 +20,13 @@ def pictures():
 
 
 def test_the_diagram_of_the_states_is_up_to_date(pictures):
-    """The file shows the table of states as it is; ``nox -s pictures`` draws it anew."""
+    """The file matches the table of states; ``nox -s pictures`` draws it again."""
     kept = (DOCS / "pictures" / "states.svg").read_text(encoding="utf-8")
     assert pictures.states() == kept
 
 
 def test_each_change_of_state_is_an_arrow(pictures):
-    """What is drawn are the changes of the table, and no others."""
+    """The arrows are exactly the transitions of the table."""
     titles = ET.fromstring(pictures.states()).iter("{http://www.w3.org/2000/svg}title")  # noqa: S314 (our own)
     assert sorted(title.text for title in titles)[:-1] == [
         "PENDING to CANCELLED",
@@ -39,7 +39,7 @@ def test_each_change_of_state_is_an_arrow(pictures):
 
 
 def test_all_pictures_can_be_drawn(pictures, monkeypatch, tmp_path):
-    """The command writes every picture that there is, the same each time, and each is XML."""
+    """The command writes every picture, the same each time, and each is an SVG file."""
     pytest.importorskip("rich")
     pytest.importorskip("trio")
     monkeypatch.setattr(pictures, "PLACE", tmp_path / "pictures")
@@ -55,7 +55,7 @@ def test_all_pictures_can_be_drawn(pictures, monkeypatch, tmp_path):
 
 
 def test_the_board_is_in_its_picture(pictures):
-    """The picture of the board shows workers, what waits, and the failure."""
+    """The picture of the board shows running workers, queued ones and a failure."""
     pytest.importorskip("rich")
     pytest.importorskip("trio")
     text = pictures.board().replace("&#160;", " ")

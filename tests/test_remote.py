@@ -59,8 +59,8 @@ anyio.run(main, backend=sys.argv[1])
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch, tmp_path_factory):
-    """A folder for temporary files, with a short name, as sockets need it."""
-    tmp_path_factory.getbasetemp()  # that of pytest is elsewhere
+    """A folder for temporary files with a short path, as sockets need."""
+    tmp_path_factory.getbasetemp()  # pytest's own folder stays elsewhere
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("TMPDIR", folder)
         monkeypatch.setattr(tempfile, "tempdir", folder)
@@ -69,7 +69,7 @@ def place(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def hurry(monkeypatch):
-    """Wait for answers that will not come hardly at all."""
+    """Give up almost at once on answers that will not come."""
     monkeypatch.setattr(remote, "_PATIENCE", 0.01)
 
 
@@ -79,7 +79,7 @@ def sockets(place):
 
 @contextmanager
 def running(text, backend):
-    """A program in another process, from when it is ready until its input has ended."""
+    """Run a program in another process; enter once it is ready, and end it on leaving."""
     with subprocess.Popen(
         [sys.executable, "-c", text, backend["backend"]],
         stdin=subprocess.PIPE,
@@ -100,7 +100,7 @@ def in_thread(pid=OWN):
 
 @posix
 def test_command(place, backend):
-    """Another process prints the tree, and the socket is gone when the program has ended."""
+    """The command prints the tree of another process; the socket is gone when that has ended."""
     with running(PROGRAM, backend) as program:
         (path,) = sockets(place)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -122,7 +122,7 @@ def test_command(place, backend):
 
 @posix
 async def test_two_trees_of_one_process():
-    """Each tree that a process serves is told, in the order in which they began."""
+    """All trees that a process serves are shown, in the order in which they were served."""
     async with serve_tree(Node("first")), serve_tree(Node("second")):
         said = await in_thread()
     assert said == "node first: not open yet\nnode second: not open yet\n"
@@ -130,7 +130,7 @@ async def test_two_trees_of_one_process():
 
 @posix
 async def test_who_leaves_early_disturbs_nobody(caplog):
-    """Who asks and does not wait for the answer is forgotten, and the next is answered."""
+    """A client that disconnects before the answer is ignored, and the next one is answered."""
     async with serve_tree(Node("app")):
         for _ in range(3):
             with socket.socket(socket.AF_UNIX) as connection:
@@ -141,7 +141,7 @@ async def test_who_leaves_early_disturbs_nobody(caplog):
 
 @posix
 async def test_a_tree_that_cannot_be_drawn_is_told_by_the_log(monkeypatch, caplog):
-    """An error in answering is in the log, and the program goes on."""
+    """An error while answering is logged, and the program goes on."""
 
     def refuse(node):
         raise OSError("no tree")
@@ -156,7 +156,7 @@ async def test_a_tree_that_cannot_be_drawn_is_told_by_the_log(monkeypatch, caplo
 
 @posix
 async def test_a_folder_that_is_not_private(place):
-    """A folder that others may enter, and a link, are refused by both sides."""
+    """Both sides refuse a folder that others may enter, and a symbolic link."""
     folder = place / f"creche-{os.geteuid()}"
     elsewhere = place / "elsewhere"
     elsewhere.mkdir(0o700)
@@ -180,7 +180,7 @@ async def test_a_folder_that_is_not_private(place):
 
 
 def read_without_debugger(pid=OWN):
-    """Ask as before Python 3.14."""
+    """Read the tree as on Python 3.13 or earlier, without sys.remote_exec()."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(sys, "remote_exec", raising=False)
         return read_tree(pid)
@@ -188,7 +188,7 @@ def read_without_debugger(pid=OWN):
 
 @posix
 def test_a_socket_that_was_left_behind(place):
-    """A socket that nobody is behind any more is passed over."""
+    """A socket that no server listens on any more is skipped."""
     folder = place / f"creche-{os.geteuid()}"
     folder.mkdir(0o700)
     with socket.socket(socket.AF_UNIX) as left:
@@ -203,7 +203,7 @@ def test_a_socket_that_was_left_behind(place):
 
 @posix
 def test_a_loop_that_is_blocked(place, hurry):
-    """Who does not answer in time is told to be blocked."""
+    """If a process does not answer in time, the error says that its loop may be blocked."""
     folder = place / f"creche-{os.geteuid()}"
     folder.mkdir(0o700)
     with socket.socket(socket.AF_UNIX) as server:
@@ -218,7 +218,7 @@ def test_a_loop_that_is_blocked(place, hurry):
 
 @posix
 def test_a_process_that_is_not_there():
-    """Numbers of no process, and of groups of them, are refused."""
+    """Numbers of no process, and those that stand for process groups, are refused."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     for pid in (0, -1, 2**40, ended.pid):
@@ -228,7 +228,7 @@ def test_a_process_that_is_not_there():
 
 @posix
 def test_a_process_of_another_user(monkeypatch):
-    """One is told whose process it is."""
+    """The error says that the process belongs to another user."""
 
     def kill(pid, number):
         assert number == 0
@@ -240,14 +240,14 @@ def test_a_process_of_another_user(monkeypatch):
 
 
 async def test_misuse():
-    """What is no node is refused."""
+    """serve_tree() refuses what is not a node."""
     with pytest.raises(WorkerError, match=r"serve_tree\(\) takes a Node, not 'app'"):
         async with serve_tree("app"):
             pass
 
 
 async def test_a_system_without_such_sockets(monkeypatch):
-    """As on Windows: the program is told at once, and no signal is sent to ask for a process."""
+    """Without such sockets (Windows), both sides raise at once and no signal is sent."""
     monkeypatch.delattr(os, "geteuid", raising=False)
     monkeypatch.setattr(os, "kill", None)
     with pytest.raises(WorkerError, match="needs sockets with names, which this system does not"):
@@ -257,13 +257,13 @@ async def test_a_system_without_such_sockets(monkeypatch):
         read_without_debugger()
 
 
-# without one, from Python 3.14 on
+# without a server, from Python 3.14 on
 
 
 @posix
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="new in 3.14")
 def test_a_process_that_serves_nothing(backend):
-    """The trees of a real process are told, as it goes on with its work."""
+    """The tree of a real process is shown, while the process goes on with its work."""
     with running(BUSY, backend) as program:
         said = read_tree(program.pid)
     assert said.startswith("node app: open")
@@ -271,12 +271,12 @@ def test_a_process_that_serves_nothing(backend):
     assert program.returncode == 0
 
 
-# the same; what attaches is simulated
+# without a server, sys.remote_exec() being simulated
 
 
 @pytest.fixture
 def attach(monkeypatch):
-    """Say what ``sys.remote_exec()`` does with the text of the script."""
+    """Replace ``sys.remote_exec()`` by a function that gets the text of the script."""
 
     def install(run):
         def remote_exec(pid, path):
@@ -289,7 +289,7 @@ def attach(monkeypatch):
 
 
 async def test_all_trees_of_a_process(attach):
-    """The trees of a process are told that does not serve them, each from its root."""
+    """All trees of a process that serves none are shown, each from its root."""
     attach(lambda script: exec(script, {}))  # noqa: S102 (our own)
     async with Node("app 12345") as app, Node("page", parent=app):
         said = await in_thread()
@@ -299,7 +299,7 @@ async def test_all_trees_of_a_process(attach):
 
 
 def test_a_process_without_a_node(attach):
-    """A process that has no node says so, and so does one that has never heard of Creche."""
+    """A process without a node is reported as such, and so is one that does not use Creche."""
     before = "import creche\n"
     after = "import threading\n[each.join() for each in threading.enumerate()[1:]]\n"
 
@@ -321,7 +321,7 @@ def test_a_process_without_a_node(attach):
     ],
 )
 def test_a_process_that_may_not_be_attached_to(attach, error, message):
-    """One is told why, and what to do."""
+    """The error says why, and what to do."""
 
     def refuse(script):
         raise error
@@ -332,14 +332,14 @@ def test_a_process_that_may_not_be_attached_to(attach, error, message):
 
 
 def test_a_process_that_does_nothing(attach, hurry):
-    """A process that does not come to a line of Python does not answer."""
+    """A process that never reaches a line of Python does not answer."""
     attach(lambda script: None)
     with pytest.raises(WorkerError, match=f"process {OWN} has not answered for 0.01 seconds"):
         read_tree(OWN)
 
 
 def test_an_answer_that_comes_too_late(place):
-    """Whoever asked has gone, with the folder, and the program is not disturbed."""
+    """If the asking process has gone, and its folder with it, the program is not disturbed."""
     remote._tell(str(place / "gone" / "tree"))
 
 
@@ -347,14 +347,14 @@ def test_an_answer_that_comes_too_late(place):
 
 
 def test_the_command_tells_what_is_wrong(monkeypatch, capsys):
-    """The command prints one line, and the exit status says that there is no tree."""
+    """The command prints one line to stderr, and its exit status is 1."""
     monkeypatch.setattr(remote, "read_tree", lambda pid: (_ for _ in ()).throw(WorkerError("no")))
     assert command.main(["tree", "1"]) == 1
     assert capsys.readouterr() == ("", "creche: no\n")
 
 
 def test_the_tree_that_cannot_be_written(monkeypatch, capsys):
-    """Where there is no standard output, that is told."""
+    """Without standard output, the command says so and its exit status is 1."""
     monkeypatch.setattr(remote, "read_tree", lambda pid: "node app\n")
     monkeypatch.setattr(sys, "stdout", None)
     assert command.main(["tree", "1"]) == 1
@@ -363,7 +363,7 @@ def test_the_tree_that_cannot_be_written(monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments", [["tree"], ["tree", "file"], ["tree 1"], ["tree", "1", "2"]])
 def test_the_tour_of_files_that_are_called_tree(tmp_path, monkeypatch, capsys, arguments):
-    """All but ``tree`` with one number are paths, and the sums of those files are printed."""
+    """Arguments other than ``tree`` and one number are paths of files for the tour."""
     monkeypatch.chdir(tmp_path)
     for name in arguments:
         (tmp_path / name).write_text("content")

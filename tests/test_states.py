@@ -1,4 +1,4 @@
-"""The table of states, against every trigger in every state."""
+"""The table of state transitions, tested with every trigger in every state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTRACT = {
 
 
 def test_table_is_the_contract():
-    """The table has a row for each state and in it what the contract says."""
+    """The table has a row for each state, with the transitions that the contract allows."""
     assert {state: set(following) for state, following in TRANSITIONS.items()} == CONTRACT
     assert {CANCELLED, ERROR, SUCCESS} == FINAL
     assert [(state.name, state.value) for state in WorkerState] == [
@@ -34,7 +34,7 @@ def test_table_is_the_contract():
 
 
 def test_table_cannot_be_changed():
-    """The table is data that nobody changes."""
+    """The table is read-only."""
     with pytest.raises(TypeError):
         TRANSITIONS[PENDING] = frozenset()
 
@@ -47,7 +47,7 @@ def test_life_of_a_nursery_only_goes_on():
 
 
 async def reach(node, state):
-    """Make a worker that was not started here and bring it into a state by the setter."""
+    """Create a worker that is not started, and set its state step by step."""
     worker = node.run_worker(anyio.sleep_forever, start=False)
     path = {PENDING: [], RUNNING: [RUNNING], CANCELLED: [CANCELLED]}.get(state, [RUNNING, state])
     for each in path:
@@ -59,7 +59,7 @@ async def reach(node, state):
 @pytest.mark.parametrize("new", list(WorkerState))
 @pytest.mark.parametrize("old", list(WorkerState))
 async def test_setter_on_a_worker_not_started_here(old, new):
-    """An adapter may make the changes of the table, each announced once, and no other."""
+    """An adapter can set only the states that the table allows; each change is posted once."""
     async with Listener() as app:
         worker = await reach(app, old)
         await settle()
@@ -78,7 +78,7 @@ async def test_setter_on_a_worker_not_started_here(old, new):
 
 
 async def bring(node, state, gate):
-    """Have the node run a worker into a state."""
+    """Have the node run a worker until it is in the given state."""
 
     async def work():
         await gate.wait()
@@ -123,7 +123,7 @@ CANCELLING = {"cancel", "cancel_group", "cancel_node", "cancel_all", "set CANCEL
 @pytest.mark.parametrize("trigger", TRIGGERS)
 @pytest.mark.parametrize("old", list(WorkerState))
 async def test_triggers_on_a_worker_started_here(caplog, old, trigger):
-    """Every trigger in every state leads where the contract says, and is announced so."""
+    """Every trigger in every state has the effect that the contract says, and is posted."""
     gate = anyio.Event()
     async with Listener() as app:
         worker = await bring(app, old, gate)
@@ -156,7 +156,7 @@ async def test_triggers_on_a_worker_started_here(caplog, old, trigger):
 
 
 async def test_first_reason_wins():
-    """Cancel may be called again and changes nothing then."""
+    """Calling cancel() again changes nothing: the first reason stays."""
     async with Listener() as app:
         worker = app.run_worker(anyio.sleep_forever)
         worker.cancel("first")
@@ -168,7 +168,7 @@ async def test_first_reason_wins():
 
 
 async def test_cancel_of_a_finished_worker_changes_nothing():
-    """A worker that has ended is not cancelled any more."""
+    """Cancelling a worker that has ended does nothing."""
     async with Listener() as app:
         worker = app.run_worker(anyio.lowlevel.checkpoint)
         await worker.wait()
@@ -179,7 +179,7 @@ async def test_cancel_of_a_finished_worker_changes_nothing():
 
 
 async def test_cancelled_while_pending_is_never_entered():
-    """A worker cancelled before its first step is CANCELLED at once, and its work is not called."""
+    """A worker cancelled before its first step is CANCELLED at once, and its work never runs."""
     entered = []
 
     async def work():
@@ -201,7 +201,7 @@ async def test_cancelled_while_pending_is_never_entered():
 
 
 async def test_adapter_cannot_report_success_after_cancel():
-    """Cancel is final for work that runs elsewhere too."""
+    """After cancel() an adapter can only set CANCELLED or ERROR."""
     async with Listener() as app:
         worker = await reach(app, RUNNING)
         worker.cancel("no longer wanted")
@@ -215,7 +215,7 @@ async def test_adapter_cannot_report_success_after_cancel():
 
 
 async def test_adapter_in_another_thread():
-    """The setter may be used in any thread; a wrong change is an error there."""
+    """The state can be set from any thread; a transition that is not allowed raises there."""
 
     def adapt(worker):
         worker.state = RUNNING
@@ -233,7 +233,7 @@ async def test_adapter_in_another_thread():
 
 @pytest.mark.parametrize("limit", [None, 1])
 async def test_adding_leaves_an_adapters_worker_alone(limit):
-    """What runs elsewhere already as it is added takes no slot, and is not started here as well."""
+    """A worker that already runs elsewhere when it is added takes no slot and is not started."""
     async with Listener() as app:
         group = app.group("one", limit)
         worker = Worker(app, anyio.sleep_forever, group="one")
@@ -247,7 +247,7 @@ async def test_adding_leaves_an_adapters_worker_alone(limit):
 
 
 async def test_adapters_worker_that_is_refused_goes_on():
-    """A node that takes no more work has no say in what runs elsewhere already."""
+    """A closed node asks a worker that runs elsewhere to cancel, but it stays RUNNING."""
     async with Node("app") as app:
         pass
     waiting, running = [Worker(app, anyio.sleep_forever) for _ in range(2)]
@@ -260,7 +260,7 @@ async def test_adapters_worker_that_is_refused_goes_on():
 
 
 async def test_start_all_leaves_an_adapters_worker_alone():
-    """What an adapter runs is not started here as well."""
+    """start_all() does not start a worker that an adapter runs."""
     async with Listener() as app:
         worker = await reach(app, RUNNING)
         app.workers.start_all()
@@ -269,7 +269,7 @@ async def test_start_all_leaves_an_adapters_worker_alone():
 
 
 async def test_start_all_on_a_closing_node_where_nothing_waits():
-    """Where an adapter runs all that was not started here, a closed door is no error."""
+    """start_all() on a node that shuts down is no error if an adapter runs the only candidate."""
     async with Listener() as app, anyio.create_task_group() as tasks:
         worker = await reach(app, RUNNING)
         held = app.run_worker(anyio.sleep_forever)
@@ -281,7 +281,7 @@ async def test_start_all_on_a_closing_node_where_nothing_waits():
 
 
 async def test_adapter_that_never_ends_is_cancelled_with_the_node():
-    """Work that runs elsewhere does not keep a node open, and does not outlive it."""
+    """Work that runs elsewhere does not keep a node open, and is cancelled with it."""
     async with Listener() as app:
         running = await reach(app, RUNNING)
         pending = await reach(app, PENDING)
@@ -291,7 +291,7 @@ async def test_adapter_that_never_ends_is_cancelled_with_the_node():
 
 
 async def test_success_after_cancel_is_never_reported():
-    """Code that swallows its cancellation and returns a value is CANCELLED; the value stays."""
+    """Work that swallows its cancellation and returns is CANCELLED; its result is kept."""
 
     async def stubborn():
         try:
@@ -312,7 +312,7 @@ async def test_success_after_cancel_is_never_reported():
 
 
 async def test_state_of_a_worker_that_was_never_added():
-    """A worker that was made and never added can be run by an adapter as well."""
+    """An adapter can run a worker that was never added to its node."""
     async with Listener() as app:
         worker = Worker(app, anyio.sleep_forever)
         worker.state = RUNNING
@@ -322,7 +322,7 @@ async def test_state_of_a_worker_that_was_never_added():
 
 
 async def test_worker_that_is_added_to_no_node_outlives_its_own():
-    """What becomes of it once the node is closed is told to nobody, and nothing of it is kept."""
+    """A worker that was never added may outlive its node, without events and without a trace."""
 
     class App(Listener):
         def on_worker_progress_changed(self, event):

@@ -1,6 +1,6 @@
 """The fixture ``node`` of ``creche.testing.plugin``, with each plugin that runs async tests.
 
-Each in a pytest of its own, as its users run it.
+Each runs in a pytest process of its own, as users run it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ needs_asyncio = pytest.mark.skipif(not find_spec("pytest_asyncio"), reason="need
 
 
 def pytest_in(folder, code, plugin, *settings):
-    """Run tests by one plugin, with no other; give what pytest said."""
+    """Run tests with one of the async plugins only, and return the output of pytest."""
     (folder / "test_it.py").write_text(code)
     (folder / "conftest.py").write_text(CONFTEST)
     ini = ["[pytest]", "filterwarnings = error", *settings]
@@ -97,7 +97,7 @@ TOLD_BY = {
     "asyncio": ("3 passed, 1 error", AT_TEARDOWN, 1),
     "trio": ("1 failed, 2 passed", "ValueError: of the worker", None),
 }
-"""What pytest says by each plugin: the counts, the error, and how many groups there are."""
+"""The output of pytest with each plugin: the counts, the error, the number of groups."""
 
 
 @pytest.mark.parametrize("is_auto", [False, True])
@@ -106,7 +106,7 @@ TOLD_BY = {
     ["anyio", pytest.param("asyncio", marks=needs_asyncio), pytest.param("trio", marks=needs_trio)],
 )
 def test_plugins(tmp_path, plugin, is_auto):
-    """What failed is an error at teardown, or of the test with pytest-trio, marked or in a mode."""
+    """A failed worker is an error at teardown; with pytest-trio it fails the test itself."""
     mode = "true" if plugin == "trio" else "auto"
     code, settings = CODE + MARKED.format(plugin), ()
     if is_auto:
@@ -122,7 +122,7 @@ def test_plugins(tmp_path, plugin, is_auto):
 @needs_asyncio
 @pytest.mark.parametrize("is_default", [False, True])
 def test_loop_of_a_module(tmp_path, is_default):
-    """Where tests share the loop of a module, the node is opened in that loop."""
+    """If the tests of a module share an event loop, the node is opened in that loop."""
     code, settings = CODE + MARKED.format("asyncio(loop_scope='module')"), ()
     if is_default:
         code = CODE + MARKED.format("asyncio")
@@ -132,7 +132,7 @@ def test_loop_of_a_module(tmp_path, is_default):
 
 
 def test_virtual_clock(tmp_path):
-    """The fixture of the virtual clock is there, and may stand behind AnyIO's own."""
+    """The fixture of the virtual clock can be used as anyio_backend."""
     code = """
 import anyio
 import pytest
@@ -156,7 +156,7 @@ async def test_an_hour(node):
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_no_plugin(tmp_path, kind):
-    """A test that no plugin runs is told which marks there are."""
+    """In a test that no plugin runs, the fixture raises an error that names the marks."""
     prefix = "" if kind == "sync" else "async "
     code = f"{prefix}def test_it(node): pass\n"
     said = pytest_in(tmp_path, code, "anyio")

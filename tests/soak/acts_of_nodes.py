@@ -1,4 +1,4 @@
-"""What actors do with the tree of nodes, with messages and with those who listen."""
+"""What actors do with the tree of nodes, messages and subscriptions."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from creche import Message, Worker, WorkerError
 
 @act(1, "blocks")
 async def block(actor, node):
-    """Open a node below, here."""
+    """Open a child node in this task."""
     if actor.world.can_have_node():
         await open_block(actor, actor.world.new_node(actor.rng, node))
 
 
 @act(1, "blocks", LOOP)
 def block_elsewhere(actor, node):
-    """Open a node below, in a task outside of all nodes."""
+    """Open a child node in a task outside of all nodes."""
     if actor.world.can_have_node():
         actor.world.spawn(actor, open_block, actor.world.new_node(actor.rng, node))
 
 
 @act(0.3, "unopened", LOOP)
 def unopened(actor, node):
-    """Make a node that nobody opens."""
+    """Create a node that is never opened."""
     if actor.world.can_have_node():
         actor.world.new_node(actor.rng, node if actor.chance(0.5) else None)
 
@@ -61,7 +61,7 @@ async def remove(actor, node):
         actor.world.books.check_left(child)
 
 
-# messages and those who listen
+# messages and subscriptions
 
 
 @act(2, "messages", SIGNAL)
@@ -85,12 +85,12 @@ def listen(actor, node):
 
 
 async def _read(actor, node):
-    """Read what happens on a node, slowly, and perhaps not to the end."""
+    """Read the events of a node, slowly and perhaps not to the end."""
     kind = actor.rng.choice((Message, Worker.StateChanged, Worker.ProgressChanged))
     left = actor.rng.choice((3, 30, 10_000))
     events = []
     with anyio.CancelScope() as scope, contextlib.suppress(WorkerError):
-        if not node.was_opened or actor.chance(0.3):  # else it ends as the node does
+        if not node.was_opened or actor.chance(0.3):  # otherwise it ends with the node
             scope.deadline = anyio.current_time() + actor.rng.uniform(0, 0.05)
         async with node.subscribe(kind, tree=actor.chance(0.5)) as stream:
             async for event in stream:

@@ -1,4 +1,4 @@
-"""One episode from its beginning to its end, and the watch over all of them."""
+"""One episode from beginning to end, and the watch over all of them."""
 
 # ruff: noqa: T201 (it prints what it finds)
 
@@ -23,11 +23,11 @@ from creche import WorkerError
 
 PATIENCE = 2.0  # seconds for abandoned threads to end
 ENDS = 15.0  # seconds for idle threads to end; those of Trio wait for 10
-EARLY = 3.0  # seconds before the stacks are dumped, to tell what the episode was
+EARLY = 3.0  # seconds before the stacks are dumped, to print the state of the episode
 
 
 class Watch(logging.Handler):
-    """Whatever is told of in another way than by raising: it belongs to the current episode."""
+    """Collects errors that are reported without being raised, for the current episode."""
 
     def __init__(self, options):
         super().__init__(logging.ERROR)
@@ -148,7 +148,7 @@ class Watch(logging.Handler):
         sys.stdout.flush()
 
     def find_threads(self):
-        """Find the threads that are left when the loop has ended."""
+        """Find the threads that are left once the loop has ended."""
         until = time.monotonic() + ENDS
         while threading.active_count() > 1 and time.monotonic() < until:
             time.sleep(0.05)
@@ -157,13 +157,13 @@ class Watch(logging.Handler):
 
 
 def _below(task):
-    """Give a task of Trio and all below it."""
+    """Return a Trio task and all its descendants."""
     below = [each for nursery in task.child_nurseries for each in nursery.child_tasks]
     return [task, *(each for child in below for each in _below(child))]
 
 
 def tell_tasks(tasks):
-    """Tell where tasks stand."""
+    """Describe where each task is suspended."""
     told = []
     for task in tasks:
         coro = task.get_coro() if hasattr(task, "get_coro") else task.coro
@@ -187,7 +187,7 @@ def _tell_waits(worker):
 
 
 def _live_as_foreign_thread(actor):
-    """Act from a thread that nobody has made known to Creche."""
+    """Act from a thread that Creche did not start."""
     world = actor.world
     for _ in range(actor.rng.randint(3, 40)):
         actor.sleep()
@@ -200,7 +200,7 @@ def _live_as_foreign_thread(actor):
 
 
 async def run_episode(world, number, watch):
-    """Run one episode; give its books."""
+    """Run one episode, and return its books."""
     world.signaller = world.actor("signal")
     watch.enter(world, number)
     threads = [
@@ -224,7 +224,7 @@ async def run_episode(world, number, watch):
 
 
 async def _settle(world):
-    """Wait for abandoned threads, and call off what was never to be started."""
+    """Wait for abandoned threads, and cancel workers of nodes that were never opened."""
     for job in world.books.jobs:
         worker = job.worker
         if worker is not None and not job.node.was_opened and not worker.is_finished:

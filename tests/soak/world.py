@@ -1,4 +1,4 @@
-"""The world of one episode: its nodes, with their handlers, and whoever acts on them."""
+"""The world of one episode: its nodes with their handlers, and the actors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from creche import Message, Node, WorkerError, WorkerFailed, get_current_worker,
 
 MOST_JOBS = 120
 MOST_NODES = 14
-KEPT = 200  # steps that are printed with a failure
+KEPT = 200  # last steps, printed with a failure
 
 
 class Ping(Message, bubble=True, namespace="soak"):
@@ -25,7 +25,7 @@ class Ping(Message, bubble=True, namespace="soak"):
 
 
 class Poke(Ping, bubble=False, namespace="soak"):
-    """Its handler is a worker, on nodes that have one."""
+    """A message whose handler, on nodes that have one, is a worker."""
 
 
 class SoakNode(Node):
@@ -53,7 +53,7 @@ class SoakNode(Node):
 
 
 class Told(SoakNode):
-    """Sync handlers, which run whole in every case."""
+    """A node with sync handlers, which always run to their end."""
 
     handles_pings = True
     hears_changes = True
@@ -72,7 +72,7 @@ class Told(SoakNode):
 
 
 class AsyncTold(SoakNode):
-    """Async handlers, of which no more than the first part is sure to run."""
+    """A node with async handlers, which are sure to run only up to their first checkpoint."""
 
     handles_pings = True
 
@@ -89,7 +89,7 @@ class AsyncTold(SoakNode):
 
 
 class Worky(Told):
-    """A handler that is a worker."""
+    """A node with a handler that is a worker."""
 
     hears_changes = False
 
@@ -108,14 +108,14 @@ class Worky(Told):
 
 
 class Actor:
-    """Whoever takes random steps: a task, a handler, a worker, a thread, a signal handler."""
+    """An actor takes random steps: a task, a handler, a worker, a thread or a signal handler."""
 
     def __init__(self, world, seed, place, home=None):
         self.world = world
         self.rng = random.Random(seed)
         self.place = place
-        self.home = home  # the node that it acts in, if any
-        self.me = None  # the worker that it is, if any
+        self.home = home  # the node that the actor runs in, if any
+        self.me = None  # the worker that the actor is, if any
 
     def child(self, place, home=None):
         return Actor(self.world, self.rng.random(), place, home)
@@ -162,14 +162,14 @@ class Actor:
         return act, node
 
     async def step(self, near=None):
-        """Take one step; what comes out is an error that is meant to go on its way."""
+        """Take one step; only errors that are meant to propagate are raised."""
         act, node = self._choose(near, is_async=True)
         try:
             outcome = act.function(self, node)
             if act.is_async:
                 await outcome
         except WorkerFailed:
-            raise  # it is relayed
+            raise  # relayed from another worker
         except WorkerError as error:
             self.world.refusals[act.name, type(error).__name__] += 1
 
@@ -184,7 +184,7 @@ class Actor:
 
 
 class World:
-    """All that there is in one episode."""
+    """The state of one episode."""
 
     def __init__(self, seed, backend, names, enabled, table, refusals):
         self.rng = random.Random(seed)
@@ -195,9 +195,9 @@ class World:
         self.nodes = []
         self.mounted = []
         self.limiter = anyio.CapacityLimiter(2)
-        self.tasks = None  # a task group for whoever acts outside of all nodes
+        self.tasks = None  # a task group for actors outside of all nodes
         self._began = time.monotonic()
-        # Each episode has a mood: some things do not happen in it, others happen often.
+        # Each episode has a mood: some things never happen in it, others happen often.
         self.enabled = {name for name in names if self.rng.random() < 0.75} & enabled
         self.pace = self.rng.choice((0.0005, 0.001, 0.003))
         self.worker_trouble = self.rng.choice((0, 0, 0.03, 0.3)) * ("errors" in enabled)
@@ -245,7 +245,7 @@ class World:
         return node
 
     def spawn(self, actor, act, *args):
-        """Have somebody act outside of all nodes."""
+        """Start an actor in a task outside of all nodes."""
         self.tasks.start_soon(self._guard, actor.child("task"), act, *args)
 
     async def _guard(self, actor, act, *args):
@@ -255,7 +255,7 @@ class World:
             self.finish(error, f"a task ({act.__name__})")
 
     def finish(self, error, where):
-        """Take in what came out of something; a cancellation among it goes on its way."""
+        """Record an error that was raised; let any cancellation in it propagate."""
         cancelled = anyio.get_cancelled_exc_class()
         if isinstance(error, cancelled):
             raise error

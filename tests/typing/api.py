@@ -1,7 +1,7 @@
-"""What type checkers must find out about the public API; checked by them, never run.
+"""What type checkers must infer about the public API; they check this file, and it never runs.
 
-Each ``type: ignore`` stands on a call that must be an error: mypy says so if it is none, and so
-does pyright, by the switch below.
+Each ``type: ignore`` marks a line that must be an error. mypy complains if it is not, and so does
+pyright, because of the setting below.
 """
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
@@ -86,12 +86,12 @@ async def add(first: int, second: float) -> float:
 
 
 def crunch() -> int:
-    """Block, so run in a thread."""
+    """Block, so that it has to run in a thread."""
     return 1
 
 
 def scale(text: str, factor: int) -> str:
-    """Block, with arguments."""
+    """Block, and take arguments."""
     return text * factor
 
 
@@ -103,47 +103,47 @@ class Fetcher:
 
 
 class Panel(Node):
-    """A node of the user's, with work of its own."""
+    """A user's node class, with decorated work."""
 
     @work
     async def load(self, path: str, *, deep: bool = False) -> list[str]:
-        """Bare."""
+        """Use the decorator without options."""
         return [path] if deep else []
 
     @work(exclusive=True, group="search", exit_on_error=False)
     async def search(self, text: str) -> int:
-        """With options."""
+        """Use the decorator with options."""
         return len(text)
 
     @work(thread=True)
     def scan(self, size: int) -> bytes:
-        """In a thread."""
+        """Run in a thread."""
         return bytes(size)
 
     @work(thread=True)
     def begin(self) -> Worker[bytes]:
-        """Start another, which nobody awaits."""
+        """Start another worker, which is never awaited."""
         return self.run_worker(fetch)
 
     @work(thread=True, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
     async def talk(self) -> str:
-        """Async, on a loop in a thread."""
+        """Run async work on an event loop in a thread."""
         return ""
 
     @work(limit=2, overflow="keep_latest", description="", daemon=True)
     async def draw(self) -> None:
-        """In a group with a limit."""
+        """Run in a group with a limit."""
 
     @work(where=Processes(2, grace=1.0), limit=4)
     @staticmethod
     def shrink(path: str, size: int = 128) -> bytes:
-        """Elsewhere, without the node."""
+        """Run elsewhere, without the node."""
         return path.encode() * size
 
     @work(where=Processes(), abandon_on_cancel=True)
     @staticmethod
     async def ask(question: str) -> int:
-        """Elsewhere, on an event loop there."""
+        """Run elsewhere, on an event loop there."""
         return len(question)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
@@ -156,7 +156,7 @@ class Panel(Node):
         self.workers.cancel_node(event.worker.node)
 
     def owner_of(self, worker: Worker[int]) -> Node:
-        """A node is a Node for whoever gets it from a worker."""
+        """Get the node of a worker, whose type is Node."""
         return worker.node
 
 
@@ -168,16 +168,16 @@ async def sync_files(node: Node, count: int) -> str:
 
 @work(thread=True)
 def hash_files(node: Panel, name: str) -> int:
-    """Take a node of one kind."""
+    """Take a node of one class."""
     return hash((node.name, name))
 
 
 class Saved(Message, bubble=True, namespace="editor"):
-    """A message of the user's."""
+    """A user's message class."""
 
 
 class Sleeper(Worker[float]):
-    """A worker that is a class of its own."""
+    """A user's worker class."""
 
     async def run(self) -> float:
         """Do the work."""
@@ -186,7 +186,7 @@ class Sleeper(Worker[float]):
 
 
 async def run_worker(node: Node) -> None:
-    """Know the result's type from the work."""
+    """run_worker() infers the type of the result from the work."""
     assert_type(node.run_worker(fetch), Worker[bytes])
     assert_type(node.run_worker(fetch()), Worker[bytes])
     assert_type(node.run_worker(add(1, 2.0), "add", "sums"), Worker[float])
@@ -212,19 +212,19 @@ async def run_worker(node: Node) -> None:
         ),
         Worker[bytes],
     )
-    # A worker that the work returns is its result, not awaited. That is rare, and no type says so.
+    # A worker that the work returns is the result and is not awaited: rare, so the types ignore it.
     assert_type(node.run_worker(lambda: node.run_worker(fetch)), Worker[bytes])
-    # A worker that is itself the work is awaited.
+    # A worker that is given as the work is awaited.
     assert_type(node.run_worker(node.run_worker(fetch)), Worker[bytes])
 
     node.run_worker(add)  # type: ignore[arg-type]  # needs arguments
-    node.run_worker(1)  # type: ignore[call-overload]  # is no work
-    node.run_worker(fetch, thraed=True)  # type: ignore[call-overload]  # is no option
-    node.run_worker(fetch, start="no")  # type: ignore[call-overload]  # is no flag
+    node.run_worker(1)  # type: ignore[call-overload]  # is not work
+    node.run_worker(fetch, thraed=True)  # type: ignore[call-overload]  # is not an option
+    node.run_worker(fetch, start="no")  # type: ignore[call-overload]  # is not a flag
 
 
 async def start_worker(node: Node) -> None:
-    """Know it just as well when the start is awaited."""
+    """start_worker() infers the type of the result, too."""
     assert_type(await node.start_worker(fetch), Worker[bytes])
     assert_type(await node.start_worker(fetch()), Worker[bytes])
     assert_type(await node.start_worker(crunch, thread=True), Worker[int])
@@ -234,7 +234,7 @@ async def start_worker(node: Node) -> None:
 
 
 async def groups(node: Node) -> None:
-    """Have groups that run work as nodes do."""
+    """Groups run work with the same types as nodes."""
     group = node.group("downloads", limit=4, overflow="enqueue")
     assert_type(group, WorkerGroup)
     assert_type(group.run_worker(fetch), Worker[bytes])
@@ -251,12 +251,12 @@ async def groups(node: Node) -> None:
     assert_type(group.overflow, Overflow)
     assert_type(await group.wait(), None)
     group.limit = None
-    node.group("downloads", overflow="queue")  # type: ignore[arg-type]  # is no rule
-    node.group("downloads", limit="4")  # type: ignore[arg-type]  # is no number
+    node.group("downloads", overflow="queue")  # type: ignore[arg-type]  # is not a rule
+    node.group("downloads", limit="4")  # type: ignore[arg-type]  # is not a number
 
 
 async def workers(node: Node) -> None:
-    """Have workers that are made directly."""
+    """Worker() infers the type of its result from the work."""
     assert_type(Worker(node, fetch), Worker[bytes])
     assert_type(Worker(node, fetch(), name="n", group="g", description="d"), Worker[bytes])
     assert_type(Worker(node, crunch, thread=True, exit_on_error=False), Worker[int])
@@ -266,7 +266,7 @@ async def workers(node: Node) -> None:
     sleeper = Sleeper(node, name="sleeper")
     assert_type(await sleeper.wait(), float)
     Worker(fetch)  # type: ignore[call-overload]  # the node is missing
-    Worker(node, 1)  # type: ignore[call-overload]  # is no work
+    Worker(node, 1)  # type: ignore[call-overload]  # is not work
 
     worker = node.run_worker(fetch)
     assert_type(await worker, bytes)
@@ -297,7 +297,7 @@ async def workers(node: Node) -> None:
 
 
 async def managers(node: Node) -> None:
-    """Have a manager of workers of all kinds."""
+    """The manager contains workers of all types."""
     manager = node.workers
     assert_type(manager, WorkerManager)
     assert_type(list(manager), list[Worker[Any]])
@@ -312,7 +312,7 @@ async def managers(node: Node) -> None:
 
 
 def decorated(panel: Panel, node: Node) -> None:
-    """Keep parameters and result of what was decorated, bound and unbound."""
+    """Decorated work keeps its parameters and its result, bound and unbound."""
     assert_type(panel.load("/", deep=True), Worker[list[str]])
     assert_type(Panel.load(panel, "/"), Worker[list[str]])
     assert_type(panel.search("text"), Worker[int])
@@ -327,26 +327,26 @@ def decorated(panel: Panel, node: Node) -> None:
     assert_type(hash_files(panel, "name"), Worker[int])
 
     panel.load()  # type: ignore[call-arg]  # the path is missing
-    panel.load(1)  # type: ignore[arg-type]  # the path is no number
-    panel.load("/", shallow=True)  # type: ignore[call-arg]  # is no parameter
-    panel.search(1)  # type: ignore[arg-type]  # the text is no number
+    panel.load(1)  # type: ignore[arg-type]  # the path is not a number
+    panel.load("/", shallow=True)  # type: ignore[call-arg]  # is not a parameter
+    panel.search(1)  # type: ignore[arg-type]  # the text is not a number
     panel.scan("1")  # type: ignore[arg-type]  # the size is a number
     sync_files(node)  # type: ignore[call-arg]  # the count is missing
-    hash_files(node, "name")  # type: ignore[arg-type]  # is no Panel
+    hash_files(node, "name")  # type: ignore[arg-type]  # is not a Panel
 
 
 def declarations() -> None:
-    """Refuse what cannot be a worker, and options that there are not."""
+    """The decorator refuses what cannot be a worker, and unknown options."""
     work(crunch)  # type: ignore[arg-type]  # blocks, so thread=True
     work(exclusive=True)(crunch)  # type: ignore[arg-type]  # the same
     work(abandon_on_cancel=True)  # type: ignore[call-overload]  # is for threads
-    work(overflow="queue")  # type: ignore[call-overload]  # is no rule
-    work(thraed=True)  # type: ignore[call-overload]  # is no option
-    work(1)  # type: ignore[call-overload]  # is no function
+    work(overflow="queue")  # type: ignore[call-overload]  # is not a rule
+    work(thraed=True)  # type: ignore[call-overload]  # is not an option
+    work(1)  # type: ignore[call-overload]  # is not a function
 
 
 async def through(job: FarJob) -> object:
-    """Be a way of one's own."""
+    """A user's own way to run work elsewhere."""
     payload: bytes = job.pack()
     job.begin("here")
     far = Far(payload, print, begun=True)
@@ -356,7 +356,7 @@ async def through(job: FarJob) -> object:
 
 
 async def elsewhere(panel: Panel, pool: concurrent.futures.Executor) -> None:
-    """Call what runs elsewhere, and find out where."""
+    """Run work elsewhere, and ask where it runs."""
     assert_type(panel.shrink("a", size=1), Worker[bytes])
     assert_type(await panel.shrink("a"), bytes)
     assert_type(await panel.ask("why"), int)
@@ -369,12 +369,12 @@ async def elsewhere(panel: Panel, pool: concurrent.futures.Executor) -> None:
     assert_type(panel.shrink("a").where, str)
     assert_type(WorkerCrashed("gone", -9).exitcode, int | None)
     assert_type(RemoteError("a.B", "c").type_name, str)
-    panel.shrink(1)  # type: ignore[arg-type]  # takes a text
-    panel.run_worker(crunch, where="there")  # type: ignore[call-overload]  # is no way
+    panel.shrink(1)  # type: ignore[arg-type]  # takes a string
+    panel.run_worker(crunch, where="there")  # type: ignore[call-overload]  # is not a way
 
 
 def threads(node: Node) -> None:
-    """Call from a thread with the function's own arguments, and get its result."""
+    """Calls from a thread take the arguments of the function and give its result."""
     assert_type(node.call_from_thread(crunch), int)
     assert_type(node.call_from_thread(scale, "a", 2), str)
     assert_type(node.call_from_thread(fetch), bytes)
@@ -384,12 +384,12 @@ def threads(node: Node) -> None:
     assert_type(node.call_from_thread(lambda: node.run_worker(fetch)), Worker[bytes])
     assert_type(node.post_message(Saved()), bool)
     node.call_from_thread(scale, "a")  # type: ignore[arg-type]  # the factor is missing
-    node.call_from_thread(crunch, 1)  # type: ignore[arg-type]  # takes none
-    node.post_message("saved")  # type: ignore[arg-type]  # is no message
+    node.call_from_thread(crunch, 1)  # type: ignore[arg-type]  # takes no arguments
+    node.post_message("saved")  # type: ignore[arg-type]  # is not a message
 
 
 async def trees() -> None:
-    """Keep the type of a node where it is entered and mounted."""
+    """A node keeps its type when it is entered or mounted."""
     async with Node("app") as app, Panel("panel", parent=app) as panel:
         assert_type(app, Node)
         assert_type(panel, Panel)
@@ -403,25 +403,25 @@ async def trees() -> None:
         assert_type(app.path, str)
         await app.shutdown(grace=1)
         app.cancel()
-    Node("page", app)  # type: ignore[call-arg]  # the parent goes by keyword
-    await app.mount("panel")  # type: ignore[type-var]  # is no node
-    app.attach("panel")  # type: ignore[type-var]  # is no node
+    Node("page", app)  # type: ignore[call-arg]  # the parent is keyword-only
+    await app.mount("panel")  # type: ignore[type-var]  # is not a node
+    app.attach("panel")  # type: ignore[type-var]  # is not a node
 
 
 async def timelines(node: Node) -> None:
-    """Record and save."""
+    """Record a timeline and save it."""
     async with record(node, keep=5) as trace:
         assert_type(trace, Trace)
     assert_type(trace.dropped, int)
     trace.save("run.json")
     trace.save(pathlib.Path("run.html"))
-    record("node")  # type: ignore[arg-type]  # is no node
-    record(node, 5)  # type: ignore[call-arg]  # goes by keyword
-    trace.dropped = 5  # type: ignore[misc]  # it is a fact
+    record("node")  # type: ignore[arg-type]  # is not a node
+    record(node, 5)  # type: ignore[call-arg]  # is keyword-only
+    trace.dropped = 5  # type: ignore[misc]  # it is read-only
 
 
 async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
-    """Know the events from the classes that were asked for."""
+    """A subscription infers the types of its events from the given classes."""
     changes = node.subscribe(Worker.StateChanged, tree=True)
     assert_type(changes, Subscription[Worker.StateChanged])
     async with changes as events:
@@ -435,7 +435,7 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
             assert_type(event.number, int)
             assert_type(event.origin, Worker[Any] | None)
             assert_type(event.context, Context | None)
-            event.state = WorkerState.ERROR  # type: ignore[misc]  # it is a fact
+            event.state = WorkerState.ERROR  # type: ignore[misc]  # it is read-only
         assert_type(events.take_all(), list[Worker.StateChanged])
     async with node.subscribe(Worker.ProgressChanged) as progress:
         assert_type((await anext(progress)).worker, Worker[Any])
@@ -452,12 +452,12 @@ async def subscriptions(node: Node, worker: Worker[bytes]) -> None:
     assert_type(worker.cancelled_at, float | None)
     worker.update(description="half way")
     worker.track(3)  # type: ignore[call-overload]  # cannot be iterated
-    node.subscribe("StateChanged")  # type: ignore[call-overload]  # is no class
-    node.subscribe(int)  # type: ignore[type-var]  # is no class of messages
+    node.subscribe("StateChanged")  # type: ignore[call-overload]  # is not a class
+    node.subscribe(int)  # type: ignore[type-var]  # is not a message class
 
 
 async def pictures(node: Node, worker: Worker[bytes]) -> None:
-    """Draw and picture nodes, and make spans."""
+    """Draw trees, take snapshots, and make spans."""
     assert_type(format_tree(node), str)
     assert_type(format_tree(node, stacks=True), str)
     taken = node.snapshot()
@@ -469,31 +469,31 @@ async def pictures(node: Node, worker: Worker[bytes]) -> None:
     assert_type(worker.thread, bool)
     async with traced(node) as nothing:
         assert_type(nothing, None)
-    taken.name = "other"  # type: ignore[misc]  # it is a fact
-    format_tree(worker)  # type: ignore[arg-type]  # is no node
-    traced("app")  # type: ignore[arg-type]  # is no node
+    taken.name = "other"  # type: ignore[misc]  # it is read-only
+    format_tree(worker)  # type: ignore[arg-type]  # is not a node
+    traced("app")  # type: ignore[arg-type]  # is not a node
     async with metered(node, lag_every=0.5) as nothing:
         assert_type(nothing, None)
-    metered("app")  # type: ignore[arg-type]  # is no node
+    metered("app")  # type: ignore[arg-type]  # is not a node
     async with serve_tree(node) as nothing:
         assert_type(nothing, None)
-    serve_tree("app")  # type: ignore[arg-type]  # is no node
+    serve_tree("app")  # type: ignore[arg-type]  # is not a node
     assert_type(read_tree(1), str)
     async with live_board(node, console=Console()) as board:
         assert_type(board, Board)
         assert_type(board.node, Node)
-    live_board("app")  # type: ignore[arg-type]  # is no node
+    live_board("app")  # type: ignore[arg-type]  # is not a node
     assert_type(node.groups, tuple[WorkerGroup, ...])
     async with node.subscribe(Worker.StateChanged) as changes:
         assert_type(changes.take_all(), list[Worker.StateChanged])
 
 
 class Hosted(Node):
-    """A node with a class of its own."""
+    """A user's node class."""
 
 
 async def hosts(tasks: anyio.abc.TaskGroup, nursery: trio.Nursery) -> None:
-    """Run nodes in tasks of their own, and end them by a signal."""
+    """Run nodes in tasks of their own, and stop them on signals."""
     host = Host(Hosted("app"), task_group=tasks)
     assert_type(host, Host[Hosted])
     assert_type(host.node, Hosted)
@@ -504,31 +504,31 @@ async def hosts(tasks: anyio.abc.TaskGroup, nursery: trio.Nursery) -> None:
     async with stop_on_signals(app, grace=5) as nothing:
         assert_type(nothing, None)
     assert_type(SignalReceived(15).signal, signal.Signals)
-    Host("app")  # type: ignore[type-var]  # is no node
-    Host(app, task_group=3)  # type: ignore[arg-type]  # is no task group
-    stop_on_signals(host)  # type: ignore[arg-type]  # is no node
+    Host("app")  # type: ignore[type-var]  # is not a node
+    Host(app, task_group=3)  # type: ignore[arg-type]  # is not a task group
+    stop_on_signals(host)  # type: ignore[arg-type]  # is not a node
 
 
 def current() -> None:
-    """Get the current worker, of any kind."""
+    """Get the current worker, of any type."""
     assert_type(get_current_worker(), Worker[Any])
     assert_type(active_worker, ContextVar[Worker[Any]])
     assert_type(WorkerFailed(ValueError()).error, BaseException)
 
 
 def accepts(node: Node, anything: WorkType[int]) -> Worker[int]:
-    """Take whatever a worker can run."""
+    """Take anything that a worker can run."""
     return node.run_worker(anything)
 
 
 def work_types() -> None:
-    """Have a name for whatever a worker can run."""
+    """WorkType is the type of anything that a worker can run."""
     each: list[WorkType[bytes]] = [fetch, fetch(), Fetcher(), functools.partial(fetch), bytes]
     assert_type(len(each), int)
 
 
 async def listen(*, task_status: anyio.abc.TaskStatus[int]) -> bytes:
-    """Say that one is ready."""
+    """Report that the worker is ready."""
     task_status.started(3)
     return b""
 
@@ -536,17 +536,17 @@ async def listen(*, task_status: anyio.abc.TaskStatus[int]) -> bytes:
 async def listen_positional(
     task_status: anyio.abc.TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> bytes:
-    """Say so as well, where somebody asks."""
+    """Report that the worker is ready, if asked to."""
     task_status.started(3)
     return b""
 
 
 async def needs_one(argument: int) -> None:
-    """Need an argument."""
+    """Require an argument."""
 
 
 async def check_services(app: Node) -> None:
-    """Services keep the types of their functions; a group of errors tells what is in it."""
+    """Services keep the types of their functions; events and errors have types, too."""
     restart = Restart(max=None, within=60, backoff=Backoff(0.1, 30), reset_after=1.5)
     assert_type(app.run_worker(service(fetch, restart=restart)), Worker[bytes])
     assert_type(app.run_worker(service(fetch, stall_after=30)), Worker[bytes])
@@ -574,13 +574,13 @@ async def check_services(app: Node) -> None:
     async with watchdog(app, blocked=0.25) as nothing:
         assert_type(nothing, None)
     service(needs_one)  # type: ignore[arg-type, call-overload, unused-ignore]  # needs an argument
-    service(fetch, on=3)  # type: ignore[call-overload]  # is nothing that tells
-    service(fetch, restart=3)  # type: ignore[call-overload]  # is no Restart
+    service(fetch, on=3)  # type: ignore[call-overload]  # is not a class or function
+    service(fetch, restart=3)  # type: ignore[call-overload]  # is not a Restart
     raise NotRestartable("no")
 
 
 async def check_jobs(app: Node) -> None:
-    """Have jobs, and what is asked of them."""
+    """Start jobs, and ask for their state."""
     jobs = Jobs(app, keep=10, ttl=60.0, store=SQLiteStore("jobs.db"))
     job = jobs.submit(fetch, name="fetch", owner="me", group="few", exclusive=True)
     assert_type(job, Job[bytes])
@@ -605,7 +605,7 @@ async def check_jobs(app: Node) -> None:
     store: Store = SQLiteStore(pathlib.Path("jobs.db"))
     assert_type(store.get(job.id), JobStatus | None)
     jobs.submit(fetch, start=False)  # type: ignore[call-overload]  # a job is started
-    jobs.submit(fetch, owner=5)  # type: ignore[call-overload]  # is no text
+    jobs.submit(fetch, owner=5)  # type: ignore[call-overload]  # is not a string
 
 
 async def check_mcp(app: Node) -> None:
@@ -658,19 +658,19 @@ async def check_web(app: Node, jobs: Jobs, request: Request) -> None:
         return bool(request.headers) and action == "read" and status is not None
 
     routes(jobs, authorize=authorize, owner=lambda request: request.headers.get("x-user"))
-    routes(jobs, authorize=5)  # type: ignore[arg-type]  # is no function
-    routes(app)  # type: ignore[arg-type]  # are no jobs
+    routes(jobs, authorize=5)  # type: ignore[arg-type]  # is not a function
+    routes(app)  # type: ignore[arg-type]  # are not jobs
 
 
 class Terminal(Creche, App[int]):
-    """An app of Textual with the one changed line."""
+    """A Textual app with the one changed line."""
 
 
 async def check_textual(app: Terminal, widget: Widget) -> None:
-    """Keep Textual's types, and give the node of a widget."""
+    """The adapter keeps the types of Textual, and returns the node of a widget."""
     assert_type(app.workers.root, Node)
     assert_type(app.workers.home(widget).group("one", limit=1), WorkerGroup)
     assert_type(await app.workers.leave(widget), None)
     assert_type(await app.run_async(headless=True), int | None)
     assert_type(app.call_from_thread(crunch), int)
-    app.workers.home("one")  # type: ignore[arg-type]  # is no widget
+    app.workers.home("one")  # type: ignore[arg-type]  # is not a widget
