@@ -247,7 +247,7 @@ async def test_adding_leaves_an_adapters_worker_alone(limit):
 
 
 async def test_adapters_worker_that_is_refused_goes_on():
-    """A closed node asks a worker that runs elsewhere to cancel, but it stays RUNNING."""
+    """A closed node cancels a worker it refuses; one that runs elsewhere stays RUNNING for now."""
     async with Node("app") as app:
         pass
     waiting, running = [Worker(app, anyio.sleep_forever) for _ in range(2)]
