@@ -18,7 +18,7 @@ from creche import Node, RemoteError, WorkerCancelled, WorkerError
 from creche._core import resources
 from creche._running import child, far, line, wire
 from creche.ways import Far
-from helpers import until
+from helpers import run_python, until
 
 AWAY = (0, b"another interpreter")
 
@@ -282,6 +282,62 @@ async def test_resource_that_is_cancelled_natively(anyio_backend_name):
         next(each for each in asyncio.all_tasks() if each.get_name().startswith("app: ")).cancel()
         await until(lambda: not app._creche_resources)
     assert kept.told == ["runs", "ends"]
+
+
+async def test_resource_that_is_cancelled_natively_before_it_runs(anyio_backend_name):
+    """A native cancellation that kills the task of a resource is an error, and nothing waits."""
+    if anyio_backend_name == "trio":
+        pytest.skip("Trio has no native cancellation of a task")
+    import asyncio  # noqa: PLC0415 (of this backend)
+
+    kept = Kept()
+
+    async def way(job):
+        job.resource(way, lambda: kept)
+        next(each for each in asyncio.all_tasks() if each.get_name().startswith("app: ")).cancel()
+        await anyio.sleep_forever()
+
+    with pytest.raises(
+        WorkerError, match=r"native Task.cancel\(\) hit a task of node 'app' before"
+    ):
+        async with Node("app") as app:
+            app.run_worker(farwork.pid, where=way)
+    assert kept.told == []
+
+
+FAILS_AT_ONCE = """
+import logging, sys
+import anyio
+from creche import Node
+
+class Kept:
+    async def run(self):
+        await anyio.sleep_forever()
+
+async def way(job):
+    job.resource(way, Kept)
+    raise ValueError
+
+async def main():
+    try:
+        async with Node() as app:
+            first, second = (app.run_worker(int, where=way) for _ in range(2))
+            await first
+    except Exception as error:
+        ends.append(type(error).__name__)
+
+logging.disable()
+ends = []
+for _ in range(20):  # Trio draws which task is first
+    anyio.run(main, backend=sys.argv[1])
+print(set(ends))
+"""
+
+
+def test_resource_of_a_node_that_fails_at_once(anyio_backend_name):
+    """A resource whose node fails before the resource has begun is ended, and the node with it."""
+    ran = run_python(FAILS_AT_ONCE, anyio_backend_name)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "{'ExceptionGroup'}\n", "")
 
 
 class Odd(Exception):

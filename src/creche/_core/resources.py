@@ -7,6 +7,7 @@ starts when nothing else is left: after the daemons, because they may use it.
 from __future__ import annotations
 
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import anyio
@@ -45,7 +46,11 @@ class Kept:
             if not isinstance(fault, root._creche_nursery.cancelled_class):
                 root._creche_nursery.fail(fault)
         finally:
-            root._creche_resources.pop(id(self.key), None)
+            self.forget(root)
+
+    def forget(self, root: Node) -> None:
+        """Take it from the root, which has no more to end: the task is over, or never began."""
+        root._creche_resources.pop(id(self.key), None)
 
     def end(self) -> bool:
         """Make it end; return whether this was the first request."""
@@ -66,7 +71,10 @@ def get(root: Node, key: object, make: Callable[[], ResourceT]) -> ResourceT:
             raise WorkerError(f"{root._creche_label()} is closed; nothing can be made for it")
         kept = Kept(key, make())
         kept.task = nursery.spawn_held(
-            lambda: kept.run(root), int, name=f"{root.path}: {key!r:.100}", context=Context()
+            partial(kept.run, root),
+            partial(kept.forget, root),
+            name=f"{root.path}: {key!r:.100}",
+            context=Context(),
         )
         kept.task.hold_no_more()
         root._creche_resources[id(key)] = kept

@@ -350,7 +350,7 @@ class Nursery:
         spawned never will. By then nearly all cancelled workers have ended and need no check.
         """
         not_begun = [task for task in list(self.held) if not task.has_begun]
-        for _ in range(2 if self.holds else 0):
+        for _ in range(2 if self.holds or not_begun else 0):
             await lowlevel.cancel_shielded_checkpoint()
         for task in list(self.held):
             if (task in not_begun and not task.has_begun) or task.is_dead():
