@@ -66,6 +66,8 @@ def test_code_runs(monkeypatch, tmp_path, backend, code):
     for module, package in EXTRAS.items():
         if re.search(rf"^(from|import) {module}\b", code, re.MULTILINE):
             pytest.importorskip(package)
+    if 'backend="trio"' in code:
+        pytest.importorskip("trio")
     if "serve_tree(" in code and not hasattr(socket, "AF_UNIX"):
         pytest.skip("needs sockets with names")
     monkeypatch.chdir(tmp_path)  # some write files

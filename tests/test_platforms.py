@@ -13,7 +13,7 @@ from helpers import run_python
 
 PROGRAM = """
 import asyncio, enum, faulthandler, os, signal, subprocess, sys
-import threading, time
+import tempfile, threading, time
 import anyio, anyio.from_thread, anyio._backends._asyncio
 try:
     import anyio._backends._trio

@@ -328,7 +328,7 @@ async def test_a_worker_that_does_not_run_cannot_begin_again():
 # Stalls.
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", sorted(anyio.get_available_backends()))
 def test_a_worker_that_does_not_get_on(backend):
     """A stall is announced once, and again if there was progress in between."""
     times = []
@@ -357,7 +357,7 @@ def test_a_worker_that_does_not_get_on(backend):
     assert stalls == [(pytest.approx(start + 10), 10), (pytest.approx(start + 40), 10)]
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", sorted(anyio.get_available_backends()))
 def test_what_does_not_get_on_is_shown(backend, caplog):
     """A stall is logged and shown in the tree until there is progress. A restart delay is none."""
     trees = []
@@ -388,7 +388,7 @@ def test_what_does_not_get_on_is_shown(backend, caplog):
     assert said.creche_worker == "job"
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", sorted(anyio.get_available_backends()))
 def test_stalls_that_are_watched_from_the_middle(backend):
     """Work may start watching for stalls itself, and change the limit while it runs."""
     stalls = []

@@ -275,7 +275,7 @@ async def test_requests_and_errors_are_instants(ticking):
     }
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", sorted(anyio.get_available_backends()))
 def test_services_leave_marks(backend):
     """When a worker was ready, began again and did not get on is told on its bar."""
     saved = []

@@ -29,7 +29,7 @@ from helpers import ERROR, PENDING, RUNNING, SUCCESS, ExceptionGroup, leaves, se
 
 MISSED = "missed an event; it goes on, and logs this error only"
 HAS_RICH = importlib.util.find_spec("rich") is not None
-HAS_OTEL = importlib.util.find_spec("opentelemetry.sdk") is not None
+HAS_OTEL = all(map(importlib.util.find_spec, ("opentelemetry", "opentelemetry.sdk")))
 
 
 class Mute:
@@ -165,16 +165,18 @@ if HAS_OTEL:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 
+TRACED = pytest.param(traced, marks=pytest.mark.skipif(not HAS_OTEL, reason="it is an extra"))
+
 
 @pytest.fixture(
-    params=[record, drawn, shown, traced, logged, subscribed], ids=lambda it: it.__name__
+    params=[record, drawn, shown, TRACED, logged, subscribed], ids=lambda it: it.__name__
 )
 def watched(request):
     """Each way of watching a node."""
     return request.param
 
 
-@pytest.fixture(params=[record, drawn, traced], ids=lambda it: it.__name__)
+@pytest.fixture(params=[record, drawn, TRACED], ids=lambda it: it.__name__)
 def reader(request):
     """Each watcher that reads in a task of its own."""
     return request.param
