@@ -4,7 +4,7 @@
 in batches, as in docs/elsewhere.md. The program's memory is measured after the first jobs, after
 each tenth, and at the end.
 
-``python tests/soak/many.py dask [--jobs 10000]``: the same on a local cluster of two processes.
+``python tests/soak/many.py dask [--jobs 20000]``: the same on a local cluster of two processes.
 
 ``python tests/soak/many.py kill [--times 100] [--backend NAME]``: all processors are busy with
 jobs. Work that hangs is cancelled, and has to end within 100 ms in the median.
@@ -109,7 +109,7 @@ async def dask(options):
     with cluster, Client(cluster) as client:
         async with Node("many") as app:
             # The scheduler, which runs in this process here, keeps a thousand events.
-            many = Many(options.jobs or 10_000, in_flight=40, warm=4_000)
+            many = Many(options.jobs or 20_000, in_flight=40, warm=10_000)
             await many.run(app, OnDask(client))
 
 
