@@ -245,7 +245,7 @@ def elsewhere(session: nox.Session) -> None:
 
 @nox.session(python=FOUND[-1])
 def many(session: nox.Session) -> None:
-    """Run a million jobs in processes and 20,000 on a cluster; check memory and kill times."""
+    """Run a million jobs in processes and 15,000 on a cluster; check memory and kill times."""
     session.install("-e", ".", *group("tests"))
     for what in session.posargs or ["processes", "dask", "kill"]:
         session.run("python", "tests/soak/many.py", what)
