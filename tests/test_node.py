@@ -782,12 +782,13 @@ async def test_thread_is_waited_for():
         meeting()
         ended.append(True)
 
-    async with Node() as app:
-        app.run_worker(work, thread=True)
-        await meeting.until_arrived()
-        app.cancel()
-        meeting.go.set()
-    assert ended == [True]
+    async with anyio.create_task_group() as tasks:
+        async with Node() as app:
+            app.run_worker(work, thread=True)
+            await meeting.until_arrived()
+            app.cancel()
+            tasks.start_soon(set_later, meeting.go)
+        assert ended == [True]
 
 
 async def test_messages_on_their_way_from_threads_are_waited_for():

@@ -674,12 +674,14 @@ def test_a_fault_that_nobody_can_be_told_of(capsys, monkeypatch):
 
 
 async def test_a_watcher_and_a_log_that_both_fail(reader, caplog, monkeypatch, capsys):
-    """A log that fails does not disturb the block, even while a watcher is reading."""
+    """A watcher that fails and cannot log that does not disturb the block."""
 
     def lose(*_):
         raise OSError("no network")
 
     monkeypatch.setattr(logging.getLogger("creche"), "makeRecord", lose)
+    monkeypatch.setattr(creche._messages.subscription.Subscription, "take_all", lose)
+    monkeypatch.setattr(creche._messages.subscription.Subscription, "__anext__", lose)
     app = Node("app")
     async with reader(app), app:
         worker = app.run_worker(returns)
