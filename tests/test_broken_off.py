@@ -1,7 +1,7 @@
-"""Steps of the core that are broken off, one at a time, and how they are made up for.
+"""Steps of the core that are interrupted, one at a time, and how the core recovers.
 
-The sweep of lines does that at each line, and looks whether the invariants hold; here is told what
-comes of it. Memory that runs out, or a Ctrl+C at the wrong line, would do the same.
+The sweep over lines interrupts each line and checks that the invariants hold. The tests here check
+what the user gets. Running out of memory, or a Ctrl+C at the wrong line, has the same effect.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Note(Message):
 
 @contextmanager
 def broken_off(owner, name, *, times=1, late=False):
-    """Have a function of the library's raise the first times, before it does anything or after all.
+    """Make a function of the library raise, either before it does anything or after it is done.
 
-    Gives the faults that were raised.
+    Yields the list of faults that were raised.
     """
     original, faults = getattr(owner, name), []
 
@@ -73,7 +73,7 @@ def broken_off(owner, name, *, times=1, late=False):
 
 
 def raised_by(caught):
-    """Give the single errors that a block has raised."""
+    """Return the single errors that a block raised."""
     return leaves(caught.value)
 
 
@@ -81,7 +81,7 @@ def raised_by(caught):
 
 
 async def test_cancel_of_one():
-    """Who cancels a worker is told of the fault, and the worker is CANCELLED all the same."""
+    """The caller of cancel() gets the fault, and the worker is CANCELLED anyway."""
     async with Node("app") as app:
         worker = app.run_worker(anyio.sleep_forever)
         with broken_off(cancelling, "deliver"), pytest.raises(MemoryError):
@@ -95,7 +95,7 @@ async def test_cancel_of_one():
 
 
 async def test_cancel_of_one_before_it_is_marked():
-    """Nothing was done, so nothing is made up for."""
+    """If cancel() fails before it marks the worker, the worker is not cancelled."""
     async with Node("app") as app:
         worker = await app.start_worker(lowlevel.checkpoint)
         with broken_off(cancelling, "request"), pytest.raises(MemoryError):
@@ -104,7 +104,7 @@ async def test_cancel_of_one_before_it_is_marked():
 
 
 async def test_cancel_of_a_node_at_one_of_its_workers():
-    """The worker is cancelled, and so are those after it; the block raises the fault."""
+    """If cancelling one worker fails, all are cancelled, and the block raises the fault."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             group = app.group("one", limit=1)
@@ -117,7 +117,7 @@ async def test_cancel_of_a_node_at_one_of_its_workers():
 
 
 async def test_cancel_of_a_node():
-    """Whoever asked is told of the fault; all that is below is cancelled all the same."""
+    """The caller of Node.cancel() gets the fault, and everything below is cancelled anyway."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         workers = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
@@ -129,13 +129,13 @@ async def test_cancel_of_a_node():
 
 
 async def test_failure_of_the_body():
-    """What the body raised and the fault are both raised, and the workers are cancelled."""
+    """The block raises both the body's error and the fault, and the workers are cancelled."""
     failure = ValueError("of the body")
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             worker = app.run_worker(anyio.sleep_forever)
             with broken_off(Life, "on_cancel") as faults:
-                # Left by hand: the step is to be whole again for what comes after.
+                # Left by hand: the step has to work again for what follows.
                 await app.__aexit__(ValueError, failure, None)
     assert raised_by(caught) == [failure, *faults]
     assert worker.state is CANCELLED
@@ -145,7 +145,7 @@ async def test_failure_of_the_body():
 
 
 async def test_leaving_of_the_tree():
-    """A node that was broken off as it took its leave has left all the same."""
+    """A node that is interrupted while it leaves the tree has left it anyway."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             page = Node("page", parent=app)
@@ -158,7 +158,7 @@ async def test_leaving_of_the_tree():
 
 
 def test_wait_for_the_end_that_fails_again_and_again(backend):
-    """It goes on in spite of some faults, and then gives up: nothing goes round for ever."""
+    """The wait survives some faults and then gives up, so it never loops forever."""
 
     raised = []
 
@@ -171,7 +171,7 @@ def test_wait_for_the_end_that_fails_again_and_again(backend):
 
     with (
         broken_off(Life, "on_idle", times=20) as faults,
-        suppress(RuntimeError),  # what Trio says of a task group that is never left
+        suppress(RuntimeError),  # Trio's error for a task group that is never left
     ):
         anyio.run(main, **backend)
     assert len(faults) == end._MOST_FAULTS + 1
@@ -179,7 +179,7 @@ def test_wait_for_the_end_that_fails_again_and_again(backend):
 
 
 async def test_last_step_may_be_taken_again():
-    """A nursery that was broken off after it had closed is closed."""
+    """A nursery that is interrupted after it has closed stays closed."""
     async with Node("app") as app:
         pass
     assert app._creche_nursery.shut() is True
@@ -187,7 +187,7 @@ async def test_last_step_may_be_taken_again():
 
 
 async def test_error_that_comes_too_late_for_its_node(caplog):
-    """It is told in the log: no block is left that could raise it."""
+    """The error is logged, because there is no block left to raise it."""
     async with Listener("app") as app:
         worker = Worker(app, anyio.sleep_forever)
     with broken_off(Audience, "announce") as faults:
@@ -201,7 +201,7 @@ async def test_error_that_comes_too_late_for_its_node(caplog):
 
 
 async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
-    """It is CANCELLED, and its group does not count it among those that wait."""
+    """The worker is CANCELLED, and its group does not count it as queued."""
 
     class Queue(dict):
         def __setitem__(self, order, worker):
@@ -220,7 +220,7 @@ async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
 
 
 async def test_task_factory_that_runs_work(anyio_backend):
-    """Work that a task factory runs, as the queue moves on, waits its turn in the same group."""
+    """Work that a task factory starts while the queue advances waits its turn in the same group."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no task factories")
     loop = asyncio.get_running_loop()
@@ -249,7 +249,7 @@ async def test_task_factory_that_runs_work(anyio_backend):
 
 
 async def test_worker_that_is_cancelled_as_it_is_added(monkeypatch):
-    """Cancelled by a signal handler before it has its place, it is refused, and nobody is told."""
+    """A worker that a signal handler cancels before it has a place is refused, without an event."""
     async with Node("app") as app:
         worker = Worker(app, settle)
         place = admission._place
@@ -262,7 +262,7 @@ async def test_worker_that_is_cancelled_as_it_is_added(monkeypatch):
 
 
 async def test_exclusive_worker_as_it_supersedes():
-    """It is not known to its caller, so it is CANCELLED, and its task never runs its work."""
+    """The caller never gets the worker, so it is CANCELLED, and its work never runs."""
     entered = []
 
     async def work():
@@ -278,7 +278,7 @@ async def test_exclusive_worker_as_it_supersedes():
 
 
 async def test_long_queue_of_which_no_task_can_be_made():
-    """Each fails, one after the other and not one within the other, and the next has its turn."""
+    """Each worker fails, one after another and without recursion, and then the next one starts."""
     launch, many = Runners.launch, sys.getrecursionlimit()
 
     def refuse(self, job):
@@ -303,7 +303,7 @@ async def test_long_queue_of_which_no_task_can_be_made():
 
 
 async def test_failure_whose_end_is_broken_off_is_told_once(caplog):
-    """The end is taken once more, and the log has the failure already."""
+    """The end is repeated, and the failure is logged only once."""
 
     async def work():
         raise ValueError
@@ -318,7 +318,7 @@ async def test_failure_whose_end_is_broken_off_is_told_once(caplog):
 
 
 async def test_failure_of_which_not_all_can_be_told(caplog):
-    """The worker has failed all the same, and the log says that it does not say all."""
+    """The worker fails anyway, and the log says that its report is incomplete."""
     async with Node("app") as app:
 
         async def burn():
@@ -338,7 +338,7 @@ async def test_failure_of_which_not_all_can_be_told(caplog):
 
 
 async def test_handlers_as_they_let_go_of_the_node():
-    """Nothing is held by them, and the block raises the fault."""
+    """The handlers' task no longer holds the node, and the block raises the fault."""
     with broken_off(HeldTask, "let_go") as faults, pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             app.post_message(Note())
@@ -348,7 +348,7 @@ async def test_handlers_as_they_let_go_of_the_node():
 
 
 async def test_handlers():
-    """The message after the one at which they were broken off is handled all the same."""
+    """The message after the one that was interrupted is still handled."""
     told = []
 
     class App(Node):
@@ -371,7 +371,7 @@ async def test_handlers():
 
 
 async def ask(app, fn):
-    """Have a thread make a call, and give what comes of it."""
+    """Make a call from a thread, and return its outcome."""
     answers = []
 
     def call():
@@ -388,7 +388,7 @@ async def ask(app, fn):
 
 
 async def test_call_of_a_thread():
-    """The thread is told of the fault, and so is the node: the task of the call has died of it."""
+    """The thread and the node both get the fault that killed the task of the call."""
     app = Node("app")
     with broken_off(calls, "_go_on") as faults, pytest.raises(ExceptionGroup) as caught:
         async with app:
@@ -398,7 +398,7 @@ async def test_call_of_a_thread():
 
 
 async def test_call_of_a_thread_that_has_its_answer():
-    """A call that goes on though its thread was told of a fault changes nothing of the answer."""
+    """A call that continues after its thread got a fault does not change the answer."""
 
     class Slow:
         is_over = False
@@ -431,7 +431,7 @@ async def test_call_of_a_thread_that_has_its_answer():
 
 
 async def test_answer_that_comes_too_late():
-    """The first answer to a thread counts."""
+    """Only the first answer to a thread counts."""
     future = Future()
     bridge_module.fail(future, ValueError("first"))
     bridge_module.fail(future, ValueError("second"))
@@ -440,7 +440,7 @@ async def test_answer_that_comes_too_late():
 
 
 async def test_thread_waits_while_the_loop_lives(monkeypatch):
-    """A thread whose call takes long looks now and then whether the loop is there, and waits on."""
+    """A thread with a long call checks now and then that the loop is alive, and keeps waiting."""
     asked, run_soon = threading.Event(), bridge_module.run_soon
 
     def noted(token, call):
@@ -459,7 +459,7 @@ async def test_thread_waits_while_the_loop_lives(monkeypatch):
 
 
 async def test_landing_of_a_call():
-    """Whoever waits for what is on its way is woken though that was broken off."""
+    """A block that waits for calls in flight is woken even if one of them is interrupted."""
     landed, faults = [], [MemoryError("landing")]
 
     def land():
@@ -480,7 +480,7 @@ async def test_landing_of_a_call():
 
 
 async def test_thread_at_its_first_lines():
-    """The work was not called; the worker fails with the fault."""
+    """The work is not called, and the worker fails with the fault."""
     called = []
     with (
         broken_off(ThreadCall, "_run_in_thread") as faults,
@@ -493,7 +493,7 @@ async def test_thread_at_its_first_lines():
 
 
 async def test_abandoned_thread_as_it_leaves(caplog):
-    """It is no more waited for by anybody, and still its token is given back."""
+    """Nobody waits for the thread any more, but its token is returned."""
     meeting, limiter = Meeting(), anyio.CapacityLimiter(1)
     async with Node("app") as app:
         worker = app.run_worker(meeting, thread=True, abandon_on_cancel=True, limiter=limiter)
@@ -512,7 +512,7 @@ async def test_abandoned_thread_as_it_leaves(caplog):
 
 @pytest.mark.parametrize("late", [False, True])
 async def test_thread_as_it_leaves(late):
-    """The host is told that the thread has ended, and the worker fails with the fault."""
+    """The loop learns that the thread has ended, and the worker fails with the fault."""
     with (
         broken_off(ThreadCall, "_leave", late=late) as faults,
         pytest.raises(ExceptionGroup) as caught,
@@ -523,7 +523,7 @@ async def test_thread_as_it_leaves(late):
 
 
 async def test_thread_as_it_leaves_with_an_error(caplog):
-    """The worker fails with what the work has raised; the fault is told in the log."""
+    """The worker fails with the error of its work, and the fault is logged."""
 
     def burn():
         raise ValueError("burnt")
@@ -538,7 +538,7 @@ async def test_thread_as_it_leaves_with_an_error(caplog):
 
 
 async def test_wait_for_a_thread_that_has_ended(monkeypatch):
-    """A fault that comes as the thread has ended already fails the worker."""
+    """A fault that comes after the thread has ended fails the worker."""
     run_sync, fault = thread_module.to_thread.run_sync, MemoryError("as it came back")
 
     async def broken(call, **options):
@@ -554,7 +554,7 @@ async def test_wait_for_a_thread_that_has_ended(monkeypatch):
 
 
 async def test_async_work_in_a_thread_that_never_begins():
-    """Its coroutine is closed: nobody is warned that it was never awaited."""
+    """The coroutine is closed, so Python does not warn that it was never awaited."""
     with (
         broken_off(thread_module, "on_own_loop") as faults,
         pytest.raises(ExceptionGroup) as caught,
@@ -565,7 +565,7 @@ async def test_async_work_in_a_thread_that_never_begins():
 
 
 async def test_worker_whose_task_has_died_is_reaped():
-    """It is ended in place of its task, which does not do that any more."""
+    """A worker is ended by reap() if its task has died."""
 
     async def nothing():
         pass
@@ -582,7 +582,7 @@ async def test_worker_whose_task_has_died_is_reaped():
 
 
 async def test_error_of_the_body_that_is_not_taken_in_at_once(monkeypatch):
-    """A fault as the block begins to be left is raised with the error; all has ended."""
+    """A fault as a block begins to end is raised with the body's error, and all work ends."""
     faults, take_in = [MemoryError("fault")], end.End._take_in
 
     def fail_once(self, error):
