@@ -27,7 +27,7 @@ def versions():
 
 
 def spread(values):
-    """Give the median, and the quartiles round it."""
+    """Return the median and the quartiles."""
     low, high = (min(values), max(values))
     if len(values) > 3:  # noqa: PLR2004 (fewer have no quartiles worth the name)
         low, _, high = quantiles(values, n=4)

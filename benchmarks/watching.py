@@ -17,7 +17,7 @@ UNFOLLOWED, STREAM, QUEUE = "Creche, unfollowed", "AnyIO's stream", "asyncio.Que
 TURNS, STEPS = 10, 100
 """How often a worker sleeps, and of how many steps it tells before."""
 CHUNK = bytes(65_536)
-"""What a worker that does something hashes before each step it tells of."""
+"""What a worker that does real work hashes before it reports each step."""
 IDLE = 5
 """Seconds for which a loop has nothing to do but to answer the watchdog."""
 
@@ -85,7 +85,7 @@ async def _spend(size, way, do):
 
 
 def followed(way, loop, size, do, amount=None):
-    """Give the seconds a worker takes, on both clocks, and who is told how it gets on.
+    """Return the seconds a worker takes, on both clocks, with or without a follower.
 
     Args:
         way: ``Creche`` with a subscription to each worker. Others have the worker tell itself, once

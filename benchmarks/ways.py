@@ -92,7 +92,7 @@ class Awaited(Way):
 
 
 class Raw(Awaited):
-    """asyncio: a task group, a semaphore, an executor for threads, a method of one's own."""
+    """asyncio: a task group, a semaphore, an executor for threads, a plain method."""
 
     name = "raw"
     loops = ASYNCIO

@@ -2,7 +2,7 @@
 
 ``python tests/prose.py`` lists where they do; the session ``lint`` runs it. Each phrase is stiff,
 outdated or not idiomatic, and is listed with what to write instead. Code is skipped, in pages and
-in docstrings. In the core, private docstrings and comments are read, too.
+in docstrings. In the core, the tests and the benchmarks, all docstrings and comments are read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tokenize
 from pages import PROSE, ROOT
 
 SOURCES = ROOT / "src" / "creche"
+OUTSIDE = ("tests", "benchmarks", "examples")
 CORE = ("_ground", "_nursery", "_running", "_messages", "_core", "_looking")
 
 INSTEAD = {
@@ -148,6 +149,11 @@ def texts():
                 yield path, line, without_code(re.sub(r"^ {4,}", "", text, flags=re.MULTILINE))
         for line, text in messages(tree):
             yield path, line, text
+    for path in sorted(each for folder in OUTSIDE for each in (ROOT / folder).rglob("*.py")):
+        if path.name not in ("prose.py", "test_prose.py"):  # they contain the phrases
+            source = path.read_text("utf-8")
+            for line, text in private(source, ast.parse(source)):
+                yield path, line, without_code(re.sub(r"^ {4,}", "", text, flags=re.MULTILINE))
 
 
 def found():

@@ -33,7 +33,7 @@ class Kinds:
     async def slow(self, value: int = 0) -> int:
         """Wait for the gate.
 
-        Nobody is told of this.
+        This is not reported.
         """
         worker = get_current_worker()
         worker.description = "waiting"
@@ -103,7 +103,7 @@ async def test_the_five_functions():
 
 
 async def test_outcomes():
-    """An error is told by its class and text, a question as it is asked, an odd result as text."""
+    """The tools return an error as class and text, questions as asked, odd results as text."""
     async with Node("app") as app:
         here = Kinds(app)
         *ids, asking = [await here.started(kind) for kind in ("fail", "odd", "nothing", "curious")]
@@ -186,7 +186,7 @@ async def test_jobs_of_others():
 
 
 async def test_the_group_bounds_them():
-    """No more jobs run at once than the limit; what is queued is told as such."""
+    """No more jobs run at once than the limit, and queued jobs are reported as queued."""
     async with Node("app") as app:
         here = Kinds(app, limit=2, group="few")
         ids = [await here.started("slow") for _ in range(3)]
@@ -251,7 +251,7 @@ def test_docstrings_are_for_a_model():
 
 
 def test_misuse():
-    """Arguments that make no sense are refused at once."""
+    """Invalid arguments are refused at once."""
     jobs = Jobs(Node("app"))
     for options, text in (
         ({"owner": ""}, "owner must be a text, not empty, not ''"),
@@ -307,7 +307,7 @@ async def test_in_pydantic_ai():
         here.gate.set()
 
         def model(messages, info):
-            """Start two jobs, wait for them, and tell of their results."""
+            """Start two jobs, wait for them, and report their results."""
             parts = messages[-1].parts
             if len(messages) == 1:
                 assert "- slow(value" in info.function_tools[0].description

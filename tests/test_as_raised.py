@@ -1,4 +1,4 @@
-"""Errors come out as they were raised, each named once; and the log tells of them."""
+"""Errors come out as they were raised, are named once each, and are logged."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class Unpicklable(Exception):
     ],
 )
 async def test_a_failure_can_be_pickled(error, kept):
-    """The original error goes with it, or what can be told of it; and the text stays."""
+    """The original error is pickled with it, or else a description. The text stays."""
     async with Node("app") as app:
         worker = app.run_worker(fail(error), name="cook", exit_on_error=False)
         relay = app.run_worker(worker.wait, exit_on_error=False)
@@ -302,7 +302,7 @@ async def test_a_scope_that_work_left_open(what):
 
 
 async def test_the_log_of_a_stored_failure_names_the_call(caplog):
-    """A failure that is stored is logged at ERROR with the call, in that moment."""
+    """A failure that is stored is logged at ERROR at once, with the call."""
     async with Node("app") as app:
         worker = app.run_worker(
             fail(ValueError("x")), name="fetch", description="fetch('/4')", exit_on_error=False

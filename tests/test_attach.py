@@ -261,7 +261,7 @@ async def test_calls_of_threads_are_served():
 async def test_a_call_of_a_thread_that_waits_is_called_off_with_its_worker():
     """An async function that waits for the node to open is not called once its worker is cancelled.
 
-    A shutdown that looks who calls it meanwhile sees that no task does.
+    A shutdown that looks for its caller meanwhile finds that it is no task.
     """
     called, go, outcome = [], threading.Event(), Future()
 
@@ -284,7 +284,7 @@ async def test_a_call_of_a_thread_that_waits_is_called_off_with_its_worker():
 
 @pytest.mark.parametrize("kind", [Early, Late])
 async def test_an_attached_node_that_cannot_be_opened_fails_its_parent(caplog, kind):
-    """The error is told in that moment and raised by the parent's block; no work was entered."""
+    """The error is reported at once and raised by the parent's block, and no work is entered."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             panel = app.attach(kind("panel"))
@@ -303,7 +303,7 @@ async def test_an_attached_node_that_cannot_be_opened_fails_its_parent(caplog, k
 
 @pytest.mark.parametrize("kind", [Early, Late])
 async def test_a_mounted_node_that_cannot_be_opened_leaves_nothing(kind):
-    """Its error goes to who mounts it, what was started on it has ended, and its parent goes on."""
+    """The caller of mount() gets the error, the node's work has ended, and its parent continues."""
     async with Node("app") as app:
         panel = kind("panel")
         waiting = panel.run_worker(settle, start=False)
@@ -342,7 +342,7 @@ async def test_an_attached_node_whose_task_is_killed(anyio_backend):
 
 
 async def test_what_cannot_be_attached():
-    """What is no node, has a parent, was opened or is attached already is refused at the call."""
+    """Anything but a new node without a parent is refused at the call."""
     async with Node("app") as app, Node("other") as other:
         panel = app.attach(Node("panel"))
         for parent, child in (

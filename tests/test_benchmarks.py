@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def load(monkeypatch, name):
-    """Import one of the scripts anew, and what it imports of the others."""
+    """Import one of the scripts again, with what it imports from the others."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for each in BENCHMARKS.glob("*.py"):
         monkeypatch.delitem(sys.modules, each.stem, raising=False)
@@ -181,7 +181,7 @@ def test_targets_are_met_or_missed(targets, monkeypatch):
 
 
 def test_both_clocks_stand_beside_the_instructions(targets, monkeypatch):
-    """Where a ratio of instructions has a target, both clocks are told as well, by each Python."""
+    """Where a ratio of instructions has a target, both clocks are shown too, for each Python."""
     bounds = (targets.Target("return", 1.3, counted=True), targets.Target("return", 1.3))
     monkeypatch.setattr(targets, "TARGETS", bounds)
     clocked = row(AnyIO=1.2) | {"clocks": {"processor": spread(1.2, 0.1), "wall": spread(1.5)}}

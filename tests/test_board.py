@@ -104,7 +104,7 @@ def words(board, **options):
 
 
 def faults(caplog):
-    """What the library has told of what went wrong."""
+    """The errors that the library has logged."""
     return [record.getMessage() for record in caplog.records if record.name == "creche"]
 
 
@@ -373,7 +373,7 @@ def test_rates_are_of_the_last_seconds(virtually):
             for second in range(1, 121):
                 await anyio.sleep(1)
                 worker.advance(10 if second <= 60 else 1)
-                picture(board)  # which takes note
+                picture(board)  # which records it
                 seen[second] = columns(board, "job")
             for second in (130, 240):  # it has stopped
                 await anyio.sleep(second - anyio.current_time() + begun)
@@ -639,7 +639,7 @@ def test_pictures_that_take_long_are_drawn_less_often(virtually, drawn, monkeypa
 
 
 def test_services(virtually):
-    """Attempts, and what is not ready or does not get on, stand beside the name."""
+    """The number of attempts, "not ready" and "stalled" are shown beside the name."""
     seen, pipe = [], io.StringIO()
 
     async def main():
@@ -777,7 +777,7 @@ async def test_a_pipe_gets_a_bounded_number_of_lines():
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
 async def test_a_terminal_that_cannot_move_its_cursor_gets_lines(term):
-    """What is no terminal for pictures is treated as a pipe."""
+    """A dumb terminal is treated as a pipe."""
     tube = Tube()
     console = Console(file=tube, force_terminal=True, width=80, _environ={"TERM": term})
     app = Node("app")
@@ -956,7 +956,7 @@ async def test_errors_are_told_in_a_line_of_bounded_length():
 
 
 async def test_bad_nodes_are_refused():
-    """What is no node, and a node that has closed, get an error that says so."""
+    """An argument that is not a node, or is closed, is refused with a clear error."""
     with pytest.raises(WorkerError, match=r"live_board\(\) takes a Node, not 'app'"):
         async with live_board("app"):
             pass

@@ -111,7 +111,7 @@ class Served(WorkerMachine):
 
 
 class ToolsMachine(Served):
-    """The tools of an agent start the jobs, tell of them, and cancel them."""
+    """The tools of an agent start the jobs, report on them, and cancel them."""
 
     states: ClassVar = {
         PENDING: "queued",
@@ -171,7 +171,7 @@ def run_on(machine, backend, how):
 
 
 def test_the_tools_of_an_agent(backend):
-    """Whatever programs do, an agent is told of each job how it stands, and of none another end."""
+    """Whatever programs do, an agent gets the true status of each job, and only one end of each."""
 
     class Machine(ToolsMachine):
         pass

@@ -221,7 +221,7 @@ async def test_error_of_isolated_work():
 
 
 async def test_abandoned_work(on_dask, tmp_path, caplog):
-    """Abandoned work is left to itself; the worker is CANCELLED at once, its error is logged."""
+    """Abandoned work keeps running. Its worker is CANCELLED at once, and its error is logged."""
     sign = tmp_path / "runs"
     caplog.set_level(logging.ERROR, "creche")
     async with Node("app") as app:
@@ -290,7 +290,7 @@ async def test_options_of_submit():
     ],
 )
 def test_arguments(arguments, told):
-    """Arguments that make no sense are refused at the call."""
+    """Invalid arguments are refused at the call."""
     with pytest.raises(WorkerError, match=told):
         OnDask(**{"client": client(), **arguments})
 
@@ -301,7 +301,7 @@ def test_shows_its_client(on_dask):
 
 
 async def test_work_that_is_not_installed_there(on_dask, monkeypatch):
-    """An error of Dask's that is no crash says that something has to be installed there."""
+    """An error from Dask that is not a crash says what has to be installed on the workers."""
 
     def refuse(*_):
         raise ModuleNotFoundError("No module named 'creche'")
@@ -359,7 +359,7 @@ async def test_isolated_work_on_a_lost_machine_alone(tmp_path, monkeypatch):
         worker = app.run_worker(partial(farwork.hold, sign, gate), where=way)
         await worker.join()
         gate.touch()
-        again = app.run_worker(partial(farwork.add, 1, 2), where=way)  # it is watched anew
+        again = app.run_worker(partial(farwork.add, 1, 2), where=way)  # it is watched again
         await again.join()
         await until(lambda: not _there._running)
     assert str(worker.error) == "what ran worker 'hold' is gone: its machine was lost"
@@ -385,7 +385,7 @@ async def test_nobody_expects_it_any_more(on_dask, monkeypatch):
 
 
 async def test_cluster_that_cannot_be_told(on_dask, tmp_path, monkeypatch):
-    """Where the cluster cannot be told of a cancellation, the end of the work is waited for."""
+    """If the cluster cannot be notified of a cancellation, the worker waits for the work to end."""
 
     async def refuse(*_, **__):
         raise OSError("lost")

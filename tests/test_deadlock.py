@@ -53,7 +53,7 @@ async def test_self(how):
 
 @pytest.mark.parametrize("length", [2, 3, 10])
 async def test_ring(length):
-    """A ring of any length is found when it closes, and named."""
+    """A cycle of any length is detected when it closes, and named."""
     workers = []
 
     async def wait_for_next(n):
@@ -95,7 +95,7 @@ async def test_owner_of_the_node():
 
 
 async def test_ring_through_an_owner():
-    """A ring that goes through a node and a worker elsewhere is found as well."""
+    """A cycle through a node and a worker elsewhere is detected, too."""
 
     async def owner():
         async with Node("inner") as inner:
@@ -117,7 +117,7 @@ async def test_ring_through_an_owner():
 
 
 async def test_daemon_may_wait_for_the_owner():
-    """A daemon is cancelled as its node is left, so it may wait for who has the node open."""
+    """A daemon is cancelled when its node is left, so it may wait for the task in the block."""
 
     async def owner():
         async with Node("inner") as inner:
@@ -277,7 +277,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_threads(way):
-    """A thread's waits are judged as well: for itself, and in a ring."""
+    """Waits from a thread are checked, too: for its own worker, and in a cycle."""
 
     def wait_for_itself():
         WAYS[way](app, get_current_worker())

@@ -259,7 +259,7 @@ async def test_relay_after_the_failure_was_handled():
 
 
 async def test_relay_between_two_trees():
-    """A failure that another tree reports is news to this one."""
+    """A failure that another tree has reported is reported by this one, too."""
     with pytest.raises(ExceptionGroup) as first:
         async with Node("one") as one:
             worker = one.run_worker(boom)

@@ -141,7 +141,7 @@ async def test_cancel_against_begin(by_hand):
 
 
 async def test_abandon(by_hand, caplog):
-    """Abandoned work is left to itself, and a late error of its own is logged."""
+    """Abandoned work keeps running, and its late error is logged."""
     meeting = Meeting()
     async with Node("app") as app:
         options = {"where": by_hand, "abandon_on_cancel": True}
@@ -261,7 +261,7 @@ async def test_home_that_does_not_know_the_key():
 
 
 async def test_silent_caller(monkeypatch):
-    """Who calls and says nothing is hung up on after a while."""
+    """A connection that sends nothing is closed after a while."""
     monkeypatch.setattr(hub, "PATIENCE", 0.01)
     here = hub.Hub()
     async with anyio.create_task_group() as group:

@@ -49,7 +49,7 @@ def test_far_tells_what_it_is():
 
 
 def test_steps_are_set_and_checked():
-    """Steps are set as those of a worker are, and what is no number is refused."""
+    """Steps are set like those of a worker, and only numbers are accepted."""
     one = make(int)
     one.update(3, 12)
     assert (one.completed_steps, one.total_steps, one.progress) == (3, 12, 25.0)
@@ -73,7 +73,7 @@ def test_steps_are_not_told_after_the_end():
 
 
 def test_home_that_is_gone():
-    """Work whose home cannot be told of its steps is told to stop."""
+    """Work that cannot report its steps home is asked to stop."""
 
     def send(message):
         raise OSError("gone")
@@ -148,7 +148,7 @@ def test_records_of_unknown_work(monkeypatch):
 
 
 def test_record_that_cannot_be_put_in_words(monkeypatch):
-    """A record whose arguments do not fit is told as far as it can be."""
+    """A log record whose arguments do not fit its message is passed on as far as possible."""
     sent, arguments = [], ("fit",)
     with own_process(monkeypatch), far.telling(make(int, sent.append)):
         logging.getLogger("farwork").warning("no %s %s", *arguments)
@@ -163,7 +163,7 @@ def test_records_at_home():
 
 
 def test_error_that_is_another_here():
-    """An error whose class cannot be read here any more is told in text."""
+    """An error whose class cannot be unpickled here arrives as text."""
     head, _ = wire.read_outcome(wire.pack_error(ValueError("burnt"), None))
     with pytest.raises(WorkerError, match=r"^ValueError: burnt$"):
         wire.open_outcome(head, b"no pickle", "worker 'far'")
@@ -205,7 +205,7 @@ def test_package_that_stands_in(monkeypatch):
 
 
 class Kept:
-    """A resource that tells of its life, and may fail in it."""
+    """A resource that records when it runs and ends, and may fail."""
 
     def __init__(self, error=None):
         self.told = []
@@ -348,7 +348,7 @@ class Odd(Exception):
 
 
 def test_error_that_becomes_another():
-    """An error that is another one once it was read is told in text."""
+    """An error that unpickles as another class arrives as text."""
     with pytest.raises(RemoteError) as told:
         raise opened(wire.pack_error(Odd("this"), None))
     assert (told.value.type_name.rpartition(".")[2], told.value.text) == ("Odd", "this")

@@ -316,7 +316,7 @@ async def test_the_last_progress_that_is_still_on_its_way(anyio_backend):
 @pytest.mark.parametrize("page", [None, True, False])
 @pytest.mark.parametrize("call", [None, True, False])
 async def test_whose_word_counts_on_errors(root, page, call):
-    """That of the call, else of the node, else of the one above; at the root the node falls."""
+    """The first handler counts: the call's, the node's or one above. If none, the root fails."""
 
     class Page(Node):
         @work(exit_on_error=call)
@@ -355,7 +355,7 @@ async def test_a_mounted_node_takes_the_word_of_the_one_above():
         assert waiting.run_worker(fail, start=False).exit_on_error is False
 
 
-# A failure is told as the call was made.
+# A failure names the call.
 
 
 async def fetch(path, *, retries=0):
@@ -370,7 +370,7 @@ class Fetcher(Node):
 
 @pytest.mark.parametrize("way", ["partial", "decorated", "in a thread"])
 async def test_a_failure_names_the_call(way, caplog):
-    """In the log, in that moment: which of many calls of one function has failed."""
+    """The log says at once which of many calls of one function has failed."""
     caplog.set_level(logging.ERROR, "creche")
     told = []
     with pytest.raises(ExceptionGroup):
@@ -409,7 +409,7 @@ async def test_a_failure_of_what_is_called_names_no_more_than_it_can():
     ("job", "state"), [(one, SUCCESS), (fail, ERROR), (anyio.sleep_forever, CANCELLED)]
 )
 async def test_done_callbacks(job, state):
-    """Each is called once, in the step of the end, before anybody who waits goes on."""
+    """Each callback is called once, in the step of the worker's end, before waiters continue."""
     told = []
     async with Node("app") as app:
         worker = app.run_worker(job, exit_on_error=False)

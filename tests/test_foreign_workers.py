@@ -137,7 +137,7 @@ async def test_it_may_be_the_one_that_ends_its_host():
 
 
 async def test_it_is_named_where_the_loop_stands_still(caplog):
-    """The watchdog tells of it, with the path of its node."""
+    """The watchdog reports it, with the path of its node."""
     told = threading.Event()
 
     class Told(logging.Handler):

@@ -75,7 +75,7 @@ def on_asyncio(anyio_backend):
 
 
 class Awaitable:
-    """Work that is no coroutine."""
+    """Work that is a plain function."""
 
     def __init__(self, kept):
         self.kept = kept

@@ -171,7 +171,7 @@ async def test_limit_at_run_time():
 
 @pytest.mark.parametrize("way", ["group", "all", "of the node", "by name"])
 async def test_cancelling_many_launches_nobody(monkeypatch, way):
-    """Who waits is cancelled before who has the slot, and would hand it on."""
+    """Queued workers are cancelled before those with a slot, which would pass it on."""
     launched, launch = [], Runners.launch
 
     def note(runners, job):
@@ -793,7 +793,7 @@ async def test_a_node_tells_its_groups():
 
 
 async def test_a_group_that_was_forgotten_leaves_nothing_of_its_limit():
-    """Work of the same name makes it anew, as the name was never declared."""
+    """Later work creates a group of the same name again, as if it had never been declared."""
     async with Node("app") as app:
         worker = app.run_worker(settle, group="some")
         (group,) = app.groups

@@ -222,7 +222,7 @@ async def test_a_long_chain_of_waits():
 
 
 class Party:
-    """Somebody who waits, or not."""
+    """A party that may wait for others."""
 
     def __init__(self, name):
         self.name = name
@@ -246,7 +246,7 @@ class Party:
 
 
 def plain_search(parties):
-    """Give the ring from the first party on, found as the definition says."""
+    """Return the cycle from the first party on, found by its definition."""
     free = [party.is_finished for party in parties]
 
     def can_go(party):
@@ -268,7 +268,7 @@ def plain_search(parties):
 
 @st.composite
 def waits(draw):
-    """Draw parties: who holds slots, who waits for these, and who waits for whom."""
+    """Draw parties: which hold slots, which wait for these, and which wait for each other."""
     number = draw(st.integers(1, 8))
     parties = [Party(name) for name in range(number)]
     some = st.lists(st.sampled_from(range(number)), max_size=3, unique=True)
@@ -337,7 +337,7 @@ def test_a_check_leaves_no_cycles(make):
         assert not any(end() for end in ends)
 
 
-# who listens
+# the listeners
 
 
 class Said(Message):
@@ -363,7 +363,7 @@ async def test_subscriptions():
 
 
 async def test_a_message_that_rises_compares_no_listeners():
-    """Whether a listener above has heard it already is not found out one by one."""
+    """A message does not search all listeners above to see whether they have got it."""
     compared = []
 
     class Told(tuple):

@@ -44,7 +44,7 @@ def is_trio(anyio_backend):
 
 @pytest.fixture(params=["a task of its own", "a task group"])
 async def where(request, anyio_backend):
-    """What a host is told of the place of its task: nothing on asyncio, or a task group."""
+    """The argument that says where a host runs its task: nothing on asyncio, or a task group."""
     if request.param == "a task of its own":
         if is_trio(anyio_backend):
             pytest.skip("Trio has no tasks without a nursery")
@@ -56,7 +56,7 @@ async def where(request, anyio_backend):
 
 
 class Slow(Node):
-    """A node that takes its time to open, and may fail of being broken off."""
+    """A node that opens slowly, and may fail when it is cancelled meanwhile."""
 
     error = None
 
@@ -91,7 +91,7 @@ class Refusing(Node):
 
 
 async def test_start_and_stop(where):
-    """The node is open after start(), and all has ended after stop(), which may be called again."""
+    """The node is open after start(), and all has ended after stop(), even if called twice."""
     async with assert_nothing_left():
         host = Host(Node("app"), **where)
         assert repr(host) == "<Host of node 'app', new>"
@@ -142,7 +142,7 @@ async def test_block(where):
 
 
 async def test_failure_is_told_once(where, caplog):
-    """A node that falls ends its host at once; it is logged then, and raised by one stop()."""
+    """A node that fails ends its host at once. The error is logged, and raised by one stop()."""
     host = Host(Node("app"), **where)
     await host.start()
     sibling = host.node.run_worker(anyio.sleep_forever)
@@ -219,7 +219,7 @@ async def test_nursery_of_trio(anyio_backend):
 
 
 async def test_cancelled_task_group():
-    """The cancellation of the task group ends the node; that is no error of stop()."""
+    """Cancelling the task group ends the node, which does not make stop() fail."""
     async with anyio.create_task_group() as group:
         host = Host(Node("app"), task_group=group)
         await host.start()
@@ -258,7 +258,7 @@ async def test_error_of_opening(where, error):
 
 @pytest.mark.parametrize("error", [None, ValueError("of the opening")])
 async def test_cancelled_start(where, error):
-    """A start() that is cancelled has closed the node; what that raises goes before."""
+    """A cancelled start() closes the node. An error from that takes precedence."""
     async with assert_nothing_left():
         host = Host(Slow(), **where)
         host.node.error = error
@@ -492,7 +492,7 @@ async def test_stop_by_many(where):
 
 
 async def test_cancelled_stop(where):
-    """The grace is over then, and nobody waits for what is slow; the end comes all the same."""
+    """The grace period is over then, and nothing waits for slow work, but the node still ends."""
     host, gate = Host(Node("app"), **where), anyio.Event()
     await host.start()
     worker = await host.node.start_worker(slow_to_leave(gate))
@@ -594,7 +594,7 @@ async def test_errors_of_the_body_and_of_the_node(where):
 
 
 async def test_exit_of_the_body(where, caplog):
-    """A SystemExit of the body goes before an error of the node, which is in the log."""
+    """A SystemExit of the body takes precedence over an error of the node, which is logged."""
     with pytest.raises(SystemExit):
         async with Host(Node("app"), **where) as app:
             app.run_worker(fail(OSError("of the worker")))
@@ -629,7 +629,7 @@ async def set_shielded(gate):
 
 
 async def test_cancelled_block_of_a_failed_node(where):
-    """The failure goes before the cancellation."""
+    """The failure takes precedence over the cancellation."""
     with pytest.raises(ExceptionGroup), anyio.CancelScope() as scope:
         async with Host(Node("app"), **where) as app:
             app.run_worker(fail(OSError("of the worker")))
@@ -901,7 +901,7 @@ async def test_second_signal(outer, at_once, second):
 
 
 async def test_third_signal(outer, handlers):
-    """It goes to who handled the signals before: work that does not end holds up no program."""
+    """A third signal goes to the previous handler: stuck work cannot block the program."""
     gate = anyio.Event()
     with pytest.raises(SignalReceived):
         async with Nest(outer, math.inf) as app:

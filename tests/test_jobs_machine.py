@@ -142,7 +142,7 @@ class Program:
         unfinished = [each for each in self.made if each.outcome is None]
         for each in unfinished:
             assert not each.job.status.done
-            assert each.job.id in listed  # none is lost
+            assert each.job.id in listed  # all are listed
         self.check_kept(listed)
         assert len(listed) == len(unfinished) + len(self.kept)
         for each in self.made:

@@ -114,7 +114,7 @@ while True:
 
 
 def run_killed(path, lines):
-    """Have a program write, and kill it once it has told of some lines."""
+    """Run a program that writes, and kill it once it has reported some lines."""
     command = [sys.executable, "-c", KILLED, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
         for _ in range(lines):
@@ -275,7 +275,7 @@ def test_cannot_be_opened(path, tmp_path):
 
 @pytest.mark.parametrize("row", ["{}", "no JSON", '{"id": 5}'])
 def test_rows_of_others(path, row):
-    """What is no status is not taken for one."""
+    """Data that is not a status is not read as one."""
     SQLiteStore(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute("INSERT INTO jobs (id, status) VALUES ('x', ?)", (row,))

@@ -33,7 +33,7 @@ class Found(Message):
 
 
 class Shown(Node):
-    """A node that keeps what its handlers were told of."""
+    """A node that keeps the messages of its handlers."""
 
     def __init__(self, name):
         super().__init__(name)
@@ -269,7 +269,7 @@ def test_a_child_that_was_forked_off(anyio_backend):
 
 
 def test_a_call_to_a_loop_that_is_closed_under_it(backend, monkeypatch):
-    """A thread that waits for an answer does not wait for ever where somebody ends the loop."""
+    """A thread does not wait forever for an answer if somebody ends the loop."""
     monkeypatch.setattr(creche._ground.bridge, "_PATIENCE", 0.001)
 
     async def get_token():
@@ -347,7 +347,7 @@ async def test_an_abandoned_thread_that_obeys_is_no_failure(how, caplog):
 
 
 async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
-    """Abandoned between its first step and the call, it has its work all the same."""
+    """A worker that is abandoned between its first step and the call still has its work."""
     begun, go, called, run = (
         threading.Event(),
         threading.Event(),

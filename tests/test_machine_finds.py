@@ -197,7 +197,7 @@ def test_worker_that_begins_anew_on_purpose():
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_records_of_an_abandoned_thread(backend_name):
-    """What a handler of the log would keep of a thread that failed is no worker that is left."""
+    """A failed thread's worker that only a log handler would keep does not count as left."""
     if backend_name == "trio":
         pytest.importorskip("trio")
     kept = []

@@ -534,7 +534,7 @@ async def test_a_call_that_is_cancelled_before_the_tool_has_begun():
 
 
 async def test_cancelling_a_call_cancels_its_task():
-    """Cancelling ``call_tool()`` cancels the task; cancelling who waits for a task does not."""
+    """Cancelling ``call_tool()`` cancels the task; cancelling a task that waits for it does not."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -591,7 +591,7 @@ class Script:
 
 
 async def test_what_ends_a_call_is_what_is_raised():
-    """If the task cannot be cancelled, the caller is told all the same why the call has ended."""
+    """If the task cannot be cancelled, the caller still learns why the call has ended."""
     session = Script(("input_required", ["a"]))
     (claim,) = ClientTasks().claims()
     created = CreatedTask(task_id="1", status="working", created_at="", last_updated_at="")
@@ -913,7 +913,7 @@ def test_random_programs(backend, quiet, scripts, acts, seed):
 
 
 def test_misuse():
-    """Arguments that make no sense are refused at once."""
+    """Invalid arguments are refused at once."""
     jobs = Jobs(Node("server"))
     for wrong in (0, -1, float("inf"), float("nan"), "1"):
         with pytest.raises(WorkerError, match="poll_interval must be a positive number"):

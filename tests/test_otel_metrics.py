@@ -114,7 +114,7 @@ async def test_workers_that_run_and_that_wait(recorded):
 
 
 async def test_what_happens_last_is_recorded(recorded):
-    """What nobody has read as the block is left is recorded all the same."""
+    """Events that have not been read when the block exits are still recorded."""
     async with Node("app") as app:
         async with metered(app, recorded.meter):
             app.run_worker(settle)  # no turn of the loop until the block is left
@@ -210,7 +210,7 @@ async def test_errors_of_the_meter_disturb_nobody(recorded, caplog):
 
 
 async def test_misuse():
-    """What is no node, and a time that is none, are refused at the call."""
+    """A wrong node and an invalid time are refused at the call."""
     with pytest.raises(WorkerError, match=r"metered\(\) takes a Node, not 'app'"):
         async with metered("app"):
             pass

@@ -45,6 +45,12 @@ def test_comments_and_private_docstrings_are_read():
     assert found == {2: "Who waits, waits.", 3: "# or for ever"}
 
 
+def test_tests_and_benchmarks_are_read():
+    """Their docstrings and comments are checked, too."""
+    read = {path.relative_to(prose.ROOT).parts[0] for path, _, _ in prose.texts()}
+    assert {"tests", "benchmarks", "src", "docs"} <= read
+
+
 def test_code_is_left_out():
     """Code in a page is no prose: not in blocks, not within a line, and not in links."""
     page = "a `ring` and [it](of-who.md)\n\n```python\nshall = anew\n```\n\n    hence\n\nshall\n"

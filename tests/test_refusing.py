@@ -36,7 +36,7 @@ class Refusal(ValueError):
 
 
 class Base(BaseException):
-    """What is no Exception, such as test runners raise where a test has failed."""
+    """A BaseException that is not an Exception, as test runners raise when a test fails."""
 
 
 FAULTS = [Refusal, RecursionError, Base]
@@ -169,7 +169,7 @@ class Run:
             while not self.is_over and time.monotonic() < end:
                 await lowlevel.checkpoint()
             hangs = not self.is_over
-            while not self.is_over:  # so that the test ends all the same
+            while not self.is_over:  # so that the test still ends
                 for node in self.nodes:
                     node._creche_nursery.holds = 0
                     node._creche_nursery.bridge.in_flight = 0

@@ -12,7 +12,7 @@ from helpers import PENDING, RENDEZVOUS, give_later, settle
 
 
 async def test_room_bounds_what_is_there():
-    """Who waits for room before each worker never has more of them than the limit."""
+    """A task that waits for room before each worker never has more of them than the limit."""
     most = 0
     async with Node("app") as app:
         group = app.group("jobs", limit=3)
@@ -109,7 +109,7 @@ async def test_room_for_oneself():
 
 
 async def test_ring_through_room():
-    """Who holds the room and waits for who waits for room gets an error, whoever comes last."""
+    """A cycle between a waiter for room and a holder of it is an error, whichever comes last."""
     gate = anyio.Event()
     async with Node("app", exit_on_error=False) as app:
         group = app.group("jobs", limit=1)

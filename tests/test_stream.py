@@ -58,13 +58,13 @@ async def test_frames_in_one_piece_and_in_many(pair):
 
 
 async def test_what_comes_while_nobody_waits(pair):
-    """What comes while nobody receives is there for who receives next."""
+    """Data that arrives while nobody receives is kept for the next receive()."""
     stream, other = pair
     other.send(frame(1, b"one"))
     assert await stream.receive() == (1, b"one")
     other.send(frame(2, b"two"))
     await settle(5)
-    assert not stream._is_watched  # or the loop would tell of it at each turn
+    assert not stream._is_watched  # or the loop would report it at each turn
     assert await stream.receive() == (2, b"two")
 
 
@@ -145,7 +145,7 @@ async def test_other_end_that_is_gone_with_something_unread(pair, anyio_backend_
 
 
 async def test_other_end_that_has_left_something_unread(pair):
-    """Who waits for it is told by ``end()``, as uvloop does not tell; nothing said is lost."""
+    """``end()`` wakes the waiter, as uvloop does not. No data is lost."""
     stream, other = pair
     await stream.send(b"unread")
     heard = []

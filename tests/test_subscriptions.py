@@ -94,7 +94,7 @@ async def test_every_change_until_the_node_has_closed():
 
 @pytest.mark.parametrize("end", ["fails", "cancelled", "outer", "removed"])
 async def test_final_changes_of_a_node_that_does_not_end_well(end):
-    """A node that failed, was cancelled or was removed tells how its work ended, all the same."""
+    """A node that failed, was cancelled or was removed still reports how its work ended."""
 
     async def fail():
         await settle()
@@ -282,7 +282,7 @@ async def test_tree_hears_all_below():
 
 
 async def test_subscribing_to_an_open_tree():
-    """Opened in the midst of it, a subscription hears what follows, everywhere below."""
+    """A subscription that is opened late gets everything that follows, from all nodes below."""
     async with Node("app") as app, Node("page", parent=app) as page:
         await page.run_worker(work, name="before")
         async with app.subscribe(Worker.StateChanged, tree=True) as events:
@@ -293,7 +293,7 @@ async def test_subscribing_to_an_open_tree():
 
 
 async def test_message_that_bubbles_is_told_once():
-    """A message that goes up comes once to who hears the tree, and to who hears each node."""
+    """A message that bubbles up reaches each listener of the tree and of each node once."""
     app = Node("app")
     page = Node("page", parent=app)
     async with (
@@ -569,14 +569,14 @@ async def test_progress_again_once_it_was_taken():
             worker.advance()
             worker.update(completed_steps=1)
             assert (await anext(events)).worker is worker
-            await settle()  # the handler has its turn
+            await settle()  # the handler runs
         worker.cancel()
     assert await rest(events) == []
     assert len([event for event in app.got if isinstance(event, Worker.ProgressChanged)]) == 3
 
 
 async def test_no_progress_after_the_end():
-    """Once a worker has ended nothing is told of it, whoever counts on."""
+    """No event of a worker follows its end, even if somebody advances it."""
     async with (app := Watcher()).subscribe(Worker.ProgressChanged) as events:
         async with app:
             worker = app.run_worker(work)

@@ -3,7 +3,7 @@
 Nothing is sampled, and the moments are not a list. The fault comes one turn of the loop after the
 start, then two turns, and so on, until it comes too late; each time once ahead of whatever else is
 due in that turn and once behind it. Trio shuffles what is due; there it is twice that, with two
-seeds. A thread is held at its gate while the fault comes; and in a second round it has left, and
+seeds. A thread is held at its gate while the fault comes; in another run it has left its gate, and
 the loop has yet to hear of it.
 """
 

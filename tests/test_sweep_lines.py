@@ -1,4 +1,4 @@
-"""The sweep of lines: the core is broken off at each line of its own, once, and makes up for it.
+"""The sweep over lines: the core is interrupted once at each of its lines, and recovers.
 
 A fault is planted at a line of the way in, of the end, of a handler or of a call from a thread: it
 is raised there before the line does anything, as memory that runs out or a Ctrl+C would be. Which
@@ -48,7 +48,7 @@ PATIENCE = 60.0
 THROUGH = object()
 """What long work returns that nobody has stopped."""
 MOST = 2
-"""How often a line is broken off within one program: there is nothing new in the tenth time."""
+"""How often a line is interrupted within one program; a tenth time shows nothing new."""
 NOWHERE = (
     "def release_on_behalf_of(",  # does nothing; Trio drops what it would raise
     "try:",
@@ -68,7 +68,7 @@ NOWHERE = (
 )
 """The beginnings of lines at which nothing can be raised: they call nothing and make nothing.
 
-And of those at which a lock is let go, where Python tells of the line once more.
+And of those at which a lock is released, where Python reports the line once more.
 """
 
 THE_END = [
@@ -168,7 +168,7 @@ class Plant:
         return self._line
 
     def sites(self):
-        """Give the lines that were reached, each as often as it is to be broken off."""
+        """Return the lines that were reached, each as often as it is to be interrupted."""
         for place, times in self.reached.items():
             for time_ in range(1, min(times, MOST) + 1):
                 yield place, time_
@@ -569,7 +569,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_each_line(program, anyio_backend, told, watched):
-    """Whichever line of the core is broken off, nothing hangs, nothing is held, all is told."""
+    """Whichever line of the core is interrupted, nothing hangs or is kept, all is reported."""
 
     async def go(site=None, fault=None):
         if anyio_backend[0] == "trio":

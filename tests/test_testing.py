@@ -93,7 +93,7 @@ async def test_recorder_tells_what_happened():
     ids=["first", "edge", "last"],
 )
 async def test_recorder_judges_a_life(states, wrong):
-    """A life that the table does not allow is told as what it is."""
+    """A history that the table does not allow is reported as such."""
     async with Node("app") as app:
         worker = app.run_worker(settle, name="sync")
     recorder = EventRecorder()
@@ -255,7 +255,7 @@ async def test_nothing_left():
 
 
 def test_nothing_left_round_a_run(backend):
-    """The check goes round a whole run of a loop as well."""
+    """The check also works around a whole run of a loop."""
 
     async def main():
         async with Node() as app:
@@ -351,7 +351,7 @@ async def test_threads_have_their_grace_in_a_loop(monkeypatch):
 
 
 def test_gate_that_nobody_opens(monkeypatch):
-    """A thread does not wait for ever for a test that forgot it."""
+    """A thread does not wait forever for a test that forgot it."""
     monkeypatch.setattr("creche.testing._scripts._RENDEZVOUS", 0.0)
     with pytest.raises(AssertionError, match="nobody opened the gate of 'lonely'"):
         Play(Script(), "'lonely'").in_thread()
@@ -449,7 +449,7 @@ def test_unknown_backend():
     [("scripts", "hypothesis"), ("WorkerMachine", "hypothesis"), ("virtual_backend", "pytest")],
 )
 def test_missing_package_is_named(name, needed):
-    """What needs a package that is absent says so; the rest can be had all the same."""
+    """Names that need a missing package raise an error that says so; the others work."""
     program = (
         f"import sys; sys.modules[{needed!r}] = None\n"
         "from creche.testing import EventRecorder, Play, assert_nothing_left, virtual_time\n"

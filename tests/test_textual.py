@@ -51,12 +51,12 @@ FINAL = {CANCELLED, ERROR, SUCCESS}
 
 @pytest.fixture
 def anyio_backend():
-    """Textual runs on asyncio; its debug mode would tell of each slow step of Textual."""
+    """Textual runs on asyncio, whose debug mode would log each slow step of Textual."""
     return "asyncio", {}
 
 
 class Panel(Label):
-    """A widget that keeps what it was told of its workers."""
+    """A widget that keeps the messages about its workers."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)

@@ -213,7 +213,7 @@ CANCEL = {
 @pytest.mark.parametrize("way", CANCEL)
 @pytest.mark.parametrize("ask", ASK)
 async def test_truth_in_the_thread(ask, way):
-    """Each of the four ways of asking tells of a cancellation from each side, and not before."""
+    """Each of the four ways of asking reports a cancellation from each side, and not too early."""
     meeting = Meeting()
     answers = []
 
@@ -223,7 +223,7 @@ async def test_truth_in_the_thread(ask, way):
             answers.append(ASK[ask](worker))
         meeting()
         while ask == "from_thread" and not worker.is_cancelled:
-            pass  # this one is told in a later turn of the loop
+            pass  # this one gets it in a later turn of the loop
         answers.append(ASK[ask](worker))
 
     with anyio.CancelScope() as scope:
@@ -563,7 +563,7 @@ async def test_call_from_thread():
 
 
 async def test_call_from_a_foreign_thread():
-    """A thread that is no worker's may call too, while the node is open."""
+    """A thread without a worker may call too, while the node is open."""
     got = concurrent.futures.Future()
     app = Node("app")
 
@@ -750,7 +750,7 @@ async def test_call_of_a_foreign_thread_on_a_cancelled_node():
 
 
 async def test_call_of_a_foreign_thread_while_a_cancelled_node_is_unwinding():
-    """The node is still open, as a worker resists; nothing new takes effect on it all the same."""
+    """A cancelled node that is still open, because a worker resists, accepts nothing new."""
     called = []
     resisting, gate = anyio.Event(), anyio.Event()
 

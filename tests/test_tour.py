@@ -253,7 +253,7 @@ def test_files_and_folders_without_permission_are_told(take, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_file_that_became_a_pipe_is_not_waited_for(take, tmp_path, meanwhile):
-    """A pipe to which nobody writes could take for ever."""
+    """A pipe to which nobody writes could take forever."""
     first, second, writers = tmp_path / "a", tmp_path / "b", []
     expected = sum_of(b"x")
     first.write_bytes(b"x")

@@ -277,7 +277,7 @@ async def test_requests_and_errors_are_instants(ticking):
 
 @pytest.mark.parametrize("backend", sorted(anyio.get_available_backends()))
 def test_services_leave_marks(backend):
-    """When a worker was ready, began again and did not get on is told on its bar."""
+    """A worker's bar shows when it was ready, was restarted and stalled."""
     saved = []
 
     async def main():
@@ -308,7 +308,7 @@ def test_services_leave_marks(backend):
 
 
 async def test_the_newest_marks_are_kept():
-    """A service that fails for ever does not make a timeline that grows for ever."""
+    """A service that keeps failing does not make its timeline grow forever."""
 
     async def job():
         for number in range(150):
@@ -369,7 +369,7 @@ async def test_counters(ticking):
 
 
 async def test_workers_of_the_same_moment():
-    """What begins and ends within one tick of a coarse clock is there all the same."""
+    """A worker that begins and ends within one tick of a coarse clock is shown, too."""
     async with record(app := Node("app")) as trace, app:
         for number in range(20):
             app.run_worker(work, name=str(number))
@@ -420,7 +420,7 @@ async def test_saving_right_after_a_change():
 
 
 async def test_recording_a_part(ticking):
-    """Opened in the midst, a recording has what runs below its node, and ends with its block."""
+    """A recording that is opened late has what runs below its node, and ends with its block."""
     gate = anyio.Event()
     async with Node("app") as app, Node("page", parent=app) as page, Node("leaf", parent=page):
         page.run_worker(work, name="before")
@@ -551,7 +551,7 @@ async def test_recording_is_left_before_the_node():
 
 
 async def test_error_of_the_body_passes_as_it_is():
-    """An error goes through the block of a recording without a group round it."""
+    """An error passes through the block of a recording without an exception group around it."""
     app = Node("app")
     with pytest.raises(ZeroDivisionError):
         async with record(app):
@@ -622,7 +622,7 @@ async def test_recorder_reads_on_while_cancelled():
 
 
 async def test_bad_arguments():
-    """What makes no sense is refused at the call, and nothing is written."""
+    """Invalid arguments are refused at the call, and nothing is written."""
     app = Node("app")
     with pytest.raises(WorkerError, match="takes a Node, not 'app'"):
         record("app")
@@ -660,7 +660,7 @@ async def test_names_of_files(tmp_path):
 
 
 async def test_a_file_that_is_written_half_is_emptied():
-    """Where there is no room for all of it, nothing is left; what is no name is refused."""
+    """If the disk is too full for the file, nothing is left. An invalid file name is refused."""
     resource = pytest.importorskip("resource", reason="files have no limit here")
     async with record(app := Node("app")) as trace, app:
         await app.run_worker(work, name="x" * 1000)

@@ -155,7 +155,7 @@ def test_page_opens_and_shows_the_lanes(show):
 
 
 def test_page_of_nothing(show):
-    """A timeline without workers is a page all the same."""
+    """A timeline without workers is still a page."""
     page = show([])
     assert page.locator("#about").inner_text().startswith("0 workers · 1.00 s")
 
@@ -257,7 +257,7 @@ def test_search_by_name(show):
 
 
 def test_hover_and_click_tell(show):
-    """Pointing at a worker tells of it in short, a click in full, and leads to its origin."""
+    """Pointing at a worker shows it in short, a click shows all, with a link to its origin."""
     page = show(some())
     page.mouse.move(*middle(page, 1))
     assert page.locator("#tip").inner_text().splitlines() == [

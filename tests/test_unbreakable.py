@@ -84,7 +84,7 @@ def at_each_change(look):
         logger.removeHandler(handler)
 
 
-# The order of the end, which is seen by threads, by logs and by who is next.
+# The order of the end, as seen by threads, by logs and by the next worker.
 
 
 async def test_outcome_can_be_read_as_the_end_is_told():
@@ -135,7 +135,7 @@ async def test_no_task_is_made_for_who_waits_behind_a_failure(monkeypatch):
 
 @pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS])
 async def test_change_goes_on_whatever_who_hears_of_it_does(monkeypatch, at):
-    """A fault of who is told of a change fails the node; the change itself is made all the same."""
+    """A fault in a listener to a change fails the node, but the change is made anyway."""
     put = Subscription._put
 
     def fail_once(self, event):
@@ -156,9 +156,9 @@ async def test_change_goes_on_whatever_who_hears_of_it_does(monkeypatch, at):
 
 @pytest.mark.parametrize("times", [1, 4])
 async def test_end_is_taken_again_after_a_fault_in_its_midst(times, monkeypatch):
-    """A fault in the midst of the end of a worker fails the node, and the worker has ended.
+    """A fault during the end of a worker fails the node, and the worker ends anyway.
 
-    After four of them its task has died, as it takes each of its two ends twice; it is reaped.
+    After four faults its task is dead, as it tries each of its two ends twice. It is reaped.
     """
     left = WorkerGroup._left
     faults = [MemoryError(str(number)) for number in range(times)]
@@ -187,7 +187,7 @@ async def test_end_is_taken_again_after_a_fault_in_its_midst(times, monkeypatch)
 
 
 async def test_task_that_does_not_let_go_is_found(monkeypatch):
-    """A task of handlers that was broken off twice as it let go of its node is reaped."""
+    """A handlers' task that is interrupted twice while it releases its node is reaped."""
     hold_no_more, holds = HeldTask.hold_no_more, None
     faults = [MemoryError("once"), MemoryError("twice")]
 
@@ -265,7 +265,7 @@ async def test_outer_cancellation_within_the_last_step():
 
 
 async def test_outer_cancellation_before_an_error():
-    """Work that raises after an outer cancellation is ERROR, and was cancelled all the same."""
+    """Work that raises after an outer cancellation is ERROR, and still counts as cancelled."""
     with pytest.raises(ExceptionGroup), anyio.CancelScope() as scope:
         async with Node("app") as app:
 
@@ -519,9 +519,9 @@ async def test_queued_work_whose_task_cannot_be_made_fails():
 
 
 async def test_refused_work_leaves_no_group():
-    """Where the first worker of a group cannot be started, there is no group of it.
+    """If the first worker of a group cannot be started, the group is not created.
 
-    Nor is anybody told of the worker, which nobody has heard of.
+    Nor is there an event of the worker, which nobody knows yet.
     """
     async with Node("app") as app, app.subscribe(Worker.StateChanged) as events:
         with no_task_for("worker"), pytest.raises(MemoryError):
@@ -566,7 +566,7 @@ async def test_work_that_is_started_later_and_whose_task_cannot_be_made(limit):
 
 @pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS, CANCELLED])
 async def test_call_that_breaks_into_a_step_waits_for_its_end(at):
-    """In the midst of a change of state a cancel() marks its worker, and does no more yet."""
+    """During a change of state, cancel() only marks its worker; the rest follows later."""
     seen = []
 
     def look(name, state):
@@ -701,7 +701,7 @@ def test_answer_of_a_loop_that_has_gone(backend):
 
 
 async def test_message_that_comes_as_the_handlers_end():
-    """A message that a signal handler posts as the last one was handled has its turn too."""
+    """A message that a signal handler posts as the last one was handled is handled, too."""
 
     class App(Node):
         def on_note(self, note):
@@ -726,7 +726,7 @@ async def test_message_that_comes_as_the_handlers_end():
 
 
 async def test_shutdown_waits_from_below():
-    """What the end of a child sets in motion above it has ended as well when shutdown() returns."""
+    """When shutdown() returns, work that the end of a child started above it has ended, too."""
 
     class App(Node):
         handled = False
@@ -806,7 +806,7 @@ async def test_error_in_a_block_left_in_another_task():
 
 @pytest.mark.parametrize("inner", [False, True])
 async def test_block_left_in_another_task_is_no_more_open_in_its_own(inner):
-    """Those that were entered round it, and in it, are not told of a wrong order."""
+    """Blocks around it and inside it do not report a wrong order."""
     nodes = [Node(name) for name in "abc"[: 3 if inner else 2]]
     for node in nodes:
         await node.__aenter__()
@@ -998,7 +998,7 @@ async def test_worker_that_waits_for_an_equal_one():
 
 
 async def test_exclusive_worker_supersedes_an_equal_one():
-    """It is another one all the same."""
+    """An exclusive worker replaces one that equals it."""
     async with Node("app") as app:
         first, second = Alike(app, anyio.sleep_forever), Alike(app, anyio.lowlevel.checkpoint)
         app.workers.add_worker(first)
@@ -1178,7 +1178,7 @@ async def test_async_work_in_a_thread_without_a_loop(monkeypatch):
 
 
 async def test_limiter_that_is_none():
-    """What is no limiter is told so, by name."""
+    """A limiter of the wrong type is refused, with its name."""
     async with Node("app") as app:
         worker = app.run_worker(len, thread=True, limiter=object(), exit_on_error=False)
     assert isinstance(worker.error, WorkerError)
@@ -1216,7 +1216,7 @@ async def test_loop_that_is_a_guest_of_the_loop(anyio_backend):
 
 
 def test_bare_callback_of_the_loop_starts_work():
-    """A callback that runs in no task, as that of a protocol does, may start work all the same."""
+    """A callback that runs in no task, such as that of a protocol, may start work, too."""
 
     async def main():
         async with Node("app") as app:
@@ -1236,7 +1236,7 @@ def test_bare_callback_of_the_loop_starts_work():
 
 
 def in_a_child(call):
-    """Make a call in a process that is forked off, and give in words what came of it."""
+    """Make a call in a forked process, and return its outcome in words."""
     if not hasattr(os, "fork"):  # pragma: no cover (on Windows)
         pytest.skip("there is no fork")
     ours, theirs = os.pipe()
@@ -1317,7 +1317,7 @@ async def test_forked_child_of_a_process_whose_thread_held_a_lock(which):
 
 
 def interrupt():
-    """Press Ctrl+C here; tell whether it came here."""
+    """Press Ctrl+C here, and return whether it was raised here."""
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
@@ -1334,7 +1334,7 @@ def run_on_trio(main):
 
 @pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS])
 def test_ctrl_c_in_the_midst_of_a_step_waits_for_its_end(at):
-    """Under Trio a Ctrl+C comes anywhere; a step of the library is not broken off by it."""
+    """Under Trio a Ctrl+C may come anywhere, but it does not interrupt a step of the library."""
     came_within = []
 
     def look(_, state):
@@ -1506,7 +1506,7 @@ async def test_failure_that_is_handed_on_is_logged_once(caplog):
 
 
 async def test_handler_that_fails_is_logged_in_that_moment(caplog):
-    """A node that falls by a handler says so in the log, however long it takes to end."""
+    """A node that fails because of a handler logs that at once, however long it takes to end."""
 
     class App(Node):
         def on_note(self, note):

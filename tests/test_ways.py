@@ -91,7 +91,7 @@ async def test_error_is_the_original(way):
 
 
 async def test_error_that_cannot_travel(way):
-    """An error that cannot be read again is told in text, and harms no other work."""
+    """An error that cannot be unpickled arrives as text, and does not disturb other work."""
     async with Node("app", exit_on_error=False) as app:
         worker = await app.run_worker(farwork.fail_untold, where=way).join()
         assert await app.run_worker(partial(farwork.add, 1, 2), where=way) == 3
@@ -156,7 +156,7 @@ async def test_steps_come_home(way):
 
 
 async def test_work_is_told_of_its_cancellation(way, sign):
-    """Cancelled work that listens ends CANCELLED, and what it returns all the same is kept."""
+    """Cancelled work that cooperates ends CANCELLED, and what it still returns is kept."""
     async with Listener() as app:
         worker = await begun(app, partial(farwork.until_cancelled, sign), sign, where=way)
         assert "until_cancelled: running" in format_tree(app)
@@ -259,7 +259,7 @@ async def test_no_threads_of_an_executor():
 
 @pytest.mark.parametrize("where", ["there", Processes])
 async def test_no_way(where):
-    """What is no way is refused."""
+    """Anything that is not a way is refused."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="where must be a way of creche"):
             app.run_worker(farwork.pid, where=where)

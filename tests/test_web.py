@@ -236,12 +236,12 @@ async def test_unknown(framework):
                 assert "another process took it" in problem(answer, 404)
 
 
-# what came of it
+# the outcome
 
 
 @dataclass
 class Row:
-    """A result that is no plain data."""
+    """A result that cannot be JSON."""
 
     when: datetime
 
@@ -298,7 +298,7 @@ async def test_result_that_cannot_be_written(value):
 
 
 async def test_no_result(framework):
-    """Why there is none, is told by the status: not yet, or never."""
+    """The status code says why there is no result: not yet, or never."""
     gate = anyio.Event()
     store = Store()
     jobs = Jobs(Node("app"), keep=4, store=store)
@@ -530,7 +530,7 @@ async def test_answers_that_make_no_sense(body, kind, status):
 
 
 async def test_owners(framework):
-    """One's own jobs are listed, the newest first; those of others are unknown."""
+    """A user's own jobs are listed, the newest first; those of others are unknown."""
     jobs = Jobs(Node("app"))
 
     async def owner(request):

@@ -57,7 +57,7 @@ def served(node, port=0, **options):
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/jobs/page"
     finally:
-        node.cancel()  # as by a signal, which only the main thread is told of
+        node.cancel()  # as by a signal, which only the main thread gets
         server.should_exit = True
         thread.join()
 

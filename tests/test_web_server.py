@@ -1,4 +1,4 @@
-"""Jobs in a real server: its start and its end, streams that are broken off, many clients."""
+"""Jobs in a real server: its start and its end, interrupted streams, many clients."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def handled(*handlers):
 
 @needs_signals
 async def test_signal():
-    """The node is shut down at once, and the server is told as before."""
+    """The node is shut down at once, and the server gets the signal as before."""
     told = []
 
     def handle(number, frame):
@@ -136,7 +136,7 @@ async def test_signal():
     node = Node("app")
     with handled(signal.SIG_IGN, handle):
         async with lifespan(node, grace=60)(None):
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # nobody is told of that
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # it is not announced
             gate = anyio.Event()
             worker = node.run_worker(gate.wait)
             await until(lambda: worker.is_running)

@@ -1,4 +1,4 @@
-"""What the page is told of the tree: whole, and what has changed in it."""
+"""What the page gets about the tree: all of it first, and then the changes."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ class Page:
 
 @pytest.fixture
 def hurry(monkeypatch):
-    """Have changes told as they come."""
+    """Send changes as they come."""
     monkeypatch.setattr(_tree, "INTERVAL", 0)
     monkeypatch.setattr(_tree, "_SHARE", 1e9)
 
 
 @asynccontextmanager
 async def viewing(node):
-    """Have a page that hears what is told of a node."""
+    """Open a page that gets the events of a node."""
     tree, viewer, page = Tree(node), Viewer(), Page()
 
     async def follow():
@@ -188,7 +188,7 @@ async def test_changes(hurry):
             await until(lambda: [each["path"] for each in page.nodes.values()] == ["app"])
             await until(lambda: not page.workers)
             assert page.ended[-1] == (queued.number, "CANCELLED")
-            # A batch that comes when nothing was left is counted anew.
+            # A batch that comes when nothing was left is counted from the start.
             app.run_worker(settle, group="few")
             await until(lambda: page.group("few")["cancelled"] == 0)
             await until(lambda: page.group("few")["succeeded"] == 1)
@@ -213,7 +213,7 @@ async def test_two_of_a_name(hurry):
 
 
 async def test_cancelled_and_stalled(hurry):
-    """What is said of a worker that runs is told as it changes."""
+    """Changes to a running worker are sent as they happen."""
     gate = anyio.Event()
     async with Node("app") as app, viewing(app) as page:
         worker = app.run_worker(partial(slow_to_leave, gate), stall_after=1e-9)

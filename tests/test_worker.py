@@ -1,4 +1,4 @@
-"""What a worker is made of, what it can run, and what it tells of itself."""
+"""How a worker is created, what it can run, and what its properties say."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ async def test_context_of_the_creator():
 
 
 async def test_wait_for_a_worker_that_was_never_started():
-    """It would take for ever: an error that names the cure."""
+    """It would take forever, so there is an error that names the cure."""
     async with Node() as app:
         worker = app.run_worker(five, start=False, name="lazy")
         with pytest.raises(

@@ -24,7 +24,7 @@ MOST = 100
 
 @dataclasses.dataclass
 class Report:
-    """What came of a call."""
+    """The outcome of a call."""
 
     key: object
     value: dict | None
@@ -69,7 +69,7 @@ class Child:
         os.kill(self._pid, signal.SIGKILL)
 
     def read(self):
-        """Read on; tell whether there may be more."""
+        """Read more; return whether there may be more to read."""
         told = os.read(self.end, 1 << 16)
         self._told += told
         return bool(told)

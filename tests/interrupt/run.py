@@ -1,4 +1,4 @@
-"""Interrupt programs at every executed line of the library, and see what comes of it.
+"""Interrupt programs at every executed line of the library, and check what happens.
 
 ``python tests/interrupt/run.py [FIRE ...]``, each of them one of
 

@@ -132,7 +132,7 @@ class Life:
                 until = float("inf")
             self._read_for(0.005)
 
-    # what came of it
+    # the outcome
 
     def _find_wrong(self, status, took, starved):
         self._log.seek(0)

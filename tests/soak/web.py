@@ -82,7 +82,7 @@ def use(url, seed):
             kind = chance.choice([*ENDS])
             path = client.post(f"/start/{kind}").headers["location"]
             last = {}
-            if chance.random() < 0.3:  # broken off
+            if chance.random() < 0.3:  # interrupted
                 with client.stream("GET", f"{path}/events") as response:
                     _, heard, _ = next(events(response))
                     last = {"last-event-id": heard}

@@ -1,6 +1,6 @@
 """A plugin of pytest: Textual's own tests run with Creche under every worker.
 
-They make workers and apps by the names that are bound here anew, before any test is imported. The
+They create workers and apps by names that are rebound here, before any test is imported. The
 one private method of a worker that they call is ``_start()``.
 """
 
