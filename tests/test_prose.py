@@ -48,7 +48,7 @@ def test_comments_and_private_docstrings_are_read():
 def test_tests_and_benchmarks_are_read():
     """Their docstrings and comments are checked, too."""
     read = {path.relative_to(prose.ROOT).parts[0] for path, _, _ in prose.texts()}
-    assert {"tests", "benchmarks", "src", "docs"} <= read
+    assert {"tests", "benchmarks"} <= read
 
 
 def test_code_is_left_out():
