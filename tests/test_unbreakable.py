@@ -66,7 +66,7 @@ TOLD = ContextVar("told", default="nothing")
 
 @contextmanager
 def at_each_change(look):
-    """Have a call made in the very step in which a change of state is announced: by the log."""
+    """Make a call in the very step in which a change of state is announced, through the log."""
 
     class Handler(logging.Handler):
         def emit(self, record):
@@ -88,7 +88,7 @@ def at_each_change(look):
 
 
 async def test_outcome_can_be_read_as_the_end_is_told():
-    """The result and the error are there no later than the state that says which of them is."""
+    """The result and the error can be read as soon as the final state can."""
     seen, workers = {}, []
 
     def look(name, state):
@@ -110,7 +110,7 @@ async def test_outcome_can_be_read_as_the_end_is_told():
 
 
 async def test_no_task_is_made_for_who_waits_behind_a_failure(monkeypatch):
-    """The node has failed before the slot of the one that failed it is free."""
+    """The node has failed before the slot of the failed worker is free."""
     made = []
     launch = Runners.launch
 
@@ -227,7 +227,7 @@ async def test_worker_is_cancelled_before_its_event_is_set():
 
 
 async def test_work_that_a_thread_starts_has_the_context_of_the_thread():
-    """Work runs in the context variables of the caller, also where that is a thread of nobody's."""
+    """Work runs in the caller's context variables, even if the caller is a foreign thread."""
     told = []
 
     async def tell():
@@ -249,7 +249,7 @@ async def test_work_that_a_thread_starts_has_the_context_of_the_thread():
 
 
 async def test_outer_cancellation_within_the_last_step():
-    """Work that returns after an outer cancellation, and never looks, was cancelled by it."""
+    """Work that returns after an outer cancellation without a checkpoint counts as cancelled."""
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
 
@@ -298,7 +298,7 @@ def is_locked():
 
 
 async def test_first_reason_wins_between_threads(monkeypatch):
-    """From the look whether a worker was cancelled until it is, nobody else can cancel it."""
+    """The check whether a worker is cancelled and the cancellation itself are one step."""
     seen = []
     now = Nursery.now
     monkeypatch.setattr(Nursery, "now", lambda self: (seen.append(is_locked()), now(self))[1])
@@ -310,14 +310,14 @@ async def test_first_reason_wins_between_threads(monkeypatch):
 
 
 def test_state_is_changed_in_one_go():
-    """With a GIL threads take turns at calls and at jumps back, of which the change has none."""
+    """With a GIL, threads switch only at calls and backward jumps, and the change has neither."""
     names = {each.opname for each in dis.get_instructions(moving._change)}
     assert not {name for name in names if "CALL" in name or "BACKWARD" in name}
     assert "STORE_ATTR" in names
 
 
 async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
-    """Without a GIL nobody can cancel between the look whether a change is allowed and it."""
+    """Without a GIL, no thread can cancel between the check of a change and the change itself."""
     seen = []
     monkeypatch.setattr(moving, "CAN_GO_IN_ONE", False)
 
@@ -341,7 +341,7 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
 
 @pytest.mark.parametrize("has_gil", [True, False])
 async def test_steps_are_added_in_one_go(monkeypatch, has_gil):
-    """Under the lock, where nothing else keeps two threads from adding at once."""
+    """Without a GIL, steps are added under the lock, so that no thread loses one."""
     seen = []
 
     class Steps(int):
@@ -359,7 +359,7 @@ async def test_steps_are_added_in_one_go(monkeypatch, has_gil):
 
 
 async def test_rare_parts_are_made_once(monkeypatch):
-    """No two threads make the rare parts of a worker: what one puts into its own would be lost."""
+    """Only one thread creates the rare parts of a worker, or what another put in would be lost."""
     seen = []
     made = parts.RareParts
     monkeypatch.setattr(worker_module, "RareParts", lambda: (seen.append(is_locked()), made())[1])
@@ -370,7 +370,7 @@ async def test_rare_parts_are_made_once(monkeypatch):
 
 
 async def test_numbers_of_one_update_belong_together():
-    """What one update() sets is set in one step, as seen by another thread that updates."""
+    """Everything that one update() sets is set in one step, as seen from other threads."""
     seen = []
 
     class Steps(int):
@@ -386,7 +386,7 @@ async def test_numbers_of_one_update_belong_together():
 
 
 async def test_cancel_while_a_thread_begins_its_loop():
-    """A thread's loop tells how it is stopped in one step with the look whether it is to stop."""
+    """A thread's loop registers how to stop it and checks for cancellation in one step."""
     seen = []
 
     class Probe(parts.ThreadPart):
@@ -418,7 +418,7 @@ class Note(Message):
 
 @contextmanager
 def broken_in_upon(function, call, node=None):
-    """Have a call made as the named function makes its event, and as a signal handler would."""
+    """Make a call when the named function creates its event, as a signal handler would."""
     calls = [call]
 
     def make():
@@ -437,7 +437,7 @@ def broken_in_upon(function, call, node=None):
 
 
 async def test_wake_up_for_idle_is_not_lost():
-    """What ends as the wait for it begins is noticed."""
+    """Work that ends just as the wait for it begins is noticed."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         group.run_worker(anyio.sleep_forever, daemon=True)
@@ -449,7 +449,7 @@ async def test_wake_up_for_idle_is_not_lost():
 
 @pytest.mark.parametrize("what", ["ended", "begun", "ready"])
 async def test_wake_up_for_a_worker_is_not_lost(what):
-    """A worker that ends as the wait for its end, or its beginning, begins is noticed."""
+    """A worker that begins or ends just as the wait for that starts is noticed."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         first = group.run_worker(anyio.sleep_forever)
@@ -471,7 +471,7 @@ async def test_wake_up_for_a_worker_is_not_lost(what):
 
 
 async def test_wake_up_for_a_reader_is_not_lost(monkeypatch):
-    """A message that comes as the wait for it begins is read."""
+    """A message that arrives just as the wait for it begins is read."""
     async with Node("app") as app, app.subscribe(Note) as notes:
         note, loop, posted = Note(), app._creche_nursery.backend, []
         new_sleep = loop.new_sleep
@@ -493,7 +493,7 @@ async def test_wake_up_for_a_reader_is_not_lost(monkeypatch):
 
 @contextmanager
 def no_task_for(worker):
-    """Have no task be made for workers of a name."""
+    """Make it impossible to create a task for workers of a name."""
     launch = Runners.launch
 
     def refuse(self, job):
@@ -507,7 +507,7 @@ def no_task_for(worker):
 
 
 async def test_queued_work_whose_task_cannot_be_made_fails():
-    """Nobody waits where a slot becomes free: the worker is ERROR, and fails its node."""
+    """Queued work for which no task can be created is ERROR, and fails its node."""
     with no_task_for("second"), pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             group = app.group("one", limit=1)
@@ -548,7 +548,7 @@ async def test_work_is_started_in_the_order_in_which_it_was_added(monkeypatch):
 
 @pytest.mark.parametrize("limit", [None, 1])
 async def test_work_that_is_started_later_and_whose_task_cannot_be_made(limit):
-    """Who starts it is told; it has ended, and its group knows it no more."""
+    """The caller of start gets the error, the worker has ended, and its group has dropped it."""
     async with Node("app") as app:
         group = app.group("any", limit)
         worker = group.run_worker(anyio.lowlevel.checkpoint, "worker", start=False)
@@ -589,7 +589,7 @@ async def test_call_that_breaks_into_a_step_waits_for_its_end(at):
 
 
 async def test_cancel_acts_at_once_also_after_others():
-    """A worker that waits is CANCELLED at once, however many steps there were before."""
+    """A queued worker is CANCELLED at once, however many steps came before."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         workers = [group.run_worker(anyio.sleep_forever) for _ in range(4)]
@@ -600,7 +600,7 @@ async def test_cancel_acts_at_once_also_after_others():
 
 
 async def test_what_a_thread_calls_acts_at_once():
-    """Within a call of a thread a worker that waits is CANCELLED at once, as on the loop."""
+    """In a call from a thread, a queued worker is CANCELLED at once, as on the loop."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         first = group.run_worker(anyio.sleep_forever)
@@ -616,7 +616,7 @@ async def test_what_a_thread_calls_acts_at_once():
 
 
 def as_the_loop_sleeps(anyio_backend, call):
-    """Have a call made in the loop's thread, but in no task: as it goes to sleep."""
+    """Make a call in the loop's thread but outside any task, just as the loop goes to sleep."""
     name, options = anyio_backend
     if name == "trio":
         import trio  # noqa: PLC0415 (it is running)
@@ -645,7 +645,7 @@ def as_the_loop_sleeps(anyio_backend, call):
 
 
 async def test_cancel_while_the_loop_sleeps_wakes_it(anyio_backend):
-    """A signal handler that comes while the loop sleeps is heard at once, not when it wakes."""
+    """A cancel() from a signal handler while the loop sleeps wakes the loop."""
     async with Node("app") as app:
         worker = await app.start_worker(anyio.sleep_forever)
         await settle()
@@ -657,7 +657,7 @@ async def test_cancel_while_the_loop_sleeps_wakes_it(anyio_backend):
 
 
 async def test_arrival_that_raises(anyio_backend):
-    """Whoever waits for what is on its way is woken, and what comes later is no part of it."""
+    """A block that waits for calls in flight is woken, and later calls do not count."""
     landed, acts, over = [], [], anyio.Event()
     token = anyio.lowlevel.current_token()
     bridge = Bridge(lambda: landed.append(bridge.in_flight))
@@ -677,7 +677,7 @@ async def test_arrival_that_raises(anyio_backend):
 
 
 def test_answer_of_a_loop_that_has_gone(backend):
-    """A thread whose loop has gone is told so; unless the answer is there, whatever it is."""
+    """A thread whose loop is gone gets an error, unless its answer is already there."""
 
     async def get():
         return anyio.lowlevel.current_token()
@@ -763,7 +763,7 @@ async def test_shutdown_by_a_handler():
 
 
 async def in_task_of_its_own(group, go, *nodes):
-    """Enter blocks in a task of a group, which goes on until it is told, and leaves none."""
+    """Enter blocks in a task of a group that continues until told to end, and leaves none."""
     entered, ended = anyio.Event(), anyio.Event()
 
     async def host():
@@ -780,7 +780,7 @@ async def in_task_of_its_own(group, go, *nodes):
 
 @contextmanager
 def complaint_of_the_backend():
-    """Expect at most what AnyIO or Trio says to a task that has left a block open."""
+    """Expect at most the error of AnyIO or Trio for a task that has left a block open."""
     try:
         yield
     except ExceptionGroup as group:
@@ -788,7 +788,7 @@ def complaint_of_the_backend():
 
 
 async def test_error_in_a_block_left_in_another_task():
-    """The task that entered it is in another block by now, and goes on there."""
+    """The task that entered the block is in another block by now, and continues there."""
     app, go, error = Node("app"), anyio.Event(), ValueError("of the body")
     with complaint_of_the_backend():
         async with anyio.create_task_group() as group:
@@ -834,7 +834,7 @@ async def test_block_left_in_another_task_is_no_more_open_in_its_own(inner):
 
 
 async def test_what_an_inner_block_raised_is_told_with_the_wrong_order():
-    """An error of a worker of the inner block is not lost where the outer one is left first."""
+    """An error of a worker in the inner block is not lost if the outer block is left first."""
     app = Node("app")
     page = Node("page", parent=app)
 
@@ -868,7 +868,7 @@ async def test_deserted_node_is_told_of(anyio_backend, caplog):
 
 
 async def test_watcher_that_was_cancelled_before_its_host_ends(anyio_backend):
-    """As the program ends all tasks are cancelled; the node's own end with the task it is in."""
+    """When the program ends and cancels all tasks, the node's own tasks end with their host."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     app, entered, go = Node("app"), asyncio.Event(), asyncio.Event()
@@ -895,7 +895,7 @@ async def test_watcher_that_was_cancelled_before_its_host_ends(anyio_backend):
 
 
 async def test_node_that_can_never_be_opened_takes_no_work():
-    """Below a node that has closed, work that is added and not started is refused as well."""
+    """Below a closed node, work that is added without being started is refused, too."""
     app = Node("app")
     page = Node("page", parent=app)
     async with app:
@@ -906,7 +906,7 @@ async def test_node_that_can_never_be_opened_takes_no_work():
 
 
 async def test_mounted_while_the_parent_shuts_down():
-    """A child that was admitted before, and opens only now, admits no work either."""
+    """A child that was admitted earlier, but opens only now, admits no work either."""
     refused = []
 
     class Panel(Node):
@@ -948,7 +948,7 @@ class Alike(Worker):
 
 
 async def test_blocks_of_equal_nodes_in_one_worker():
-    """A block that ends is no other one that its worker has open still."""
+    """When a block ends, an equal node that its worker still has open stays open."""
     waited = []
 
     async def wait():
@@ -983,7 +983,7 @@ async def test_shutdown_of_an_equal_node():
 
 
 async def test_worker_that_waits_for_an_equal_one():
-    """It does not wait for itself."""
+    """A worker that waits for an equal one does not wait for itself."""
     async with Node("app") as app:
 
         async def wait():
@@ -1024,7 +1024,7 @@ async def test_mounting_a_child_of_an_equal_node():
 
 
 async def test_subscription_outlasts_an_equal_node():
-    """The stream of a tree ends with the node that it is of, not with one below it."""
+    """The stream of a tree ends with its own node, not with an equal one below."""
     async with Same("app") as app, app.subscribe(Note, tree=True) as notes:
         async with Same("page", parent=app):
             pass
@@ -1046,7 +1046,7 @@ async def test_subscription_outlasts_an_equal_node():
 
 
 async def test_snapshot_is_taken_on_the_loop(monkeypatch):
-    """A thread that asks for a picture gets one of a moment between two steps of the loop."""
+    """A thread that takes a snapshot gets a moment between two steps of the loop."""
     threads = []
     take = snapshot._take_tree
 
@@ -1062,7 +1062,7 @@ async def test_snapshot_is_taken_on_the_loop(monkeypatch):
 
 
 class Counting(Node):
-    """A node that counts what threads have it do."""
+    """A node that counts the calls from threads."""
 
     done = 0
 
@@ -1084,7 +1084,7 @@ WISHES = {
 
 @pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
 async def test_cancelled_thread_asks_in_vain(wish):
-    """Whatever the thread of a cancelled worker asks for, it is told so and nothing is done."""
+    """Every request from the thread of a cancelled worker is refused and has no effect."""
     refused = []
     async with Counting("app") as app:
 
@@ -1104,7 +1104,7 @@ async def test_cancelled_thread_asks_in_vain(wish):
 
 @pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
 async def test_thread_that_is_cancelled_while_it_asks(wish, monkeypatch):
-    """What is on its way to the loop as the worker is cancelled is not done on arrival."""
+    """A call that is in flight when the worker is cancelled is not made."""
     posted, go = threading.Event(), threading.Event()
     async with Counting("app") as app:
 
@@ -1145,7 +1145,7 @@ async def test_worker_forgets_the_calls_of_its_thread():
 
 
 async def test_cancellation_that_leaves_a_thread_by_itself(anyio_backend):
-    """Work in a thread that raises a cancellation nobody asked for was not cancelled: it failed."""
+    """Work in a thread that raises a cancellation without a request fails."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("on Trio nobody can make a Cancelled")
 
@@ -1160,7 +1160,7 @@ async def test_cancellation_that_leaves_a_thread_by_itself(anyio_backend):
 
 
 async def test_async_work_in_a_thread_without_a_loop(monkeypatch):
-    """Where no loop can be had in the thread, the coroutine is closed: nobody will await it."""
+    """If no loop can be created in the thread, the coroutine is closed."""
 
     def run(*_, **__):
         raise OSError("no more files")
@@ -1189,7 +1189,7 @@ async def test_limiter_that_is_none():
 
 
 async def test_loop_that_is_a_guest_of_the_loop(anyio_backend):
-    """A task of another loop in the same thread cannot start work: its backend is not ours."""
+    """A task of another event loop in the same thread cannot start work."""
     trio = pytest.importorskip("trio")
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio is the guest here")
@@ -1262,7 +1262,7 @@ def in_a_child(call):
 
 
 async def test_forked_child_starts_no_work():
-    """No loop of the parent runs in a forked child: it is told so, and waits for nothing."""
+    """The parent's loop does not run in a forked child, so starting work there is an error."""
     async with Node("app") as app:
         for call in (
             lambda: app.run_worker(settle),
@@ -1275,7 +1275,7 @@ async def test_forked_child_starts_no_work():
 
 
 async def test_forked_child_changes_nothing():
-    """A cancel() in a forked child marks its copy of the worker; no copy of a task is touched."""
+    """A cancel() in a forked child marks its copy of the worker and leaves the tasks alone."""
     async with Node("app") as app:
         group = app.group("one", limit=1)
         first, queued = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
@@ -1292,7 +1292,7 @@ async def test_forked_child_changes_nothing():
 
 @pytest.mark.parametrize("which", ["core", "bridge"])
 async def test_forked_child_of_a_process_whose_thread_held_a_lock(which):
-    """No thread that held a lock is there to let go of it: the child has locks of its own."""
+    """A lock held by a thread of the parent does not block the child, which has its own locks."""
     meeting = Meeting()
     async with Node("app") as app:
         worker = await app.start_worker(anyio.sleep_forever)
@@ -1352,7 +1352,7 @@ def test_ctrl_c_in_the_midst_of_a_step_waits_for_its_end(at):
 
 
 def test_ctrl_c_in_the_last_step_of_a_block():
-    """One that came as the last worker ended is raised by the block, which has no await left."""
+    """A Ctrl+C as the last worker ends is raised by the block, even without another checkpoint."""
     came_within, states = [], []
 
     def look(_, state):
@@ -1375,7 +1375,7 @@ def test_ctrl_c_in_the_last_step_of_a_block():
 
 
 def test_ctrl_c_in_the_midst_of_a_property_waits_for_its_end(monkeypatch):
-    """The same holds of properties, of which some make what is kept."""
+    """A Ctrl+C does not interrupt properties that create something, either."""
     came_within = []
 
     def make():
@@ -1398,7 +1398,7 @@ def test_ctrl_c_in_the_midst_of_a_property_waits_for_its_end(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["function", "coroutine", "handler", "track", "call"])
 def test_ctrl_c_stops_what_the_user_wrote(kind):
-    """Work and handlers that are called by the library are stopped by a Ctrl+C at once."""
+    """A Ctrl+C stops work and handlers at once, even if the library is what called them."""
     came_within = []
 
     async def work():
@@ -1444,7 +1444,7 @@ def test_ctrl_c_stops_what_the_user_wrote(kind):
 
 
 async def test_scope_that_work_leaves_open(anyio_backend):
-    """Work that returns with a cancel scope open is at fault, and each that says so names it."""
+    """Work that returns with a cancel scope open fails, and the error names it."""
 
     async def leave():
         anyio.CancelScope().__enter__()
@@ -1460,14 +1460,14 @@ async def test_scope_that_work_leaves_open(anyio_backend):
 
 
 async def test_scope_that_cannot_be_found():
-    """Without a handle, or where AnyIO names its parts differently, no scope counts as open."""
+    """Without a handle, or with other private names in AnyIO, no scope counts as open."""
     loop = get_backend(anyio.lowlevel.current_token())
     assert loop.has_open_scope(None) is False
     assert loop.has_open_scope(SimpleNamespace(_cancel_scope=object())) is False
 
 
 async def test_task_group_that_work_leaves_open_as_all_is_cancelled():
-    """What AnyIO or Trio says to it is raised, but none of the cancellations that come with it."""
+    """The block raises the error of AnyIO or Trio, but no cancellation that comes with it."""
 
     async def leave():
         group = anyio.create_task_group()
@@ -1491,7 +1491,7 @@ def told_of(caplog):
 
 
 async def test_failure_that_is_handed_on_is_logged_once(caplog):
-    """Whoever fails because it waited for a failed one adds nothing to the log."""
+    """A worker that fails because it waited for a failed one is not logged again."""
     with pytest.raises(ExceptionGroup):
         async with Node("app") as app:
 
@@ -1524,7 +1524,7 @@ async def test_handler_that_fails_is_logged_in_that_moment(caplog):
 @pytest.mark.parametrize("kind", ["worker", "handler"])
 @pytest.mark.parametrize("deep", [False, True])
 async def test_error_while_a_cancellation_was_handled(deep, kind):
-    """What is raised instead of a cancellation holds nothing of it: it would be a cycle."""
+    """An error raised instead of a cancellation does not keep it, which would be a cycle."""
 
     async def wait(*_):
         started.set()
@@ -1567,7 +1567,7 @@ class Sealed(Exception):
 
 @pytest.mark.parametrize("error", [ValueError("burnt"), Sealed("burnt")])
 async def test_worker_failed_in_another_process(error):
-    """It says there what it said here, the worker's name included, whatever the error is."""
+    """WorkerFailed has the same text in another process, whatever the error is."""
 
     async def cook():
         raise error
@@ -1583,7 +1583,7 @@ async def test_worker_failed_in_another_process(error):
 
 
 async def test_report_that_passes_two_blocks():
-    """The one report of an error is not taken for a second one by a block further out."""
+    """A block further out does not report an error a second time."""
 
     async def burn():
         raise ValueError("burnt")
@@ -1596,7 +1596,7 @@ async def test_report_that_passes_two_blocks():
 
 
 def test_group_with_a_split_of_its_own():
-    """What is left of a group is left whatever the group's class says of it."""
+    """The rest of an exception group is kept, whatever its own split() returns."""
 
     class Odd(ExceptionGroup):
         def split(self, condition):
@@ -1608,7 +1608,7 @@ def test_group_with_a_split_of_its_own():
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks begin eagerly since Python 3.12")
 async def test_task_that_begins_eagerly(anyio_backend):
-    """A task that a worker makes is not the worker, though it begins within the worker's step."""
+    """A task that a worker creates is not the worker, even if it starts eagerly."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio begins no task eagerly")
     loop = asyncio.get_running_loop()
