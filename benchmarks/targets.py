@@ -84,6 +84,7 @@ TARGETS = (
     Target("import", 1.1, counted=True),
     Target("processes", 1.6, bar=2.0),
     Target("executor", 2.0, "submit", bar=2.2),
+    Target("dask", 1.1, "submit"),
     Target("kill", 1.5, "bare kill"),
 )
 COUNTED = {target.scenario for target in TARGETS if target.counted}

@@ -107,7 +107,7 @@ async def test_start_and_stop(where):
 
 
 async def test_stop_with_grace(where):
-    """stop(grace) lets work finish, and the end of the host is heard in wait()."""
+    """stop(grace) lets work finish, and wait() returns when the host has ended."""
     host, gate, ended = Host(Node("app"), **where), anyio.Event(), []
 
     async def listen():
@@ -125,7 +125,7 @@ async def test_stop_with_grace(where):
 
 
 async def test_stop_after_grace(where):
-    """What has not ended in time is cancelled."""
+    """Work that has not ended in time is cancelled."""
     host = Host(Node("app"), **where)
     await host.start()
     worker = await host.node.start_worker(anyio.sleep_forever)
@@ -134,7 +134,7 @@ async def test_stop_after_grace(where):
 
 
 async def test_block(where):
-    """``async with`` gives the node, and cancels what is left as stop() does."""
+    """``async with`` yields the node, and cancels what is left, as stop() does."""
     async with Host(Node("app"), **where) as app:
         worker = await app.start_worker(anyio.sleep_forever)
     assert worker.state is CANCELLED
@@ -174,7 +174,7 @@ async def test_cancelled_node(where, when):
 
 
 async def test_mistakes(where):
-    """Each says what was wrong, and changes nothing."""
+    """Each mistake gets an error that says what was wrong, and changes nothing."""
     with pytest.raises(WorkerError, match=r"Host\(\) takes a Node, not 3"):
         Host(3)
     with pytest.raises(WorkerError, match="task_group must be a task group of AnyIO or a nursery"):
@@ -208,7 +208,7 @@ async def test_trio_needs_a_place(anyio_backend):
 
 
 async def test_nursery_of_trio(anyio_backend):
-    """A nursery of Trio is a place too."""
+    """A Trio nursery can be the task group of a host."""
     if not is_trio(anyio_backend):
         pytest.skip("for Trio")
     import trio  # noqa: PLC0415 (absent where it is not tested)
@@ -229,7 +229,7 @@ async def test_cancelled_task_group():
 
 
 async def test_task_group_that_is_over():
-    """A host that has no place is not started, and there is nothing to wait for."""
+    """A host whose task group is closed does not start, and there is nothing to wait for."""
     async with anyio.create_task_group() as group:
         pass
     host = Host(Node("app"), task_group=group)
@@ -248,7 +248,7 @@ async def test_task_group_that_is_over():
     ids=["error", "group", "exit"],
 )
 async def test_error_of_opening(where, error):
-    """start() raises what opening raises, as it is and once."""
+    """start() raises the error of opening the node unchanged, and only once."""
     host = Host(Refusing(error), **where)
     with pytest.raises(type(error)) as caught:
         await host.start()
@@ -287,7 +287,7 @@ async def test_cancelled_start(where, error):
 
 
 async def test_stop_while_starting(where):
-    """A stop() at the time of start() waits until the node is open, and closes it."""
+    """A stop() during start() waits until the node is open, and closes it."""
     host = Host(Slow(), **where)
     async with anyio.create_task_group() as group:
         group.start_soon(host.start)
@@ -299,7 +299,7 @@ async def test_stop_while_starting(where):
 
 
 async def test_stop_while_opening_fails(where):
-    """The error of opening is start()'s, whoever hears of it first."""
+    """start() raises the error of opening, whichever task learns of it first."""
     host, caught = Host(Slow(), **where), []
     host.node.error = ValueError("of the opening")
 
@@ -318,7 +318,7 @@ async def test_stop_while_opening_fails(where):
 
 
 async def test_stop_after_a_sudden_failure_of_opening(where):
-    """A node that fails at once has ended, whether start() has told so yet or not."""
+    """A node that fails at once has ended, whether start() has returned or not."""
 
     class Sudden(Node):
         async def __aenter__(self):
@@ -347,7 +347,7 @@ def tasks_of(host):
 @pytest.mark.parametrize("with_starter", [False, True])
 @pytest.mark.parametrize("in_group", [False, True])
 async def test_task_that_is_killed_before_its_first_step(in_group, with_starter, anyio_backend):
-    """start() says so, and nothing waits for a task that says nothing any more.
+    """start() raises an error, and nothing waits for the dead task.
 
     Its starter may be cancelled natively in the same moment, as the end of a program does.
     """
@@ -374,7 +374,7 @@ async def test_task_that_is_killed_before_its_first_step(in_group, with_starter,
 
 
 async def test_task_that_is_killed(where, anyio_backend):
-    """A native cancellation of the task ends the node; it is none of stop()."""
+    """A native cancellation of the task ends the node and does not cancel stop()."""
     if is_trio(anyio_backend):
         pytest.skip("Trio has no native Task.cancel()")
     if where:
@@ -393,7 +393,7 @@ async def test_task_that_is_killed(where, anyio_backend):
 
 
 async def test_stop_by_a_worker(where):
-    """It returns at once, and the worker has the time of grace, as all others have."""
+    """A stop() by a worker returns at once, and the worker has the grace period of all others."""
     host, gate = Host(Node("app"), **where), anyio.Event()
 
     async def work():
@@ -413,7 +413,7 @@ async def test_stop_by_a_worker(where):
 
 
 async def test_stop_by_a_worker_without_grace(where):
-    """It is cancelled at once, at its next checkpoint; another stop() raises the errors."""
+    """A worker that calls stop() without grace is cancelled; another stop() raises the errors."""
     host = Host(Node("app"), **where)
 
     async def work():
@@ -465,7 +465,7 @@ async def test_stop_by_a_thread(where):
 
 
 async def test_stop_by_many(where):
-    """Calls at the same time all wait, the shortest grace counts, one of them raises."""
+    """Concurrent calls all wait, the shortest grace period counts, and one of them raises."""
     host, ends = Host(Node("app"), **where), []
 
     async def stop(grace):
@@ -565,7 +565,7 @@ async def test_block_that_another_task_leaves(where):
 
 
 async def test_error_of_the_body(where):
-    """It goes on its way as it is, and the work has ended."""
+    """An error of the body propagates unchanged, and the work has ended."""
     with pytest.raises(ValueError, match="of the body"):
         async with Host(Node("app"), **where) as app:
             worker = await app.start_worker(anyio.sleep_forever)
@@ -574,7 +574,7 @@ async def test_error_of_the_body(where):
 
 
 async def test_error_of_the_node(where):
-    """It leaves the block of the host when the body has ended."""
+    """An error of the node leaves the host's block when the body has ended."""
     with pytest.raises(ExceptionGroup):
         async with Host(Node("app"), **where) as app:
             app.run_worker(fail(OSError("of the worker")))
@@ -582,7 +582,7 @@ async def test_error_of_the_node(where):
 
 
 async def test_errors_of_the_body_and_of_the_node(where):
-    """The node's is raised, in the context of the body's."""
+    """The node's error is raised, with the body's as its context."""
     body = ValueError("of the body")
     with pytest.raises(ExceptionGroup) as caught:
         async with Host(Node("app"), **where) as app:
@@ -604,7 +604,7 @@ async def test_exit_of_the_body(where, caplog):
 
 
 async def test_cancelled_block(where):
-    """A cancelled block waits until all has ended, as that of a node does."""
+    """A cancelled block waits until all work has ended, like that of a node."""
     gate, app = anyio.Event(), None
 
     async def use():
@@ -639,7 +639,7 @@ async def test_cancelled_block_of_a_failed_node(where):
 
 
 async def test_a_task_that_only_waits_is_kept(anyio_backend):
-    """asyncio forgets tasks that nobody knows; a host is not among them."""
+    """A host keeps a reference to its task, because asyncio does not."""
     if is_trio(anyio_backend):
         pytest.skip("Trio keeps its tasks")
 
@@ -658,7 +658,7 @@ async def test_a_task_that_only_waits_is_kept(anyio_backend):
 
 
 async def test_host_that_has_ended_is_no_cycle(where):
-    """A host goes by itself, once its error is told."""
+    """A host is freed without the garbage collector once its error has been raised."""
 
     async def use():
         host = Host(Node("app"), **where)
@@ -679,7 +679,7 @@ async def test_host_that_has_ended_is_no_cycle(where):
 
 
 def test_portal(anyio_backend):
-    """Threads that are not the loop's start and stop a host through a portal of AnyIO."""
+    """Foreign threads start and stop a host through an AnyIO portal."""
     if is_trio(anyio_backend):
         pytest.skip("a portal has no task group to live in")
     with anyio.from_thread.start_blocking_portal() as portal:
@@ -691,7 +691,7 @@ def test_portal(anyio_backend):
 
 
 def test_runs_that_are_over(anyio_backend):
-    """A run of the loop that ends takes the node along; a stop() in the next has nothing to do."""
+    """When the loop's run ends, the node ends, too. A stop() in the next run has nothing to do."""
     if is_trio(anyio_backend):
         pytest.skip("Trio has no tasks that outlive a call")
     host = Host(Node("app"))
@@ -707,7 +707,7 @@ def test_runs_that_are_over(anyio_backend):
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of 3.12")
 def test_eager_tasks(anyio_backend):
-    """A task that begins within start() is none that start() waits for in vain."""
+    """start() does not deadlock with a task that starts eagerly within it."""
     if is_trio(anyio_backend):
         pytest.skip("Trio has no eager tasks")
 
@@ -771,7 +771,7 @@ in worker 'work' of group 'default' on node 'app'
     ],
 )
 def test_program_without_a_stop(work, main, status, said):
-    """A program ends, with the right status, and tells the error of a worker once."""
+    """A program ends with the right status, and reports the error of a worker once."""
     done = run_python(PROGRAM.format(work=work, main=main))
     assert done.returncode == status, done
     # From Python 3.13 on the line itself is there as well.
@@ -780,7 +780,7 @@ def test_program_without_a_stop(work, main, status, said):
 
 
 def test_public_names_only():
-    """The module uses nothing of the library that its users could not use."""
+    """The module uses only public names of the library."""
     imported = set()
     for node in ast.walk(ast.parse(inspect.getsource(hosting))):
         if isinstance(node, ast.Attribute) and re.match("_(?!_init__$)", node.attr):
@@ -801,7 +801,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Handlers of the signals that are none of ours, and have to be there again."""
+    """Install foreign signal handlers, which have to be restored."""
     came = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -817,7 +817,7 @@ def handlers():
 
 
 class Nest:
-    """A node and ``stop_on_signals()``, one in the other, either way."""
+    """A node and ``stop_on_signals()``, nested in either order."""
 
     def __init__(self, outer, grace, node=None):
         app = self.app = node or Node("app")
@@ -848,7 +848,7 @@ def outer(request):
 
 @pytest.mark.parametrize("number", SIGNALS)
 async def test_signal(outer, number, handlers):
-    """The work gets its grace, then the body is ended too, and the program is to exit."""
+    """The work gets its grace period, then the body is cancelled, and SystemExit is raised."""
     gate, ends = anyio.Event(), []
 
     async def work():
@@ -873,7 +873,7 @@ async def test_signal(outer, number, handlers):
 
 
 async def test_grace_that_is_over(outer):
-    """What has not ended in time is cancelled."""
+    """Work that has not ended in time is cancelled."""
     with pytest.raises(SignalReceived):
         async with Nest(outer, 0.01) as app:
             worker = await app.start_worker(anyio.sleep_forever)
@@ -885,7 +885,7 @@ async def test_grace_that_is_over(outer):
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_second_signal(outer, at_once, second):
-    """It ends the grace, also before the loop has turned; the status is that of the first."""
+    """A second signal ends the grace period, even at once. The exit status is that of the first."""
     with pytest.raises(SignalReceived) as caught:
         async with Nest(outer, math.inf) as app:
             worker = await app.start_worker(anyio.sleep_forever)
@@ -924,7 +924,7 @@ async def test_no_signal(outer):
 
 
 async def test_cancellation_from_outside():
-    """It goes on its way."""
+    """A cancellation from outside propagates."""
     with anyio.CancelScope() as scope:
         async with stop_on_signals(Node("app")):
             scope.cancel()
@@ -937,7 +937,7 @@ async def test_cancellation_from_outside():
 
 
 async def test_body_that_waits_for_its_worker(outer):
-    """That the worker is cancelled by the shutdown is no error."""
+    """A body that waits for a worker which the shutdown cancels does not fail."""
     with pytest.raises(SignalReceived):
         async with Nest(outer, 0) as app:
             worker = await app.start_worker(anyio.sleep_forever)
@@ -946,7 +946,7 @@ async def test_body_that_waits_for_its_worker(outer):
 
 
 async def test_body_that_starts_work(outer, caplog):
-    """That the node takes no more work is none either, and in the log."""
+    """A body that is refused work during the shutdown does not fail, and that is logged."""
     with pytest.raises(SignalReceived):
         async with Nest(outer, math.inf) as app:
             signal.raise_signal(signal.SIGTERM)
@@ -975,7 +975,7 @@ async def test_error_goes_first(outer):
 
 
 async def test_body_that_ends_meanwhile(outer):
-    """The grace of the work is not shortened by the end of the body."""
+    """The end of the body does not shorten the grace period of the work."""
     gate = anyio.Event()
     with pytest.raises(SignalReceived):
         async with Nest(outer, math.inf) as app:
@@ -986,7 +986,7 @@ async def test_body_that_ends_meanwhile(outer):
 
 
 async def test_signal_at_the_end():
-    """One that comes too late to be obeyed decides how the program ends."""
+    """A signal that comes too late to stop anything still decides the exit status."""
 
     class Late(Node):
         async def __aexit__(self, *error):
@@ -1000,7 +1000,7 @@ async def test_signal_at_the_end():
 
 
 async def test_signal_before_the_node_is_open():
-    """The block ends, and the node is not opened, or ends at once."""
+    """After an early signal, the node is not opened, or ends at once."""
     app, reached = Node("app"), []
     with pytest.raises(SignalReceived):
         async with stop_on_signals(app):
@@ -1027,7 +1027,7 @@ async def test_signal_and_a_host(where):
 
 
 async def test_mistakes_with_signals(backend):
-    """Each says what was wrong; the signals are handled as before."""
+    """Each mistake gets an error that says what was wrong. The signals are handled as before."""
     with pytest.raises(WorkerError, match=r"stop_on_signals\(\) takes a Node, not 3"):
         async with stop_on_signals(3):
             pass
@@ -1047,7 +1047,7 @@ async def test_mistakes_with_signals(backend):
 
 
 async def test_handler_that_is_not_of_python(handlers, monkeypatch):
-    """One that Python cannot set again becomes the system's own."""
+    """A handler that Python cannot restore becomes the system's default."""
     ours = {number: signal.getsignal(number) for number in SIGNALS}
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda number: None)
@@ -1083,7 +1083,7 @@ anyio.run(main, backend=sys.argv[1], backend_options=eval(sys.argv[2]))
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_program_that_is_sent_a_signal(anyio_backend, number):
-    """A daemon whose loop sleeps hears the signal, tidies up and has the right status."""
+    """A daemon whose loop sleeps gets the signal, cleans up and has the right status."""
     name, options = anyio_backend
     command = [sys.executable, "-W", "error", "-c", DAEMON, name, repr(options)]
     with subprocess.Popen(
