@@ -1,4 +1,4 @@
-"""The tools of an agent: plain functions, and two frameworks that call them without a model."""
+"""The tools of an agent, as plain functions and in two frameworks, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINAL = {"succeeded", "failed", "cancelled"}
 
 
 class Kinds:
-    """Jobs, the kinds that a test may start, and the five functions."""
+    """Jobs, the kinds that a test can start, and the five functions."""
 
     def __init__(self, node, **options):
         self.jobs = Jobs(node)
@@ -65,7 +65,7 @@ class Kinds:
 
 
 async def test_the_five_functions():
-    """A job is started, looked at, waited for, listed and cancelled; all is plain data."""
+    """Jobs can be started, looked at, waited for, listed and cancelled, all with plain data."""
     async with Node("app") as app:
         here = Kinds(app)
         told = await here.start("slow", {"value": 7})
@@ -95,7 +95,7 @@ async def test_the_five_functions():
         here.gate.set()
         (ended,) = (await here.wait([slow]))["jobs"]
         assert (ended["status"], ended["result"]) == ("succeeded", 7)
-        assert await here.cancel(slow) == ended  # it stays as it is
+        assert await here.cancel(slow) == ended  # a job that has ended does not change
         listed = (await here.list())["jobs"]
         assert [job["id"] for job in listed] == [slow, count, other]
         assert not any("result" in job for job in listed)
@@ -103,14 +103,14 @@ async def test_the_five_functions():
 
 
 async def test_outcomes():
-    """The tools return an error as class and text, questions as asked, odd results as text."""
+    """The tools return errors as class and text, questions as text, and other results as text."""
     async with Node("app") as app:
         here = Kinds(app)
         *ids, asking = [await here.started(kind) for kind in ("fail", "odd", "nothing", "curious")]
         await until(lambda: here.jobs.get(asking).status.questions)
         failed, odd, nothing = (await here.wait(ids))["jobs"]
         assert (failed["status"], failed["error"]) == ("failed", "ValueError: no luck")
-        assert (odd["result"], nothing["result"]) == ("{1}", "nan")  # which JSON has not
+        assert (odd["result"], nothing["result"]) == ("{1}", "nan")  # JSON has neither
         curious = await here.status(asking)
         assert (curious["status"], curious["asks"]) == ("input_required", ["Your name?"])
         await here.cancel(asking)
@@ -140,7 +140,7 @@ def test_waits_no_longer_than_that(backend):
 
 
 async def test_what_a_model_does_wrong():
-    """Mistakes raise nothing: the model is told what is wrong, and nothing is started."""
+    """A mistake raises nothing: the answer says what is wrong, and no job is started."""
     async with Node("app") as app:
         here = Kinds(app, most=2)
         for told, text in (
@@ -186,7 +186,7 @@ async def test_jobs_of_others():
 
 
 async def test_the_group_bounds_them():
-    """No more jobs run at once than the limit, and queued jobs are reported as queued."""
+    """No more jobs run at once than the limit allows. The others are reported as queued."""
     async with Node("app") as app:
         here = Kinds(app, limit=2, group="few")
         ids = [await here.started("slow") for _ in range(3)]
@@ -198,7 +198,7 @@ async def test_the_group_bounds_them():
 
 
 async def test_a_job_that_would_wait_for_itself():
-    """An agent that runs as a job, and waits for what is queued behind it, is told."""
+    """An agent that runs as a job and waits for jobs queued behind it gets an error."""
     async with Node("app") as app:
         here = Kinds(app, limit=1)
 
@@ -213,7 +213,7 @@ async def test_a_job_that_would_wait_for_itself():
 
 
 async def test_a_result_that_is_not_kept(tmp_path):
-    """After a restart a job is known, and its result is said to be gone."""
+    """After a restart a job is still known, and its status says that its result is gone."""
     store = SQLiteStore(tmp_path / "jobs.db")
     try:
         for expected in ("{1}", None):
@@ -293,7 +293,7 @@ async def test_in_an_mcp_server():
             assert waited.structured_content["jobs"][0]["result"] == 2
 
 
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {})])  # which it is made for
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {})])  # it supports asyncio only
 async def test_in_pydantic_ai():
     """The functions are tools of pydantic-ai, called by its stand-ins for a model."""
     pytest.importorskip("pydantic_ai")
@@ -324,7 +324,7 @@ async def test_in_pydantic_ai():
 
         agent = Agent(FunctionModel(model), tools=here.tools.functions())
         assert (await agent.run("Go on.")).output == "[5, 2]"
-        agent = Agent(TestModel(), tools=here.tools.functions())  # which calls each of them
+        agent = Agent(TestModel(), tools=here.tools.functions())  # it calls each function
         assert "there is no kind 'a'" in (await agent.run("Go on.")).output
 
 
@@ -338,7 +338,7 @@ ACTS = ("start", "start", "status", "wait", "any", "cancel", "list", "turns", "g
 )
 @settings(max_examples=60)
 def test_random_programs(backend, quiet, acts, limit, seed):
-    """Whatever an agent does: no job is lost, and none changes that has ended."""
+    """In random programs, no job is lost, and no job that has ended changes."""
 
     async def main():
         ended = {}

@@ -1,4 +1,4 @@
-"""Nodes that are attached: they take work at once, and open by themselves."""
+"""Attached nodes: they accept work at once, and open in the background."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from helpers import (
 
 
 class Late(Node):
-    """A node that fails on being entered, when it is open."""
+    """A node whose ``__aenter__()`` fails after it has opened."""
 
     async def __aenter__(self):
         await super().__aenter__()
@@ -41,14 +41,14 @@ class Late(Node):
 
 
 class Early(Node):
-    """A node that fails before it is open."""
+    """A node whose ``__aenter__()`` fails before it has opened."""
 
     async def __aenter__(self):
         raise ValueError("no entry")
 
 
 async def test_work_waits_until_the_node_is_open():
-    """It is admitted at once, has its slot, stays PENDING and is entered as the node opens."""
+    """Work for a node that is not open takes its slot at once. It starts when the node opens."""
     entered = []
     gate = anyio.Event()
 
@@ -77,7 +77,7 @@ async def test_work_waits_until_the_node_is_open():
 
 
 async def test_nodes_nest_at_once():
-    """What is attached to a node that is being opened opens after it; all of it is in the tree."""
+    """Nodes can be attached to nodes that are not open yet, and are in the tree at once."""
     async with Node("app") as app:
         nodes = [app]
         for level in range(5):
@@ -93,7 +93,7 @@ async def test_nodes_nest_at_once():
 
 
 async def test_a_block_below_a_node_that_is_being_opened():
-    """A node with a block of its own may be opened below it; it is left first."""
+    """A node with its own ``async with`` can be opened below a node that is not open yet."""
     async with Node("app") as app:
         panel = app.attach(Node("panel"))
         async with Node("page", parent=panel) as page:
@@ -105,7 +105,7 @@ async def test_a_block_below_a_node_that_is_being_opened():
 
 @pytest.mark.parametrize("depth", [1, 3])
 async def test_the_parent_is_left_at_once(depth):
-    """The nodes are opened, their work is done, and they close before it."""
+    """If the parent's block ends at once, attached nodes still open, do their work and close."""
     panels = []
     async with Node("app") as app:
         above = app
@@ -118,7 +118,7 @@ async def test_the_parent_is_left_at_once(depth):
 
 
 async def test_the_parent_is_cancelled_at_once():
-    """What waits is CANCELLED, and its work is never entered."""
+    """If the parent is cancelled at once, the work of attached nodes never starts."""
     async with Node("app") as app:
         panel = app.attach(Node("panel"))
         below = panel.attach(Node("below"))
@@ -136,7 +136,7 @@ async def test_the_parent_is_cancelled_at_once():
 
 @pytest.mark.parametrize("waits", [False, True])
 async def test_removing_at_once(waits):
-    """A node that is removed before it is open: its work is not entered, and its parent waits."""
+    """A node that is removed before it opens never starts its work, and its parent waits for it."""
     states = []
     async with Node("app") as app:
         panel = app.attach(Listener("panel"))
@@ -155,7 +155,7 @@ async def test_removing_at_once(waits):
 
 
 async def test_a_node_that_was_told_to_leave_before_it_is_open_holds_its_parent():
-    """Its parent does not close before it."""
+    """The parent closes after a node that was told to leave before it was open."""
     gate, order = anyio.Event(), []
 
     class Slow(Node):
@@ -173,7 +173,7 @@ async def test_a_node_that_was_told_to_leave_before_it_is_open_holds_its_parent(
 
 
 async def test_shut_down_before_it_is_open():
-    """No more work is admitted, and what was admitted is done."""
+    """shutdown() before a node opens refuses new work and finishes the work already accepted."""
     async with Node("app") as app:
         panel = app.attach(Node("panel"))
         below = panel.attach(Node("below"))
@@ -190,7 +190,7 @@ async def test_shut_down_before_it_is_open():
 
 
 async def test_what_is_left_of_it_ends_as_with_any_node():
-    """Daemons are cancelled, what was never started is disowned, start_all() starts."""
+    """start_all() works before the node opens. Daemons and unstarted workers end CANCELLED."""
     async with Node("app") as app:
         panel = app.attach(Node("panel"))
         daemon = panel.run_worker(anyio.sleep_forever, daemon=True)
@@ -203,7 +203,7 @@ async def test_what_is_left_of_it_ends_as_with_any_node():
 
 
 async def test_a_worker_cancelled_before_the_node_is_open():
-    """It is CANCELLED at once, a coroutine is closed, and its slot goes to the next."""
+    """A worker cancelled before its node opens is CANCELLED at once and gives up its slot."""
     async with Node("app") as app:
         panel = app.attach(Node("panel"))
         panel.group("one", limit=1)
@@ -216,7 +216,7 @@ async def test_a_worker_cancelled_before_the_node_is_open():
 
 
 async def test_messages_wait_until_the_node_is_open():
-    """They are handled in order, from then on."""
+    """Messages posted before a node opens are handled in order once it is open."""
     got = []
 
     class Said(Message):
@@ -239,7 +239,7 @@ async def test_messages_wait_until_the_node_is_open():
 
 
 async def test_calls_of_threads_are_served():
-    """A function is called as its call arrives, an async one as the node opens."""
+    """A plain function is called when the call arrives, an async one once the node is open."""
     ready, outcome = [], Future()
 
     def call():
@@ -259,9 +259,9 @@ async def test_calls_of_threads_are_served():
 
 
 async def test_a_call_of_a_thread_that_waits_is_called_off_with_its_worker():
-    """An async function that waits for the node to open is not called once its worker is cancelled.
+    """A call that waits for the node to open is dropped if the worker that made it is cancelled.
 
-    A shutdown that looks for its caller meanwhile finds that it is no task.
+    A shutdown meanwhile handles a caller that is not a task.
     """
     called, go, outcome = [], threading.Event(), Future()
 
@@ -316,7 +316,7 @@ async def test_a_mounted_node_that_cannot_be_opened_leaves_nothing(kind):
 
 
 async def test_an_attached_node_whose_task_is_killed(anyio_backend):
-    """A native cancellation before its first step: all that waits ends, and the block says why."""
+    """A native cancellation of the node's task cancels its work and is reported by the block."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     heard = []
@@ -342,7 +342,7 @@ async def test_an_attached_node_whose_task_is_killed(anyio_backend):
 
 
 async def test_what_cannot_be_attached():
-    """Anything but a new node without a parent is refused at the call."""
+    """attach() refuses anything but a new node without a parent."""
     async with Node("app") as app, Node("other") as other:
         panel = app.attach(Node("panel"))
         for parent, child in (
@@ -370,7 +370,7 @@ async def test_what_cannot_be_attached():
 
 
 async def test_attaching_from_elsewhere():
-    """A node is attached in a task of the loop; elsewhere nothing happens."""
+    """attach() in a thread raises WorkerError and attaches nothing."""
     async with Node("app") as app:
         panel = Node("panel")
         with pytest.raises(WorkerError, match="this is not its event loop"):
@@ -380,7 +380,7 @@ async def test_attaching_from_elsewhere():
 
 
 async def test_attaching_that_is_broken_off(monkeypatch):
-    """Where the node has begun, its task opens it, and leaves at once."""
+    """If attach() is interrupted after the node's task was created, the node opens and leaves."""
     follow = Life._follow
 
     def break_off(self, above):
@@ -398,7 +398,7 @@ async def test_attaching_that_is_broken_off(monkeypatch):
 
 
 async def test_an_error_of_the_work_fails_the_parent():
-    """As with any mounted node, flat and once."""
+    """An error in the work of an attached node is raised once by the parent's block, not nested."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             panel = app.attach(Node("panel"))
@@ -425,7 +425,7 @@ async def test_what_the_node_does_on_the_way_out_is_waited_for():
 
 
 async def test_a_factory_of_tasks_that_begins_them_at_once(anyio_backend):
-    """The node is open as ``attach()`` returns, and no less in order."""
+    """With an eager task factory, work can be added to attached nodes as usual."""
     if sys.version_info < (3, 12) or anyio_backend[0] != "asyncio":
         pytest.skip("eager tasks are of asyncio, and of 3.12")
     loop = asyncio.get_running_loop()
@@ -440,7 +440,7 @@ async def test_a_factory_of_tasks_that_begins_them_at_once(anyio_backend):
 
 
 async def test_a_factory_of_tasks_that_fails(anyio_backend):
-    """Its error is raised at the call, and the node can be attached later."""
+    """If the task factory fails, attach() raises its error, and the node can be attached later."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no task factories")
     loop = asyncio.get_running_loop()

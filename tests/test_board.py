@@ -1,4 +1,4 @@
-"""The live board: what it tells, that it fits, when it is drawn, that it is never in the way."""
+"""The live board: its contents, its size, when it is drawn, and that it never disturbs the work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HEADS = "rate   left    age"
 
 
 class Tube(io.StringIO):
-    """A terminal: keeps the lines as they look, and how often it was written to."""
+    """A terminal that keeps the lines as displayed, and counts the writes."""
 
     encoding = "utf-8"
 
@@ -93,7 +93,7 @@ def terminal(tube, width=80, height=24):
 
 
 def picture(board, width=80, height=24, **options):
-    """The lines of a board as it stands."""
+    """Return the lines of the board as it is now."""
     console = Console(file=io.StringIO(), width=width, height=height, _environ={}, **options)
     console.print(board)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
@@ -104,7 +104,7 @@ def words(board, **options):
 
 
 def faults(caplog):
-    """The errors that the library has logged."""
+    """Return the errors that the library has logged."""
     return [record.getMessage() for record in caplog.records if record.name == "creche"]
 
 
@@ -131,7 +131,7 @@ def virtually(request):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The times of the loop at which a picture was drawn."""
+    """The loop times at which the board was drawn."""
     times = []
     real = Board._lines
 
@@ -144,15 +144,15 @@ def drawn(monkeypatch):
 
 
 def board_of(node):
-    """A board that is shown to nobody."""
+    """Make a board that writes to a string."""
     return live_board(node, console=Console(file=io.StringIO(), width=80, height=24))
 
 
-# what it tells
+# contents
 
 
 def test_the_tree_with_states_progress_rate_time_left_and_age(virtually):
-    """Nodes, groups and workers are lines; what waits is counted; what is known is told."""
+    """Nodes, groups and workers get a line each, and queued or unstarted workers are counted."""
 
     async def copy():
         worker = get_current_worker()
@@ -196,7 +196,7 @@ def test_the_tree_with_states_progress_rate_time_left_and_age(virtually):
 
 
 async def test_failures_are_told_the_newest_last():
-    """Each failure is a line with its message; of many the newest stay, the others are counted."""
+    """Each failure gets a line with its message. Only the newest are kept; the rest are counted."""
     async with Node("app") as app, board_of(app) as board:
         for number in range(130):
             app.run_worker(partial(fail, f"{number}\nmore"), name="job", exit_on_error=False)
@@ -210,7 +210,7 @@ async def test_failures_are_told_the_newest_last():
 
 
 async def test_what_ran_before_it_was_opened_is_told():
-    """A board that is opened within the block begins with how things stand."""
+    """A board that is opened within the node's block starts with the workers that exist already."""
     async with Node("app") as app, Node("page", parent=app) as page:
         await page.start_worker(forever, name="early")
         page.run_worker(forever, name="waiting", start=False)
@@ -222,7 +222,7 @@ async def test_what_ran_before_it_was_opened_is_told():
 
 
 async def test_work_that_waits_for_a_thread_is_queued():
-    """Who has no thread yet is counted as queued, whatever its group says."""
+    """A worker that waits for a thread is counted as queued, even if its group has a free slot."""
     meeting = Meeting()
     one = anyio.CapacityLimiter(1)
     async with Node("app") as app, board_of(app) as board:
@@ -234,7 +234,7 @@ async def test_work_that_waits_for_a_thread_is_queued():
 
 
 async def test_work_that_runs_elsewhere_is_told():
-    """A worker whose state an adapter sets runs and ends like the others."""
+    """A worker whose state is set by an adapter is shown like any other."""
     async with Node("app") as app, board_of(app) as board:
         worker = app.run_worker(forever, name="remote", start=False)
         worker.state = RUNNING
@@ -258,7 +258,7 @@ async def test_work_that_runs_elsewhere_is_told():
     ids=["lines", "escape", "surrogate", "markup", "wide", "long"],
 )
 async def test_names_are_plain_text_that_fits(name, shown):
-    """Neither escape sequences nor line ends nor markup of a name reach the terminal."""
+    """Escape sequences, line breaks and markup in a name do not reach the terminal."""
     async with Node("app") as app, board_of(app) as board:
         await app.start_worker(forever, name=name)
         (line,) = (line for line in picture(board) if "●" in line)
@@ -268,7 +268,7 @@ async def test_names_are_plain_text_that_fits(name, shown):
 
 
 async def test_a_terminal_without_unicode_gets_ascii():
-    """All symbols have a stand-in, and names are told with escapes."""
+    """Every symbol has an ASCII replacement, and other characters in names are escaped."""
 
     async def halfway():
         get_current_worker().update(1, 2)
@@ -301,7 +301,7 @@ async def test_a_terminal_without_unicode_gets_ascii():
     ("width", "heads"), [(80, HEADS), (40, HEADS), (30, "left    age"), (13, "age"), (11, "")]
 )
 async def test_where_it_is_narrow_columns_are_left_out(width, heads):
-    """The names keep half of the width; the age is what goes last."""
+    """Names keep half of the width. The age is the last column to be dropped."""
     async with Node("app") as app, board_of(app) as board:
         assert picture(board, width)[0].split(maxsplit=2)[2:] == [heads][: bool(heads)]
 
@@ -323,7 +323,7 @@ async def test_where_it_is_narrow_columns_are_left_out(width, heads):
     ],
 )
 def test_numbers_are_short(number, words):
-    """No number takes more than five letters."""
+    """A number takes five characters at most."""
     assert amount(number) == words
 
 
@@ -343,7 +343,7 @@ def test_numbers_are_short(number, words):
     ],
 )
 def test_times_are_short(seconds, words):
-    """No time takes more than six letters, for some centuries."""
+    """A duration takes six characters at most, up to some centuries."""
     assert duration(seconds) == words
 
 
@@ -352,18 +352,18 @@ def test_times_are_short(seconds, words):
     [(0, ""), (12_345, "12.3k/s"), (0.05, "0.1/s"), (0.04, "2.4/m"), (1 / 7200, "0.5/h")],
 )
 def test_rates_are_told_in_units_that_suit_them(rate, words):
-    """What is slow is told per minute or per hour."""
+    """Slow rates are shown per minute or per hour."""
     assert speed(rate) == words
 
 
 def columns(board, name, width=80):
-    """What stands behind the name of a line, from the rate on."""
+    """Return the last three columns of the line with that name: rate, time left and age."""
     (line,) = (line for line in picture(board, width) if name in line)
     return line.split()[-3:]
 
 
 def test_rates_are_of_the_last_seconds(virtually):
-    """What was fast at first and is slow now has the rate and the time left of now."""
+    """The rate and the time left follow the present speed, not the average since the start."""
 
     async def main():
         async with Node("app") as app, board_of(app) as board:
@@ -373,12 +373,12 @@ def test_rates_are_of_the_last_seconds(virtually):
             for second in range(1, 121):
                 await anyio.sleep(1)
                 worker.advance(10 if second <= 60 else 1)
-                picture(board)  # which records it
+                picture(board)  # drawing records the progress
                 seen[second] = columns(board, "job")
             for second in (130, 240):  # it has stopped
                 await anyio.sleep(second - anyio.current_time() + begun)
                 seen[second] = columns(board, "job")
-            worker.update(completed_steps=0)  # and begins again
+            worker.update(completed_steps=0)  # it starts again
             await anyio.sleep(2)
             worker.update(completed_steps=10)
             assert columns(board, "job")[0] == "5/s"
@@ -399,7 +399,7 @@ def test_rates_are_of_the_last_seconds(virtually):
 
 
 def test_what_does_a_step_a_minute_has_a_rate(virtually):
-    """The last steps count, however long they take."""
+    """A worker that takes a minute for a step still gets a rate, from its last steps."""
 
     async def main():
         async with Node("app") as app, board_of(app) as board:
@@ -419,7 +419,7 @@ def test_what_does_a_step_a_minute_has_a_rate(virtually):
 
 
 def test_a_group_tells_its_total_and_the_time_left(virtually):
-    """How many of how many have ended since it was empty, how fast, and how long it will take."""
+    """A group shows how many workers have finished since it was empty, the rate and time left."""
 
     async def main():
         async with Node("app") as app, board_of(app) as board:
@@ -449,7 +449,7 @@ def test_a_group_tells_its_total_and_the_time_left(virtually):
 
 
 async def test_a_wide_terminal_has_several_workers_in_a_line():
-    """Where not all fit below each other, and there is room, they stand beside each other."""
+    """Workers that do not fit below each other go side by side if the terminal is wide enough."""
     async with Node("app") as app, board_of(app) as board:
         for number in range(60):
             await app.start_worker(forever, name=f"job {number:02}")
@@ -462,13 +462,13 @@ async def test_a_wide_terminal_has_several_workers_in_a_line():
     assert "  … 20 more running" in wide
 
 
-# that it fits
+# size
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 5, 24, 60])
 @pytest.mark.parametrize("width", [5, 20, 80, 300])
 async def test_it_never_takes_more_than_there_is(width, height):
-    """Whatever there is to tell, it has no more lines and columns than it is given."""
+    """The board never takes more lines or columns than it is given."""
     async with Node("app") as app, board_of(app) as board:
         for number in range(9):
             app.group(f"group {number}", limit=number + 1)
@@ -485,7 +485,7 @@ async def test_it_never_takes_more_than_there_is(width, height):
 
 
 async def test_ten_thousand_workers_are_readable():
-    """Some of those that run are told, and all others counted."""
+    """Some of the running workers are shown, and all others are counted."""
     async with Node("app") as app, board_of(app) as board:
         group = app.group("jobs", limit=5_000)
         for number in range(10_000):
@@ -502,7 +502,7 @@ async def test_ten_thousand_workers_are_readable():
 
 
 async def test_many_groups_share_the_lines():
-    """Each group gets as many as the others; where they do not fit, what runs comes first."""
+    """Groups share the lines equally. If lines are short, those with running workers come first."""
     async with Node("app") as app, board_of(app) as board:
         for number in range(3):
             for _ in range(5 * number + 2):
@@ -524,9 +524,9 @@ async def test_many_groups_share_the_lines():
 
 
 async def test_the_last_picture_stays_below_what_was_printed(monkeypatch):
-    """Prints and log lines of the loop and of threads go above it, whole; then all is as before."""
+    """Printed and logged lines go above the board, and the streams are restored afterwards."""
     tube = Tube()
-    plain = io.StringIO()  # no terminal: left alone
+    plain = io.StringIO()  # not a terminal, so it is not replaced
     monkeypatch.setattr(sys, "stdout", tube)
     monkeypatch.setattr(sys, "stderr", plain)
     logger, old = logging.getLogger("made.before"), logging.StreamHandler(tube)
@@ -565,7 +565,7 @@ async def test_the_last_picture_stays_below_what_was_printed(monkeypatch):
 
 
 def test_nothing_scrolls_with_more_than_fits(virtually, drawn):
-    """However much happens, each picture takes the place of the one before."""
+    """Each picture replaces the one before, however much happens."""
     tube = Tube(height=10)
 
     async def main():
@@ -587,7 +587,7 @@ def test_nothing_scrolls_with_more_than_fits(virtually, drawn):
 
 
 def test_it_is_drawn_ten_times_a_second_at_most(virtually, drawn):
-    """A thousand events a second make ten pictures; each second of mere ages makes one."""
+    """The board is drawn ten times a second during events, and about once a second otherwise."""
 
     async def busy():
         for _ in get_current_worker().track(range(1000)):
@@ -609,7 +609,7 @@ def test_it_is_drawn_ten_times_a_second_at_most(virtually, drawn):
 
 
 def test_nothing_is_drawn_where_nothing_happens(virtually, drawn):
-    """Without an event and without ages there is no picture, for hours."""
+    """The board is not redrawn while there are no events and no ages to update."""
 
     async def main():
         async with Node("app") as app, live_board(app, console=terminal(Tube())):
@@ -625,7 +625,7 @@ def test_nothing_is_drawn_where_nothing_happens(virtually, drawn):
 
 
 def test_pictures_that_take_long_are_drawn_less_often(virtually, drawn, monkeypatch):
-    """It takes no more than a tenth of the time, however long a picture takes."""
+    """Drawing takes a tenth of the time at most, however long a picture takes."""
     spent = iter(range(10**6))
     monkeypatch.setattr(creche.board.time, "thread_time", lambda: next(spent))  # a second each
 
@@ -639,7 +639,7 @@ def test_pictures_that_take_long_are_drawn_less_often(virtually, drawn, monkeypa
 
 
 def test_services(virtually):
-    """The number of attempts, "not ready" and "stalled" are shown beside the name."""
+    """The attempt, "not ready" and "stalled" are shown beside the name of a service."""
     seen, pipe = [], io.StringIO()
 
     async def main():
@@ -671,7 +671,7 @@ def test_services(virtually):
 
 
 class Display:
-    """Stands in for IPython: what is displayed, and what it is replaced by."""
+    """Stands in for IPython, and records what is displayed and each update of it."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -697,7 +697,7 @@ def ipython(request, monkeypatch):
 
 
 def test_a_notebook_gets_a_picture_below_the_cell(virtually, ipython, capsys):
-    """It is drawn four times a second at most, and escaped; IPython in a terminal is a terminal."""
+    """A notebook gets escaped HTML at most four times a second. IPython in a terminal gets text."""
 
     async def busy():
         for _ in get_current_worker().track(range(1000)):
@@ -723,7 +723,7 @@ def test_a_notebook_gets_a_picture_below_the_cell(virtually, ipython, capsys):
 
 
 def test_a_pipe_gets_lines(virtually):
-    """Each worker that begins or ends is a line, at most once a second; the end is a summary."""
+    """A pipe gets a line for each worker that starts or ends, and a summary at the end."""
     pipe = io.StringIO()
 
     async def main():
@@ -752,7 +752,7 @@ def test_a_pipe_gets_lines(virtually):
 
 
 async def test_a_pipe_gets_a_bounded_number_of_lines():
-    """Of a thousand changes at once twenty are told, failures first, and the others counted."""
+    """Of many changes at once, twenty are written, failures first, and the rest are counted."""
     pipe = io.StringIO()
     async with Node("app") as app:
         gate = anyio.Event()
@@ -777,7 +777,7 @@ async def test_a_pipe_gets_a_bounded_number_of_lines():
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
 async def test_a_terminal_that_cannot_move_its_cursor_gets_lines(term):
-    """A dumb terminal is treated as a pipe."""
+    """A dumb terminal is treated like a pipe."""
     tube = Tube()
     console = Console(file=tube, force_terminal=True, width=80, _environ={"TERM": term})
     app = Node("app")
@@ -786,11 +786,11 @@ async def test_a_terminal_that_cannot_move_its_cursor_gets_lines(term):
     assert ("app/default/returns: running" in tube.shown) is (term == "dumb")
 
 
-# that it is never in the way
+# errors and cancellation
 
 
 async def test_errors_go_through_as_they_are():
-    """What the body raises is neither wrapped nor changed."""
+    """Exceptions raised in the body propagate unchanged and unwrapped."""
     for error in (ValueError("x"), SystemExit(3), KeyError("y")):
         with pytest.raises(type(error)) as caught:
             async with board_of(Node("app")):
@@ -805,7 +805,7 @@ async def test_errors_go_through_as_they_are():
 
 
 async def test_an_error_is_not_lost_in_a_cancellation():
-    """A body that raises while a scope around the board is cancelled raises that."""
+    """An error raised in the body propagates even if a scope around the board is cancelled."""
     with pytest.raises(ValueError, match="x"):
         with anyio.CancelScope() as scope:
             async with board_of(Node("app")):
@@ -814,7 +814,7 @@ async def test_an_error_is_not_lost_in_a_cancellation():
 
 
 async def test_a_cancellation_goes_its_way():
-    """A scope around the board cancels the body, and no more."""
+    """A cancellation from outside cancels the body and is caught by its own scope."""
     app = Node("app")
     with anyio.CancelScope() as scope:
         async with board_of(app), app:
@@ -826,7 +826,7 @@ async def test_a_cancellation_goes_its_way():
 
 
 async def test_it_ends_by_itself_when_the_node_has_closed():
-    """The block may go on after the node; it does not keep the node open."""
+    """The board does not keep its node open, and its block may outlast the node."""
     app = Node("app")
     async with board_of(app) as board:
         async with app:
@@ -839,7 +839,7 @@ async def test_it_ends_by_itself_when_the_node_has_closed():
 
 @pytest.mark.parametrize("error", [OSError("gone"), SystemExit(1), ValueError("gone")])
 async def test_what_cannot_be_drawn_ends_the_board_alone(monkeypatch, caplog, error):
-    """The error is logged, once; streams are as before; the work goes on. Rich exits at times."""
+    """A drawing error, even SystemExit from Rich, is logged once and ends only the board."""
     tube = Broken(error)
     monkeypatch.setattr(sys, "stdout", tube)
     app = Node("app")
@@ -863,7 +863,7 @@ async def test_what_cannot_be_drawn_ends_the_board_alone(monkeypatch, caplog, er
 async def test_a_console_that_cannot_be_asked_ends_the_board_alone(
     monkeypatch, caplog, answer, is_own
 ):
-    """So does one that fails before anything was drawn: a terminal that went, a closed stream."""
+    """A stream that fails before the first picture, such as a closed one, ends only the board."""
 
     class Gone(io.StringIO):
         def isatty(self):
@@ -888,7 +888,7 @@ async def test_a_console_that_cannot_be_asked_ends_the_board_alone(
 
 
 def test_a_board_that_has_ended_does_not_grow(virtually, caplog):
-    """What happens afterwards is counted, and not kept to be drawn."""
+    """A board that can no longer be drawn counts events, but keeps none to draw."""
     tube = Broken(OSError("gone"))
 
     async def main():
@@ -907,14 +907,14 @@ def test_a_board_that_has_ended_does_not_grow(virtually, caplog):
 
 @pytest.mark.parametrize("error", [OSError("gone"), SystemExit(1)])
 async def test_what_is_printed_while_the_board_cannot_be_drawn(monkeypatch, caplog, error):
-    """Who prints has their line written, or gets the error of their stream, not that of Rich."""
+    """While the board cannot be drawn, print() writes to the real stream or raises its error."""
     tube, elsewhere = Broken(None), Tube()
     monkeypatch.setattr(sys, "stdout", elsewhere)
     app = Node("app")
     async with live_board(app, console=terminal(tube)), app:
         tube.error = error
         print("printed")  # noqa: T201 (that is what is tested)
-        print("\x1b[²mno colour")  # noqa: T201 (Rich takes that for a number)
+        print("\x1b[²mno colour")  # noqa: T201 (Rich parses the "²" as a number)
         assert elsewhere.lines == ["printed", "[²mno colour", ""]
         elsewhere.write = None
         with pytest.raises(TypeError):
@@ -924,7 +924,7 @@ async def test_what_is_printed_while_the_board_cannot_be_drawn(monkeypatch, capl
 
 
 async def test_streams_that_cannot_be_asked_are_left_alone(monkeypatch, caplog):
-    """Neither a closed stream nor what is none keeps the board from being drawn."""
+    """A closed stream, or an object that is not a stream, does not prevent drawing."""
     closed = io.StringIO()
     closed.close()
     none = object()
@@ -946,7 +946,7 @@ async def test_streams_that_cannot_be_asked_are_left_alone(monkeypatch, caplog):
 
 
 async def test_errors_are_told_in_a_line_of_bounded_length():
-    """Of a long text its beginning is kept."""
+    """Only the beginning of a long error text is kept."""
     async with Node("app") as app, board_of(app) as board:
         app.run_worker(partial(fail, "x" * 10**6), name="n" * 10**4, exit_on_error=False)
         app.run_worker(partial(fail, "x" * 10**6), name="short", exit_on_error=False)
@@ -968,7 +968,7 @@ async def test_bad_nodes_are_refused():
 
 
 def test_without_rich_the_import_says_what_to_install(monkeypatch):
-    """A missing extra is an error that names it."""
+    """Importing the board without Rich raises an error that names the extra."""
     for name in [name for name in sys.modules if name.startswith("creche.board")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich.console", None)
@@ -977,7 +977,7 @@ def test_without_rich_the_import_says_what_to_install(monkeypatch):
 
 
 def test_public_names_belong_to_the_module():
-    """What is public says that it is of ``creche.board``."""
+    """Public names have ``creche.board`` as their ``__module__``."""
     assert [getattr(creche.board, name).__module__ for name in creche.board.__all__] == [
         "creche.board",
         "creche.board",

@@ -1,7 +1,7 @@
-"""No frame that an error went through keeps what it knew: see the comment on frames in ``errors``.
+"""Errors leave no reference cycles in frames: see the comment on frames in ``errors``.
 
-Each test fails where one of the places that lead to that comment does not let go. The collector is
-off: what goes, goes by itself.
+Each test fails if one of the places that refer to that comment keeps its reference. The garbage
+collector is off, so objects have to be freed by reference counting alone.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from helpers import (
 
 
 class Boom(Exception):
-    """What work, bodies and handlers raise."""
+    """The error that work, bodies and handlers raise."""
 
 
 class Stop(BaseException):
-    """What leaves a block bare."""
+    """An error that leaves a block without an exception group."""
 
 
 class Kept:
-    """What has to go, and whether it has."""
+    """Records objects that must be freed, and checks that they are."""
 
     def __init__(self):
         self.references = []
@@ -51,7 +51,7 @@ class Kept:
         self.references.append(weakref.ref(thing))
 
     async def check(self, count):
-        with anyio.fail_after(RENDEZVOUS):  # threads go back to their pool in their own time
+        with anyio.fail_after(RENDEZVOUS):  # threads take a while to return to their pool
             while busy_threads().keys() - self.threads:
                 await settle()
         await settle()
@@ -71,11 +71,11 @@ def on_asyncio(anyio_backend):
         pytest.skip("frames of AnyIO and Trio keep a thread that raises, until the collector runs")
 
 
-# what a worker raises
+# errors of workers
 
 
 class Awaitable:
-    """Work that is a plain function."""
+    """Work that is an awaitable, but not a coroutine."""
 
     def __init__(self, kept):
         self.kept = kept
@@ -103,7 +103,7 @@ async def by_another(app, kept):
 
 
 async def run_until_it_fails(app, kept, work, **options):
-    """Have a worker fail, and let go of it."""
+    """Run a worker until it fails, and keep no reference to it."""
     worker = app.run_worker(work, exit_on_error=False, **options)
     await app.workers.wait_for_complete([worker])
     assert worker.state is ERROR
@@ -114,7 +114,7 @@ async def run_until_it_fails(app, kept, work, **options):
 @pytest.mark.parametrize("place", ["a runner", "a task of its own"])
 @pytest.mark.parametrize("way", [at_once, later, plainly, Awaitable])
 async def test_worker_that_fails_is_no_cycle(kept, way, place):
-    """In whatever task, and whether its work was a coroutine or not."""
+    """A worker that fails is freed, whichever task and kind of work it had."""
     async with Node("app") as app:
         for _ in range(MOST + 1 if place == "a task of its own" else 0):
             app.run_worker(anyio.sleep_forever, daemon=True)
@@ -126,7 +126,7 @@ async def test_worker_that_fails_is_no_cycle(kept, way, place):
 
 
 async def test_worker_that_fails_by_another_is_no_cycle(kept):
-    """Neither the one that failed nor the one that waited for it is kept by the wait."""
+    """A worker that fails because it waited for a failed worker is freed, and so is the other."""
     async with Node("app") as app:
         await run_until_it_fails(app, kept, partial(by_another, app, kept))
         await kept.check(3)
@@ -135,7 +135,7 @@ async def test_worker_that_fails_by_another_is_no_cycle(kept):
 @pytest.mark.usefixtures("on_asyncio")
 @pytest.mark.parametrize("way", [later, plainly])
 async def test_worker_that_fails_in_a_thread_is_no_cycle(kept, way):
-    """Neither a call in a thread, nor a loop in it, keeps what it was made for."""
+    """A worker that fails in a thread is freed, whether its work is plain or async."""
     async with Node("app") as app:
         await run_until_it_fails(app, kept, partial(way, kept), thread=True)
         await kept.check(3)
@@ -143,7 +143,7 @@ async def test_worker_that_fails_in_a_thread_is_no_cycle(kept, way):
 
 @pytest.mark.usefixtures("on_asyncio")
 async def test_thread_that_lets_its_cancellation_out_is_no_cycle(kept):
-    """The error by which it said so goes, as nobody keeps it."""
+    """A WorkerCancelled that a thread lets propagate is freed."""
 
     def work(app):
         anyio.from_thread.run_sync(app.workers.cancel_all)
@@ -157,7 +157,7 @@ async def test_thread_that_lets_its_cancellation_out_is_no_cycle(kept):
 @pytest.mark.usefixtures("on_asyncio")
 @pytest.mark.parametrize("way", ["work", "a group", "a message", "a call"])
 async def test_worker_that_fails_with_a_refusal_is_no_cycle(kept, way):
-    """What asked in the thread of a worker knew that worker."""
+    """A worker that fails because a call in its thread was refused is freed."""
 
     def ask(page, spec):
         if way == "work":
@@ -179,7 +179,7 @@ async def test_worker_that_fails_with_a_refusal_is_no_cycle(kept, way):
 
 @pytest.mark.parametrize("way", [at_once, later, plainly, "asked"])
 async def test_error_of_a_call_from_a_thread_is_no_cycle(kept, way):
-    """Neither the thread that called nor the loop keeps what the call has raised."""
+    """An error raised by a call from a thread is kept by neither the thread nor the event loop."""
 
     def call(app):
         try:
@@ -198,7 +198,7 @@ async def test_error_of_a_call_from_a_thread_is_no_cycle(kept, way):
 @pytest.mark.usefixtures("on_asyncio")
 @pytest.mark.parametrize("way", [at_once, later, plainly])
 async def test_worker_that_fails_by_its_call_to_the_loop_is_no_cycle(kept, way):
-    """The frames of the call on the loop know the worker that made it."""
+    """A worker that fails because its call to the event loop raises is freed."""
 
     def call(app):
         app.call_from_thread(way, kept)
@@ -209,7 +209,7 @@ async def test_worker_that_fails_by_its_call_to_the_loop_is_no_cycle(kept, way):
 
 
 async def test_call_of_a_superseded_thread_is_no_cycle(kept):
-    """The thread learns that it was cancelled by an error that goes with it."""
+    """The WorkerCancelled that a cancelled thread gets from its calls is freed."""
 
     def call(app):
         anyio.from_thread.run_sync(app.workers.cancel_all)
@@ -225,7 +225,7 @@ async def test_call_of_a_superseded_thread_is_no_cycle(kept):
 
 
 async def test_handler_that_fails_is_no_cycle(kept):
-    """Neither its error nor the message is kept by the task of the handlers."""
+    """The task that runs the handlers keeps neither the error of a handler nor its message."""
 
     class Note(Message):
         pass
@@ -248,7 +248,7 @@ async def test_handler_that_fails_is_no_cycle(kept):
 
 
 async def test_older_error_ends_no_handler():
-    """A worker may raise what a handler has kept, while the task of the handlers waits."""
+    """A worker that raises an error caught by an earlier handler does not end a waiting handler."""
 
     class Note(Message):
         pass
@@ -282,7 +282,7 @@ async def test_older_error_ends_no_handler():
     assert app.is_done
 
 
-# what leaves a block
+# errors that leave a block
 
 
 async def live(kept, way, scope):
@@ -331,7 +331,7 @@ class Closed(Node):
     ],
 )
 async def test_what_leaves_a_block_is_no_cycle(kept, way):
-    """No step of the end of the block keeps what it was ended by."""
+    """The error or cancellation that ended a block is freed."""
 
     async def host():
         with anyio.CancelScope() as scope:

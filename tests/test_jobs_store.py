@@ -1,4 +1,4 @@
-"""The history of jobs in a file."""
+"""SQLiteStore: the history of jobs in a file."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def path(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    """Have what has failed tried again at once."""
+    """Retry failed writes without a pause."""
     monkeypatch.setattr(_sqlite, "_PAUSE", 0.0)
 
 
 def make(number):
-    """Make the status of a job."""
+    """Create the status of a job."""
     return replace(_jobs._new_status("me"), id=f"{number:032x}", kind=f"kind {number}")
 
 
 def let_write(store):
-    """Wait until what there is has been written, or has failed."""
+    """Wait until all pending writes have succeeded or failed."""
     writer = store._writer
     if writer is not None:
         writer.join()
 
 
 def forbid(store, *, writes):
-    """Have SQLite refuse to write, as of a file that is read-only."""
+    """Make SQLite refuse writes, as if the file were read-only."""
     store._connection.execute(f"PRAGMA query_only = {writes}")
 
 
@@ -74,7 +74,7 @@ async def one():
 
 
 def test_programs_in_turn(path):
-    """Each finds what those before it have left; nothing has to be closed for that."""
+    """Each program finds the history of the programs before it, even if they did not close it."""
     program = PROGRAM.replace("with SQLiteStore(sys.argv[1]) as store:", "for _ in [1]:").replace(
         "store=store", "store=SQLiteStore(sys.argv[1])"
     )
@@ -85,7 +85,7 @@ def test_programs_in_turn(path):
 
 
 def test_one_program_at_a_time(path):
-    """Another one that opens the file is refused; it may, once the first has closed it."""
+    """A second program cannot open the file until the first one has closed it."""
     with SQLiteStore(path) as store:
         store.put(make(1))
         done = run_python(PROGRAM, str(path), "x")
@@ -124,7 +124,7 @@ def run_killed(path, lines):
 
 @pytest.mark.parametrize("lines", [1, 3, 20])
 async def test_program_that_is_killed(path, lines):
-    """The file opens again; what was unfinished in it was interrupted."""
+    """After a kill the file opens again, and its unfinished jobs are "interrupted"."""
     run_killed(path, lines)
     with SQLiteStore(path) as store:
         async with Node("app") as app:
@@ -132,13 +132,13 @@ async def test_program_that_is_killed(path, lines):
             found = jobs.list()
             assert {job.status.status for job in found} <= {"interrupted"}
             kinds = sorted(int(job.status.kind) for job in found)
-            assert kinds == list(range(len(kinds)))  # each one that was put before another
+            assert kinds == list(range(len(kinds)))  # no gaps: writes keep their order
     with SQLiteStore(path) as store:
         assert {each.status for each in store.list()} <= {"interrupted"}
 
 
 def test_put_and_delete(path):
-    """The order is that of the first put; what is deleted is gone, in the file as well."""
+    """Jobs are listed in the order of their first put(). The file no longer has deleted ones."""
     a, b, c = (make(number) for number in range(3))
     with SQLiteStore(str(path)) as store:
         for each in (a, b, c):
@@ -161,7 +161,7 @@ def test_put_and_delete(path):
 
 
 def test_closed(path):
-    """It may be closed again, and can still be read; what is put is refused."""
+    """A closed store can be closed again and read. put() and delete() raise StoreError."""
     store = SQLiteStore(path)
     store.put(make(1))
     store.close()
@@ -177,7 +177,7 @@ def make_as(store, number):
 
 
 def test_cannot_be_written(path, caplog):
-    """That is logged once; all of it is written as soon as that works again, or at the end."""
+    """A failed write is logged once and repeated when writing works again, or at close()."""
     with SQLiteStore(path) as store:
         store.put(make(1))
         let_write(store)
@@ -205,7 +205,7 @@ def test_cannot_be_written(path, caplog):
 
 
 def test_attempts_are_made_now_and_then(path, monkeypatch, caplog):
-    """What fails is not tried for each job that ends."""
+    """After a failed write, the store pauses before it tries again."""
     monkeypatch.setattr(_sqlite, "_PAUSE", 1e9)
     with SQLiteStore(path) as store:
         forbid(store, writes=True)
@@ -220,7 +220,7 @@ def test_attempts_are_made_now_and_then(path, monkeypatch, caplog):
 
 
 def test_full(path, caplog):
-    """A disk that is full is told likewise, and leaves the file as it was."""
+    """A full disk is logged too, and leaves the file unchanged."""
     with SQLiteStore(path) as store:
         store.put(make(1))
         let_write(store)
@@ -235,7 +235,7 @@ def test_full(path, caplog):
 
 
 async def test_jobs_go_on(path):
-    """What cannot be written keeps no job from its end."""
+    """Jobs finish normally even if the store cannot be written."""
     with SQLiteStore(path) as store:
         forbid(store, writes=True)
         async with Node("app") as app:
@@ -247,7 +247,7 @@ async def test_jobs_go_on(path):
 
 @pytest.mark.parametrize("how", ["shutdown", "cancel"])
 async def test_ends_with_the_node_are_written(path, how):
-    """As the last job ends, all is in the file: uvicorn ends itself by the signal it was sent."""
+    """All ends are in the file once the node has closed. uvicorn then kills its own process."""
     store = SQLiteStore(path)
     async with Node("app") as app:
         jobs = Jobs(app, store=store)
@@ -264,7 +264,7 @@ async def test_ends_with_the_node_are_written(path, how):
 
 
 def test_cannot_be_opened(path, tmp_path):
-    """It is said at once what is wrong with a file, and the file is left as it is."""
+    """A file that cannot be opened raises StoreError at once and is not changed."""
     with pytest.raises(StoreError, match=r"cannot be opened: unable to open database file$"):
         SQLiteStore(tmp_path / "absent" / "jobs.db")
     path.write_text("Dear diary, " * 1_000)
@@ -275,7 +275,7 @@ def test_cannot_be_opened(path, tmp_path):
 
 @pytest.mark.parametrize("row", ["{}", "no JSON", '{"id": 5}'])
 def test_rows_of_others(path, row):
-    """Data that is not a status is not read as one."""
+    """A row that is not a status raises StoreError."""
     SQLiteStore(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute("INSERT INTO jobs (id, status) VALUES ('x', ?)", (row,))
@@ -285,7 +285,7 @@ def test_rows_of_others(path, row):
 
 
 def test_another_version(path):
-    """A table of another version is left alone."""
+    """A table of another version is refused."""
     SQLiteStore(path).close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 2")

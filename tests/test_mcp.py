@@ -1,4 +1,4 @@
-"""Tasks of the Model Context Protocol, over the SDK's own transport in memory and over HTTP."""
+"""Tasks of the Model Context Protocol, over the SDK's in-memory transport and over HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-pytest.importorskip("mcp.server.extension")  # which older versions do not have
+pytest.importorskip("mcp.server.extension")  # absent from older versions
 
 import httpx2
 import mcp_types
@@ -52,7 +52,7 @@ class World:
         return Client(server, extensions=known, elicitation_callback=elicit, **options)
 
     def job(self):
-        """The only job."""
+        """Return the only job."""
         (job,) = self.jobs.list()
         return job
 
@@ -75,7 +75,7 @@ async def answering(context, params):
 
 
 async def test_a_call_becomes_a_task():
-    """A call of a tool is a job that the client follows: its progress, and its result."""
+    """A call of a tool becomes a job whose progress and result the client follows."""
     seen = anyio.Event()
     async with world() as here:
 
@@ -106,7 +106,7 @@ async def test_a_call_becomes_a_task():
 
 
 class Watched(list):
-    """A list that sets an event as something is appended."""
+    """A list that sets an event when an item is appended."""
 
     def __init__(self, event):
         super().__init__()
@@ -118,7 +118,7 @@ class Watched(list):
 
 
 async def test_a_call_that_ends_at_once_is_no_task():
-    """A tool that never waits is answered with its result, as is one whose arguments are wrong."""
+    """A call that ends at once, or has invalid arguments, is answered directly, without a task."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -138,7 +138,7 @@ async def test_a_call_that_ends_at_once_is_no_task():
 
 
 async def test_other_tools_are_left_alone():
-    """A tool that is not declared by the extension is no job."""
+    """A tool that is not declared through the extension does not become a job."""
     async with world() as here:
         server = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL")
 
@@ -152,7 +152,7 @@ async def test_other_tools_are_left_alone():
 
 
 async def test_the_program_may_call_a_tool_itself():
-    """A tool that the program calls through the server is no job, and no task."""
+    """A tool that the program calls through the server becomes neither a job nor a task."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -165,7 +165,7 @@ async def test_the_program_may_call_a_tool_itself():
 
 
 async def test_questions_are_answered_by_the_user():
-    """What a tool asks is shown to the user as a form, and the answer given to the tool."""
+    """A tool's question is shown to the user as a form, and the tool gets the answer."""
     asked = []
 
     async def elicit(context, params):
@@ -199,7 +199,7 @@ async def test_questions_are_answered_by_the_user():
 
 @pytest.mark.parametrize("action", ["decline", "cancel"])
 async def test_a_question_may_be_declined(action):
-    """A user who declines, or closes the form, has given the answer None."""
+    """The tool gets None if the user declines or closes the form."""
 
     async def elicit(context, params):
         return ElicitResult(action=action)
@@ -215,7 +215,7 @@ async def test_a_question_may_be_declined(action):
 
 
 async def test_a_plain_function_runs_in_a_thread():
-    """A tool that is a plain function runs in a thread, where it reports, asks and is cancelled."""
+    """A plain function runs in a thread, where it can report and ask. Async callables do not."""
     async with world() as here:
         threads = []
 
@@ -241,7 +241,7 @@ async def test_a_plain_function_runs_in_a_thread():
 
 
 async def test_answers_are_taken_one_by_one():
-    """Of two open questions one may be answered alone; what is not open is ignored."""
+    """Open questions can be answered one at a time. Answers to other questions are ignored."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -268,13 +268,13 @@ async def test_answers_are_taken_one_by_one():
             await task.answer({one: answer, two: {"action": "decline"}})
             await until(lambda: here.job().status.questions)
             (three,) = (await task.status()).input_requests
-            assert three not in (one, two)  # though the tool asks by the same key
+            assert three not in (one, two)  # although the tool reuses the key
             await task.answer({three: answer})
             assert text(await task.result()) == "1"
 
 
 def deaf_tools(tasks, release):
-    """Declare tools that take no notice of their cancellation."""
+    """Declare tools that handle their cancellation badly, late or not at all."""
 
     async def swallow() -> str:
         with suppress(anyio.get_cancelled_exc_class()):
@@ -313,7 +313,7 @@ def deaf_tools(tasks, release):
 
 @pytest.mark.parametrize("name", ["swallow", "shield", "fail", "protocol", "thread", "heed"])
 async def test_cancelled_is_never_completed(name, quiet):
-    """A task that was cancelled while it ran has no result, whatever the tool does."""
+    """A task that is cancelled while it runs never has a result, whatever the tool does."""
     release = threading.Event()
     async with world() as here:
         deaf_tools(here.tasks, release)
@@ -326,14 +326,14 @@ async def test_cancelled_is_never_completed(name, quiet):
             status = await task.status()
             assert status.status in ("cancelled", "failed")
             assert status.result is None
-            await task.cancel()  # once more is no error
+            await task.cancel()  # a second cancel() is not an error
             assert await task.status() == status
             with pytest.raises((WorkerCancelled, MCPError)):
                 await task.result()
 
 
 async def test_a_result_outlives_a_late_cancel():
-    """A task that has ended stays as it is when it is cancelled."""
+    """Cancelling a task that has ended does not change its result."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -349,7 +349,7 @@ async def test_a_result_outlives_a_late_cancel():
 
 
 async def test_errors():
-    """An error of the tool is a result; one of the protocol, with its code and data, a failure."""
+    """A tool error becomes an error result. A protocol error fails the task, with code and data."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -377,7 +377,7 @@ async def test_errors():
 
 
 async def test_a_client_without_tasks():
-    """A client that does not know tasks is given the result; where it has to, -32021."""
+    """A client without tasks gets the result, or MISSING if the tool needs a task or an answer."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -393,7 +393,7 @@ async def test_a_client_without_tasks():
         async def task_only() -> str:
             return "not reached"
 
-        declared = advertise("io.modelcontextprotocol/tasks")  # of no use in older revisions
+        declared = advertise("io.modelcontextprotocol/tasks")  # has no effect in older revisions
         for mode, extension in (("auto", []), ("legacy", []), ("legacy", [declared])):
             async with here.client(mode=mode, extensions=extension) as client:
                 assert text(await client.call_tool("slow")) == "done"
@@ -415,7 +415,7 @@ async def test_a_client_without_tasks():
 
 
 async def test_a_client_that_cannot_ask():
-    """A client without a user to ask is told so, and its call has cancelled the task."""
+    """A call from a client that cannot ask its user fails, and cancels the task."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -437,7 +437,7 @@ async def test_a_client_that_cannot_ask():
 
 
 async def test_ids_that_are_not_the_clients():
-    """A client learns nothing of jobs that are no tasks, of others' tasks, and of expired ones."""
+    """Jobs that are not tasks, other users' tasks and expired tasks do not exist for a client."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -463,7 +463,7 @@ async def test_ids_that_are_not_the_clients():
 
 
 async def test_a_queued_call_is_a_task_at_once():
-    """Where the group of a tool is full the client has its task, and need not wait for a slot."""
+    """If the group of a tool is full, the client gets a queued task without waiting for a slot."""
     gate = anyio.Event()
     async with world() as here:
         here.node.group("one", limit=1)
@@ -486,7 +486,7 @@ async def test_a_queued_call_is_a_task_at_once():
 
 
 class Name(BaseModel):
-    """What a resolver asks for."""
+    """The form that a resolver asks for."""
 
     name: str
 
@@ -497,7 +497,7 @@ def ask_for_name() -> Elicit[Name]:
 
 
 async def test_questions_before_the_task():
-    """What resolvers ask is asked in the call itself; the tool that follows is a task."""
+    """Resolvers ask their questions within the call. The tool then runs as a task."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -534,7 +534,7 @@ async def test_a_call_that_is_cancelled_before_the_tool_has_begun():
 
 
 async def test_cancelling_a_call_cancels_its_task():
-    """Cancelling ``call_tool()`` cancels the task; cancelling a task that waits for it does not."""
+    """Cancelling ``call_tool()`` cancels the task. Cancelling ``result()`` does not."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -564,7 +564,7 @@ async def test_cancelling_a_call_cancels_its_task():
 
 
 class Script:
-    """A session of which the answers are written down."""
+    """A session whose answers are given in advance."""
 
     def __init__(self, *statuses):
         self.statuses = list(statuses)
@@ -591,7 +591,7 @@ class Script:
 
 
 async def test_what_ends_a_call_is_what_is_raised():
-    """If the task cannot be cancelled, the caller still learns why the call has ended."""
+    """The error that ended the call is raised even if the task cannot be cancelled."""
     session = Script(("input_required", ["a"]))
     (claim,) = ClientTasks().claims()
     created = CreatedTask(task_id="1", status="working", created_at="", last_updated_at="")
@@ -603,7 +603,7 @@ async def test_what_ends_a_call_is_what_is_raised():
 
 
 async def test_a_question_is_answered_once():
-    """A server that takes its time to take an answer in does not have its user asked again."""
+    """The user is not asked again while the server has yet to process the answer."""
 
     class Slow(Script):
         async def send_request(self, request, result_type):
@@ -619,14 +619,14 @@ async def test_a_question_is_answered_once():
     seen = []
     with pytest.raises(MCPError, match="task '1' was failed: None"):
         await RemoteTask(session, "1").result(lambda status: seen.append(status.status))
-    assert seen == ["input_required", "failed"]  # each change once
+    assert seen == ["input_required", "failed"]  # each change is reported once
     assert session.sent.count("decline") == 1
     with pytest.raises(WorkerCancelled, match="task '1' was cancelled: None"):
         await RemoteTask(Slow(("cancelled", [])), "1").result()
 
 
 async def test_a_task_that_the_program_cancels():
-    """A job that the program cancels is a task that was cancelled; one of its node as well."""
+    """A client whose job is cancelled by the program gets WorkerCancelled, or an MCPError."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -656,7 +656,7 @@ async def test_a_task_that_the_program_cancels():
 
 
 async def test_a_call_to_a_server_that_ends():
-    """A call that arrives while its node is being left is cancelled at once, and says so."""
+    """A call that arrives while its node is being cancelled fails at once with an error."""
     gate = anyio.Event()
     async with world() as here:
 
@@ -665,7 +665,7 @@ async def test_a_call_to_a_server_that_ends():
             with anyio.CancelScope(shield=True):
                 await gate.wait()
 
-        with anyio.CancelScope(shield=True):  # the client is not the server's to cancel
+        with anyio.CancelScope(shield=True):  # cancelling the server must not cancel the client
             async with here.client() as client:
                 await start_task(client, "deaf")
                 here.node.cancel("the server ends")
@@ -675,7 +675,7 @@ async def test_a_call_to_a_server_that_ends():
 
 
 async def test_history(tmp_path, quiet):
-    """After a restart a task is known as what it was; its result is not, and says so."""
+    """After a restart the end of a task is still known. A task whose result is lost has failed."""
     store = SQLiteStore(tmp_path / "jobs.db")
     try:
         async with world(store=store) as here:
@@ -705,7 +705,7 @@ async def test_history(tmp_path, quiet):
 
 
 class Tokens:
-    """Knows two users by their tokens."""
+    """Verifies tokens: each token is the name of its user."""
 
     async def verify_token(self, token):
         return AccessToken(token=token, client_id="app", scopes=[], subject=token)
@@ -713,7 +713,7 @@ class Tokens:
 
 @asynccontextmanager
 async def over_http(here, **options):
-    """Serve over HTTP in this event loop; gives the address."""
+    """Serve over HTTP in this event loop, and yield the address."""
     uvicorn = pytest.importorskip("uvicorn")
     app = MCPServer("world", extensions=[here.tasks], log_level="CRITICAL", **options)
     config = uvicorn.Config(app.streamable_http_app(), port=0, log_config=None, ws="none")
@@ -727,7 +727,7 @@ async def over_http(here, **options):
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"debug": True})])  # uvicorn has no Trio
 async def test_tasks_of_other_users():
-    """With the SDK's authorization, a task is that of the user who called."""
+    """With the SDK's authorization, a task belongs to the user who made the call."""
     urls = {"issuer_url": "http://issuer", "resource_server_url": "http://127.0.0.1/mcp"}
     auth = AuthSettings(**urls, validate_token_resource=False)
     async with world() as here, AsyncExitStack() as stack:
@@ -756,7 +756,7 @@ async def test_tasks_of_other_users():
 
 @pytest.fixture
 async def address(anyio_backend_name):
-    """A server over HTTP with some tools, in this event loop."""
+    """The address of an HTTP server with some tools, in this event loop."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -776,7 +776,7 @@ async def address(anyio_backend_name):
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"debug": True})])  # uvicorn has no Trio
 async def test_over_http(address):
-    """Tasks work over HTTP: questions, results, cancellation; a wrong header is refused."""
+    """Questions, results and cancellation work over HTTP, and a wrong header is refused."""
     statuses = []
     client = Client(
         address, extensions=[ClientTasks(statuses.append)], elicitation_callback=answering
@@ -800,7 +800,7 @@ class Unnamed(TaskRequest):
 
 
 class Mislabelled(RemoteTask):
-    """A task that is asked for without the header."""
+    """A task whose status is requested without the header."""
 
     async def status(self):
         request = Unnamed(method="tasks/get", params=TaskParams(task_id=self.id))
@@ -813,7 +813,7 @@ ACTS = ("call", "get", "get", "cancel", "answer", "turns")
 
 
 async def script(steps):
-    """Be a tool that does what was drawn."""
+    """Do the steps that Hypothesis has drawn, as a tool."""
     worker = get_current_worker()
     for step in steps:
         if step == "turn":
@@ -837,7 +837,7 @@ async def script(steps):
 
 
 class Followed:
-    """A task, what was seen of it, and whether it was cancelled while it ran."""
+    """A task, the statuses seen so far, and whether it was cancelled while it ran."""
 
     def __init__(self, task, job):
         self.task, self.job = task, job
@@ -875,7 +875,7 @@ class Followed:
 )
 @settings(max_examples=40)
 def test_random_programs(backend, quiet, scripts, acts, seed):
-    """Whatever tools and clients do: no final status changes, no task is lost, cancel is final."""
+    """In random programs, no final status changes, no task is lost, and cancel() is final."""
 
     async def main():
         followed = []
@@ -932,7 +932,7 @@ def test_misuse():
 
 
 def test_without_the_sdk():
-    """Without the SDK, or with an old one, importing says what to install."""
+    """Importing creche.mcp without the SDK, or with an old one, says what to install."""
     run = run_python(
         "import sys; sys.modules['mcp.server.extension'] = None\n"
         "try: import creche.mcp\n"

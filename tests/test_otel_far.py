@@ -1,4 +1,4 @@
-"""Work that runs elsewhere goes on with the trace in which its worker was made."""
+"""Work that runs elsewhere continues the trace in which its worker was created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    """Keep the threads of what is shared out of the account of a single test."""
+    """Start the shared pools first, so that their threads are not counted for a single test."""
     pool("spawn")
     if "dask" in WAYS:
         client()
@@ -27,14 +27,14 @@ def warm():
 
 @pytest.fixture(params=list(WAYS))
 def way(request):
-    """Each of the ways."""
+    """Each way to run work elsewhere."""
     with WAYS[request.param]() as made:
         yield made
 
 
 @pytest.fixture
 def span():
-    """Make a span that is current, with baggage."""
+    """Make a current span with baggage."""
     with TracerProvider().get_tracer("tests").start_as_current_span("here") as made:
         token = context.attach(baggage.set_baggage("user", "ada"))
         try:
@@ -45,7 +45,7 @@ def span():
 
 @pytest.mark.parametrize("work", [farwork.make_span, farwork.make_span_later])
 async def test_span_there_is_a_child_of_the_one_here(way, work):
-    """A span of the work has the span as its parent that was current where the worker was made."""
+    """The parent of a span in the work is the span that was current when the worker was created."""
     async with Node("app") as app:
         with TracerProvider().get_tracer("tests").start_as_current_span("here") as made:
             token = context.attach(baggage.set_baggage("user", "ada"))
@@ -56,7 +56,7 @@ async def test_span_there_is_a_child_of_the_one_here(way, work):
 
 
 async def test_no_span_here(way):
-    """Where no span is current, a span of the work is the root of a trace of its own."""
+    """Without a current span, a span in the work is the root of a new trace."""
     async with Node("app") as app:
         _, parent, carried = await app.run_worker(farwork.make_span, where=way)
     assert (parent, carried) == (None, None)
@@ -75,7 +75,7 @@ class Broken:
 
 
 async def test_broken_propagator(monkeypatch, span):
-    """A propagator that raises harms nothing: the trace is not carried."""
+    """If the propagator raises, the trace is not carried, and nothing else fails."""
     carrier = give_trace()
     monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Broken(), raising=False)
     monkeypatch.setattr(propagate, "propagator", Broken(), raising=False)
@@ -86,7 +86,7 @@ async def test_broken_propagator(monkeypatch, span):
 
 
 def test_program_without_opentelemetry(monkeypatch, span):
-    """Where there is no OpenTelemetry, nothing is given and none is taken."""
+    """Without OpenTelemetry, no trace is sent, and a received one is ignored."""
     carrier = give_trace()
     assert sorted(carrier) == ["baggage", "traceparent"]
     monkeypatch.delitem(sys.modules, "opentelemetry.trace")

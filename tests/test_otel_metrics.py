@@ -1,4 +1,4 @@
-"""Metrics of workers, as a reader of the SDK gets them."""
+"""Metrics of workers, as read by the OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKERS = ("started", "ended", "queued", "running", "wait_time", "run_time")
 
 
 class Recorded:
-    """A meter, and what it has recorded."""
+    """A meter and its recorded metrics."""
 
     def __init__(self):
         self._reader = InMemoryMetricReader()
@@ -30,7 +30,7 @@ class Recorded:
         self.meter = provider.get_meter("tests")
 
     def metrics(self):
-        """Give all metrics, by name."""
+        """Return all metrics by name."""
         data = self._reader.get_metrics_data()
         if data is None:
             return {}
@@ -39,7 +39,7 @@ class Recorded:
         return {metric.name: metric for metric in scope.metrics}
 
     def points(self, name):
-        """Give the points of a metric, by their attributes without the name ``creche.``."""
+        """Return the data points of a metric by the values of their attributes."""
         metric = self.metrics().get(f"creche.{name}")
         points = [] if metric is None else metric.data.data_points
         return {
@@ -59,7 +59,7 @@ def recorded():
 
 
 async def test_workers_are_counted_by_what_became_of_them(recorded, quiet):
-    """Each worker of the tree is counted as it starts and as it ends, by its group and node."""
+    """Each worker in the tree is counted when it starts and when it ends, by group and node."""
     app = Node("app")
     async with metered(app, recorded.meter), app, Node("page", parent=app) as page:
         app.run_worker(anyio.lowlevel.checkpoint)
@@ -93,7 +93,7 @@ async def test_workers_are_counted_by_what_became_of_them(recorded, quiet):
 
 
 async def test_workers_that_run_and_that_wait(recorded):
-    """What runs and what is queued is counted meanwhile, and no more once the block is left."""
+    """Running and queued workers are counted until the block of metered() ends."""
     app, key = Node("app"), ("jobs", "app")
     async with app:
         app.group("jobs", limit=1)
@@ -117,13 +117,13 @@ async def test_what_happens_last_is_recorded(recorded):
     """Events that have not been read when the block exits are still recorded."""
     async with Node("app") as app:
         async with metered(app, recorded.meter):
-            app.run_worker(settle)  # no turn of the loop until the block is left
+            app.run_worker(settle)  # no checkpoint before the block ends
         assert recorded.values("started") == {("default", "app"): 1}
         assert recorded.values("queued") == {("default", "app"): 0}
 
 
 async def test_times_are_those_of_the_events(recorded):
-    """The time that a worker waits and the time that it runs are in seconds of the loop's clock."""
+    """Wait time and run time are differences between the times of the worker's events."""
     app = Node("app")
     async with app.subscribe(Worker.StateChanged) as events:
         async with metered(app, recorded.meter), app:
@@ -135,7 +135,7 @@ async def test_times_are_those_of_the_events(recorded):
 
 
 async def test_lag_of_the_loop(recorded):
-    """A loop that is kept from going on wakes a sleeping task too late, which is measured."""
+    """The lag of a blocked event loop is measured by how late a sleeping task wakes."""
 
     async def block():
         until = anyio.current_time() + 0.05
@@ -151,7 +151,7 @@ async def test_lag_of_the_loop(recorded):
 
 
 async def test_instruments_have_units_and_buckets_of_seconds(recorded):
-    """Each instrument has its unit, and histograms have buckets that suit seconds."""
+    """Every instrument has a unit, and the buckets of histograms suit seconds."""
     app = Node("app")
     async with metered(app, recorded.meter, lag_every=0.001), app:
         app.run_worker(settle)
@@ -168,7 +168,7 @@ async def test_instruments_have_units_and_buckets_of_seconds(recorded):
 
 
 async def test_an_error_that_is_told_elsewhere(recorded):
-    """A worker whose state was assigned may be an ERROR without one, and may never have run."""
+    """A worker whose state was set to ERROR without an error is counted with type _OTHER."""
     app = Node("app")
     async with metered(app, recorded.meter), app:
         worker = Worker(app, settle, exit_on_error=False)
@@ -179,7 +179,7 @@ async def test_an_error_that_is_told_elsewhere(recorded):
 
 
 async def test_errors_of_the_meter_disturb_nobody(recorded, caplog):
-    """What the meter raises is told once by the log; the workers and the block go on."""
+    """An error of the meter is logged once, and the workers and the block continue."""
 
     class Broken:
         def __init__(self, inner):
@@ -210,7 +210,7 @@ async def test_errors_of_the_meter_disturb_nobody(recorded, caplog):
 
 
 async def test_misuse():
-    """A wrong node and an invalid time are refused at the call."""
+    """metered() refuses an argument that is not a node, and an invalid ``lag_every``."""
     with pytest.raises(WorkerError, match=r"metered\(\) takes a Node, not 'app'"):
         async with metered("app"):
             pass
@@ -221,7 +221,7 @@ async def test_misuse():
 
 
 async def test_the_global_provider_is_the_default():
-    """Without a meter the one of the global provider is asked, which records nothing here."""
+    """Without a meter, metered() uses the global provider, which records nothing here."""
     app = Node("app")
     async with metered(app), app:
         app.run_worker(settle)

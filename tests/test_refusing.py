@@ -1,6 +1,6 @@
-"""Users' objects that raise, wherever they get: nothing hangs, no error is lost, nothing is held.
+"""Users' objects whose methods raise: nothing hangs, no error is lost, nothing is kept alive.
 
-One table of objects that refuse what is done to them, and one of the places that they get to.
+One table lists the objects, another the places in the library that such an object may reach.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Refusal(ValueError):
 
 
 class Base(BaseException):
-    """A BaseException that is not an Exception, as test runners raise when a test fails."""
+    """A BaseException that is not an Exception, such as test runners raise when a test fails."""
 
 
 FAULTS = [Refusal, RecursionError, Base]
 
 
 def refusing(names, fault):
-    """Give methods that raise."""
+    """Return methods that raise."""
 
     def refuse(*_, **__):
         raise fault("refused")
@@ -52,12 +52,12 @@ def refusing(names, fault):
 
 
 def asked(names, fault):
-    """Give properties that raise when they are read, and when they are set."""
+    """Return properties that raise when they are read or set."""
     return {name: property(each, each) for name, each in refusing(names, fault).items()}
 
 
 def odd(base, *args, **attributes):
-    """Make an object of a class of its own."""
+    """Make an instance of a new class."""
     return type("Odd", (base,), attributes)(*args)
 
 
@@ -99,7 +99,7 @@ _parts = BaseExceptionGroup.__dict__["exceptions"]
 
 
 def told_by(error):
-    """Give an error and all that is in it, asking nothing of what is the user's."""
+    """Return an error and all errors within it, without calling any overridden method."""
     found, ahead = [], [error]
     while ahead:
         each = ahead.pop()
@@ -110,7 +110,7 @@ def told_by(error):
 
 
 def behind(error):
-    """Give the error behind one that goes bare."""
+    """Return the cause of an error that is raised outside a group."""
     return BaseException.__dict__["__cause__"].__get__(error)
 
 
@@ -135,7 +135,7 @@ class Late(Message):
 
 
 class Run:
-    """A node in which something refuses, and what must hold when it has been left."""
+    """A node in which an object raises, and the checks after its block has ended."""
 
     def __init__(self):
         self.app = App("app")
@@ -149,7 +149,7 @@ class Run:
         return worker
 
     def wait(self, worker):
-        """Have a task of nobody's wait for a worker."""
+        """Wait for a worker in a task outside the node."""
         outcome = []
         self.outcomes.append(outcome)
         self.tasks.start_soon(self._wait, worker, outcome)
@@ -216,7 +216,7 @@ async def turns():
     await settle(30)
 
 
-# The places that an error gets to.
+# The places that an error may reach.
 
 
 def raising(error):
@@ -246,7 +246,7 @@ async def at_once(run, error):
 
 
 async def called(run, error):
-    """The call itself raises, and gives no coroutine."""
+    """The call itself raises, and returns no coroutine."""
     run.wait(run.add(failing(error)))
 
 
@@ -265,7 +265,7 @@ async def queued(run, error):
 
 
 async def restarting(run, error):
-    """The one that gives way raises; the one that follows waits for its slot."""
+    """The worker that is cancelled raises, and the next one waits for its slot."""
     run.app.group("g", limit=1, overflow="restart")
     run.wait(run.add(unwilling(error), group="g"))
     await settle(4)
@@ -292,7 +292,7 @@ async def cancelled(run, error):
     worker = run.add(unwilling(error))
     run.wait(worker)
     await settle(4)
-    worker.cancel(error)  # any object tells why
+    worker.cancel(error)  # any object may be a reason
 
 
 async def cancelled_from_a_thread(run, error):
@@ -349,7 +349,7 @@ async def mounted_and_removed(run, error):
 
 
 async def subscribed(run, error):
-    """It goes on in spite of those who listen."""
+    """The error propagates although there are subscribers."""
     async with run.app.subscribe(Message, Worker.StateChanged) as events:
         run.wait(run.add(raising(error)))
         with contextlib.suppress(BaseException):
@@ -378,7 +378,7 @@ async def stored(run, error):
 
 
 async def relayed(run, error):
-    """Workers wait for a worker, and a thread for the last of them."""
+    """A worker waits for the one that fails, and a thread waits for that worker."""
     worker = run.add(raising(error), exit_on_error=False)
     relay = run.add(worker.wait, exit_on_error=False)
 
@@ -417,7 +417,7 @@ def anyio_backend(anyio_backend):
 
 @contextmanager
 def naming(*what):
-    """Say what it was that went wrong."""
+    """Name the case in which an error occurred."""
     try:
         yield
     except (Exception, Base) as error:
@@ -429,7 +429,7 @@ async def each_error(place, check):
         for fault in FAULTS:
             error, run = make(fault), Run()
             if not issubclass(type(error), Exception) and place is stored:
-                continue  # it would be raised
+                continue  # it is raised, not stored
             with naming(place.__name__, name, fault):
                 await run.go(place, error)
                 check(run, error)
@@ -437,7 +437,7 @@ async def each_error(place, check):
 
 @pytest.mark.parametrize("place", RAISED, ids=lambda place: place.__name__)
 async def test_error_that_is_raised(place):
-    """Whatever an error refuses, it is what the block raises; once, and nothing else."""
+    """The block raises the error exactly once and nothing else, whatever its methods do."""
 
     def check(run, error):
         assert run.times_told(error) == 1, run.raised
@@ -452,7 +452,7 @@ async def test_error_that_is_raised(place):
 
 @pytest.mark.parametrize("place", KEPT, ids=lambda place: place.__name__)
 async def test_error_that_is_kept(place):
-    """Whatever an error refuses, it is stored, handed on and given to the thread that asked."""
+    """An error whose methods raise is stored, passed on, and raised in the thread that called."""
 
     def check(run, error):
         assert run.times_told(error) == 1 or not issubclass(type(error), Exception), run.raised
@@ -461,7 +461,7 @@ async def test_error_that_is_kept(place):
     await each_error(place, check)
 
 
-# Things that are no errors: names, reasons, results, settings.
+# Objects that are not errors: names, reasons, results, settings.
 
 
 class Thing:
@@ -481,7 +481,7 @@ async def burning():
 
 
 async def lives(run, change=lambda _: None, **options):
-    """Have workers end in each way, queued ones too, that all were changed in the same way."""
+    """Apply a change to workers, some of them queued, and have them end in each way."""
     run.app.group("g", limit=1)
     for work in (turns, burning, anyio.sleep_forever, turns):
         worker = Worker(run.app, work, exit_on_error=False, group="g", **options)
@@ -511,7 +511,7 @@ def setting(name):
 
 
 async def telling_whether_to_fail(run, thing):
-    """What cannot be asked whether an error is to be raised gets it raised."""
+    """If ``exit_on_error`` has no truth value, the error is raised."""
     worker = run.add(burning, exit_on_error=thing)
     run.wait(worker)
     await settle(20)
@@ -558,7 +558,7 @@ async def reason(run, thing):
 
 
 async def reason_in_thread(run, thing):
-    """A call of the thread is cancelled with its worker, and is told so."""
+    """A call from the thread is cancelled with its worker, and raises."""
 
     def work():
         try:
@@ -645,7 +645,7 @@ PLACES = [
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 async def test_thing_that_is_no_error(place):
-    """A thing that answers nothing changes how nothing ends, and may be looked at."""
+    """An object whose methods raise does not change how workers end, nor break any ``str()``."""
     for name, make in THINGS.items():
         for fault in FAULTS:
             run, thing = Run(), make(fault)
@@ -657,12 +657,12 @@ async def test_thing_that_is_no_error(place):
                 assert (run.raised is None) != (place is telling_whether_to_fail), run.raised
 
 
-# The log, of which each part may raise.
+# Logging, any part of which may raise.
 
 
 @contextmanager
 def broken(part, level, fault):
-    """Have a part of the program's logging raise."""
+    """Make a part of the program's logging raise."""
     refuse = refusing("filter", fault)["filter"]
     logger, handler = logging.getLogger("creche"), logging.Handler()
     before, propagated = logger.level, logger.propagate
@@ -692,7 +692,7 @@ async def starting(run, _):
 
 @pytest.mark.parametrize("place", [*RAISED, starting], ids=lambda place: place.__name__)
 async def test_log_that_refuses(place, capsys):
-    """A record that is lost loses nothing else."""
+    """A failing filter, handler or formatter loses the log record and nothing else."""
     for part in ("filter", "handler", "formatter"):
         for level in (logging.DEBUG, logging.ERROR):
             for fault in FAULTS:
@@ -702,11 +702,11 @@ async def test_log_that_refuses(place, capsys):
                     assert run.times_told(error) == (place is not starting), run.raised
 
 
-# Tasks that cannot be made, and a stack that is used up: at each of many places.
+# Tasks that cannot be made, at each of many places.
 
 
 async def much(run):
-    """Make each kind of call that makes a task."""
+    """Make each kind of call that creates a task."""
     run.app.group("g", limit=1)
     for work in (turns, turns, turns):
         with suppressed(run):
@@ -730,7 +730,7 @@ async def much(run):
 
 
 async def asking(run):
-    """Call from a thread, and have the thread add work."""
+    """Call functions from a thread, and add work from there."""
     answers = []
 
     def work():
@@ -753,7 +753,7 @@ async def asking(run):
 
 @contextmanager
 def suppressed(run):
-    """Keep what a call raises."""
+    """Record what a call raises."""
     try:
         yield
     except (Planted, ExceptionGroup, WorkerError) as error:
@@ -765,7 +765,7 @@ class Planted(Exception):
 
 
 class Factory:
-    """Makes tasks for the event loop, but for one of those that the library asks for."""
+    """A task factory that fails for one of the tasks that the library creates."""
 
     def __init__(self, at):
         self.left = at
@@ -784,7 +784,7 @@ class Factory:
 
 
 async def test_task_factory_that_refuses(anyio_backend):
-    """Whichever task cannot be made, somebody is told, and the rest ends."""
+    """If any task cannot be created, the error is reported, and everything else ends."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no factory of tasks")
     loop = asyncio.get_running_loop()

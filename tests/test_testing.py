@@ -1,4 +1,4 @@
-"""The helpers of the test kit: virtual time, the recorder, scripts, and what must not be left."""
+"""The helpers of the test kit: virtual time, the recorder, scripts and the check for leaks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from helpers import (
 
 
 async def test_recorder_keeps_every_change():
-    """The recorder has every change in order, and the node's own handler is called as well."""
+    """The recorder keeps every change in order, and the node's own handler is still called."""
     own = []
 
     class Loud(Node):
@@ -63,7 +63,7 @@ async def test_recorder_keeps_every_change():
 
 
 async def test_recorder_tells_what_happened():
-    """A failed comparison tells both lists, and all that was recorded."""
+    """A failed comparison shows both lists and everything that was recorded."""
     async with Node("app") as app:
         recorder = EventRecorder(app)
         worker = app.run_worker(settle, name="sync", group="net")
@@ -93,7 +93,7 @@ async def test_recorder_tells_what_happened():
     ids=["first", "edge", "last"],
 )
 async def test_recorder_judges_a_life(states, wrong):
-    """A history that the table does not allow is reported as such."""
+    """assert_orderly() rejects a history that the table of states does not allow."""
     async with Node("app") as app:
         worker = app.run_worker(settle, name="sync")
     recorder = EventRecorder()
@@ -107,7 +107,7 @@ async def test_recorder_judges_a_life(states, wrong):
 
 
 async def test_play_logs_what_it_does():
-    """A script that is let through its gate says so in its log."""
+    """A script logs each of its steps, from entry to return."""
     play = Play(Script(before=1, after=2), "first")
     async with Node() as app:
         worker = app.run_worker(play)
@@ -127,7 +127,7 @@ async def test_play_logs_what_it_does():
     ids=["raise", "base"],
 )
 async def test_play_raises(ending, kind, last):
-    """A script may end in an error of either kind."""
+    """A script can raise an Exception or a BaseException."""
     play = Play(Script(gated=False, ending=ending))
     with pytest.raises(kind):
         await play()
@@ -137,7 +137,7 @@ async def test_play_raises(ending, kind, last):
 
 @pytest.mark.parametrize("ending", [Ending.FROZEN, Ending.FROZEN_BASE, Ending.STUBBORN])
 async def test_errors_that_refuse(ending):
-    """What a script raises may refuse whatever is done to an error."""
+    """A script can raise an error that refuses to be changed or inspected."""
     play = Play(Script(gated=False, ending=ending))
     with pytest.raises((ScriptError, ScriptBaseError)) as caught:
         await play()
@@ -153,7 +153,7 @@ async def test_errors_that_refuse(ending):
 
 
 async def test_group_that_stays_whole():
-    """A group of a script cannot be split, and may have a cancellation in it."""
+    """An exception group raised by a script cannot be split, and may contain a cancellation."""
     plain = Play(Script(gated=False, ending=Ending.GROUP))
     with pytest.raises(ExceptionGroup) as caught:
         await plain()
@@ -182,7 +182,7 @@ async def test_group_that_stays_whole():
     ids=lambda value: value.value if isinstance(value, OnCancel) else None,
 )
 async def test_play_answers_cancellation(answer, last, state):
-    """A script does with a cancellation what it says."""
+    """A script answers a cancellation in the way it was told to."""
     play = Play(Script(on_cancel=answer, unwinding=5))
     async with Node() as app:
         worker = app.run_worker(play, exit_on_error=False)
@@ -196,7 +196,7 @@ async def test_play_answers_cancellation(answer, last, state):
 
 
 async def test_play_in_a_thread():
-    """A script runs in a thread as well, and meets the test at its gate."""
+    """A script can run in a thread, where it also waits at its gate."""
     play, failing = Play(Script()), Play(Script(ending=Ending.RAISE, gated=False))
     async with Node() as app:
         worker = app.run_worker(play.in_thread, thread=True)
@@ -210,18 +210,18 @@ async def test_play_in_a_thread():
 
 @given(script=scripts(endings=[Ending.RETURN], gated=False, checkpoints=2))
 def test_drawn_scripts(script):
-    """Scripts are drawn within what was asked for."""
+    """Scripts are drawn within the given bounds."""
     play = Play(script)
     assert anyio.run(play) is play.value
     assert max(script.before, script.after) <= 2
 
 
-# what is left
+# leaks
 
 
 @pytest.mark.skipif(not HAS_GIL, reason="no task is shared where references are not counted")
 async def test_idle_runners_are_not_left():
-    """A node that was open before keeps tasks in which nothing runs."""
+    """Idle runner tasks of a node that was already open are not leaks."""
     async with Node() as app:
         async with assert_nothing_left():
             await app.run_worker(settle)
@@ -229,7 +229,7 @@ async def test_idle_runners_are_not_left():
 
 
 async def test_tasks_with_the_numbers_of_others():
-    """A task that is left is found although it has the id of one that was there and has ended."""
+    """A leaked task is found even if it has the id of an earlier task that has ended."""
     many, before, after = 50, anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as tasks:
         for _ in range(many):
@@ -247,7 +247,7 @@ async def test_tasks_with_the_numbers_of_others():
 
 
 async def test_nothing_left():
-    """A node that was left, with threads in the pool, leaves nothing."""
+    """A node that has closed leaves nothing, although idle threads remain in the pool."""
     async with assert_nothing_left(), Node() as app:
         app.run_worker(settle)
         await app.run_worker(threading.get_ident, thread=True)
@@ -266,7 +266,7 @@ def test_nothing_left_round_a_run(backend):
 
 
 async def test_left_task_and_worker():
-    """A task and a worker that go on are named."""
+    """A task and a worker that are still running are named."""
     gate = anyio.Event()
     async with anyio.create_task_group() as group, Node("app") as app:
         with pytest.raises(AssertionError) as caught:
@@ -281,7 +281,7 @@ async def test_left_task_and_worker():
 
 
 async def test_left_thread():
-    """A thread that goes on is named, with the place that it is at."""
+    """A thread that is still running is named, with its current position."""
     play = Play(Script(), "busy")
     async with Node() as app:
         with pytest.raises(AssertionError) as caught:
@@ -294,7 +294,7 @@ async def test_left_thread():
 
 
 def test_left_plain_thread():
-    """A thread of the program's own counts as well."""
+    """A thread that the program started itself is a leak too."""
     go = threading.Event()
     thread = threading.Thread(target=go.wait, args=(10,), name="mine")
     with pytest.raises(AssertionError, match="thread 'mine'"), assert_nothing_left(grace=0):
@@ -304,7 +304,7 @@ def test_left_plain_thread():
 
 
 def test_left_coroutine():
-    """A coroutine that nobody awaited and that a cycle keeps is found."""
+    """A coroutine that was never awaited is found even if a reference cycle keeps it."""
     never = "coroutine 'settle' was never awaited"
     with pytest.raises(AssertionError, match=never), assert_nothing_left():
         cycle = [settle()]
@@ -313,7 +313,7 @@ def test_left_coroutine():
 
 
 async def test_error_of_the_block_goes_first():
-    """What the block raised is not hidden by what it left."""
+    """An error raised in the block is not hidden by a leak."""
     with pytest.raises(ZeroDivisionError):
         async with assert_nothing_left():
             1 // 0  # noqa: B018 (its failure is the point)
@@ -322,7 +322,7 @@ async def test_error_of_the_block_goes_first():
 
 
 def test_threads_have_their_grace(monkeypatch):
-    """A thread that is about to end is waited for."""
+    """The check waits for a thread that is about to end."""
     go = threading.Event()
     thread = threading.Thread(target=go.wait, args=(10,))
 
@@ -336,7 +336,7 @@ def test_threads_have_their_grace(monkeypatch):
 
 
 async def test_threads_have_their_grace_in_a_loop(monkeypatch):
-    """The same in a running loop, which goes on meanwhile."""
+    """The check also waits in a running event loop, without blocking it."""
     go = threading.Event()
     thread = threading.Thread(target=go.wait, args=(10,))
 
@@ -351,7 +351,7 @@ async def test_threads_have_their_grace_in_a_loop(monkeypatch):
 
 
 def test_gate_that_nobody_opens(monkeypatch):
-    """A thread does not wait forever for a test that forgot it."""
+    """A thread does not wait forever at a gate that the test never opens."""
     monkeypatch.setattr("creche.testing._scripts._RENDEZVOUS", 0.0)
     with pytest.raises(AssertionError, match="nobody opened the gate of 'lonely'"):
         Play(Script(), "'lonely'").in_thread()
@@ -369,7 +369,7 @@ def virtual(anyio_backend, request):
 
 
 def test_hours_take_no_time(virtual):
-    """An hour of sleep passes at once, and the times of workers are of that clock."""
+    """An hour of sleep passes at once, and workers measure their time by the virtual clock."""
 
     async def main():
         async with Node() as app:
@@ -399,7 +399,7 @@ def test_threads_are_waited_for(virtual):
 
 
 def test_thread_that_waits_for_the_clock(virtual):
-    """A thread that waits for what only the clock brings does not stop it."""
+    """The clock still advances if a thread waits for something that depends on it."""
     go = threading.Event()
 
     async def main():
@@ -413,7 +413,7 @@ def test_thread_that_waits_for_the_clock(virtual):
 
 
 def test_loop_in_a_thread_is_real(virtual):
-    """Async work in a thread has a loop with a real clock, and its threads do not count."""
+    """Async work in a thread has an event loop with a real clock, and can use threads itself."""
 
     async def work():
         await settle()
@@ -427,7 +427,7 @@ def test_loop_in_a_thread_is_real(virtual):
 
 
 def test_virtual_time_is_over_after_the_block():
-    """What virtual time has changed of AnyIO is as it was."""
+    """Virtual time undoes its change to AnyIO when its block ends."""
     before = vars(AsyncIOBackend)["run_sync_in_worker_thread"]
     with virtual_time():
         assert vars(AsyncIOBackend)["run_sync_in_worker_thread"] is not before
@@ -435,13 +435,13 @@ def test_virtual_time_is_over_after_the_block():
 
 
 def test_unknown_backend():
-    """Another backend is refused by name."""
+    """An unknown backend is refused, and the error names it."""
     refused = "backend must be 'asyncio' or 'trio', not 'curio'"
     with pytest.raises(ValueError, match=refused), virtual_time("curio"):
         pass
 
 
-# what is not installed
+# missing packages
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_unknown_backend():
     [("scripts", "hypothesis"), ("WorkerMachine", "hypothesis"), ("virtual_backend", "pytest")],
 )
 def test_missing_package_is_named(name, needed):
-    """Names that need a missing package raise an error that says so; the others work."""
+    """A name that needs a missing package raises an error that says so. The others still work."""
     program = (
         f"import sys; sys.modules[{needed!r}] = None\n"
         "from creche.testing import EventRecorder, Play, assert_nothing_left, virtual_time\n"
@@ -464,7 +464,7 @@ def test_missing_package_is_named(name, needed):
 
 
 def test_unknown_name():
-    """Any other name is an AttributeError, as of every module."""
+    """An unknown name raises AttributeError, as in any module."""
     with pytest.raises(
         AttributeError, match=r"module 'creche\.testing' has no attribute 'nothing'"
     ):
@@ -472,13 +472,13 @@ def test_unknown_name():
 
 
 def test_nothing_heavy_is_imported():
-    """Importing the kit brings neither Hypothesis nor pytest."""
+    """Importing the kit imports neither Hypothesis, pytest nor Trio."""
     program = "import sys, creche.testing; print({'hypothesis', 'pytest', 'trio'} & {*sys.modules})"
     assert run_python(program).stdout.strip() == "set()"
 
 
 def test_trio_is_named_where_it_is_absent(monkeypatch):
-    """A virtual clock for Trio needs Trio, and says so."""
+    """Virtual time on Trio raises an error that says what to install if Trio is missing."""
     monkeypatch.setitem(sys.modules, "trio", None)
     missing = (
         r"virtual time on Trio needs trio, which is not installed; pip install 'creche\[trio\]'"
@@ -489,7 +489,7 @@ def test_trio_is_named_where_it_is_absent(monkeypatch):
 
 @pytest.mark.parametrize("name", ["scripts", "WorkerMachine"])
 def test_broken_package_is_not_called_missing(name, monkeypatch):
-    """An import that fails within a package that is there comes out as it is."""
+    """An import error from within an installed package propagates unchanged."""
 
     def fail(module):
         raise ModuleNotFoundError(name="something_else")

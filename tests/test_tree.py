@@ -1,4 +1,4 @@
-"""The tree as data and as text: what it tells, of whom, and how much of it."""
+"""The tree as data and as text: what it contains, and how long it may get."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 80
 
 
 def pictures(node):
-    """Give the pictures of all workers below a node, by name."""
+    """Return the snapshots of all workers below a node, by name."""
     snapshot = node.snapshot() if isinstance(node, Node) else node
     own = {each.name: each for group in snapshot.groups for each in group.workers}
     for child in snapshot.children:
@@ -30,7 +30,7 @@ def pictures(node):
 
 
 async def places(node, name):
-    """Tell where a worker stands: the functions, from the outermost to the innermost."""
+    """Return the functions on the stack of a worker, outermost first."""
     await settle()
     snapshot = node.snapshot(stacks=True)
     return [frame.function.rpartition(".")[2] for frame in pictures(snapshot)[name].stack]
@@ -40,7 +40,7 @@ async def places(node, name):
 
 
 async def test_a_snapshot_tells_of_nodes_groups_and_workers():
-    """A snapshot has all nodes below, their groups and the unfinished workers in them."""
+    """A snapshot contains all nodes below, their groups and the unfinished workers in them."""
     async with Node("app") as app:
         files = app.group("files", limit=1, overflow="enqueue")
         first = files.run_worker(anyio.sleep_forever, name="first", description="reads")
@@ -96,7 +96,7 @@ async def test_a_snapshot_tells_of_nodes_groups_and_workers():
 
 
 async def test_a_snapshot_is_plain_data():
-    """What ``asdict()`` makes of a snapshot, stacks included, goes through JSON unchanged."""
+    """The ``asdict()`` of a snapshot, stacks included, can be written as JSON."""
     pytest.importorskip("stackscope")
     async with Node("app") as app:
         app.run_worker(anyio.sleep_forever).update(total_steps=3)
@@ -113,7 +113,7 @@ async def test_a_snapshot_is_plain_data():
 
 
 async def test_the_queue_is_counted_without_those_that_were_cancelled():
-    """The place in the queue is that among the workers that still wait."""
+    """The place in the queue does not count workers that were cancelled."""
     async with Node("app") as app:
         app.group("files", limit=1)
         for name in "abcde":
@@ -126,7 +126,7 @@ async def test_the_queue_is_counted_without_those_that_were_cancelled():
 
 
 async def test_who_waits_for_whom():
-    """A snapshot names the unfinished workers that one waits for, and who opened a node."""
+    """A snapshot names the unfinished workers that a worker waits for, and what opened a node."""
     async with Node("app") as app:
         first = app.run_worker(anyio.sleep_forever, name="first")
         second = app.run_worker(anyio.lowlevel.checkpoint, name="second")
@@ -151,7 +151,7 @@ async def test_who_waits_for_whom():
 
 
 async def test_a_worker_without_a_name_is_called_after_its_class():
-    """The name of its class stands for that of a worker which has none, in its task as well."""
+    """A worker without a name is called after its class, in the snapshot and in its task."""
 
     class Fetch(Worker):
         async def run(self):
@@ -168,7 +168,7 @@ async def test_a_worker_without_a_name_is_called_after_its_class():
 
 
 async def test_a_snapshot_of_a_node_that_is_not_open():
-    """What a node holds before it is open is told, without an age; afterwards nothing is left."""
+    """Before a node opens, its workers are listed without an age. A closed node lists nothing."""
     app = Node("app")
     app.run_worker(anyio.sleep_forever, name="early", start=False)
     before = app.snapshot()
@@ -182,7 +182,7 @@ async def test_a_snapshot_of_a_node_that_is_not_open():
 
 
 def test_a_worker_that_was_made_before_there_was_a_loop(backend):
-    """Its age counts from the opening of its node, by the clock of the loop."""
+    """A worker made before the event loop runs has an age from the time its node opens."""
     app = Node("app")
     app.run_worker(anyio.sleep_forever, name="early", start=False)
 
@@ -194,7 +194,7 @@ def test_a_worker_that_was_made_before_there_was_a_loop(backend):
 
 
 async def test_a_snapshot_from_a_thread():
-    """A thread gets the picture that the event loop takes; a foreign thread as well."""
+    """snapshot() in a worker's thread returns the snapshot that the event loop takes."""
     async with Node("app") as app:
         app.run_worker(anyio.sleep_forever, name="forever")
         worker = app.run_worker(lambda: (threading.get_ident(), app.snapshot()), thread=True)
@@ -205,7 +205,7 @@ async def test_a_snapshot_from_a_thread():
 
 
 async def test_a_snapshot_holds_nothing_alive():
-    """No object of the tree can be reached from a snapshot."""
+    """A snapshot holds no reference to any object of the tree."""
     async with Node("app") as app:
         app.run_worker(anyio.sleep_forever).cancel(reason=app)
         taken = dataclasses.asdict(app.snapshot())
@@ -225,7 +225,7 @@ async def test_a_snapshot_holds_nothing_alive():
 
 
 async def test_where_a_task_stands():
-    """A stack leads from the work to the last place outside the libraries of the loop."""
+    """A stack leads from the work to the innermost frame outside the event loop's own code."""
     pytest.importorskip("stackscope")
 
     async def produce():
@@ -249,7 +249,7 @@ async def test_where_a_task_stands():
 
 
 async def test_where_a_thread_stands():
-    """The stack of a worker in a thread is that of the thread."""
+    """The stack of a thread worker is the stack of its thread."""
     pytest.importorskip("stackscope")
     meeting = Meeting()
 
@@ -268,7 +268,7 @@ async def test_where_a_thread_stands():
 
 
 async def test_where_async_work_in_a_thread_stands():
-    """The stack of async work with an event loop of its own is that of its task."""
+    """The stack of async work in a thread is the stack of its task in that thread's event loop."""
     pytest.importorskip("stackscope")
     begun = threading.Event()
 
@@ -289,7 +289,7 @@ async def test_where_async_work_in_a_thread_stands():
 
 
 async def test_where_those_stand_that_do_not_run():
-    """A task that has not begun stands nowhere; of one that is queued there is no stack."""
+    """A task that has not started has an empty stack, and a queued worker has none."""
     pytest.importorskip("stackscope")
     async with Node("app") as app:
         group = app.group("files", limit=1)
@@ -302,7 +302,7 @@ async def test_where_those_stand_that_do_not_run():
 
 
 async def test_a_worker_that_asks_is_in_the_picture():
-    """A worker may ask where it stands itself."""
+    """A worker can read its own stack."""
     pytest.importorskip("stackscope")
     found = []
 
@@ -316,7 +316,7 @@ async def test_a_worker_that_asks_is_in_the_picture():
 
 @pytest.mark.parametrize("missing", ["snapshot", "format_tree"])
 async def test_stacks_need_an_extra(monkeypatch, missing):
-    """Where the library is missing, an error says what to install; the rest goes on."""
+    """Without stackscope, asking for stacks raises an error that says what to install."""
     monkeypatch.setitem(sys.modules, "stackscope", None)
     creche._running.stacks._library.cache_clear()
     async with Node("app") as app:
@@ -327,7 +327,7 @@ async def test_stacks_need_an_extra(monkeypatch, missing):
 
 
 def test_the_library_for_stacks_is_quiet():
-    """Asking for stacks warns of nothing, though the library does at its first use."""
+    """Reading stacks emits no warning, although stackscope emits one when it is first used."""
     pytest.importorskip("stackscope")
     program = (
         "import anyio, creche\n"
@@ -343,7 +343,7 @@ def test_the_library_for_stacks_is_quiet():
 
 
 async def test_tasks_are_named_after_their_workers(anyio_backend):
-    """A task is called ``path/group/name``, for AnyIO and for the tools of its backend."""
+    """A task is called ``path/group/name``, both in AnyIO and in its backend."""
 
     async def work():
         names.append(anyio.get_current_task().name)
@@ -352,7 +352,7 @@ async def test_tasks_are_named_after_their_workers(anyio_backend):
 
             names.append(trio.lowlevel.current_task().name)
         else:
-            import asyncio  # noqa: PLC0415 (likewise)
+            import asyncio  # noqa: PLC0415 (for symmetry)
 
             names.append(asyncio.current_task().get_name())
 
@@ -363,7 +363,7 @@ async def test_tasks_are_named_after_their_workers(anyio_backend):
 
 
 async def test_other_tasks_are_named_after_their_nodes():
-    """The tasks of a node that run no worker say whose they are."""
+    """Tasks of a node that run no worker have names that say what they do."""
 
     class App(Node):
         def on_worker_state_changed(self, _):
@@ -382,14 +382,14 @@ async def test_other_tasks_are_named_after_their_nodes():
 
 
 def without_times(text):
-    """Take the seconds out, which differ from run to run."""
-    import re  # noqa: PLC0415 (of this alone)
+    """Replace the seconds, which differ from run to run."""
+    import re  # noqa: PLC0415 (only needed here)
 
     return re.sub(r"\d+\.\d s", "N s", text)
 
 
 async def test_a_tree_in_text():
-    """Each node, group and worker has its line, with what is to be said of it."""
+    """Each node, group and worker gets a line with its state."""
     meeting = Meeting()
     limiter = anyio.CapacityLimiter(1)
     async with Node("app") as app:
@@ -439,7 +439,7 @@ node app: open
 
 
 async def test_a_tree_of_ten_thousand_fits_on_a_page():
-    """Of many workers, groups and nodes some are shown, and the number of the others."""
+    """Some of many workers, groups and nodes are shown, and the others are counted."""
     async with Node("app") as app:
         app.group("files", limit=100)
         everyone = [app.run_worker(anyio.sleep_forever, group="files") for _ in range(10_000)]
@@ -462,7 +462,7 @@ async def test_a_tree_of_ten_thousand_fits_on_a_page():
 
 
 async def test_stacks_in_text():
-    """With stacks each worker shown is followed by its places, the innermost twenty at most."""
+    """With stacks, each worker is followed by its frames, the innermost twenty at most."""
     pytest.importorskip("stackscope")
 
     async def deep(levels):
@@ -486,7 +486,7 @@ async def test_stacks_in_text():
 
 
 async def test_stacks_are_read_of_those_that_are_shown():
-    """The text asks for no more stacks than it has room for; the data have them all."""
+    """The text reads stacks only for the workers it shows. The snapshot has them all."""
     pytest.importorskip("stackscope")
     async with Node("app") as app:
         for number in range(25):
@@ -500,7 +500,7 @@ async def test_stacks_are_read_of_those_that_are_shown():
 
 
 async def test_texts_cannot_spoil_the_picture():
-    """Control characters, line breaks, endless texts and deep trees stay within 80 columns."""
+    """Control characters, line breaks, long texts and deep trees are kept within 80 columns."""
     async with Node("app\n\x1b[2J") as app:
         node = app
         for _ in range(40):
@@ -522,13 +522,13 @@ async def test_an_adapter_is_in_the_picture():
 
 
 def test_only_nodes_have_a_tree():
-    """Anything else is refused."""
+    """An argument that is not a node is refused."""
     with pytest.raises(WorkerError, match=r"^format_tree\(\) takes a Node, not 'app'$"):
         format_tree("app")
 
 
 def test_stacks_are_read_without_a_collection_in_the_midst():
-    """One that frees a ``threading.local`` there stops CPython 3.11 for good."""
+    """No garbage collection runs meanwhile: freeing a ``threading.local`` hangs CPython 3.11."""
     program = """if True:
         import faulthandler, gc, sys, threading
         from creche._running.stacks import current_frames

@@ -1,4 +1,4 @@
-"""Work that runs elsewhere: what holds whatever the way."""
+"""Work that runs elsewhere: behaviour that is the same for every way."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ from helpers import CANCELLED, ERROR, PENDING, RUNNING, SUCCESS, Listener, until
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    """Keep the threads of what is shared out of the account of a single test."""
+    """Start the shared pools first, so that their threads are not counted for a single test."""
     pool("spawn")
     if "dask" in WAYS:
         client()
 
 
 AT_HOME = ("Threads", "OnDask")
-"""The ways, as they are here, that run in threads of this very process."""
+"""The ways that, in these tests, run work in threads of this process."""
 
 
 @pytest.fixture(params=list(WAYS))
 def way(request):
-    """Each of the ways."""
+    """Each way to run work elsewhere."""
     with WAYS[request.param]() as made:
         yield made
 
 
 @pytest.fixture
 def sign(tmp_path):
-    """A file that far work makes to say that it runs."""
+    """The path of a file that the work creates once it runs."""
     return tmp_path / "runs"
 
 
 async def begun(app, call, sign, **options):
-    """Run work that says by a file that it runs, and wait until it does."""
+    """Run work that creates the file ``sign``, and wait until it runs."""
     worker = app.run_worker(call, **options)
     await until(lambda: sign.exists() and worker.state is RUNNING)
     return worker
 
 
 async def test_values_come_back(way):
-    """What the work returns is the result, be it plain or async, and where it ran is known."""
+    """Plain and async work returns its result, and ``where`` names the process."""
     async with Listener() as app:
         worker = app.run_worker(partial(farwork.add, 1, 2), where=way)
         assert await worker == 3
@@ -78,7 +78,7 @@ async def test_values_come_back(way):
 
 
 async def test_error_is_the_original(way):
-    """An error has its class, where it was raised as its cause, and none of our frames."""
+    """An error keeps its class. Its cause shows the remote traceback, without Creche's frames."""
     async with Node("app") as app:
         worker = app.run_worker(partial(farwork.fail, "burnt"), where=way, exit_on_error=False)
         with pytest.raises(WorkerFailed, match=r"worker 'fail' failed: ValueError: burnt$"):
@@ -91,7 +91,7 @@ async def test_error_is_the_original(way):
 
 
 async def test_error_that_cannot_travel(way):
-    """An error that cannot be unpickled arrives as text, and does not disturb other work."""
+    """An error that cannot be unpickled becomes a RemoteError, and other work is not affected."""
     async with Node("app", exit_on_error=False) as app:
         worker = await app.run_worker(farwork.fail_untold, where=way).join()
         assert await app.run_worker(partial(farwork.add, 1, 2), where=way) == 3
@@ -103,7 +103,7 @@ async def test_error_that_cannot_travel(way):
 
 
 async def test_work_that_cannot_travel(way):
-    """Work that cannot be pickled, or be read there, is an ERROR that says so."""
+    """Work that cannot be pickled or unpickled ends in ERROR with an error that says so."""
     async with Listener(exit_on_error=False) as app:
         local = await app.run_worker(partial(farwork.add, 1, threading.Lock()), where=way).join()
         unread = await app.run_worker(farwork.Unreadable(), where=way).join()
@@ -114,7 +114,7 @@ async def test_work_that_cannot_travel(way):
 
 
 async def test_lambda_travels_by_cloudpickle(monkeypatch):
-    """A lambda needs cloudpickle, which an error names where there is none."""
+    """A lambda needs cloudpickle. If it is missing, the error says what to install."""
     async with Node("app", exit_on_error=False) as app:
         if importlib.util.find_spec("cloudpickle"):
             assert await app.run_worker(lambda: 1, where=Threads()) == 1
@@ -124,7 +124,7 @@ async def test_lambda_travels_by_cloudpickle(monkeypatch):
 
 
 def test_what_a_session_defines(monkeypatch):
-    """What was defined in a session, which has no file, is not pickled by its name."""
+    """A function defined in an interactive session cannot be pickled without cloudpickle."""
     here = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "__main__", here)
     monkeypatch.setattr(here, "__file__", None)
@@ -136,7 +136,7 @@ def test_what_a_session_defines(monkeypatch):
 
 
 async def test_value_that_cannot_travel(way):
-    """A value that cannot be pickled, or not be read, is an error that says so."""
+    """A result that cannot be pickled or unpickled raises an error that says so."""
     async with Node("app", exit_on_error=False) as app:
         unpickled = await app.run_worker(farwork.give_unpickled, where=way).join()
         unread = await app.run_worker(farwork.give_unreadable, where=way).join()
@@ -147,7 +147,7 @@ async def test_value_that_cannot_travel(way):
 
 
 async def test_steps_come_home(way):
-    """How far the work is comes home, the last of it with the result."""
+    """Progress is reported to the worker, and is complete when the result arrives."""
     async with Node("app") as app:
         worker = app.run_worker(partial(farwork.count, 1000), where=way)
         assert await worker == 100.0
@@ -156,7 +156,7 @@ async def test_steps_come_home(way):
 
 
 async def test_work_is_told_of_its_cancellation(way, sign):
-    """Cancelled work that cooperates ends CANCELLED, and what it still returns is kept."""
+    """Work that cooperates ends CANCELLED, and a result that it still returns is kept."""
     async with Listener() as app:
         worker = await begun(app, partial(farwork.until_cancelled, sign), sign, where=way)
         assert "until_cancelled: running" in format_tree(app)
@@ -173,7 +173,7 @@ async def test_work_is_told_of_its_cancellation(way, sign):
 
 
 async def test_error_of_cancelled_work(way, sign):
-    """An error that the work raises as it is cancelled is an ERROR."""
+    """Work that raises an error while it is cancelled ends in ERROR."""
     async with Node("app", exit_on_error=False) as app:
         worker = await begun(app, partial(farwork.fail_when_cancelled, sign), sign, where=way)
         worker.cancel()
@@ -182,7 +182,7 @@ async def test_error_of_cancelled_work(way, sign):
 
 
 async def test_async_work_is_cancelled(way, sign):
-    """Async work elsewhere is cancelled where it waits, also from outside the node."""
+    """Async work elsewhere is cancelled at its checkpoint, even by a scope outside the node."""
     with anyio.CancelScope() as scope:
         async with Node("app") as app:
             worker = await begun(app, partial(farwork.sleep_until_cancelled, sign), sign, where=way)
@@ -191,7 +191,7 @@ async def test_async_work_is_cancelled(way, sign):
 
 
 async def test_exit_counts_as_everywhere(way):
-    """A wish to exit leaves the node bare."""
+    """SystemExit raised by the work leaves the node's block without an exception group."""
     with pytest.raises(SystemExit) as exited:
         async with Node("app") as app:
             app.run_worker(partial(farwork.leave, 3), where=way)
@@ -199,7 +199,7 @@ async def test_exit_counts_as_everywhere(way):
 
 
 async def test_get_current_worker_gives_what_stands_for_it(way):
-    """On the far side one function finds name, progress and cancellation, and nothing else."""
+    """get_current_worker() elsewhere gives name, progress and cancellation, but not the node."""
     async with Node("app", exit_on_error=False) as app:
         options = {"where": way, "group": "far", "description": "tells"}
         told = await app.run_worker(farwork.tell_all, "teller", **options)
@@ -211,13 +211,13 @@ async def test_get_current_worker_gives_what_stands_for_it(way):
 
 
 async def test_node_of_its_own(way):
-    """Work elsewhere may have nodes and workers of its own there."""
+    """Work elsewhere can open its own nodes and run workers there."""
     async with Node("app") as app:
         assert await app.run_worker(farwork.open_node, where=way) == "there"
 
 
 async def test_limit_holds(way, tmp_path):
-    """A group with a limit hands on its slot as the work elsewhere has really ended."""
+    """A group with a limit frees a slot only when the work elsewhere has really ended."""
     async with Node("app") as app:
         group = app.group("far", limit=1)
         first = partial(farwork.give_when_cancelled, tmp_path / "1", 1)
@@ -231,26 +231,26 @@ async def test_limit_holds(way, tmp_path):
         assert before.finished_at <= after.started_at
 
 
-# at home
+# in this process
 
 
 @pytest.mark.parametrize("options", [{"thread": True}, {"limiter": anyio.CapacityLimiter(1)}])
 async def test_no_thread_elsewhere(options):
-    """A thread, or a limiter of threads, and ``where=`` at once are refused."""
+    """``where=`` together with ``thread=`` or ``limiter=`` is refused."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="leave them out, and bound it by the limit of a"):
             app.run_worker(farwork.pid, where=Processes(1), **options)
 
 
 async def test_no_awaitable_elsewhere():
-    """An awaitable is refused, and closed."""
+    """An awaitable cannot run elsewhere. It is refused and closed."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="give the function itself"):
             app.run_worker(farwork.add_later(1, 2), where=Processes(1))
 
 
 async def test_no_threads_of_an_executor():
-    """An executor of threads is refused with the cure."""
+    """A thread pool is refused, and the error says to use ``thread=True``."""
     with ThreadPoolExecutor(1) as executor:
         async with Node("app") as app:
             with pytest.raises(WorkerError, match="use thread=True"):
@@ -259,7 +259,7 @@ async def test_no_threads_of_an_executor():
 
 @pytest.mark.parametrize("where", ["there", Processes])
 async def test_no_way(where):
-    """Anything that is not a way is refused."""
+    """A ``where`` that is not a way is refused."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="where must be a way of creche"):
             app.run_worker(farwork.pid, where=where)
@@ -268,7 +268,7 @@ async def test_no_way(where):
 
 
 async def test_executor_itself():
-    """An executor that is given itself is a way."""
+    """An executor can be given as ``where`` directly."""
     async with Node("app") as app:
         worker = app.run_worker(farwork.pid, where=pool("spawn"))
         assert await worker != os.getpid()
@@ -276,7 +276,7 @@ async def test_executor_itself():
 
 
 async def test_static_method(way):
-    """``@work(where=...)`` takes a static method, which another process finds by its name."""
+    """``@work(where=...)`` accepts a static method, which another process finds by its name."""
 
     async def through(job):
         return await way(job)
@@ -289,7 +289,7 @@ async def test_static_method(way):
 
 
 def test_node_does_not_travel():
-    """A function that takes the node is refused at its declaration."""
+    """A method that takes ``self`` is refused when it is declared with ``where=``."""
     with pytest.raises(WorkerDeclarationError, match="put @staticmethod under @work"):
 
         @work(where=Processes(1))
@@ -298,7 +298,7 @@ def test_node_does_not_travel():
 
 
 async def test_way_of_ones_own():
-    """A way may be any async function: the work counts as begun at its end, if it did not say."""
+    """Any async function can be a way. Without ``begin()``, the work is RUNNING once it ends."""
 
     async def way(job):
         assert job.label == "worker 'add'"
@@ -313,7 +313,7 @@ async def test_way_of_ones_own():
 
 
 async def test_job_after_its_way():
-    """A job is over with its way: it answers that the work may not begin, and refuses the rest."""
+    """When its way has returned, a job reports that it is cancelled, and refuses to be packed."""
     jobs = []
 
     async def way(job):
@@ -329,7 +329,7 @@ async def test_job_after_its_way():
 
 
 async def test_records_come_home(caplog, way):
-    """Records of the far side go to the logger of their name, with the facts of the worker."""
+    """Log records from elsewhere go to the logger of the same name, with the worker's fields."""
     caplog.set_level(logging.INFO)
     async with Node("app") as app:
         await app.run_worker(partial(farwork.write_log, "news"), where=way)
@@ -338,20 +338,20 @@ async def test_records_come_home(caplog, way):
     assert told.getMessage() == "here is news"
     assert "ValueError: news" in caplog.text
     assert threaded.getMessage() == "from a thread"
-    if type(way).__name__ not in AT_HOME:  # where nothing has to be carried
+    if type(way).__name__ not in AT_HOME:  # in threads nothing is carried over
         assert told.creche_worker == "write_log"
         assert told.colour == "blue"
         assert "ValueError: news" in failed.exc_text
 
 
 def test_no_worker_here():
-    """Out of any work there is nothing that stands for a worker."""
+    """get_current_worker() raises WorkerError outside of any work."""
     with pytest.raises(WorkerError, match="no worker runs this code"):
         get_current_worker()
 
 
 async def test_who_watches_is_told_where(tmp_path):
-    """The tree in text, a snapshot, a board, a timeline and a span tell where the work runs."""
+    """The tree, a snapshot, the board, a timeline and a span show where the work runs."""
     rich, sdk = (pytest.importorskip(name) for name in ("rich.console", "opentelemetry.sdk.trace"))
     export = pytest.importorskip("opentelemetry.sdk.trace.export")
     memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
@@ -383,11 +383,11 @@ async def test_who_watches_is_told_where(tmp_path):
 
 
 async def test_job_that_is_asked_in_a_thread_as_it_ends():
-    """What another thread asks of a job is answered, even if the job ends at that moment."""
+    """Questions from another thread are answered even if the job ends while it asks."""
     answers = []
 
     class Ending(WorkerJob):
-        """It ends as soon as anybody has looked at its worker."""
+        """A job that ends as soon as its worker has been read."""
 
         @property
         def _worker(self):

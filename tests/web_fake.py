@@ -1,4 +1,4 @@
-"""A server for the page of ``creche.web`` that tells it what a test wants, and trees to tell."""
+"""A fake server for the page of ``creche.web`` that sends a test's events, and sample trees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLICY = (
 
 
 class Server:
-    """Answers to the page; ``tell()`` reaches all pages that are open."""
+    """Answers requests of the page. ``tell()`` sends an event to all open pages."""
 
     def __init__(self, whole):
         self.whole = whole
@@ -88,7 +88,7 @@ def _handler(server):
                         self.wfile.write(text.encode())
                         self.wfile.flush()
                 except OSError:
-                    pass  # it has gone
+                    pass  # the page was closed
             else:
                 self.answer(404, "text/plain")
 
@@ -144,7 +144,7 @@ def whole(nodes=(), groups=(), workers=(), failures=(), *, may_cancel=True):
 
 
 def some():
-    """A few of each."""
+    """A tree with a few nodes, groups, workers and failures."""
     return whole(
         [node(), node(1, 0, "panel", "app/panel", life="shutting down")],
         [
@@ -164,7 +164,7 @@ def some():
 
 
 def many(number=5_000):
-    """A group of thousands."""
+    """A tree with one group of many running workers."""
     return whole(
         [node()],
         [group(limit=number, running=number, total=number)],

@@ -1,4 +1,4 @@
-"""A busy program, to be interrupted: ``python tests/interrupt/busy.py BACKEND SECONDS``."""
+"""A busy program for tests to interrupt: ``python tests/interrupt/busy.py BACKEND SECONDS``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import fires
 import programs
 
 if __name__ == "__main__":
-    # What a shell runs in the background ignores Ctrl+C, and so would this.
+    # Without this, a process that a shell started in the background would ignore Ctrl+C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)
     logging.getLogger("creche").addFilter(lambda record: record.getMessage() != fires.FAILS)

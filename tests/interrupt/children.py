@@ -1,6 +1,6 @@
-"""Calls in forked children: all is imported once, and each call has a process of its own.
+"""Calls in forked children: modules are imported once, and each call gets its own process.
 
-A child that does not end in time tells where it stands, and ends itself.
+A child that does not end in time dumps its traceback and exits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import traceback
 
 MOST = 100
-"""Children at a time, whatever they do."""
+"""The most children at a time, including slow ones."""
 
 
 @dataclasses.dataclass
@@ -28,11 +28,11 @@ class Report:
 
     key: object
     value: dict | None
-    """What it returned; ``None`` if it did not come to that."""
+    """What the call returned, or ``None`` if it did not return."""
     said: str
-    """What was written to stderr."""
+    """The child's output to stderr."""
     status: int
-    """The exit status, as of ``subprocess``: below 0 for a signal."""
+    """The exit status, negative for a signal, as in ``subprocess``."""
 
     @property
     def is_hang(self):
@@ -49,7 +49,7 @@ class Child:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in report())
         self.end, theirs = os.pipe()
         self._begun = time.monotonic()
-        self._over = self._begun + 2 * seconds + 10  # should the child's own watchdog fail
+        self._over = self._begun + 2 * seconds + 10  # in case the child's own watchdog fails
         self._pid = os.fork()
         if not self._pid:
             _be_a_child(call, seconds, theirs, self._stderr)
@@ -58,7 +58,7 @@ class Child:
 
     @property
     def is_slow(self):
-        """Whether it seems to sleep, and so takes no time of the others."""
+        """Whether the child seems to hang, and so does not use a processor."""
         return time.monotonic() > self._begun + 2
 
     @property
@@ -69,7 +69,7 @@ class Child:
         os.kill(self._pid, signal.SIGKILL)
 
     def read(self):
-        """Read more; return whether there may be more to read."""
+        """Read some output; return whether there may be more."""
         told = os.read(self.end, 1 << 16)
         self._told += told
         return bool(told)
@@ -87,10 +87,10 @@ class Child:
 def _be_a_child(call, seconds, pipe, stderr):
     try:
         os.dup2(stderr.fileno(), 2)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (it stays)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (it stays open)
         faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
         value = call()
-        gc.collect()  # so that what complains when it goes, does so now
+        gc.collect()  # so that warnings of objects being freed appear now
         with os.fdopen(pipe, "w") as file:
             json.dump(value, file)
         faulthandler.cancel_dump_traceback_later()
@@ -102,18 +102,18 @@ def _be_a_child(call, seconds, pipe, stderr):
 
 
 def in_children(calls, seconds, at_once):
-    """Make calls, each in a child, some at a time.
+    """Make each call in a child, several at a time.
 
     Args:
-        calls: Pairs of a key and a call, which gives what JSON can tell.
-        seconds: How long a child may take.
-        at_once: How many children there are at a time; more, if some of them seem to hang.
+        calls: Pairs of a key and a call that returns JSON-serializable data.
+        seconds: The time limit for a child.
+        at_once: The number of children at a time. Children that seem to hang do not count.
 
     Yields:
-        A report of each, as they end.
+        The report of each child, as they end.
     """
     gc.collect()
-    gc.freeze()  # what the children share need not be looked at by their collectors
+    gc.freeze()  # keeps the children's collectors from scanning the objects they share
     calls = iter(calls)
     running = set()
     with selectors.DefaultSelector() as selector:

@@ -1,15 +1,15 @@
-"""Send SIGTERM to a service under load, at random moments, and look how it ends.
+"""Send SIGTERM to a service under load, at random moments, and check how it ends.
 
 ``python tests/sigterm/run.py [--times N] [--backend NAME] [--seed N]``: 1,000 times on asyncio and
-on Trio, 20 minutes on two cores. Each service has a process of its own, which threads, queues,
-daemons, restarts and 50 open streams keep busy. It has to exit with 143 within its grace and half a
-second, every final change of a worker must have been told, and every stream ended in an orderly
-way. Time in which it waits for a processor, as the machine is busy, does not count. In one of a
-hundred a thread is deaf: then the end comes late, and the log has to name it. An end that is late
-for no such reason is told step by step, with the time of a processor that each took.
+on Trio, 20 minutes on two cores. Each service runs in its own process, which is kept busy by
+threads, queues, daemons, restarts and 50 open streams. It must exit with status 143 within its
+grace period plus half a second, every final state of a worker must have been reported, and every
+stream must have ended properly. Time spent waiting for a processor does not count. In one of a
+hundred services a thread ignores its cancellation: that service ends late, and its log must name
+the thread. Any other late end is reported step by step, with the processor time of each step.
 """
 
-# ruff: noqa: T201 (it prints what it finds)
+# ruff: noqa: T201 (this program prints its results)
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ import service
 
 BACKENDS = ("asyncio", "trio", "uvloop")
 STREAMS = 50
-SLACK = 0.5  # seconds after the grace
-LATEST = 0.4  # seconds after which the signal is sent at the latest
-STARVED = 0.1  # seconds without a processor, of those of grace: streams cannot keep up then
+SLACK = 0.5  # seconds after the grace period
+LATEST = 0.4  # the signal is sent after this many seconds at the latest
+STARVED = 0.1  # seconds without a processor, after which streams may not end in time
 HANG = 40.0  # seconds after which a process is killed
-DEAF = 100  # one of so many is deaf
+DEAF = 100  # one in this many services has a deaf thread
 
 
 class Life:
-    """A service in a process of its own, from its start to its end; to be forked without threads.
+    """A service in its own process, from start to end. The caller must not have threads (fork).
 
     Args:
-        backend: What it runs on.
-        seed: Of its chances, and of the moment of the signal.
+        backend: The backend of the service.
+        seed: Seeds the service and the time of the signal.
     """
 
     def __init__(self, backend, seed):
         self._chance = random.Random(f"signal {seed}")
         self.is_deaf = self._chance.randrange(DEAF) == 0
         self._said = b""
-        self._sent = self._alive = 0.0  # the times of the signal, and when it was last seen alive
-        self._usage = None  # of the process, once it has ended
+        self._sent = self._alive = 0.0  # when the signal was sent; when it was last seen alive
+        self._usage = None  # resource usage of the process, once it has ended
         self._streams = {}
-        self._waited = {}  # the nanoseconds that each of its threads has waited for a processor
+        self._waited = {}  # nanoseconds that each thread has waited for a processor
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
         self._end, theirs = os.pipe()
         self._pid = os.fork()
@@ -62,13 +62,13 @@ class Life:
             os.close(self._end)
             faulthandler.dump_traceback_later(HANG - 5, exit=False)
             service.run(backend, seed, is_deaf=self.is_deaf)
-            os._exit(99)  # it has not been ended by the signal
+            os._exit(99)  # the signal did not end it
         os.close(theirs)
         os.set_blocking(self._end, False)
 
     def __call__(self):
-        """Give what was wrong with it, and how many seconds the end took."""
-        # Before it serves, now and then.
+        """Run the service; return what was wrong and how many seconds its end took."""
+        # Sometimes the signal comes before the service has opened its port.
         self._read_until(b"port " if self._chance.random() < 0.9 else b"caught")
         if b"port " in self._said:
             self._open_streams(int(self._said.partition(b"port ")[2].split()[0]))
@@ -77,14 +77,14 @@ class Life:
         before, self._sent = sum(self._waited.values()), time.monotonic()
         status = self._wait()
         starved = (sum(self._waited.values()) - before) / 1e9
-        # To when it was last seen alive: this program too may wait for a processor.
+        # Up to when it was last seen alive, since this program may wait for a processor too.
         took = self._alive - self._sent - starved
         wrong = list(self._find_wrong(status, took, starved))
         self._log.close()
         os.close(self._end)
         return wrong, took
 
-    # reading all the time, so that nothing of it is held up
+    # reading continuously, so that the service never blocks on a write
 
     def _read_until(self, word):
         until = time.monotonic() + HANG
@@ -101,14 +101,14 @@ class Life:
             time.sleep(left)
 
     def _read(self):
-        with suppress(OSError, IndexError):  # of Linux; and any may have ended
+        with suppress(OSError, IndexError):  # Linux only, and a thread may have ended
             for thread in Path(f"/proc/{self._pid}/task").iterdir():
                 told = (thread / "schedstat").read_text(encoding="ascii")
                 self._waited[thread.name] = int(told.split()[1])
         with suppress(BlockingIOError):
             self._said += os.read(self._end, 65536)
         for stream, got in self._streams.items():
-            with suppress(OSError):  # there is no more yet; or the other end has gone
+            with suppress(OSError):  # no data yet, or the connection is closed
                 while part := stream.recv(65536):
                     got.extend(part)
 
@@ -123,7 +123,7 @@ class Life:
         while True:
             now = time.monotonic()
             if os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                self._read()  # what its first thread has waited can be read until it is reaped
+                self._read()  # the main thread's schedstat is readable until the process is reaped
                 _, status, self._usage = os.wait4(self._pid, 0)
                 return os.waitstatus_to_exitcode(status)
             self._alive = now
@@ -156,7 +156,7 @@ class Life:
             yield f"{len(broken)} streams have no end, the first after {bytes(broken[0][-20:])!r}"
 
     def _tell_steps(self, starved):
-        """Tell where the time went: when each step was, and for how long there was a processor."""
+        """Report when each step happened, and its processor time."""
         before, used = None, self._usage
         for line in self._said.decode().splitlines():
             word, *rest = line.split(maxsplit=3)
@@ -179,7 +179,7 @@ class Life:
 
 
 def run(backend, times, seed):
-    """Run so many on a backend; give the number of those with which something was wrong."""
+    """Run that many services on a backend; return how many of them failed."""
     bad, took = 0, []
     for number in range(times):
         name = f"{seed}/{number}"

@@ -1,9 +1,8 @@
-"""A service under load, to be ended by SIGTERM: what it does, and its own account of the end.
+"""A service under load that is ended by SIGTERM and reports how it ended.
 
-It serves streams, takes jobs into a queue, runs threads, daemons and work that crashes and begins
-again, on two nodes. It writes lines: ``caught`` once a signal is handled, ``port 12345`` once it
-serves, what it found wrong, as JSON, and ``step`` with the times of each step on the way to its
-end.
+On two nodes it serves streams, queues jobs, and runs threads, daemons and work that crashes and is
+restarted. It writes lines to stdout: ``caught`` once signals are handled, ``port 12345`` once it
+serves, the faults it found, as JSON, and ``step`` with the times of each step of its end.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from creche.hosting import stop_on_signals
 from creche.services import Backoff, Restart, service
 
 GRACE = 0.3
-"""Seconds that work may go on after the signal."""
+"""Seconds that work may continue after the signal."""
 DEAF = 13.0
-"""Seconds for which one that hears nothing holds up the end: by then it is named in the log."""
+"""Seconds for which the deaf thread delays the end, long enough to be named in the log."""
 _AGAIN = Restart(max=None, backoff=Backoff(0.001, longest=0.02))
 
 
@@ -35,13 +34,13 @@ def say(line):
 
 
 def step(name):
-    """Tell what has happened, when, and how many seconds of a processor were spent until then."""
+    """Report an event, its time and the processor time used so far."""
     say(f"step {time.monotonic():.4f} {time.process_time():.4f} {name}")
 
 
 @asynccontextmanager
 async def told(name):
-    """Tell when what is within it has ended."""
+    """Report the end of what runs within the block."""
     try:
         yield
     finally:
@@ -49,7 +48,7 @@ async def told(name):
 
 
 def tell_of_signal():
-    """Tell when the signal is handled, and have it handled as before."""
+    """Report when SIGTERM is handled, then call the previous handler."""
     handle = signal.getsignal(signal.SIGTERM)
 
     def handle_and_tell(number, frame):
@@ -60,11 +59,11 @@ def tell_of_signal():
 
 
 class Service:
-    """One life of the service.
+    """One run of the service.
 
     Args:
-        seed: Of its chances.
-        is_deaf: Whether there is a thread that does not hear that it is to end.
+        seed: Seeds its random choices.
+        is_deaf: Whether to run a thread that ignores its cancellation.
     """
 
     def __init__(self, seed, *, is_deaf=False):
@@ -120,7 +119,7 @@ class Service:
                 self._run(threads, partial(self._work_in_thread, 3), thread=True)
             await anyio.sleep(self._chance.random() / 200)
 
-    # what it does
+    # work
 
     async def _tick(self, seconds):
         while True:
@@ -164,16 +163,16 @@ class Service:
             async with client, changes:
                 await client.send(b"hello\n")
                 async for _ in changes:
-                    changes.take_all()  # one dot for all that happened meanwhile
+                    changes.take_all()  # one dot for all changes since the last one
                     await client.send(b".")
                 await client.send(b"\nbye\n")
         except (anyio.BrokenResourceError, WorkerError):
-            pass  # the reader has gone; or this came as the node had ended already
+            pass  # the reader is gone, or the node had closed before the stream started
 
-    # its own account
+    # checks at the end
 
     def _find_wrong(self, events):
-        """Tell which workers have not ended as they should, or of whose end nobody was told."""
+        """Return the workers that did not end properly or whose end was not reported."""
         told = {}
         for event in events:
             told.setdefault(event.worker.number, []).append(event.state.name)
@@ -189,7 +188,7 @@ class Service:
 
 
 def run(backend, seed, *, is_deaf=False):
-    """Run it until it is ended; raises ``SignalReceived`` then."""
+    """Run the service until a signal ends it, which raises ``SignalReceived``."""
     name = "trio" if backend == "trio" else "asyncio"
     options = {"use_uvloop": True} if backend == "uvloop" else {}
     atexit.register(step, "the threads have ended, the interpreter ends")

@@ -1,4 +1,4 @@
-"""Whether memory is flat: the resident set, and how many workers and nodes are alive."""
+"""Check that memory stays flat: the resident set and the numbers of live workers and nodes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from creche import Node, Worker
 
 PER_CENT = 5
 SLACK = 2.0  # MB
-FEWEST = 12  # samples, below which nothing is said
+FEWEST = 12  # samples; with fewer there is no verdict
 
 
 def resident():
-    """Give the resident set in MB; its peak where there is no ``/proc``."""
+    """Return the resident set in MB, or its peak if there is no ``/proc``."""
     try:
         import resource  # noqa: PLC0415 (not on Windows)
 
@@ -50,7 +50,7 @@ class Memory:
         )
 
     def find_growth(self):
-        """Compare the last quarter with the second: the first is for warming up."""
+        """Compare the last quarter of the samples with the second. The first is warm-up."""
         quarter = len(self.sizes) // 4
         if len(self.sizes) < FEWEST:
             return []

@@ -1,10 +1,10 @@
-"""Fifty clients and a thousand jobs in a real server, again and again: what is heard, what is left.
+"""Fifty clients and a thousand jobs per round in a real server: check for lost events and leaks.
 
     python tests/soak/web.py --rounds 5
 
-Each client starts jobs that return, fail, ask, and wait to be cancelled; it breaks streams off and
-comes again. Each stream has to hear how its job ended. After each round no worker and no stream is
-left, and memory does not grow.
+Each client starts jobs that return, fail, ask, or wait to be cancelled. It drops some streams and
+reconnects. Each stream must receive the end of its job. After each round no worker may be left, and
+memory must not grow.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class Server:
 
 
 def use(url, seed):
-    """Be one client."""
+    """Run one client."""
     chance = random.Random(seed)
     with httpx.Client(base_url=url, timeout=120) as client:
         for _ in range(EACH):
             kind = chance.choice([*ENDS])
             path = client.post(f"/start/{kind}").headers["location"]
             last = {}
-            if chance.random() < 0.3:  # interrupted
+            if chance.random() < 0.3:  # drop the stream and reconnect
                 with client.stream("GET", f"{path}/events") as response:
                     _, heard, _ = next(events(response))
                     last = {"last-event-id": heard}
@@ -107,7 +107,7 @@ def say(text):
 
 
 def memory():
-    with open("/proc/self/statm") as file:  # noqa: PTH123 (Linux only, as this is)
+    with open("/proc/self/statm") as file:  # noqa: PTH123 (this script runs on Linux only)
         return int(file.read().split()[1]) * 4096
 
 
