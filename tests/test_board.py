@@ -76,7 +76,7 @@ class Tube(io.StringIO):
 
 
 class Broken(Tube):
-    """A terminal that is gone after the first picture."""
+    """A terminal that fails after the first picture."""
 
     def __init__(self, error):
         super().__init__()
@@ -425,7 +425,7 @@ def test_a_group_tells_its_total_and_the_time_left(virtually):
         async with Node("app") as app, board_of(app) as board:
             downloads = app.group("downloads", limit=5)
             downloads.run_worker(forever, start=False).cancel()
-            assert len(picture(board)) == 2  # it is empty
+            assert len(picture(board)) == 2  # the group is empty
             for _ in range(5_000):
                 downloads.run_worker(partial(anyio.sleep, 1))
             for _ in range(60):

@@ -177,7 +177,7 @@ def make_as(store, number):
 
 
 def test_cannot_be_written(path, caplog):
-    """A failed write is logged once and repeated when writing works again, or at close()."""
+    """A failed write is logged once. The data is written once that works again, or at close()."""
     with SQLiteStore(path) as store:
         store.put(make(1))
         let_write(store)
@@ -247,7 +247,7 @@ async def test_jobs_go_on(path):
 
 @pytest.mark.parametrize("how", ["shutdown", "cancel"])
 async def test_ends_with_the_node_are_written(path, how):
-    """All ends are in the file once the node has closed. uvicorn then kills its own process."""
+    """All ends are in the file when the node has closed: uvicorn may then kill its process."""
     store = SQLiteStore(path)
     async with Node("app") as app:
         jobs = Jobs(app, store=store)

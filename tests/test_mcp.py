@@ -377,7 +377,7 @@ async def test_errors():
 
 
 async def test_a_client_without_tasks():
-    """A client without tasks gets the result, or MISSING if the tool needs a task or an answer."""
+    """A client without tasks gets the result, or -32021 if the tool needs a task or an answer."""
     async with world() as here:
 
         @here.tasks.tool()
@@ -492,7 +492,7 @@ class Name(BaseModel):
 
 
 def ask_for_name() -> Elicit[Name]:
-    """Ask for a name, before the tool."""
+    """Ask for a name before the tool starts."""
     return Elicit("Your name?", Name)
 
 
@@ -511,14 +511,14 @@ async def test_questions_before_the_task():
 
 
 async def never() -> str:
-    """Keep a call from its tool."""
+    """Block a call before its tool starts."""
     get_current_worker().description = "resolving"
     await anyio.sleep_forever()
     return "not reached"
 
 
 async def test_a_call_that_is_cancelled_before_the_tool_has_begun():
-    """A client that gives up before it has the task leaves no job behind."""
+    """If a client gives up before the tool starts, the job of its call is cancelled."""
     async with world() as here:
 
         @here.tasks.tool()

@@ -169,7 +169,7 @@ class Run:
             while not self.is_over and time.monotonic() < end:
                 await lowlevel.checkpoint()
             hangs = not self.is_over
-            while not self.is_over:  # so that the test still ends
+            while not self.is_over:  # release it, so that the test still ends
                 for node in self.nodes:
                     node._creche_nursery.holds = 0
                     node._creche_nursery.bridge.in_flight = 0
@@ -798,7 +798,7 @@ async def test_task_factory_that_refuses(anyio_backend):
             loop.set_task_factory(None)
         if factory.refused is None:
             break
-        factory.refused.close()  # AnyIO's
+        factory.refused.close()  # the coroutine is from AnyIO
         failures = [worker.error for worker in run.workers]
         told = [*run.all_raised(), *run.told, *failures]
         assert id(factory.fault) in map(id, told), (at, run.raised)

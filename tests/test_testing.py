@@ -255,7 +255,7 @@ async def test_nothing_left():
 
 
 def test_nothing_left_round_a_run(backend):
-    """The check also works around a whole run of a loop."""
+    """The check also works around a whole run of an event loop."""
 
     async def main():
         async with Node() as app:

@@ -528,7 +528,10 @@ def test_only_nodes_have_a_tree():
 
 
 def test_stacks_are_read_without_a_collection_in_the_midst():
-    """No garbage collection runs meanwhile: freeing a ``threading.local`` hangs CPython 3.11."""
+    """No garbage collection runs while stacks are read.
+
+    If it freed a ``threading.local`` then, CPython 3.11 would hang.
+    """
     program = """if True:
         import faulthandler, gc, sys, threading
         from creche._running.stacks import current_frames
