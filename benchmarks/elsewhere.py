@@ -1,4 +1,4 @@
-"""What it costs a program to have a function called in another process, and to have one killed."""
+"""The cost of calling a function in another process, and of cancelling one that hangs there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(loop, main, *args):
 
 
 async def timed(call, size):
-    """Give the seconds that each of some calls takes here, on both clocks; warmed up before."""
+    """Return the seconds for each call in this process, on both clocks, after a warm-up."""
     await call(2 * PROCESSES)
     begun = process_time(), perf_counter()
     await call(size)
@@ -42,7 +42,7 @@ async def timed(call, size):
 
 
 def to_process(loop, size, amount=None):
-    """Call a function by ``anyio.to_process``."""
+    """Call a function with ``anyio.to_process``."""
 
     async def call(count):
         limiter = anyio.CapacityLimiter(PROCESSES)
@@ -54,7 +54,7 @@ def to_process(loop, size, amount=None):
 
 
 def submit(_loop, size, amount=None):
-    """Submit a function to a pool, and wait for all of its futures."""
+    """Submit a function to a process pool, and wait for all of its futures."""
 
     async def main():
         with new_pool() as pool:
@@ -83,7 +83,7 @@ def creche(loop, size, in_pool, amount=None):
 
 
 async def in_workers(where, size):
-    """Call a function in workers; 20 for each process are under way."""
+    """Call a function in workers, of which at most 20 for each process exist at a time."""
     async with Node("bench") as app:
 
         async def call(count):
@@ -114,7 +114,7 @@ def new_client():
     from distributed import Client  # noqa: PLC0415 (slow to import)
 
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "cluster.py"  # a file, as its processes import it
+        program = Path(folder) / "cluster.py"  # a file, because its processes import it
         program.write_text(CLUSTER)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen([sys.executable, program], **pipes) as cluster:
@@ -124,7 +124,7 @@ def new_client():
 
 
 def dask_submit(_loop, size, amount=None):
-    """Submit a function to a cluster, and get what each of its futures has."""
+    """Submit a function to a Dask cluster, and get the result of each future."""
 
     async def main():
         with new_client() as client:
@@ -139,7 +139,7 @@ def dask_submit(_loop, size, amount=None):
 
 
 def dask_creche(_loop, size, amount=None):
-    """Call a function in workers, on a cluster."""
+    """Call a function in workers on a Dask cluster."""
     from creche.dask import OnDask  # noqa: PLC0415 (as above)
 
     async def main():
@@ -150,19 +150,19 @@ def dask_creche(_loop, size, amount=None):
 
 
 def hang(path):
-    """Say by a file that it runs, and hang."""
+    """Create a file as a sign that the work runs, and hang."""
     Path(path).touch()
     time.sleep(60)
 
 
 async def until_there(path):
-    """Wait until a file is there."""
+    """Wait until a file exists."""
     while not path.exists():  # noqa: ASYNC110 (another process makes it)
         await anyio.sleep(0.005)
 
 
 def bare_kill(loop, size, amount=None):
-    """Kill a process with as much in it, and wait for its end as AnyIO does."""
+    """Kill a process that has the same modules loaded, and wait for its end as AnyIO does."""
     program = "import creche.ways; print(flush=True); input()"
 
     async def main():

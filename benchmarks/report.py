@@ -1,4 +1,4 @@
-"""What comes out: medians and quartiles of ratios, as a table and as JSON."""
+"""Reports of measurements: medians and quartiles of ratios, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median, quantiles
 
 SMALLEST = "itself at the smallest size"
-"""To be held against: the same way on the same loop, at the first of the sizes."""
+"""The base of a comparison: the same way on the same loop, at the smallest size."""
 CLOCKS = ("processor", "wall")
-"""What a time is told on, in this order."""
+"""The clocks of a time, in the order in which they are measured."""
 CLOCKED = "AnyIO"
-"""Of the ratios to this one both clocks are told."""
+"""Ratios to this way are reported on both clocks."""
 PACKAGES = ("anyio", "trio", "uvloop", "textual", "aiojobs")
 
 
 def versions():
-    """Tell what ran; Creche is the one of the working tree."""
+    """Return the versions of what ran. Creche is that of the working tree."""
     found = {"python": f"{platform.python_implementation()} {platform.python_version()}"}
     for package in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def spread(values):
 
 
 def python_of(told):
-    """Give the version of Python that ran, as ``3.11``."""
+    """Return the version of Python that ran, as ``3.11``."""
     return ".".join(told["versions"]["python"].split()[-1].split(".")[:2])
 
 
@@ -48,7 +48,7 @@ def summarise(scenario, measured, *, counted=False):
 
     Args:
         scenario: The scenario.
-        measured: For each case a value a round; of times, one for each clock.
+        measured: For each case a value for each round; for times, a pair with one for each clock.
         counted: Whether the values are counts of instructions.
     """
     rows = []
@@ -86,7 +86,7 @@ def summarise(scenario, measured, *, counted=False):
 
 
 def told(value, digits):
-    """Put a median and its quartiles into a cell of a table."""
+    """Format a median and its quartiles for a cell of a table."""
     if value is None:
         return "-"
     middle, low, high = (f"{value[key]:.{digits}f}" for key in ("median", "low", "high"))
@@ -94,7 +94,7 @@ def told(value, digits):
 
 
 def table(summary):
-    """Write the table of one scenario in Markdown."""
+    """Return the table of one scenario in Markdown."""
     unit = summary["rows"][0].get("unit")
     heads = ["", "loop", "size", *([unit] if unit else [])]
     heads += [f"÷ {name}" for name in summary["against"]]
@@ -115,12 +115,12 @@ def table(summary):
 
 
 def ran(told):
-    """Write what ran, and in which versions."""
+    """Return the names and versions of what ran, as text."""
     return ", ".join(f"{name} {number}" for name, number in told["versions"].items())
 
 
 def page(told):
-    """Write the tables of all scenarios in Markdown."""
+    """Return the tables of all scenarios in Markdown."""
     parts = []
     for counted, title in ((True, "Instructions"), (False, "Times and memory")):
         tables = [table(each) for each in told["scenarios"] if each["counted"] is counted]
@@ -133,10 +133,10 @@ def _key(summary):
 
 
 def merge(before, after):
-    """Put what was measured now in the place of what there was of it.
+    """Replace the scenarios that were measured again, and keep the others.
 
     Raises:
-        SystemExit: Other versions ran, so that the figures cannot stand in one table.
+        SystemExit: The versions differ, so the figures cannot be in one table.
     """
     if before["versions"] != after["versions"]:
         raise SystemExit(f"the baseline was made by other versions: {before['versions']}")
@@ -146,12 +146,12 @@ def merge(before, after):
 
 
 def of_python(baseline, told):
-    """Find what a baseline has of the Python that ran; without that, what it has of its own."""
+    """Return a baseline's figures for the Python that ran, or else those of its main Python."""
     return baseline.get("beside", {}).get(python_of(told), baseline)
 
 
 def put(baseline, told):
-    """Put what was measured into a baseline: what another Python ran stands beside the rest."""
+    """Put measurements into a baseline. Those of another Python are kept beside the main ones."""
     python = python_of(told)
     if python == python_of(baseline):
         return merge(baseline, told)
@@ -161,18 +161,18 @@ def put(baseline, told):
 
 
 MOVED = 0.01
-"""A count of instructions has moved if it differs by more than this part."""
+"""The fraction by which a count of instructions has to differ to count as moved."""
 
 
 def moves(before, after):
     """Find the rows that differ in two reports.
 
-    Counts of instructions differ if they do by more than 1 %; ratios, of times or of memory, if the
-    quartiles of one are all on one side of those of the other, and the medians differ by more than
-    10 %. Absolute figures of memory, and what is in one of the reports alone, are passed over.
+    Counts of instructions have to differ by more than 1 %. Ratios, of times or of memory, differ if
+    the quartiles do not overlap and the medians differ by more than 10 %. Absolute figures of
+    memory, and what is in only one of the reports, are skipped.
 
     Returns:
-        For each what it is, and both medians.
+        A description of each row that differs, with both medians.
     """
     old = {_key(each): each for each in before["scenarios"]}
     found = []
@@ -217,7 +217,7 @@ def _is_apart(one, other):
 
 
 def moves_table(before, after, found):
-    """Write what has moved in Markdown, with the versions that differ."""
+    """Return a table in Markdown of what has moved, after the versions that differ."""
     lines = [
         f"{name} was {before['versions'].get(name)}, is {version}"
         for name, version in after["versions"].items()

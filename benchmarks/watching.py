@@ -1,4 +1,4 @@
-"""What it costs to be watched: workers that are followed one by one, and a loop with a watchdog."""
+"""The cost of being watched: workers that are followed one by one, and a loop with a watchdog."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from creche.services import watchdog
 
 UNFOLLOWED, STREAM, QUEUE = "Creche, unfollowed", "AnyIO's stream", "asyncio.Queue"
 TURNS, STEPS = 10, 100
-"""How often a worker sleeps, and of how many steps it tells before."""
+"""How often a worker sleeps, and how many steps it reports before each sleep."""
 CHUNK = bytes(65_536)
-"""What a worker that does real work hashes before it reports each step."""
+"""What a worker that does real work hashes before it reports a step."""
 IDLE = 5
-"""Seconds for which a loop has nothing to do but to answer the watchdog."""
+"""Seconds for which a loop does nothing but answer the watchdog."""
 
 
 def run(loop, main, *args):
@@ -88,13 +88,12 @@ def followed(way, loop, size, do, amount=None):
     """Return the seconds a worker takes, on both clocks, with or without a follower.
 
     Args:
-        way: ``Creche`` with a subscription to each worker. Others have the worker tell itself, once
-            a turn, by a queue of its own: what is left if there are neither states nor an end, and
-            nothing is made of a thousand steps.
+        way: ``Creche`` subscribes to each worker. In others, each worker puts an item into a queue
+            of its own once a turn: the minimum, without states, an end, or coalesced progress.
         loop: The event loop.
         size: How many workers.
-        do: What each does before it tells: ``"count"`` or ``"hash"``.
-        amount: How many, in place of the size.
+        do: What each does before it reports: ``"count"`` or ``"hash"``.
+        amount: How many workers, in place of the size.
     """
     return run(loop, partial(_spend, amount or size, way, _hash if do == "hash" else _count))
 
@@ -109,5 +108,5 @@ async def _idle():
 
 
 def watched(loop, _amount=None):
-    """Give the part of a processor that a watchdog takes, in percent."""
+    """Return the share of a processor that a watchdog takes, in percent."""
     return run(loop, _idle)

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def load(monkeypatch, name):
-    """Import one of the scripts again, with what it imports from the others."""
+    """Import one of the benchmark scripts again, together with the scripts that it imports."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for each in BENCHMARKS.glob("*.py"):
         monkeypatch.delitem(sys.modules, each.stem, raising=False)
@@ -24,13 +24,13 @@ def load(monkeypatch, name):
 
 @pytest.fixture
 def report(monkeypatch):
-    """Give the module of the reports."""
+    """Return the module of the reports."""
     return load(monkeypatch, "report")
 
 
 @pytest.fixture
 def targets(monkeypatch):
-    """Give the module of the targets."""
+    """Return the module of the targets."""
     return load(monkeypatch, "targets")
 
 
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 def test_counts_that_differ_by_more_than_a_hundredth_have_moved(report):
-    """A count has moved if it differs by more than 1 %, up or down, whatever its ratios."""
+    """A count has moved if it differs by more than 1 %, up or down. Its ratios do not matter."""
     before = told(*(row(100_000, size=size, floor=1.0) for size in (1, 2, 3)), counted=True)
     after = told(
         row(101_000, size=1, floor=5.0),
@@ -73,10 +73,10 @@ def test_counts_that_differ_by_more_than_a_hundredth_have_moved(report):
 
 
 def test_ratios_have_moved_if_their_quartiles_lie_apart(report):
-    """Ratios of times have moved by more than 10 %, if no spread explains it."""
+    """A ratio has moved if the medians differ by more than 10 % and the quartiles are apart."""
     before = told(*(row(size=size, off=0.1, floor=1.0) for size in (1, 2, 3)))
     after = told(
-        row(size=1, off=0.1, floor=1.15),  # the spreads meet
+        row(size=1, off=0.1, floor=1.15),  # the quartiles overlap
         row(size=2, off=0.1, floor=1.25),
         row(size=3, off=0.01, floor=1.0),
     )
@@ -87,7 +87,7 @@ def test_ratios_have_moved_if_their_quartiles_lie_apart(report):
 
 
 def test_what_is_in_one_report_alone_has_not_moved(report):
-    """Rows, scenarios and kinds of figures that the other report does not have are passed over."""
+    """Rows, scenarios and kinds of figures that are in only one of the reports are skipped."""
     before = told(row(1.0, floor=1.0), counted=True)
     assert report.moves(before, told(row(floor=9.0))) == []
     assert report.moves(before, told(row(9.0, size=2), counted=True)) == []
@@ -96,7 +96,7 @@ def test_what_is_in_one_report_alone_has_not_moved(report):
 
 
 def test_the_table_of_moves_names_versions_and_changes(report):
-    """What has moved is told with its change, and after the versions that differ."""
+    """The table begins with the versions that differ, and shows the change of each figure."""
     before = told(row(100_000), counted=True)
     after = told(row(110_000), counted=True, python="3.12")
     text = report.moves_table(before, after, report.moves(before, after))
@@ -108,7 +108,7 @@ def test_the_table_of_moves_names_versions_and_changes(report):
 
 
 def test_a_baseline_keeps_what_was_not_measured_anew(report):
-    """What was measured takes the place of what there was; counts are not times."""
+    """New measurements replace old ones of the same kind and scenario. Others are kept."""
     before = told(row(floor=1.0))
     before["scenarios"] += told(row(floor=1.0), scenario="other")["scenarios"]
     merged = report.merge(before, told(row(floor=2.0)))
@@ -120,7 +120,7 @@ def test_a_baseline_keeps_what_was_not_measured_anew(report):
 
 
 def test_what_another_python_ran_stands_beside_the_rest(report):
-    """A baseline keeps the figures of each Python apart, and one is held against its own."""
+    """A baseline keeps the figures of each Python apart, and compares each with its own."""
     before = told(row(1.0), counted=True, python="CPython 3.11.7")
     other = told(row(2.0), counted=True, python="CPython 3.13.0")
     kept = report.put(report.put(before, other), told(row(3.0), python="CPython 3.12.1"))
@@ -137,7 +137,7 @@ def test_what_another_python_ran_stands_beside_the_rest(report):
 
 
 def test_times_have_ratios_on_both_clocks(report):
-    """Each clock is held against itself, round by round; the one that counts is that of the row."""
+    """Ratios are computed on each clock, round by round. The row shows the scenario's clock."""
     floor, creche = Case("AnyIO"), Case("Creche")
     scenario = SimpleNamespace(
         name="return", title="", unit="", clock="wall", against=["AnyIO"], cases=[floor, creche]
@@ -154,7 +154,7 @@ def test_times_have_ratios_on_both_clocks(report):
 
 
 def test_targets_are_met_or_missed(targets, monkeypatch):
-    """Of a target the figure of each loop is shown, and whether it is met."""
+    """The table shows the figure of each loop, and whether it meets the target."""
     bounds = (
         targets.Target("return", 1.3, "floor", trio=1.0, bar=1.35),
         targets.Target("memory-live", 800, beyond="floor"),
@@ -181,7 +181,7 @@ def test_targets_are_met_or_missed(targets, monkeypatch):
 
 
 def test_both_clocks_stand_beside_the_instructions(targets, monkeypatch):
-    """Where a ratio of instructions has a target, both clocks are shown too, for each Python."""
+    """For a target in instructions, the ratios on both clocks are shown as well."""
     bounds = (targets.Target("return", 1.3, counted=True), targets.Target("return", 1.3))
     monkeypatch.setattr(targets, "TARGETS", bounds)
     clocked = row(AnyIO=1.2) | {"clocks": {"processor": spread(1.2, 0.1), "wall": spread(1.5)}}
@@ -192,7 +192,7 @@ def test_both_clocks_stand_beside_the_instructions(targets, monkeypatch):
 
 
 def test_the_page_of_the_baseline_shows_what_was_measured(targets):
-    """Its tables are those of the figures, and it tells why a target is missed."""
+    """The page's tables match the figures, and its text explains each missed target."""
     page = (BENCHMARKS / "BASELINE.md").read_text()
     measured = json.loads((BENCHMARKS / "baseline.json").read_text())
     assert targets.renew(page, measured) == page
@@ -204,7 +204,7 @@ def test_the_page_of_the_baseline_shows_what_was_measured(targets):
 
 
 def test_the_baseline_has_all_that_is_bounded(targets):
-    """Each target has a figure, so that a change is held against all of them."""
+    """Each target has a figure in the baseline, so that every change is compared with it."""
     measured = json.loads((BENCHMARKS / "baseline.json").read_text())
     assert [target for target, _, _ in targets.check(measured)] == list(targets.TARGETS)
     counted = {target for target in targets.TARGETS if target.counted}

@@ -1,4 +1,4 @@
-"""Waits that would never end are an error at once; waits that can end are not."""
+"""Waits that would never end are an error at once. Waits that can end are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def waits_for_itself():
 
 
 async def test_self_for_whom_nobody_waits():
-    """A worker that waits for itself is told so, also where nobody else waits for it."""
+    """A worker that waits for itself gets an error, even if nothing else waits for it."""
     async with Node() as app:
         worker = app.run_worker(waits_for_itself, exit_on_error=False)
         await settle()
@@ -28,7 +28,7 @@ async def test_self_for_whom_nobody_waits():
 
 @pytest.mark.parametrize("how", ["wait", "await", "wait_for_complete", "group"])
 async def test_self(how):
-    """A worker cannot wait for itself, in whatever way."""
+    """A worker cannot wait for itself, in any way."""
 
     async def work():
         me = get_current_worker()
@@ -53,7 +53,7 @@ async def test_self(how):
 
 @pytest.mark.parametrize("length", [2, 3, 10])
 async def test_ring(length):
-    """A cycle of any length is detected when it closes, and named."""
+    """A cycle of any length is detected when it closes, and the error names its workers."""
     workers = []
 
     async def wait_for_next(n):
@@ -77,7 +77,7 @@ async def test_ring(length):
 
 
 async def test_owner_of_the_node():
-    """A worker cannot wait for the one that has the node open in which it runs."""
+    """A worker cannot wait for the worker that has opened its node."""
 
     async def owner():
         async with Node("inner") as inner, Node("below", parent=inner) as below:
@@ -95,7 +95,7 @@ async def test_owner_of_the_node():
 
 
 async def test_ring_through_an_owner():
-    """A cycle through a node and a worker elsewhere is detected, too."""
+    """A cycle through a node and a worker of another node is detected, too."""
 
     async def owner():
         async with Node("inner") as inner:
@@ -117,7 +117,7 @@ async def test_ring_through_an_owner():
 
 
 async def test_daemon_may_wait_for_the_owner():
-    """A daemon is cancelled when its node is left, so it may wait for the task in the block."""
+    """A daemon is cancelled when its node's block ends, so it may wait for the block's task."""
 
     async def owner():
         async with Node("inner") as inner:
@@ -133,7 +133,7 @@ async def test_daemon_may_wait_for_the_owner():
 
 
 async def test_queue_behind_oneself():
-    """A worker that holds the only slot cannot wait for what is queued behind it."""
+    """A worker that holds the only slot cannot wait for a worker that is queued behind it."""
 
     async def work():
         inner = app.run_worker(anyio.lowlevel.checkpoint, group="one", name="inner")
@@ -154,7 +154,7 @@ async def test_queue_behind_oneself():
 
 
 async def test_start_worker_behind_oneself():
-    """Nor can it start one and wait for that to begin; the worker is withdrawn."""
+    """A worker that holds the only slot cannot start another and wait. The other is withdrawn."""
 
     async def work():
         await app.group("one").start_worker(anyio.lowlevel.checkpoint, name="inner")
@@ -169,7 +169,7 @@ async def test_start_worker_behind_oneself():
 
 
 async def test_all_holders_have_to_be_stuck():
-    """A queued worker is stuck only if every holder of a slot is."""
+    """A queued worker is stuck only if every worker that holds a slot is stuck."""
     gate = anyio.Event()
 
     async def work():
@@ -182,14 +182,14 @@ async def test_all_holders_have_to_be_stuck():
         other = app.run_worker(gate.wait, group="two")
         queued = app.run_worker(anyio.lowlevel.checkpoint, group="two")
         await settle(60)
-        assert first.state is RUNNING  # the other holder may still go
+        assert first.state is RUNNING  # the other slot may still become free
         gate.set()
         await first.wait()
         assert (first.state, other.state, queued.state) == (SUCCESS, SUCCESS, SUCCESS)
 
 
 async def test_all_holders_stuck():
-    """When the last of the holders waits for the queue too, that is found."""
+    """A deadlock is detected when the last worker with a slot waits for the queue, too."""
 
     async def work(turns):
         await settle(turns)
@@ -205,7 +205,7 @@ async def test_all_holders_stuck():
 
 
 async def test_spawned_task_may_wait():
-    """A task that a worker spawned elsewhere may wait for the worker."""
+    """A task that a worker spawned in another task group may wait for the worker."""
     got = []
 
     async def watch(worker):
@@ -222,7 +222,7 @@ async def test_spawned_task_may_wait():
 
 
 async def test_spawned_task_that_outlives_its_worker():
-    """A task that a worker spawned elsewhere may open nodes and wait when the worker has ended."""
+    """A spawned task that outlives its worker may still open nodes and wait for the worker."""
     gate = anyio.Event()
     done = []
 
@@ -244,7 +244,7 @@ async def test_spawned_task_that_outlives_its_worker():
 
 
 async def test_waiting_for_the_cancelled_is_no_deadlock():
-    """Whoever is cancelled is woken, so it does not count as stuck."""
+    """A cancelled worker is woken, so waiting for it is not a deadlock."""
 
     async def first():
         try:
@@ -314,7 +314,7 @@ async def test_thread_may_wait_for_another():
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of 3.12")
 def test_a_task_that_is_begun_eagerly_is_not_its_maker():
-    """It runs within the step of the worker that makes it, and may wait for that worker."""
+    """A task that starts eagerly within a worker's step may wait for that worker."""
 
     async def main():
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)

@@ -1,4 +1,4 @@
-"""Errors come out once, with a note; what is not to end the program is stored and logged."""
+"""Errors are raised once, with a note; those that must not end a program are stored and logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from helpers import (
 
 
 class Boom(Exception):
-    """What the tests raise."""
+    """The error that the tests raise."""
 
 
 async def leave():
@@ -39,7 +39,7 @@ async def boom():
 
 
 async def test_failure_ends_the_node():
-    """The block raises the original in a group, with a note; all others are cancelled."""
+    """The block raises the original in a group, with a note. All other workers are cancelled."""
     with pytest.raises(ExceptionGroup, match="unhandled errors in node 'app'") as caught:
         async with Listener() as app:
             other = app.run_worker(anyio.sleep_forever)
@@ -54,7 +54,7 @@ async def test_failure_ends_the_node():
 
 
 async def test_body_that_awaits_learns_why():
-    """The body gets WorkerFailed, rather than the cancellation; it is not reported again."""
+    """The body gets WorkerFailed instead of the cancellation, and it is not reported again."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             worker = app.run_worker(boom)
@@ -67,7 +67,7 @@ async def test_body_that_awaits_learns_why():
 
 
 async def test_siblings_that_await_are_not_reported():
-    """Workers that relay the failure of another fail, but the group holds the original alone."""
+    """Workers that relay another's failure fail, but the group contains only the original."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             worker = app.run_worker(boom, start=False)
@@ -79,7 +79,7 @@ async def test_siblings_that_await_are_not_reported():
 
 
 async def test_each_waiter_gets_an_exception_of_its_own():
-    """A traceback does not grow with the number of waits."""
+    """The traceback of an error does not grow with the number of waits."""
     async with Node() as app:
         worker = app.run_worker(boom, exit_on_error=False)
         seen = []
@@ -99,7 +99,7 @@ def _frames(traceback):
 
 
 async def test_stored_error(caplog):
-    """With exit_on_error=False the error is stored, announced and logged, and no one is hurt."""
+    """With exit_on_error=False the error is stored, announced and logged; other work goes on."""
     async with Listener() as app:
         other = app.run_worker(anyio.sleep_forever)
         worker = app.run_worker(boom, exit_on_error=False)
@@ -116,7 +116,7 @@ async def test_stored_error(caplog):
 
 
 async def test_stored_error_that_the_body_lets_out():
-    """A WorkerFailed of a stored error is nobody's second report, so it is raised, once."""
+    """A WorkerFailed of a stored error is raised once, as the error was not raised before."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             worker = app.run_worker(boom, exit_on_error=False)
@@ -129,7 +129,7 @@ async def test_stored_error_that_the_body_lets_out():
 
 
 async def test_body_error_is_in_the_group():
-    """The body's own error is raised in a group, as by a task group, and all is cancelled."""
+    """The body's own error is raised in a group, as by a task group, and the work is cancelled."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             worker = app.run_worker(anyio.sleep_forever)
@@ -140,7 +140,7 @@ async def test_body_error_is_in_the_group():
 
 
 async def test_errors_of_several_workers():
-    """Errors of workers that fail while others unwind are all there, each once."""
+    """If workers fail while others unwind, the group contains each of their errors once."""
 
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
@@ -167,7 +167,7 @@ async def test_one_object_raised_by_two_workers():
 
 
 async def test_one_object_that_fails_the_node_twice_is_raised_once():
-    """Both workers have it as their error."""
+    """An error that two workers raise is the error of both, but is in the group once."""
     shared, gate = Boom("shared"), anyio.Event()
 
     async def fail():
@@ -185,7 +185,7 @@ async def test_one_object_that_fails_the_node_twice_is_raised_once():
 
 
 async def test_note_is_added_once():
-    """An error that the same worker raises again has one note of it."""
+    """An error that the same worker raises again gets only one note."""
     shared = Boom("shared")
 
     async with Node("app") as app:
@@ -195,7 +195,7 @@ async def test_note_is_added_once():
 
 
 async def test_child_block_raises_its_own_group():
-    """A child's block raises its group there, nested as the blocks nest."""
+    """A child's block raises its own group, which the parent's group contains."""
     with pytest.raises(ExceptionGroup, match="node 'app'") as caught:
         async with Node("app") as app, Node("page", parent=app) as page:
             page.run_worker(boom)
@@ -206,7 +206,7 @@ async def test_child_block_raises_its_own_group():
 
 
 async def test_mounted_child_joins_its_parent():
-    """The errors of a mounted node join its parent's group, flat."""
+    """The errors of a mounted node are in its parent's group, without nesting."""
     with pytest.raises(ExceptionGroup, match="node 'app'") as caught:
         async with Node("app") as app:
             panel = await app.mount(Node("panel"))
@@ -217,7 +217,7 @@ async def test_mounted_child_joins_its_parent():
 
 
 async def test_relay_in_a_child_block():
-    """A child's worker that relays a failure of the parent's is not reported a second time."""
+    """A child's worker that relays a failure in the parent is not reported again."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app, Node("page", parent=app) as page:
             worker = app.run_worker(boom, start=False)
@@ -230,7 +230,7 @@ async def test_relay_in_a_child_block():
 
 
 async def test_relay_in_the_parent():
-    """A parent's worker that relays a failure of a child's is not reported a second time."""
+    """A parent's worker that relays a failure in the child is not reported again."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app, Node("page", parent=app) as page:
             worker = page.run_worker(boom, start=False)
@@ -246,7 +246,7 @@ async def start_and_wait(node, worker):
 
 
 async def test_relay_after_the_failure_was_handled():
-    """A failure that a child's block has raised and the program has handled is not raised again."""
+    """A failure that a child's block raised and the program handled is not raised again."""
     async with Node("app") as app:
         try:
             async with Node("page", parent=app) as page:
@@ -259,7 +259,7 @@ async def test_relay_after_the_failure_was_handled():
 
 
 async def test_relay_between_two_trees():
-    """A failure that another tree has reported is reported by this one, too."""
+    """A failure that another tree has reported is reported by this tree, too."""
     with pytest.raises(ExceptionGroup) as first:
         async with Node("one") as one:
             worker = one.run_worker(boom)
@@ -291,7 +291,7 @@ async def test_relay_in_a_group_of_the_users():
 
 
 async def test_users_own_worker_failed():
-    """A WorkerFailed that the user made is an error like any other."""
+    """A WorkerFailed that the user made is treated like any other error."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             worker = app.run_worker(fail(WorkerFailed(Boom("mine"))))
@@ -299,7 +299,7 @@ async def test_users_own_worker_failed():
 
 
 async def test_message_does_not_grow_with_relays():
-    """The text of a failure names the original, however long the chain."""
+    """The message of a failure names the original error, however long the chain of waits."""
     async with Node() as app:
         worker = app.run_worker(boom, exit_on_error=False)
         for _ in range(50):
@@ -328,7 +328,7 @@ async def test_base_exceptions_leave_bare(kind, exit_on_error):
 
 
 async def test_base_exception_takes_other_errors_along():
-    """Errors beside a SystemExit are not lost: they are its cause."""
+    """Errors beside a SystemExit are not lost: they become its cause."""
 
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
@@ -339,7 +339,7 @@ async def test_base_exception_takes_other_errors_along():
 
 
 async def test_base_exception_of_a_mounted_node_takes_all_errors_along():
-    """Errors beside it are its cause, those of the mounted node and those of its parent."""
+    """The errors of the mounted node and of its parent become the cause of the SystemExit."""
 
     with pytest.raises(SystemExit) as caught:
         async with Node("app") as app:
@@ -353,7 +353,7 @@ async def test_base_exception_of_a_mounted_node_takes_all_errors_along():
 
 
 async def test_base_exception_with_a_cause_of_its_own():
-    """A cause that the work gave is not replaced by the errors beside it."""
+    """A cause that the work set is not replaced by the errors beside it."""
     cause = Boom("cause")
 
     async def leave_with_cause():
@@ -368,7 +368,7 @@ async def test_base_exception_with_a_cause_of_its_own():
 
 
 async def test_base_exception_of_the_body_leaves_bare():
-    """The body's own SystemExit is not put in a group."""
+    """The body's own SystemExit is raised bare, not in a group."""
     with pytest.raises(SystemExit):
         async with Node() as app:
             worker = app.run_worker(anyio.sleep_forever)
@@ -377,7 +377,7 @@ async def test_base_exception_of_the_body_leaves_bare():
 
 
 async def test_base_exception_through_nested_nodes():
-    """It leaves every block bare, a mounted node's parent too."""
+    """A SystemExit is raised bare by every block, also by that of a mounted node's parent."""
 
     with pytest.raises(SystemExit):
         async with Node("app") as app, Node("page", parent=app) as page:
@@ -390,7 +390,7 @@ async def test_base_exception_through_nested_nodes():
 
 
 def test_exit_status(anyio_backend):
-    """SystemExit(3) in a worker ends the program with status 3, and says nothing."""
+    """SystemExit(3) in a worker ends the program with status 3 and prints nothing."""
     program = """
 import anyio, sys, creche
 async def leave():
@@ -406,7 +406,7 @@ anyio.run(main, backend=sys.argv[1])
 
 
 async def test_generator_exit_in_the_body_is_left_alone():
-    """A node in an async generator that is closed early ends as the generator wants."""
+    """Closing an async generator early ends the node inside it, and raises nothing."""
     workers = []
 
     async def generate():
@@ -421,7 +421,7 @@ async def test_generator_exit_in_the_body_is_left_alone():
 
 
 async def test_worker_cancelled_of_another_is_an_error():
-    """A worker that lets out the WorkerCancelled of another has failed."""
+    """A worker that lets out another worker's WorkerCancelled has failed."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             other = app.run_worker(anyio.sleep_forever, name="other")
@@ -436,7 +436,7 @@ async def test_worker_cancelled_of_another_is_an_error():
 
 
 async def test_group_of_nothing_but_cancellation():
-    """An error group that holds nothing but the cancellation is no error."""
+    """An exception group that contains only the cancellation is not an error."""
 
     async def work():
         try:
@@ -452,7 +452,7 @@ async def test_group_of_nothing_but_cancellation():
 
 
 async def test_group_with_cancellation_and_an_error():
-    """Of a group that holds both, the error is what is left."""
+    """If a group contains the cancellation and an error, the worker fails with the error."""
 
     async def work():
         try:
@@ -470,7 +470,7 @@ async def test_group_with_cancellation_and_an_error():
 
 
 async def test_plain_function_without_thread():
-    """A plain function that returns no awaitable is an error that names the cure."""
+    """A plain function that returns no awaitable is an error that says how to fix it."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node() as app:
             app.run_worker(lambda: 5, name="plain")
@@ -483,7 +483,7 @@ async def test_plain_function_without_thread():
 
 
 async def test_no_reference_cycle():
-    """A failed worker and its error go as soon as nobody holds them, without the collector."""
+    """A failed worker and its error are freed without the garbage collector."""
 
     class Traceable(Exception):
         pass
@@ -502,7 +502,7 @@ async def test_no_reference_cycle():
 
 
 async def test_adapter_that_reports_an_error():
-    """A worker that failed elsewhere makes its waiters fail, without an error to show."""
+    """A worker that failed elsewhere, without an exception, makes wait() raise WorkerFailed."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever, start=False, name="far")
         worker.state = RUNNING

@@ -1,7 +1,7 @@
-"""What grows: ten times as much costs ten times the steps, or no more at all.
+"""How costs grow: ten times as much takes ten times the steps, or no more at all.
 
-Steps are counted, not seconds: the calls of the library's own functions. benchmarks/grows.py tells
-seconds.
+Steps are counted, not seconds: the calls of the library's own functions. benchmarks/grows.py
+measures seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from helpers import counted, no_collection, settle, shallow, until
 
 LEVELS = 2000
 LINEAR = 12
-"""How many times the steps ten times as much may take, at most."""
+"""The maximum factor by which the steps may grow if the size is ten times as large."""
 
 
 async def growth(cost, size):
-    """Tell how many times the steps it takes for ten times the size."""
+    """Return the factor by which the steps grow if the size is ten times as large."""
     few, many = await cost(size), await cost(10 * size)
     return many / few
 
@@ -62,7 +62,7 @@ async def test_a_chain(descend):
                 found.append(None)
     scopes = [node._creche_nursery.task_group.cancel_scope for node in nodes]
     cancelled = [scope.cancel_called for scope in scopes]
-    for scope in reversed(scopes):  # or it would never end, where the first was not enough
+    for scope in reversed(scopes):  # or it would never end, if the first was not enough
         scope.cancel()
     await stack.aclose()
     assert found[0].count("\n") == 3 * LEVELS
@@ -73,7 +73,7 @@ async def test_a_chain(descend):
 
 @pytest.mark.parametrize("descend", [enter, mount])
 async def test_a_level_costs_the_same_however_deep_it_is(descend):
-    """No node asks all those above it for anything as it is opened, cancelled and closed."""
+    """Opening, cancelling and closing a node visits none of its ancestors."""
 
     async def cost(size):
         with counted() as calls:
@@ -88,12 +88,12 @@ async def test_a_level_costs_the_same_however_deep_it_is(descend):
 
 
 async def test_a_block_that_ends_well_is_not_named(monkeypatch):
-    """Its name is as long as the tree is deep, and is made when there is something to tell."""
+    """The long name of a node in a deep tree is built only when there is something to report."""
     named = []
     label = Node._creche_label
     monkeypatch.setattr(Node, "_creche_label", lambda node: named.append(node) or label(node))
     async with Node("app") as app:
-        named.clear()  # the watcher has it in its name
+        named.clear()  # the watcher has the name in its own
         await app.run_worker(lowlevel.checkpoint)
     assert named == []
 
@@ -105,7 +105,7 @@ async def live_in(node, ready, gate):
 
 
 async def test_children_that_leave_one_by_one():
-    """As one leaves, the node that waits for all of them does not look at the others."""
+    """A child that leaves does not make its parent look at the other children."""
 
     async def cost(size):
         gates = [anyio.Event() for _ in range(size)]
@@ -128,7 +128,7 @@ async def test_children_that_leave_one_by_one():
 
 
 async def test_blocks_of_one_worker():
-    """As a worker leaves a block, it does not look at the others that it has open."""
+    """A worker that leaves a block does not look at the other blocks that it has open."""
 
     async def cost(size):
         async def work():
@@ -145,7 +145,7 @@ async def test_blocks_of_one_worker():
 
 
 async def test_whether_a_worker_is_in_a_tree():
-    """That is known without a look at other groups; it is not in another, nor once it has ended."""
+    """``worker in app.workers`` looks at no other group. It is false elsewhere and at the end."""
 
     async def cost(size):
         async with Node("app") as app, Node("page", parent=app) as page, Node("other") as other:
@@ -165,12 +165,12 @@ async def test_whether_a_worker_is_in_a_tree():
     assert await growth(cost, 20) < LINEAR
 
 
-# who waits for whom
+# the search for deadlocks
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["oldest first", "newest first"])
 async def test_holders_of_slots_that_wait_for_the_queue(order):
-    """A wait that can end looks at few of the others, though each needs a slot that they hold."""
+    """A wait that can end examines few of the others, though each needs a slot that they hold."""
 
     async def cost(size):
         gates = [anyio.Event() for _ in range(size + 1)]
@@ -187,7 +187,7 @@ async def test_holders_of_slots_that_wait_for_the_queue(order):
             with counted() as calls:
                 for gate in gates[:-1] if order > 0 else gates[:0:-1]:  # all but the last one
                     gate.set()
-                    await settle(4)  # Trio would let them begin to wait in any order
+                    await settle(4)  # otherwise Trio would let them begin to wait in any order
             assert all(worker.is_running for worker in workers)
             app.cancel()
         return calls[0]
@@ -196,7 +196,7 @@ async def test_holders_of_slots_that_wait_for_the_queue(order):
 
 
 async def test_a_long_chain_of_waits():
-    """Who begins to wait at the end of a chain, which no worker waits for, is not judged."""
+    """A wait at the end of a chain starts no search if no worker waits for the waiting one."""
 
     async def cost(size):
         gates = [anyio.Event() for _ in range(size)]
@@ -208,7 +208,7 @@ async def test_a_long_chain_of_waits():
         async with Node("app") as app, anyio.create_task_group() as tasks:
             made = [app.run_worker(anyio.sleep_forever)]
             made += [app.run_worker(partial(work, number)) for number in range(1, size)]
-            for worker in made:  # others do wait for it
+            for worker in made:  # tasks that are not workers do wait for it
                 tasks.start_soon(app.workers.wait_for_complete, [worker])
             await settle()
             with counted() as calls:
@@ -222,7 +222,7 @@ async def test_a_long_chain_of_waits():
 
 
 class Party:
-    """A party that may wait for others."""
+    """A party that may wait for other parties."""
 
     def __init__(self, name):
         self.name = name
@@ -246,7 +246,7 @@ class Party:
 
 
 def plain_search(parties):
-    """Return the cycle from the first party on, found by its definition."""
+    """Return the cycle from the first party on, found by the definition of a deadlock."""
     free = [party.is_finished for party in parties]
 
     def can_go(party):
@@ -268,7 +268,7 @@ def plain_search(parties):
 
 @st.composite
 def waits(draw):
-    """Draw parties: which hold slots, which wait for these, and which wait for each other."""
+    """Draw parties: those that hold slots, that wait for a slot, and that wait for each other."""
     number = draw(st.integers(1, 8))
     parties = [Party(name) for name in range(number)]
     some = st.lists(st.sampled_from(range(number)), max_size=3, unique=True)
@@ -282,7 +282,7 @@ def waits(draw):
 
 
 def late_slot():
-    """A holder that is looked at first is free after all, once another need of it is."""
+    """A holder that is examined first turns out to be free only after another of its needs is."""
     parties = [Party(name) for name in range(5)]
     parties[0].every = (parties[1], parties[2])
     parties[1].one = parties[2].one = (parties[3], parties[4])
@@ -291,7 +291,7 @@ def late_slot():
 
 
 def late_need():
-    """One that stopped at a need which is free after all, and is needed itself later on."""
+    """A party whose search stopped at a need that turns out to be free, and is needed later."""
     parties = [Party(name) for name in range(5)]
     parties[0].every = (parties[1], parties[3])
     parties[1].one = (parties[2], parties[4])
@@ -301,7 +301,7 @@ def late_need():
 
 
 def known_slot():
-    """A holder that was found to be free before."""
+    """A holder that was already found to be free."""
     parties = [Party(name) for name in range(3)]
     parties[0].every = (parties[1], parties[2])
     parties[2].one = (parties[1],)
@@ -313,12 +313,12 @@ def known_slot():
 @example(late_need())
 @example(late_slot())
 def test_the_search_finds_what_the_definition_says(parties):
-    """It ends early and leaves out what does not matter, but says the same."""
+    """The search ends early and skips what does not matter, but agrees with the definition."""
     assert deadlock.find_deadlock(parties[0]) == plain_search(parties)
 
 
 def ring():
-    """Two who wait for each other."""
+    """Two parties that wait for each other."""
     parties = [Party(name) for name in range(2)]
     parties[0].every, parties[1].every = (parties[1],), (parties[0],)
     return parties
@@ -326,7 +326,7 @@ def ring():
 
 @pytest.mark.parametrize("make", [late_need, ring])
 def test_a_check_leaves_no_cycles(make):
-    """Who was looked at goes without the collector, whether the wait can end or not."""
+    """Examined parties are freed without the garbage collector, whether the wait can end or not."""
     parties = make()
     ends = [weakref.ref(party) for party in parties]
     with no_collection():
@@ -341,11 +341,11 @@ def test_a_check_leaves_no_cycles(make):
 
 
 class Said(Message):
-    """Something that is said on a node, and goes up."""
+    """A message that is posted on a node and bubbles up."""
 
 
 async def test_subscriptions():
-    """To come and to go takes the same however many there are, and so does a message that rises."""
+    """The cost to open or close a subscription does not depend on how many there are."""
 
     async def cost(size):
         async with Node("app") as app, Node("page", parent=app) as page:
@@ -363,7 +363,7 @@ async def test_subscriptions():
 
 
 async def test_a_message_that_rises_compares_no_listeners():
-    """A message does not search all listeners above to see whether they have got it."""
+    """A message that bubbles does not search all listeners above for those that have it already."""
     compared = []
 
     class Told(tuple):
@@ -382,11 +382,11 @@ async def test_a_message_that_rises_compares_no_listeners():
     assert compared == []
 
 
-# who looks
+# snapshots, boards and subscribers
 
 
 async def test_a_snapshot_reads_the_clock_once_for_each_group(monkeypatch):
-    """All ages are of one moment, however many workers there are."""
+    """A snapshot reads the clock once for each group, however many workers there are."""
     asked = []
     now = Nursery.now
 
@@ -407,7 +407,7 @@ async def test_a_snapshot_reads_the_clock_once_for_each_group(monkeypatch):
 
 
 async def test_a_board_makes_no_words_for_which_there_is_no_room(monkeypatch):
-    """What a thousand groups are called is asked of as many as fit."""
+    """Of a thousand groups, a board formats only as many as fit the screen."""
     pytest.importorskip("rich")
     from rich.console import Console  # noqa: PLC0415 (an extra)
 
@@ -435,7 +435,7 @@ async def test_a_board_makes_no_words_for_which_there_is_no_room(monkeypatch):
 
 
 async def test_a_subscriber_that_never_reads():
-    """Of progress it keeps one event for each worker, of changes all."""
+    """An unread subscription keeps one progress event for each worker, but every change."""
     async with Node("app") as app:
         async with app.subscribe(Worker.StateChanged, Worker.ProgressChanged) as events:
             workers = [app.run_worker(anyio.sleep_forever) for _ in range(3)]

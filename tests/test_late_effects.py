@@ -1,4 +1,4 @@
-"""What threads ask of nodes: nothing late, nothing half done, and always an answer."""
+"""Calls of threads on nodes: none takes effect late or half-way, and each gets an answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Found(Message):
 
 
 class Shown(Node):
-    """A node that keeps the messages of its handlers."""
+    """A node that keeps the messages that its handlers receive."""
 
     def __init__(self, name):
         super().__init__(name)
@@ -59,7 +59,7 @@ ACTS = {
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("kind", ["plain", "own loop", "abandoned"])
 async def test_nothing_that_a_cancelled_thread_does_takes_effect(act, kind):
-    """Each call through its node is refused, in one step with the look at the cancellation."""
+    """Each call on its node raises WorkerCancelled, and is checked and made in one step."""
     meeting, got = Meeting(), []
 
     def job():
@@ -93,7 +93,7 @@ async def test_nothing_that_a_cancelled_thread_does_takes_effect(act, kind):
 
 
 async def test_a_message_that_was_on_its_way_as_its_thread_was_cancelled():
-    """It is dropped where it arrives: a superseded search shows nothing."""
+    """A message that was on its way when its thread was cancelled is dropped on arrival."""
     before, posted, after = Meeting(), threading.Event(), Meeting()
 
     def job():
@@ -106,14 +106,14 @@ async def test_a_message_that_was_on_its_way_as_its_thread_was_cancelled():
         worker = await app.start_worker(job, thread=True)
         await before.until_arrived()
         before.go.set()
-        assert posted.wait(RENDEZVOUS)  # holds the loop: the message waits
+        assert posted.wait(RENDEZVOUS)  # blocks the loop, so that the message has to wait
         worker.cancel()
         after.go.set()
     assert app.shown == []
 
 
 async def test_a_message_of_a_thread_that_has_ended_is_delivered():
-    """Cancelling a worker that has ended changes nothing, also not for what it posted."""
+    """Cancelling a worker that has ended changes nothing, and messages it posted are delivered."""
     async with Shown("app") as app:
         worker = app.run_worker(lambda: app.post_message(Found()), thread=True)
         assert await worker
@@ -122,7 +122,7 @@ async def test_a_message_of_a_thread_that_has_ended_is_delivered():
 
 
 async def test_the_tree_read_from_a_thread_while_it_changes():
-    """children, groups and iteration of groups and of the manager raise nothing in any thread."""
+    """Reading children, groups and workers raises nothing in any thread."""
     over, counts = threading.Event(), []
 
     def read():
@@ -159,7 +159,7 @@ async def test_the_tree_read_from_a_thread_while_it_changes():
 async def test_a_thread_that_fails_before_its_work_is_entered(
     anyio_backend, limiter, exit_on_error
 ):
-    """A limiter of the wrong kind, or of another loop: ERROR out of PENDING, and nothing hangs."""
+    """A limiter of the wrong type or of another loop makes the worker fail before it starts."""
 
     async def make():
         other = anyio.CapacityLimiter(1)
@@ -262,14 +262,14 @@ anyio.run(main, backend=sys.argv[1])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_child_that_was_forked_off(anyio_backend):
-    """It finds no lock held and no loop of its parent's; a loop of its own runs as any."""
+    """A forked child finds no lock held and no loop of its parent, and can run its own loop."""
     name, _ = anyio_backend
     done = run_python(FORKED, name, warnings="ignore")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_call_to_a_loop_that_is_closed_under_it(backend, monkeypatch):
-    """A thread does not wait forever for an answer if somebody ends the loop."""
+    """A thread does not wait forever for an answer if the event loop is closed."""
     monkeypatch.setattr(creche._ground.bridge, "_PATIENCE", 0.001)
 
     async def get_token():
@@ -281,7 +281,7 @@ def test_a_call_to_a_loop_that_is_closed_under_it(backend, monkeypatch):
 
 
 async def test_a_call_that_raises_a_timeout():
-    """It is the answer, however often the thread looks whether the loop has ended."""
+    """A TimeoutError of the call is raised in the thread, and not mistaken for one of the wait."""
 
     def call():
         raise TimeoutError("of the call")
@@ -296,7 +296,7 @@ async def test_a_call_that_raises_a_timeout():
 
 
 async def test_a_message_that_arrives_after_its_abandoned_worker_has_ended(monkeypatch):
-    """It had passed the first look; the second one drops it, ended or not."""
+    """The message passed the check in the thread, but is dropped by the one in the loop."""
     checked, go, done, post = threading.Event(), threading.Event(), [], Bridge.post
 
     def slow(bridge, call, **options):
@@ -327,7 +327,7 @@ async def test_a_message_that_arrives_after_its_abandoned_worker_has_ended(monke
 
 @pytest.mark.parametrize("how", ["AnyIO's", "the worker's"])
 async def test_an_abandoned_thread_that_obeys_is_no_failure(how, caplog):
-    """One that ends by the cancellation, in whichever way it asked, is not logged."""
+    """An abandoned thread that ends with the cancellation is not logged, whoever raises it."""
     meeting = Meeting()
 
     def job():
@@ -347,7 +347,7 @@ async def test_an_abandoned_thread_that_obeys_is_no_failure(how, caplog):
 
 
 async def test_an_abandoned_thread_calls_what_it_was_given(monkeypatch):
-    """A worker that is abandoned between its first step and the call still has its work."""
+    """A thread that is abandoned between its first step and the call still runs its work."""
     begun, go, called, run = (
         threading.Event(),
         threading.Event(),

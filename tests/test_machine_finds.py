@@ -1,4 +1,4 @@
-"""The machine finds workers that are broken, soon, and says so in a few lines."""
+"""The machine finds broken workers quickly, and reports them in a few lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = settings(
 
 @pytest.fixture(autouse=True)
 def _nothing_is_kept():
-    """The log of a machine is silent by itself; that of the tests stays as it is."""
+    """Check that a machine, which silences its own log, leaves the logger as it was."""
     logger = logging.getLogger("creche")
     before = logger.handlers[:], logger.propagate, logger.level, logger.disabled
     yield
@@ -100,7 +100,7 @@ def machine_of(kind, **attributes):
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        # A coroutine refuses to be run again, and its work has raised then.
+        # A coroutine cannot be run again, so the work raises an error.
         (Twice, ("work_is_not_repeated", "the_end_fits_the_log")),
         (TwiceAtOnce, ("work_is_not_repeated", "the_end_fits_the_log")),
         (Forgetful, ("the_end_fits_the_log",)),
@@ -112,7 +112,7 @@ def machine_of(kind, **attributes):
     ],
 )
 def test_broken_worker_is_found(kind, told):
-    """A few programs find it, and it is the machine's own invariant that tells."""
+    """A few programs find a broken worker, and an invariant of the machine reports it."""
     begun = time.monotonic()
     with pytest.raises(AssertionError) as caught:
         run_state_machine_as_test(machine_of(kind), settings=SMALL)
@@ -121,7 +121,7 @@ def test_broken_worker_is_found(kind, told):
 
 
 def test_race_with_a_worker_that_never_comes_to_its_work():
-    """The races go on where no work is entered, and leave it to the invariants to tell."""
+    """If no work is entered, the races go on and leave the report to the invariants."""
     machine = machine_of(Forgetful, expected_states=lambda self, record: {SUCCESS})()
     place = machine.open_tree(seed=0, limit=1, overflow="restart")
     machine.race_limit_changed_as_a_worker_ends(where=place, between=0, swap=False, limit=1)
@@ -137,7 +137,7 @@ def test_race_with_a_worker_that_never_comes_to_its_work():
 
 
 def test_thread_that_does_not_come(monkeypatch):
-    """A machine that waited for a thread in vain waits less long for the next."""
+    """Once a machine has waited for a thread in vain, the next waits less."""
 
     class Sleeps(Worker):
         async def run(self):
@@ -161,7 +161,7 @@ def test_thread_that_does_not_come(monkeypatch):
 
 @pytest.mark.parametrize("on_cancel", OnCancel)
 def test_a_task_that_is_cancelled_natively(on_cancel):
-    """What its work makes of that is its own business, and the machine goes on."""
+    """Whatever its work does with a native cancellation, the machine goes on."""
     machine = machine_of(Worker)()
     place = machine.open_tree(seed=0, limit=1, overflow="restart")
     record = machine.run(
@@ -179,7 +179,7 @@ def test_a_task_that_is_cancelled_natively(on_cancel):
 
 
 def test_progress_of_a_worker_that_reports_its_own():
-    """The machine adds nothing to it."""
+    """The machine adds nothing to the progress of a worker that reports its own."""
     machine = machine_of(Back, progress_may_go_back=True)()
     place = machine.open_tree(seed=0, limit=1, overflow="restart")
     record = machine.create(
@@ -191,13 +191,13 @@ def test_progress_of_a_worker_that_reports_its_own():
 
 
 def test_worker_that_begins_anew_on_purpose():
-    """Its machine is told so, and finds nothing."""
+    """With ``progress_may_go_back``, a worker that resets its progress is not reported."""
     run_state_machine_as_test(machine_of(Back, progress_may_go_back=True), settings=SMALL)
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_records_of_an_abandoned_thread(backend_name):
-    """A failed thread's worker that only a log handler would keep does not count as left."""
+    """Log handlers get no record of a machine, so they cannot keep an abandoned worker alive."""
     if backend_name == "trio":
         pytest.importorskip("trio")
     kept = []
@@ -260,14 +260,14 @@ else:
 """
 
 
-NO_PLUGINS = ("-p", "no:asyncio", "-p", "no:trio")  # they add to what pytest prints
+NO_PLUGINS = ("-p", "no:asyncio", "-p", "no:trio")  # they print more lines
 
 
 @pytest.mark.parametrize("kind", ["shrunk", "as drawn"])
 def test_report_is_short(tmp_path, kind):
     """Everything that pytest prints about a failure fits in 100 lines, shrunk or not.
 
-    On CI pytest prints the whole message a second time, in its summary; that is pytest's to say.
+    On CI pytest repeats the whole message in its summary, which is not counted here.
     """
     path = tmp_path / "test_failing.py"
     path.write_text(FAILING.replace('"shrunk"', repr(kind), 1), encoding="utf-8")
@@ -288,7 +288,7 @@ def test_report_is_short(tmp_path, kind):
 
 
 def test_script_is_told_in_one_line():
-    """A script tells what it has of its own, in a form that can be pasted."""
+    """The repr of a script shows what differs from the defaults, and can be pasted as code."""
     script = Script(gated=False, ending=Ending.RAISE)
     assert repr(script) == "Script(gated=False, ending=Ending.RAISE)"
     names = {"Script": Script, "Ending": Ending}

@@ -1,6 +1,6 @@
-"""What other systems do not have, taken away before Creche is imported: it works without.
+"""Creche works without what other systems lack, which is removed before it is imported.
 
-This shows that each use is guarded. It is no proof for Windows, whose event loop is another one.
+This shows that each use is guarded. It proves nothing for Windows, whose event loop differs.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ assert creche.__main__.main(["--backend", backend, "file"]) == 0
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is the real one")
 def test_without_what_windows_does_not_have(backend, monkeypatch, tmp_path):
-    """Work, threads, signals, the watchdog, timelines and the tour do without it."""
+    """Work, threads, signals, the watchdog, timelines and the tour work without it."""
     monkeypatch.chdir(tmp_path)
     done = run_python(PROGRAM, backend["backend"])
     assert done.returncode == 0, done.stderr

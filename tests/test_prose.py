@@ -10,7 +10,7 @@ import prose
 
 
 def test_nothing_uses_them():
-    """No page, public docstring or error message, nor anything in the core, has one of them."""
+    """No page, docstring, comment or error message that is checked has one of the phrases."""
     if not prose.SOURCES.exists():
         pytest.skip("the wheel is tested without the sources")
     assert list(prose.found()) == []
@@ -39,20 +39,20 @@ def test_they_are_noticed(text, words):
 
 
 def test_comments_and_private_docstrings_are_read():
-    """In the core, a phrase is found in a comment and in a docstring of a private function."""
+    """Comments are read, and so are the docstrings of private functions."""
     source = 'def _wait():\n    """Who waits, waits."""\n    return 1  # or for ever\n'
     found = dict(prose.private(source, ast.parse(source)))
     assert found == {2: "Who waits, waits.", 3: "# or for ever"}
 
 
 def test_tests_and_benchmarks_are_read():
-    """Their docstrings and comments are checked, too."""
+    """The tests and the benchmarks are checked, too."""
     read = {path.relative_to(prose.ROOT).parts[0] for path, _, _ in prose.texts()}
     assert {"tests", "benchmarks"} <= read
 
 
 def test_code_is_left_out():
-    """Code in a page is no prose: not in blocks, not within a line, and not in links."""
+    """Code in a page is not checked: neither in blocks nor within a line nor in links."""
     page = "a `ring` and [it](of-who.md)\n\n```python\nshall = anew\n```\n\n    hence\n\nshall\n"
     text = prose.without_code(page)
     found = [match for phrase in prose.PHRASES for match in phrase.finditer(text)]
@@ -60,7 +60,7 @@ def test_code_is_left_out():
 
 
 def test_docstrings_are_those_of_public_names():
-    """Of a file the docstrings of exported classes and functions are read, and of their methods."""
+    """Docstrings of exported classes and functions are read, and of the public methods."""
     tree = ast.parse('''
 class Out:
     """1"""

@@ -12,7 +12,7 @@ from helpers import PENDING, RENDEZVOUS, give_later, settle
 
 
 async def test_room_bounds_what_is_there():
-    """A task that waits for room before each worker never has more of them than the limit."""
+    """A task that waits for room before each worker never has more workers than the limit."""
     most = 0
     async with Node("app") as app:
         group = app.group("jobs", limit=3)
@@ -33,7 +33,7 @@ async def test_room_without_limit():
 
 
 async def test_room_before_the_node_is_open():
-    """Nothing runs or is queued yet, so there is room; work that is only added takes none."""
+    """Before the node is open there is room, as nothing runs or is queued yet."""
     app = Node("app")
     group = app.group("jobs", limit=1)
     worker = group.run_worker(anyio.lowlevel.checkpoint, start=False)
@@ -43,7 +43,7 @@ async def test_room_before_the_node_is_open():
 
 
 async def test_each_that_waits_gets_one():
-    """Of several that wait for room, one goes on for each worker that leaves."""
+    """If several tasks wait for room, one of them goes on for each worker that leaves."""
     gates = [anyio.Event() for _ in range(3)]
     made = []
 
@@ -67,7 +67,7 @@ async def test_each_that_waits_gets_one():
 
 
 async def test_queue_counts():
-    """What waits in the group counts: there is no room behind a queue."""
+    """Queued workers count, so there is no room while the queue is not empty."""
     gate = anyio.Event()
     async with Node("app") as app:
         group = app.group("jobs", limit=2)
@@ -85,7 +85,7 @@ async def test_queue_counts():
 
 
 async def test_a_higher_limit_makes_room():
-    """Whoever waits for room goes on as the limit is raised."""
+    """A task that waits for room goes on when the limit is raised."""
     gate = anyio.Event()
     async with Node("app") as app:
         group = app.group("jobs", limit=1)
@@ -99,7 +99,7 @@ async def test_a_higher_limit_makes_room():
 
 
 async def test_room_for_oneself():
-    """A worker that holds all room and waits for some gets an error."""
+    """A worker that holds all the room in a group and waits for more gets an error."""
     async with Node("app", exit_on_error=False) as app:
         group = app.group("jobs", limit=1)
         worker = group.run_worker(group.room)
@@ -109,7 +109,7 @@ async def test_room_for_oneself():
 
 
 async def test_ring_through_room():
-    """A cycle between a waiter for room and a holder of it is an error, whichever comes last."""
+    """A cycle of a worker that waits for room and one that holds it is an error."""
     gate = anyio.Event()
     async with Node("app", exit_on_error=False) as app:
         group = app.group("jobs", limit=1)
@@ -130,7 +130,7 @@ async def test_ring_through_room():
 
 
 async def test_worker_that_waits_while_it_has_a_node_open():
-    """A worker may wait for room with a node of its own open."""
+    """A worker may wait for room while it has a node of its own open."""
     gate = anyio.Event()
 
     async def produce():
@@ -147,7 +147,7 @@ async def test_worker_that_waits_while_it_has_a_node_open():
 
 
 async def test_room_from_a_thread():
-    """Room is for the loop; a thread has to ask it."""
+    """room() is for the event loop, so a thread has to call it through the loop."""
 
     def produce():
         with pytest.raises(WorkerError, match=r"use node\.call_from_thread"):

@@ -1,4 +1,4 @@
-"""Subscriptions: every change in order, none lost, nobody delayed; progress, coalesced."""
+"""Subscriptions: all changes arrive once and in order, nobody is delayed, progress is coalesced."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from helpers import (
 
 
 class Saved(Message):
-    """A message of the user's, which bubbles."""
+    """A user-defined message, which bubbles."""
 
 
 class Lost(Saved, bubble=False):
-    """A subclass of it."""
+    """A subclass that does not bubble."""
 
 
 class Watcher(Node):
-    """A node that keeps what its handlers were told."""
+    """A node that keeps what its handlers received."""
 
     def __init__(self, name="app", **kwargs):
         super().__init__(name, **kwargs)
@@ -76,7 +76,7 @@ def steps(events):
 
 
 async def test_every_change_until_the_node_has_closed():
-    """Each change comes once, in order, the final ones included, and then the stream ends."""
+    """Each change comes once and in order, final ones included. Then the stream ends."""
     async with (app := Node("app")).subscribe(Worker.StateChanged) as events:
         async with app:
             app.run_worker(work, name="done")
@@ -132,7 +132,7 @@ async def test_final_changes_of_a_node_that_does_not_end_well(end):
 
 
 async def test_facts_of_a_change():
-    """An event tells the state before, the time, its place among all, and where work came from."""
+    """An event has the previous state, the time, its number and the worker that it comes from."""
 
     async def inner():
         pass
@@ -174,7 +174,7 @@ async def test_facts_of_a_change():
 
 
 async def test_origin_of_work_from_a_thread():
-    """Work that a worker starts from its thread comes from that worker as well."""
+    """Work that a worker starts from its thread has that worker as its origin, too."""
     async with (app := Node("app")).subscribe(Worker.StateChanged) as events:
         async with app:
             thread = app.run_worker(lambda: app.run_worker(work, name="w"), thread=True)
@@ -184,7 +184,7 @@ async def test_origin_of_work_from_a_thread():
 
 @pytest.mark.parametrize("name", ["worker", "state", "previous", "time", "number", "origin", "x"])
 async def test_events_are_frozen(name):
-    """Nothing of an event can be assigned; a handler may stop it nevertheless."""
+    """No attribute of an event can be assigned, but a handler may still stop it."""
     async with Node() as app:
         event = Worker.StateChanged(app.run_worker(work), PENDING)
         with pytest.raises(AttributeError, match=f"cannot assign to field '{name}'"):
@@ -195,7 +195,7 @@ async def test_events_are_frozen(name):
 
 
 async def test_origin_keeps_nothing_alive():
-    """A worker does not hold the one that it comes from: only the event does."""
+    """Only the event holds a reference to the origin of a worker; the worker does not."""
     async with (app := Node("app")).subscribe(Worker.StateChanged) as events, app:
 
         async def outer():
@@ -211,7 +211,7 @@ async def test_origin_keeps_nothing_alive():
 
 
 async def test_numbers_order_the_events_of_several_subscriptions():
-    """By its number an event of one subscription has its place among those of another."""
+    """Numbers put the events of several subscriptions in order."""
     order = []
 
     class Loud(Node):
@@ -228,7 +228,7 @@ async def test_numbers_order_the_events_of_several_subscriptions():
 
 
 async def test_all_that_waits_can_be_taken_at_once():
-    """What waits is given in order, without a checkpoint; what comes later is read as ever."""
+    """Waiting events are returned in order, without a checkpoint. Later ones are read as usual."""
     async with Node("app") as app, app.subscribe(*BOTH) as events:
         assert events.take_all() == []
         worker = app.run_worker(work, name="job", start=False)
@@ -238,7 +238,7 @@ async def test_all_that_waits_can_be_taken_at_once():
         assert steps([first, second]) == [("job", PENDING), ("job", RUNNING)]
         assert isinstance(progress, Worker.ProgressChanged)
         assert events.take_all() == []
-        worker.advance()  # progress that waits is told again once it was taken
+        worker.advance()  # after it was taken, progress is reported again
         assert isinstance(await anext(events), Worker.ProgressChanged)
     with pytest.raises(WorkerError, match="is not open; read it in its block"):
         app.subscribe(Message).take_all()
@@ -248,7 +248,7 @@ async def test_all_that_waits_can_be_taken_at_once():
 
 
 async def test_tree_hears_all_below():
-    """With ``tree`` the nodes below are heard too, also those that open or are mounted later."""
+    """With ``tree``, events of nodes below arrive too, also of those opened or mounted later."""
     app = Node("app")
     early = Node("early", parent=app)
     deep = Node("deep", parent=early)
@@ -282,7 +282,7 @@ async def test_tree_hears_all_below():
 
 
 async def test_subscribing_to_an_open_tree():
-    """A subscription that is opened late gets everything that follows, from all nodes below."""
+    """A subscription that is opened late gets every later event from all nodes below."""
     async with Node("app") as app, Node("page", parent=app) as page:
         await page.run_worker(work, name="before")
         async with app.subscribe(Worker.StateChanged, tree=True) as events:
@@ -293,7 +293,7 @@ async def test_subscribing_to_an_open_tree():
 
 
 async def test_message_that_bubbles_is_told_once():
-    """A message that bubbles up reaches each listener of the tree and of each node once."""
+    """A message that bubbles reaches each subscription, to a node or to a tree, once."""
     app = Node("app")
     page = Node("page", parent=app)
     async with (
@@ -308,7 +308,7 @@ async def test_message_that_bubbles_is_told_once():
             app.post_message(third := Saved())
         assert not app.post_message(Saved())
         assert await rest(tree) == [first, second, third]
-        assert await rest(above) == [third, first]  # when it came up
+        assert await rest(above) == [third, first]  # when it had bubbled up
         assert await rest(below) == [first, second]
         assert await rest(lost) == [second]
 
@@ -317,7 +317,7 @@ async def test_message_that_bubbles_is_told_once():
 
 
 async def test_slow_reader_delays_and_loses_nothing():
-    """Who reads nothing delays neither the work nor other readers, and loses nothing."""
+    """A reader that reads nothing delays neither the work nor other readers, and loses nothing."""
     app = Node("app")
     got = []
     async with app.subscribe(Worker.StateChanged) as slow:
@@ -331,7 +331,7 @@ async def test_slow_reader_delays_and_loses_nothing():
 
 
 async def test_taking_all_beside_a_reader():
-    """What waits can be taken out at once, also beside a task that waits for more."""
+    """Waiting events can be taken at once, even while another task waits for more."""
     got = []
     app = Node("app")
     async with app.subscribe(Worker.StateChanged) as events, anyio.create_task_group() as tasks:
@@ -351,7 +351,7 @@ async def test_taking_all_beside_a_reader():
 
 @pytest.mark.parametrize("order", ["event first", "cancelled first"])
 async def test_cancelled_reader_loses_nothing(order):
-    """Of a reader that is cancelled as an event comes, either it has the event or the next has."""
+    """If a reader is cancelled as an event arrives, either it or the next reader gets the event."""
     got = []
 
     async with Node("app") as app, app.subscribe(Worker.StateChanged) as events:
@@ -372,7 +372,7 @@ async def test_cancelled_reader_loses_nothing(order):
 
 
 async def test_reading_is_a_checkpoint():
-    """Others have their turn between one event and the next, however many wait."""
+    """Other tasks run between one event and the next, however many events wait."""
     turns = []
 
     async def other():
@@ -388,12 +388,12 @@ async def test_reading_is_a_checkpoint():
             before = len(turns)
             for _ in range(3):
                 await anext(events)
-            assert len(turns) - before >= 2  # Trio draws lots for whose turn it is
+            assert len(turns) - before >= 2  # Trio shuffles the tasks of a batch
             tasks.cancel_scope.cancel()
 
 
 async def test_reader_that_raises_fails_itself_only():
-    """An error of a reader is its own: the node and other readers go on."""
+    """An error in a reader stays there: the node and the other readers go on."""
     app = Node("app")
 
     async def fail(events):
@@ -410,7 +410,7 @@ async def test_reader_that_raises_fails_itself_only():
 
 
 async def test_daemon_may_read_its_own_node():
-    """A daemon of the node that reads it to the end does not keep it open."""
+    """A daemon that reads its own node's events to the end does not keep the node open."""
     seen = []
 
     async def watch():
@@ -425,7 +425,7 @@ async def test_daemon_may_read_its_own_node():
 
 
 async def test_one_reader_at_a_time():
-    """A second task that reads is told so; the first one goes on."""
+    """A second task that reads gets an error, and the first one goes on."""
     got = []
     app = Node("app")
     async with app.subscribe(Worker.StateChanged) as events, anyio.create_task_group() as tasks:
@@ -439,7 +439,7 @@ async def test_one_reader_at_a_time():
 
 
 async def test_leaving_the_block_ends_a_reader_elsewhere():
-    """A task that reads when the subscription is left, ends."""
+    """When the subscription is closed, a task that is reading it ends."""
     async with Node("app") as app, anyio.create_task_group() as tasks:
         async with app.subscribe(Worker.StateChanged) as events:
             tasks.start_soon(rest, events)
@@ -450,7 +450,7 @@ async def test_leaving_the_block_ends_a_reader_elsewhere():
 
 
 async def test_left_with_events_unread():
-    """What was not read is gone once the block was left."""
+    """Unread events are gone once the block has been left."""
     async with Node("app") as app:
         async with app.subscribe(Message) as events:
             await app.run_worker(work)
@@ -461,7 +461,7 @@ async def test_left_with_events_unread():
 
 
 async def test_types_that_cannot_be_subscribed_to():
-    """Only classes of messages can be asked for, and at least one."""
+    """Only message classes can be subscribed to, and at least one is required."""
     app = Node("app")
     with pytest.raises(WorkerError, match=r"^subscribe\(\) needs the classes of messages"):
         app.subscribe()
@@ -471,7 +471,7 @@ async def test_types_that_cannot_be_subscribed_to():
 
 
 async def test_a_closed_node_cannot_be_heard():
-    """To listen where nothing will happen is an error."""
+    """Subscribing to a node that is closed is an error."""
     async with Node("app") as app:
         pass
     with pytest.raises(WorkerError, match=r"^cannot subscribe to node 'app', which is closed; "):
@@ -479,7 +479,7 @@ async def test_a_closed_node_cannot_be_heard():
 
 
 async def test_entered_twice_and_read_outside():
-    """A subscription is opened once, and read while it is open."""
+    """A subscription can be opened only once, and read only while it is open."""
     async with Node("app") as app:
         events = app.subscribe(Saved, Worker.StateChanged)
         assert isinstance(events, Subscription)
@@ -493,7 +493,7 @@ async def test_entered_twice_and_read_outside():
 
 
 async def test_in_another_thread():
-    """A subscription is for the thread of the node's event loop."""
+    """A subscription can be used only in the thread of the node's event loop."""
     async with Node("app") as app, app.subscribe(Saved) as events:
 
         async def elsewhere():
@@ -507,7 +507,7 @@ async def test_in_another_thread():
 
 
 async def test_in_no_task(anyio_backend_name):
-    """Who is in no task of the event loop cannot wait for an event, and is told so."""
+    """Code that runs in no task of the event loop cannot wait for an event, and gets an error."""
     if anyio_backend_name == "trio":
         pytest.skip("on Trio all that runs is in a task")
     async with Node("app") as app, app.subscribe(Saved) as events:
@@ -528,7 +528,7 @@ async def test_in_no_task(anyio_backend_name):
 
 
 async def test_progress_is_coalesced_in_its_place():
-    """However often a worker advances, one event waits, where the first was put."""
+    """However often a worker advances, one event waits, in the place of the first."""
     app = Watcher()
     async with app.subscribe(Worker.ProgressChanged, Worker.StateChanged) as events:
         async with app:
@@ -558,11 +558,11 @@ async def test_progress_is_coalesced_in_its_place():
     assert (worker.completed_steps, worker.progress) == (1000, 50.0)
     assert worker.description == "half way"
     progress = [event for event in app.got if isinstance(event, Worker.ProgressChanged)]
-    assert progress == [seen[2]]  # the handler gets the same object, once too
+    assert progress == [seen[2]]  # the handler gets the same object, once as well
 
 
 async def test_progress_again_once_it_was_taken():
-    """What happens after an event was taken out is another event."""
+    """Once an event has been taken, further progress makes a new one."""
     async with (app := Watcher()), app.subscribe(Worker.ProgressChanged) as events:
         worker = await app.start_worker(anyio.sleep_forever)
         for _ in range(3):
@@ -576,7 +576,7 @@ async def test_progress_again_once_it_was_taken():
 
 
 async def test_no_progress_after_the_end():
-    """No event of a worker follows its end, even if somebody advances it."""
+    """No event of a worker follows its end, even if its progress is advanced later."""
     async with (app := Watcher()).subscribe(Worker.ProgressChanged) as events:
         async with app:
             worker = app.run_worker(work)
@@ -589,13 +589,13 @@ async def test_no_progress_after_the_end():
 
 
 async def test_progress_that_lands_after_the_end():
-    """A step counted in a thread, of which the loop hears after the worker's end, is not told."""
+    """A step counted in a thread is not reported if it reaches the loop after the worker's end."""
     async with (app := Node("app")).subscribe(Worker.ProgressChanged) as events:
         async with app:
             worker = await app.start_worker(anyio.sleep_forever)
             thread = threading.Thread(target=worker.advance)
             thread.start()
-            thread.join()  # the loop stands still meanwhile
+            thread.join()  # the loop is blocked meanwhile
             worker.state = CANCELLED
             await until(lambda: worker.is_finished)
         assert len(await rest(events)) <= 1
@@ -603,7 +603,7 @@ async def test_progress_that_lands_after_the_end():
 
 
 async def test_threads_that_advance():
-    """Threads that count lose nothing, send one hop at a time, and the last step is told."""
+    """Steps counted in threads are not lost, and the last step is reported."""
     app = Node("app")
     seen = defaultdict(list)
     meeting = Meeting()
@@ -629,7 +629,7 @@ async def test_threads_that_advance():
 
 
 async def test_one_hop_for_many_steps(monkeypatch):
-    """While the loop is busy a thread that counts sends one call to it, not one for each step."""
+    """While the loop is busy, a thread that counts sends it one call, not one for each step."""
     async with Node("app") as app, app.subscribe(Worker.ProgressChanged) as events:
         worker = await app.start_worker(anyio.sleep_forever)
 
@@ -639,7 +639,7 @@ async def test_one_hop_for_many_steps(monkeypatch):
 
         thread = threading.Thread(target=count)
         thread.start()
-        thread.join()  # the loop stands still meanwhile
+        thread.join()  # the loop is blocked meanwhile
         assert app._creche_nursery.bridge.in_flight == 1
         assert (await anext(events)).worker is worker
         assert worker.completed_steps == 1000
@@ -647,7 +647,7 @@ async def test_one_hop_for_many_steps(monkeypatch):
 
 
 async def test_nobody_listens_to_progress(monkeypatch):
-    """Where nobody wants progress no event of it is made, though changes are listened to."""
+    """If nobody listens to progress, no event of it is made, although changes are subscribed to."""
 
     def refuse(*_):
         raise AssertionError
@@ -673,20 +673,20 @@ async def items(number):
 
 
 async def test_track():
-    """Each item counts once it has been dealt with; the total comes from the length."""
+    """Each item counts once it has been processed; the total comes from the length."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever)
         for item in worker.track("abc"):
             assert worker.completed_steps == "abc".index(item)
             assert worker.total_steps == 3
         assert worker.completed_steps == 3
-        for _ in worker.track(range(5)):  # more of the same
-            break  # it was not dealt with
+        for _ in worker.track(range(5)):  # adds to the total
+            break  # this one was not processed
         assert (worker.completed_steps, worker.total_steps) == (3, 8)
         worker.update(0, None)
         assert list(worker.track(each for each in range(2))) == [0, 1]
         assert (worker.completed_steps, worker.total_steps) == (2, None)
-        assert list(worker.track(iter([1, 2]))) == [1, 2]  # an iterator that gives a hint
+        assert list(worker.track(iter([1, 2]))) == [1, 2]  # an iterator with a length hint
         assert (worker.completed_steps, worker.total_steps) == (4, 4)
         assert list(worker.track(iter(()), 4)) == []
         assert (worker.completed_steps, worker.total_steps) == (4, 8)
@@ -696,7 +696,7 @@ async def test_track():
 
 
 async def test_track_async():
-    """An async iterable is tracked just as well."""
+    """An async iterable is tracked in the same way."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever)
         got = []
@@ -715,7 +715,7 @@ async def test_track_async():
 
 
 async def test_cancelled_at():
-    """A worker knows when its cancellation was requested, from whatever side, and only then."""
+    """A worker knows when its cancellation was first requested, and from any thread."""
     async with Node() as app:
         worker = await app.start_worker(anyio.sleep_forever)
         done = app.run_worker(work)
@@ -758,14 +758,14 @@ ACTS = st.one_of(
 
 
 class Program:
-    """A random program. What happens is written down by the work itself and by handlers."""
+    """A random program. The work itself and the handlers record what happens."""
 
     def __init__(self):
         self.nodes = []
         self.workers = []
-        self.done = []  # by the bodies: who entered and who left, in order
+        self.done = []  # by the bodies: which worker entered or left, in order
         self.told = {}  # by the handlers of each node
-        self.heard = []  # by subscriptions: each, its node, its reach, since when, and its events
+        self.heard = []  # by subscriptions: each, its node, its reach, its first number, its events
         self.stack = AsyncExitStack()
 
     def make_node(self):
@@ -824,7 +824,7 @@ class Program:
         self.heard.append((events, node, tree, since, []))
 
     async def read(self, heard, turns):
-        """Read on for some turns, then be cancelled."""
+        """Read for some turns, then be cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read, heard[0], heard[-1])
             await settle(turns)
@@ -848,7 +848,7 @@ class Program:
 
 
 def path(node):
-    """The node and all above it."""
+    """Yield the node and all its ancestors."""
     while node is not None:
         yield node
         node = node.parent
@@ -861,13 +861,13 @@ def path(node):
 )
 @given(acts=st.lists(ACTS, max_size=20), cancel=st.booleans())
 def test_subscribers_see_exactly_what_happened(backend, acts, cancel):
-    """Whatever happens, each subscriber sees each change there was, once, in order."""
+    """Whatever happens, each subscription gets each change exactly once, in order."""
     program = Program()
     anyio.run(program.run, acts, cancel, **backend)
     everything = program.heard[0][-1]
     numbers = [event.number for event in everything]
     assert numbers == sorted(numbers)
-    for node in program.nodes:  # against the handlers
+    for node in program.nodes:  # compared with the handlers
         own = [event for event in everything if event.worker.node is node]
         assert [(event.worker, event.state) for event in own] == node.told
     lived = [
@@ -875,14 +875,14 @@ def test_subscribers_see_exactly_what_happened(backend, acts, cancel):
         for event in everything
         if RUNNING in {event.state, event.previous}
     ]
-    assert lived == program.done  # against the work itself
+    assert lived == program.done  # compared with the work itself
     for worker in program.workers:
         own = [event for event in everything if event.worker is worker]
         states = [event.state for event in own]
         assert [event.previous for event in own] == [None, *states[:-1]]
         assert states[0] is PENDING
         assert states[-1] is worker.state
-    for _, node, tree, since, seen in program.heard:  # against each other
+    for _, node, tree, since, seen in program.heard:  # compared with each other
         assert seen == [
             event
             for event in everything

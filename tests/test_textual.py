@@ -1,4 +1,4 @@
-"""Textual's workers on Creche: the same programs with and without, and what only Creche does.
+"""Textual's workers on Creche: the same programs with and without it, and what only Creche does.
 
 Textual runs on asyncio alone, so these tests do not run on Trio. ``nox -s textual`` runs Textual's
 own tests on the adapter.
@@ -70,7 +70,7 @@ class Panel(Label):
 
 
 class Panels(Creche, App):
-    """An app with two of them."""
+    """An app with two panels."""
 
     def compose(self) -> ComposeResult:
         yield Panel("one", id="one")
@@ -81,7 +81,7 @@ class Panels(Creche, App):
         return self.query_one("#one", Panel)
 
 
-# programs as in Textual's guide, in apps of the class that they are given
+# programs as in Textual's guide, built on the app class that they are given
 
 
 def weather(base):
@@ -109,7 +109,7 @@ def weather(base):
 
 
 def weather_in_threads(base):
-    """The same in threads, which look whether they are cancelled before they call back."""
+    """Search as you type, in threads that check for cancellation before they call back."""
 
     class Weather(base):
         def compose(self) -> ComposeResult:
@@ -136,7 +136,7 @@ def weather_in_threads(base):
 
 
 def questions(base):
-    """A worker that asks something on a screen, and waits for the answer."""
+    """A worker that asks a question on a screen, and waits for the answer."""
 
     class Question(ModalScreen):
         def compose(self) -> ComposeResult:
@@ -164,7 +164,7 @@ def questions(base):
 
 
 def loading(base):
-    """Widgets that load in threads, with an indicator meanwhile."""
+    """Widgets that load in threads and show an indicator meanwhile."""
 
     class Loading(base):
         def compose(self) -> ComposeResult:
@@ -194,7 +194,7 @@ def loading(base):
 
 
 def commands(base):
-    """A provider of commands, which the palette searches in workers."""
+    """A command provider, which the palette searches in workers."""
 
     class Openers(Provider):
         async def search(self, query):
@@ -225,7 +225,7 @@ def commands(base):
 
 
 def action(base):
-    """An action that starts a worker: the app goes on meanwhile."""
+    """An action that starts a worker while the app goes on."""
 
     class Action(base):
         BINDINGS = [("s", "start", ""), ("e", "end", "")]  # noqa: RUF012 (as Textual has it)
@@ -250,14 +250,14 @@ def action(base):
 
 
 class OnCreche(Creche, App):
-    """The one changed line."""
+    """The only line to change."""
 
 
 @pytest.mark.parametrize(
     "program", [weather, weather_in_threads, questions, loading, commands, action]
 )
 async def test_a_program_gives_the_same_with_and_without(program):
-    """The programs do what they do in plain Textual."""
+    """The programs give the same results as in plain Textual."""
     results = []
     for base in (App, OnCreche):
         app, use = program(base)
@@ -267,11 +267,11 @@ async def test_a_program_gives_the_same_with_and_without(program):
     assert results[0] is not None
 
 
-# workers, in the words of both
+# workers, as both libraries see them
 
 
 async def test_a_worker_is_of_both():
-    """Its node is the widget, its state Textual's, and its changes come in order."""
+    """A worker's node is the widget, it has Textual's states, and its changes come in order."""
     app = Panels()
     async with app.run_test() as pilot:
 
@@ -300,7 +300,7 @@ async def test_a_worker_is_of_both():
 
 
 async def test_what_waiting_raises_is_textuals():
-    """Each error by the class that a program catches, with the original as its cause."""
+    """Waiting raises Textual's own exception classes, with the original error as the cause."""
     app = Panels()
     async with app.run_test():
 
@@ -327,7 +327,7 @@ async def test_what_waiting_raises_is_textuals():
 
 
 async def test_an_error_is_raised_bare():
-    """``run_test()`` raises WorkerFailed, as Textual's does; the app has ended."""
+    """``run_test()`` raises WorkerFailed, as Textual's does, and the app has ended."""
     app = Panels()
 
     async def fail():
@@ -342,7 +342,7 @@ async def test_an_error_is_raised_bare():
 
 
 async def test_a_run_ends_by_an_error():
-    """``run_async()`` ends with the code 1; from Python 3.12 on its tasks begin eagerly."""
+    """An error ends ``run_async()`` with code 1. From Python 3.12 on, its tasks start eagerly."""
     app = Panels()
 
     async def fail():
@@ -363,7 +363,7 @@ async def test_a_run_ends_by_an_error():
 
 
 async def test_an_error_in_clean_up_after_the_end_is_raised():
-    """Nobody is there any more who could show it."""
+    """An error of clean-up is raised if the app has ended and can no longer show it."""
     ended = asyncio.Event()
 
     class Inner(App):
@@ -404,7 +404,7 @@ async def test_an_error_in_clean_up_after_the_end_is_raised():
 
 
 async def test_the_group_of_a_home_bounds_textuals_own_work():
-    """``@work(group=...)`` goes through the group of the widget's node."""
+    """``@work(group=...)`` starts workers in the group of the widget's node."""
     running, most = 0, 0
 
     class Downloads(Label):
@@ -432,7 +432,7 @@ async def test_the_group_of_a_home_bounds_textuals_own_work():
 
 
 async def test_the_work_of_a_removed_widget_has_ended():
-    """Textual does not wait for it, ``leave()`` does; what it starts later has another node."""
+    """Textual does not wait for a removed widget's work, but ``leave()`` does."""
     app = Panels()
     async with app.run_test():
         panel, gate = app.one, asyncio.Event()
@@ -464,7 +464,7 @@ async def test_the_work_of_a_removed_widget_has_ended():
 
 
 async def test_cancelling_leaves_a_mounted_widget_its_node():
-    """``cancel_node()`` and ``cancel_group()`` give what is unfinished; its node goes on."""
+    """``cancel_node()`` and ``cancel_group()`` return unfinished workers; the node stays open."""
     app = Panels()
     async with app.run_test():
         panel = app.one
@@ -473,7 +473,7 @@ async def test_cancelling_leaves_a_mounted_widget_its_node():
         )
         other = app.query_one("#two").run_worker(asyncio.sleep(3600))
         assert app.workers.cancel_group(panel, "a") == [one]
-        assert app.workers.cancel_node(panel) == [two, three]  # the one had not begun
+        assert app.workers.cancel_node(panel) == [two, three]  # the first never began
         assert app.workers.cancel_node(Label("new")) == []
         await app.workers.root.workers.wait_for_complete([one, two, three])
         assert not app.workers.home(panel).is_finished
@@ -486,7 +486,7 @@ async def test_cancelling_leaves_a_mounted_widget_its_node():
 
 
 async def test_what_cannot_be_added():
-    """A worker of Textual's own class, one that was added, and one where no app runs."""
+    """A worker of Textual's own class, an added one, and one without a running app are refused."""
     app = Panels()
     before = asyncio.sleep(3600)
     with pytest.raises(WorkerError, match="not open yet"):
@@ -519,7 +519,7 @@ class Said(Message):
 
 
 async def test_a_thread_does_not_share_what_is_prevented():
-    """A message that it posts is not lost, whatever the one who started it prevents meanwhile."""
+    """A message that a thread posts is not lost, whatever its starter prevents meanwhile."""
     heard = []
 
     class Talker(Label):
@@ -543,7 +543,7 @@ async def test_a_thread_does_not_share_what_is_prevented():
 
 
 async def test_cancelled_threads_call_nothing():
-    """Of the callbacks of several hundred calls of cancelled threads none is run."""
+    """None of the several hundred callbacks requested by cancelled threads is run."""
     called, refused, arrived = [], [], []
     threads, calls = 16, 25
     go = threading.Event()
@@ -575,7 +575,7 @@ async def test_cancelled_threads_call_nothing():
 
 
 async def test_threads_start_work_and_have_their_worker():
-    """``run_worker()`` in a thread, sync or with a loop of its own, and the active worker there."""
+    """``run_worker()`` and the current worker work in threads, sync or with a loop of their own."""
     app = Panels()
     async with app.run_test():
 
@@ -597,7 +597,7 @@ async def test_threads_start_work_and_have_their_worker():
 
 
 class Ledger(Panels):
-    """Keeps all workers, and the states in which each was announced."""
+    """Keeps all workers, and the states that were announced for each."""
 
     def __init__(self):
         super().__init__()
@@ -668,7 +668,7 @@ async def play(app, pilot, program):
 @settings(max_examples=25)
 @given(program=st.lists(acts, max_size=20))
 def test_random_programs(program):
-    """No final state changes, no job is lost, and nothing is left when the app has ended."""
+    """A final state never changes, no job is lost, and nothing is left when the app has ended."""
     heard = []
 
     async def main():
@@ -697,7 +697,7 @@ def test_random_programs(program):
 
 
 def test_without_textual_the_import_says_what_to_install(monkeypatch):
-    """A missing extra is an error that names it."""
+    """If Textual is missing, the error names the extra to install."""
     for name in [name for name in sys.modules if name.startswith("creche.textual")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "textual", None)
@@ -706,7 +706,7 @@ def test_without_textual_the_import_says_what_to_install(monkeypatch):
 
 
 def test_public_names_only():
-    """It uses nothing of the two libraries that is not public, but what cannot be avoided."""
+    """The adapter uses only public names of both libraries, except ``_new_worker``."""
     trees = [ast.parse(inspect.getsource(module)) for module in (_app, _manager, _worker)]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]

@@ -1,4 +1,4 @@
-"""The tour, ``python -m creche``, on real files, beside ``sha256sum``."""
+"""The tour, ``python -m creche``, on real files, compared with ``sha256sum``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from creche import __main__ as tour
 from creche import get_current_worker
 from helpers import run_python
 
-GUARD = 20  # seconds after which what hangs is a failure
+GUARD = 20  # seconds until something that hangs fails the test
 COLUMNS = 80
 
 SHA256SUM = shutil.which("sha256sum") or ""
@@ -38,7 +38,7 @@ def backend(request):
 
 @pytest.fixture
 def take(backend, capsysbinary):
-    """Take the tour; give the exit status, the sums and the lines for people."""
+    """Take the tour, and return the status, standard output and the lines of standard error."""
 
     def take(*arguments):
         status = tour.main(["--backend", backend, *map(os.fspath, arguments)])
@@ -50,7 +50,7 @@ def take(backend, capsysbinary):
 
 @pytest.fixture
 def meanwhile(monkeypatch):
-    """Have a function called, in the thread of the worker, before each chunk is hashed."""
+    """Return a function that installs a call before each chunk is hashed, in the worker thread."""
     real = hashlib.sha256
 
     def install(call):
@@ -63,7 +63,7 @@ def meanwhile(monkeypatch):
                 call()
                 self.sum.update(chunk)
 
-        # Not in hashlib itself, which threads of others use too.
+        # Not in hashlib itself, which other threads use too.
         monkeypatch.setattr(tour, "hashlib", SimpleNamespace(sha256=Sha256))
 
     return install
@@ -71,7 +71,7 @@ def meanwhile(monkeypatch):
 
 @pytest.fixture
 def terminal():
-    """A terminal of 80 columns, and what was drawn there."""
+    """A terminal of 80 columns, which keeps what was drawn."""
     pty = pytest.importorskip("pty", reason="there are no such terminals here")
     outside, inside = pty.openpty()
     resize(inside)
@@ -99,7 +99,7 @@ class Terminal:
         return self
 
     def __exit__(self, *_):
-        self.reader.join(GUARD)  # the writer's side is closed now
+        self.reader.join(GUARD)  # the writing side is closed now
         os.close(self.outside)
 
     def read(self):
@@ -107,7 +107,7 @@ class Terminal:
             try:
                 data = os.read(self.outside, 65536)
             except OSError as error:
-                assert error.errno == errno.EIO  # so ends a terminal
+                assert error.errno == errno.EIO  # this is how a terminal ends
                 data = b""
             with self.news:
                 self.drawn += data
@@ -128,14 +128,14 @@ def sum_of(content):
     return hashlib.sha256(content).hexdigest().encode()
 
 
-# what it prints
+# what the tour prints
 
 
 @needs_sha256sum
 def test_all_files_below_the_current_folder_are_summed_in_the_order_of_their_paths(
     take, tmp_path, monkeypatch
 ):
-    """The output is that of sha256sum for the same paths in bytewise order, byte for byte."""
+    """The output is byte for byte that of sha256sum for the same paths in bytewise order."""
     monkeypatch.chdir(tmp_path)
     for number in range(30):
         path = Path(f"{number % 3}", "Z" if number % 2 else "a-b", f"{number}.bin")
@@ -148,7 +148,7 @@ def test_all_files_below_the_current_folder_are_summed_in_the_order_of_their_pat
 
 @needs_sha256sum
 def test_paths_are_printed_as_they_were_given_and_each_as_often(take, tmp_path, monkeypatch):
-    """Files and folders may be mixed; what is given twice is printed twice."""
+    """Files and folders may be mixed, and a path that is given twice is printed twice."""
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("folder", "in").write_bytes(b"in")
@@ -163,7 +163,7 @@ def test_paths_are_printed_as_they_were_given_and_each_as_often(take, tmp_path, 
     [b"new\nline", b"re\rturn", b"back\\slash", b"\\\n\r", b"tab\t *", b"caf\xe9", "日本".encode()],
 )
 def test_names_are_escaped_as_sha256sum_does(take, tmp_path, monkeypatch, name):
-    """Whatever bytes a name is made of, the line is that of sha256sum, which can check it."""
+    """Whatever bytes a name has, the line is that of sha256sum, and sha256sum can check it."""
     monkeypatch.chdir(tmp_path)
     try:
         Path(os.fsdecode(name)).write_bytes(b"content")
@@ -176,7 +176,7 @@ def test_names_are_escaped_as_sha256sum_does(take, tmp_path, monkeypatch, name):
 
 
 def test_links_are_followed(take, tmp_path, monkeypatch):
-    """A file is summed under each name that leads to it, by links to files and to folders."""
+    """A file is summed under each name that leads to it, through links to files and to folders."""
     monkeypatch.chdir(tmp_path)
     Path("a").mkdir()
     Path("a", "file").write_bytes(b"x")
@@ -188,7 +188,7 @@ def test_links_are_followed(take, tmp_path, monkeypatch):
 
 
 def test_a_file_that_grows_is_summed_as_far_as_it_was_read(take, tmp_path, meanwhile):
-    """What was appended before the end was reached is part of the sum."""
+    """What is appended before the end is reached is part of the sum."""
     path = tmp_path / "log"
     path.write_bytes(b"first")
 
@@ -203,7 +203,7 @@ def test_a_file_that_grows_is_summed_as_far_as_it_was_read(take, tmp_path, meanw
 
 
 def test_no_files_are_said_to_be_none(take, tmp_path):
-    """An empty folder gives no sums but a word about it, and is no failure."""
+    """An empty folder gives no sums, only a message, and is not a failure."""
     assert take(tmp_path) == (0, b"", ["creche: no files found"])
 
 
@@ -211,7 +211,7 @@ def test_no_files_are_said_to_be_none(take, tmp_path):
 
 
 def test_what_cannot_be_summed_is_told_and_the_rest_goes_on(take, tmp_path, monkeypatch):
-    """Each failure is a line on standard error; the others are summed; the status is 1."""
+    """Each failure is a line on standard error, the other files are summed, and the status is 1."""
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
     Path("folder", "good").write_bytes(b"x")
@@ -235,15 +235,15 @@ def test_what_cannot_be_summed_is_told_and_the_rest_goes_on(take, tmp_path, monk
     not Path("/proc/self/mem").exists(), reason="needs a file that root cannot read"
 )
 def test_a_file_that_fails_while_it_is_read_is_told(take, tmp_path):
-    """An error of reading is a line, not a traceback."""
+    """A read error is a line on standard error, not a traceback."""
     path = tmp_path / "memory"
-    path.symlink_to("/proc/self/mem")  # there is no memory at address 0
+    path.symlink_to("/proc/self/mem")  # nothing is mapped at address 0
     assert take(tmp_path) == (1, b"", [f"creche: {path}: {os.strerror(errno.EIO)}"])
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
 def test_files_and_folders_without_permission_are_told(take, tmp_path):
-    """A refusal of the system is a line for each."""
+    """Each file or folder without permission is a line on standard error."""
     (tmp_path / "file").touch(mode=0)
     (tmp_path / "folder").mkdir(mode=0)
     denied = os.strerror(errno.EACCES)
@@ -253,7 +253,7 @@ def test_files_and_folders_without_permission_are_told(take, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_file_that_became_a_pipe_is_not_waited_for(take, tmp_path, meanwhile):
-    """A pipe to which nobody writes could take forever."""
+    """A file that was replaced by a pipe is an error at once, as reading it could block forever."""
     first, second, writers = tmp_path / "a", tmp_path / "b", []
     expected = sum_of(b"x")
     first.write_bytes(b"x")
@@ -275,7 +275,7 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(take, tmp_path, meanwhile):
 
 
 def test_a_full_standard_error_is_no_failure(monkeypatch):
-    """What cannot be told to people is dropped, from then on."""
+    """If standard error cannot be written to, messages are dropped from then on."""
 
     class Full(io.StringIO):
         def write(self, text):
@@ -291,14 +291,14 @@ def test_a_full_standard_error_is_no_failure(monkeypatch):
 
 
 async def test_the_line_ends_with_its_terminal(monkeypatch):
-    """Where standard error is no terminal any more, nothing is drawn; what was there is wiped."""
+    """If standard error is no longer a terminal, the line is only wiped, and nothing is drawn."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     await tour.Tour(1).draw_line()
     assert sys.stderr.getvalue() == "\r\x1b[K"
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_told(take, tmp_path, meanwhile):
-    """There is no sum of a file that lost a part of itself in the meantime."""
+    """A file that shrinks while it is read gets no sum but an error."""
     path = tmp_path / "file"
     path.write_bytes(bytes(tour.CHUNK + 1))
     meanwhile(lambda: os.truncate(path, 1))
@@ -306,7 +306,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_told(take, tmp_path, meanwhile)
 
 
 def test_names_in_messages_are_plain_text_in_one_line(take):
-    """Neither line ends nor escape sequences nor broken UTF-8 of a name reach the terminal."""
+    """Line ends, escape sequences and broken UTF-8 in a name do not reach the terminal."""
     missing = os.strerror(errno.ENOENT)
     said = [f"creche: é\\n\\x1b[31m\\xff: {missing}", "creche: no files found"]
     assert take(os.fsdecode("é\n\x1b[31m".encode() + b"\xff")) == (1, b"", said)
@@ -321,7 +321,7 @@ def test_names_in_messages_are_plain_text_in_one_line(take):
     ],
 )
 def test_wrong_options_are_refused(capsys, arguments, complaint):
-    """A wrong option ends it with a usage message and status 2."""
+    """A wrong option ends the program with a usage message and status 2."""
     with pytest.raises(SystemExit) as caught:
         tour.main(arguments)
     assert caught.value.code == 2
@@ -329,7 +329,7 @@ def test_wrong_options_are_refused(capsys, arguments, complaint):
 
 
 def test_a_reader_that_has_left_is_no_reason_to_complain(take, tmp_path, monkeypatch):
-    """After ``| head`` there is status 1 and silence."""
+    """If the reader has left, as with ``| head``, the status is 1 and nothing is printed."""
     (tmp_path / "file").touch()
     reader, writer = os.pipe()
     os.close(reader)
@@ -339,7 +339,7 @@ def test_a_reader_that_has_left_is_no_reason_to_complain(take, tmp_path, monkeyp
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_sums_that_cannot_be_written_are_told(take, tmp_path, monkeypatch):
-    """A full disk is a line on standard error and status 1."""
+    """A full disk is reported in a line on standard error, with status 1."""
     (tmp_path / "file").touch()
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr(sys, "stdout", os.fdopen(full, "w", encoding="utf-8"))
@@ -351,7 +351,7 @@ def test_sums_that_cannot_be_written_are_told(take, tmp_path, monkeypatch):
 
 
 def test_as_many_files_as_asked_for_are_hashed_at_once(take, tmp_path, meanwhile):
-    """Two workers hash two files at the same time, never three, and one more waits at most."""
+    """Two workers hash two files at the same time, never three, and at most one more is queued."""
     for number in range(6):
         (tmp_path / f"{number}").write_bytes(b"x")
     pair = threading.Barrier(2)
@@ -371,7 +371,7 @@ def test_as_many_files_as_asked_for_are_hashed_at_once(take, tmp_path, meanwhile
 
 @pytest.mark.parametrize("stage", ["finding", "hashing"])
 def test_ctrl_c_ends_all_workers(take, tmp_path, meanwhile, monkeypatch, stage):
-    """Pressed once or twice, it cancels all; how far that got is told; no sums; status 130."""
+    """Ctrl+C, once or twice, cancels all, reports how far the tour got, and exits with 130."""
     (tmp_path / "file").write_bytes(bytes(2 * tour.CHUNK))
     heard, cancelled = threading.Semaphore(0), []
 
@@ -382,13 +382,13 @@ def test_ctrl_c_ends_all_workers(take, tmp_path, meanwhile, monkeypatch, stage):
     def press():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            # A signal reaches the main thread when the system gets round to it, and there must be
-            # somebody to hear it then.
+            # The system delivers a signal to the main thread some time later, and its handler must
+            # still be installed then.
             assert heard.acquire(timeout=GUARD)
             cancelled.append(get_current_worker().cancelled_event.wait(GUARD))
 
     def listdir(path, real=os.listdir):
-        if path == os.fsencode(tmp_path):  # threads of others list folders too
+        if path == os.fsencode(tmp_path):  # other threads list folders too
             press()
         return real(path)
 
@@ -410,7 +410,7 @@ def test_ctrl_c_ends_all_workers(take, tmp_path, meanwhile, monkeypatch, stage):
 
 @pytest.mark.parametrize("view", ["board", "line"])
 def test_a_terminal_shows_how_far_it_is(take, terminal, tmp_path, meanwhile, monkeypatch, view):
-    """The bytes, files, rate and workers at work are drawn, in lines that fit."""
+    """The live view shows bytes, files, rate and running workers, in lines that fit."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stderr", terminal.stream)
     monkeypatch.setattr(tour, "INTERVAL", 0.001)
@@ -425,7 +425,7 @@ def test_a_terminal_shows_how_far_it_is(take, terminal, tmp_path, meanwhile, mon
         )
         ended = rb"4 done[^\n]*\n[^\n]*"
     else:
-        monkeypatch.setitem(sys.modules, "creche.board", None)  # as without Rich
+        monkeypatch.setitem(sys.modules, "creche.board", None)  # as if Rich were missing
         drawn = rb"512.0 KiB of 1.0 MiB, 0 of 2 files, [^\n]*B/s \| 50% first \| 50% second"
         ended = rb"\r\x1b\[K"
     names = ["first", "second" + 30 * " word"]
@@ -461,7 +461,7 @@ def test_a_terminal_shows_how_far_it_is(take, terminal, tmp_path, meanwhile, mon
     ],
 )
 def test_numbers_of_bytes_are_told_in_units(number, words):
-    """Each unit is used from 1 to 1024 of it; there is none above TiB."""
+    """A unit is used for 1 to 1023 of it. TiB is the largest."""
     assert tour.in_bytes(number) == words
 
 
@@ -473,7 +473,7 @@ def command(*arguments):
 
 
 def test_it_is_a_command(tmp_path, capsysbinary, monkeypatch):
-    """Run as a program it takes its arguments from the command line and exits with the status."""
+    """As a program, the tour reads arguments from the command line and exits with the status."""
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["creche", str(tmp_path), str(tmp_path / "missing")])
     with pytest.raises(SystemExit) as caught:
@@ -483,7 +483,7 @@ def test_it_is_a_command(tmp_path, capsysbinary, monkeypatch):
 
 
 def test_a_process_whose_reader_has_left_ends_in_silence(backend, tmp_path):
-    """Nor does the end of the interpreter complain about the closed pipe."""
+    """If the reader has left, the interpreter does not complain about the pipe at exit, either."""
     (tmp_path / "file").touch()
     reader, writer = os.pipe()
     os.close(reader)
@@ -500,7 +500,7 @@ def test_a_process_whose_reader_has_left_ends_in_silence(backend, tmp_path):
 
 @pytest.mark.parametrize("closed", [1, 2])
 def test_a_process_with_a_closed_stream_tells_by_the_other(backend, tmp_path, closed):
-    """Of a stream that its caller has closed Python makes None."""
+    """If one stream is closed, so that Python sets it to None, the other is still written to."""
     file = tmp_path / "file"
     file.touch()
     ran = subprocess.run(
@@ -517,11 +517,11 @@ def test_a_process_with_a_closed_stream_tells_by_the_other(backend, tmp_path, cl
 
 
 def test_a_process_obeys_ctrl_c_within_a_huge_file(backend, tmp_path):
-    """The key pressed in its terminal ends it with status 130 and one line, not a traceback."""
+    """Ctrl+C in a terminal ends the process with status 130 and one line, not a traceback."""
     pty = pytest.importorskip("pty", reason="there are no such terminals here")
     huge = tmp_path / "huge"
     with huge.open("wb") as file:
-        file.truncate(2**40)  # all of it a hole
+        file.truncate(2**40)  # it is sparse
     outside, inside = pty.openpty()
     resize(inside)
     process = subprocess.Popen(
@@ -546,7 +546,7 @@ def test_a_process_obeys_ctrl_c_within_a_huge_file(backend, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Processes() is not for Windows")
 def test_in_processes(take, tmp_path):
-    """Hashed in processes, the sums and the problems are those of the threads."""
+    """With processes, the sums and the problems are the same as with threads."""
     for number in range(5):
         (tmp_path / f"{number}").write_bytes(bytes(number * 1000))
     (tmp_path / "closed").touch()
@@ -558,7 +558,7 @@ def test_in_processes(take, tmp_path):
 
 @pytest.mark.parametrize("engine", ["processes", "dask"])
 def test_main_module_elsewhere(engine, tmp_path):
-    """Started as a program, its own main module is what the processes import."""
+    """Processes of the engine can import the main module of the program."""
     if engine == "processes" and sys.platform == "win32":
         pytest.skip("Processes() is not for Windows")
     if engine == "dask":
@@ -571,7 +571,7 @@ def test_main_module_elsewhere(engine, tmp_path):
 
 
 def test_engine_that_is_not_installed(tmp_path):
-    """An engine whose extra is missing is named, with what to install."""
+    """If the engine's extra is missing, the error names it and says what to install."""
     program = (
         "import sys; sys.modules['distributed'] = None; from creche.__main__ import main; main()"
     )

@@ -1,4 +1,4 @@
-"""Jobs in a real server: its start and its end, interrupted streams, many clients."""
+"""Jobs in a real server: its start and its shutdown, interrupted streams, many clients."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from creche.web import _closing, accepted, lifespan, routes
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
-# the life of a node in a server
+# the lifespan of a node in a server
 
 
 async def test_lifespan():
-    """The node is open in it, and has ended with it; what works has the time of grace."""
+    """The node is open inside the lifespan and ended after it. Work gets the grace period."""
     node = Node("app")
     async with lifespan(node)(None):
         worker = node.run_worker(settle)
@@ -62,7 +62,7 @@ async def test_lifespan():
 
 
 async def test_node_that_fails():
-    """The server goes on; as it stops, the error is raised, once."""
+    """The server goes on after the node has failed, and raises the error once when it stops."""
     node = Node("app")
     error = ValueError("no luck")
     with pytest.raises(ExceptionGroup) as info:
@@ -76,7 +76,7 @@ async def test_node_that_fails():
 
 
 async def test_error_of_the_body():
-    """It is raised as it is, and the node is closed."""
+    """An error of the body is raised unchanged, and the node is closed."""
     node = Node("app")
     with pytest.raises(ZeroDivisionError):
         async with lifespan(node)(None):
@@ -86,7 +86,7 @@ async def test_error_of_the_body():
 
 
 async def test_waits_end_with_the_node():
-    """By whomever it is shut down, and before its work has ended."""
+    """Waits end when the node is shut down by anything, and before its work has ended."""
     node = Node("app")
     gate = anyio.Event()
     async with lifespan(node, grace=0)(None):
@@ -106,16 +106,16 @@ async def test_waits_end_with_the_node():
             assert not worker.is_finished
             with _closing.closing_of(node).wait() as scope:
                 await anyio.sleep_forever()
-            assert scope.cancelled_caught  # those to come as well
+            assert scope.cancelled_caught  # so do later ones
             gate.set()
     with _closing.closing_of(node).wait() as scope:
         await settle()
-    assert not scope.cancelled_caught  # it serves no more
+    assert not scope.cancelled_caught  # the node is no longer served
 
 
 @contextmanager
 def handled(*handlers):
-    """Have signals handled by these, as by a server."""
+    """Install signal handlers, as a server does."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(*each) for each in zip(numbers, handlers, strict=True)]
     try:
@@ -127,7 +127,7 @@ def handled(*handlers):
 
 @needs_signals
 async def test_signal():
-    """The node is shut down at once, and the server gets the signal as before."""
+    """A signal shuts the node down at once, and the server's handler gets it as before."""
     told = []
 
     def handle(number, frame):
@@ -136,7 +136,7 @@ async def test_signal():
     node = Node("app")
     with handled(signal.SIG_IGN, handle):
         async with lifespan(node, grace=60)(None):
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # it is not announced
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # it stays ignored
             gate = anyio.Event()
             worker = node.run_worker(gate.wait)
             await until(lambda: worker.is_running)
@@ -156,7 +156,7 @@ async def test_signal():
 
 @needs_signals
 async def test_signal_after_a_failure():
-    """There is nothing to be shut down."""
+    """A signal after the node has failed has nothing to shut down."""
     node = Node("app", exit_on_error=True)
     with handled(signal.SIG_IGN, lambda number, frame: None), pytest.raises(ExceptionGroup):
         async with lifespan(node)(None):
@@ -168,7 +168,7 @@ async def test_signal_after_a_failure():
 
 @needs_signals
 async def test_handler_of_somebody_else():
-    """One that was set meanwhile is left alone."""
+    """A handler that was set inside the lifespan is not replaced."""
 
     def later(number, frame):
         pass
@@ -180,7 +180,7 @@ async def test_handler_of_somebody_else():
 
 
 async def test_another_thread(backend):
-    """Where no signal can be handled, none is."""
+    """In a thread that cannot handle signals, no handler is installed."""
     before = signal.getsignal(signal.SIGINT)
 
     async def main():
@@ -193,14 +193,14 @@ async def test_another_thread(backend):
 
 @pytest.mark.parametrize("grace", [-1, None, "x", float("nan")])
 def test_lifespan_that_makes_no_sense(grace):
-    """It is said at once what is wrong."""
+    """An invalid argument is an error at once, and the message says what is wrong."""
     with pytest.raises(WorkerError, match=r"^grace must be seconds, 0 or more, not"):
         lifespan(Node("app"), grace)
     with pytest.raises(WorkerError, match=r"^lifespan\(\) takes a Node, not 5$"):
         lifespan(5)
 
 
-# in a server, whose event loop is asyncio's, in a thread of the test
+# in a server in a thread of the test, on the event loop of asyncio
 
 
 async def work():
@@ -210,7 +210,7 @@ async def work():
 
 
 class Served:
-    """Jobs in a server in a thread, and what clients need."""
+    """Jobs in a server in a thread, and what its clients need."""
 
     def __init__(self, **options):
         self.node = Node("app", exit_on_error=False)
@@ -262,7 +262,7 @@ def serve(**options):
 
 
 def test_stream_that_is_broken_off():
-    """A client that comes again, with what it heard last, is told how it stands, to the end."""
+    """A client that reconnects with its last event ID gets the current state, and the rest."""
     with serve() as served, served.client() as client:
         path = client.post("/start/long").headers["location"]
         with client.stream("GET", f"{path}/events") as response:
@@ -283,7 +283,7 @@ def test_stream_that_is_broken_off():
 
 
 def test_bodies_that_are_too_large():
-    """They are refused as soon as that is known, and the server goes on."""
+    """A body that is too large is refused as soon as that is known, and the server goes on."""
 
     def endless():
         for _ in range(1_000):
@@ -299,7 +299,7 @@ def test_bodies_that_are_too_large():
 
 
 def test_many_clients():
-    """Each stream hears how its job ended, and nothing is left."""
+    """Each stream reports how its job ended, and nothing is left."""
     ends = {"work": "succeeded", "long": "cancelled", "fail": "failed"}
 
     def use(number):
@@ -326,7 +326,7 @@ def test_many_clients():
     assert list(served.node.workers) == []
 
 
-# in a process of its own, told to stop
+# in a process that gets a signal to stop
 
 
 APP = """
@@ -361,7 +361,7 @@ def free_port():
 
 @needs_signals
 def test_told_to_stop(tmp_path):
-    """With streams and long polls open and a job under way, it ends as the grace is over."""
+    """With open streams, long polls and a running job, the server ends after the grace period."""
     (tmp_path / "app.py").write_text(APP)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
@@ -406,13 +406,13 @@ def test_told_to_stop(tmp_path):
         finally:
             process.kill()
     assert heard[0][-1] == "event: end"
-    assert took < 10, took  # the grace of a second, and what a busy machine needs
+    assert took < 10, took  # the grace period of a second, and what a busy machine needs
     assert "Traceback" not in said, said
     assert "ERROR" not in said, said
 
 
 def test_without_its_libraries(monkeypatch):
-    """It is said what is missing, and how to get it."""
+    """The error says which library is missing, and how to install it."""
     monkeypatch.setitem(sys.modules, "sse_starlette", None)
     monkeypatch.delitem(sys.modules, "creche.web")
     with pytest.raises(ImportError, match=r"needs Starlette and sse-starlette: pip install"):

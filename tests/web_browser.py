@@ -1,4 +1,4 @@
-"""The page of ``creche.web`` in a browser, as its tests look at it."""
+"""Helpers for tests that open the page of ``creche.web`` in a browser."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MEASURE = """(scroll) => new Promise((done) => {
   }
   requestAnimationFrame(frame);
 })"""
-"""Gives the milliseconds from each frame to the next for some seconds, while it scrolls."""
+"""Returns the milliseconds between frames for four seconds, optionally while scrolling."""
 
 
 def of_frames(gaps):
-    """Sum up what ``MEASURE`` gave."""
+    """Summarise the result of ``MEASURE``."""
     gaps = sorted(gaps)
     places = {"median": 50, "95 %": 95, "99 %": 99}
     told = {name: round(gaps[len(gaps) * place // 100], 1) for name, place in places.items()}
@@ -32,7 +32,7 @@ def of_frames(gaps):
 
 @contextmanager
 def opened():
-    """Open a browser, or skip the test where there is none."""
+    """Open a browser, or skip the test if there is none."""
     with browsers.opened() as (browser, reason):
         if browser is None:
             if os.environ.get("CRECHE_BROWSER_NEEDED"):
@@ -46,7 +46,7 @@ def drawn(page):
 
 
 def rows(page):
-    """The rows as text, from above."""
+    """Return the visible rows as text, from top to bottom."""
     drawn(page)
     return page.evaluate(
         """[...document.querySelectorAll("[role=treeitem]:not([hidden])")]
@@ -58,7 +58,7 @@ def rows(page):
 
 
 def until(page, what):
-    """Wait until something is true in the page, which must not evaluate strings by itself."""
+    """Wait until an expression is true in the page, whose policy forbids it to evaluate strings."""
     page.evaluate(
         f"new Promise((done) => {{ (function look() {{ "
         f"if ({what}) done(); else requestAnimationFrame(look); }})() }})"

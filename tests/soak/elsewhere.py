@@ -1,8 +1,8 @@
-"""Run random work elsewhere, and look whether anything is left: descriptors, children, threads.
+"""Run random work elsewhere, and check that no descriptors, children or threads are left.
 
 ``python tests/soak/elsewhere.py [--jobs N] [--backend NAME] [--seed N]``: 880 jobs on each backend,
-by several ways. They return, fail, crash their process, are cancelled at any moment, hang, advance
-and log; their states have to be legal, and nothing may be left.
+on several engines and executors. They return, fail, crash their process, are cancelled at any
+moment, hang, report progress and log. Their states have to be legal, and nothing may be left.
 """
 
 # ruff: noqa: T201 (it prints what it finds)
@@ -41,16 +41,16 @@ AT_ONCE = 20
 
 
 def left():
-    """Tell what this process has: descriptors, children, threads."""
+    """Return how many descriptors, children and threads this process has."""
     gc.collect()
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    # Trio keeps a thread for ten seconds after its work, under this name.
+    # Trio keeps an idle thread for ten seconds, under this name.
     threads = [each for each in threading.enumerate() if not each.name.startswith("Trio thread")]
     return len(list(Path("/proc/self/fd").iterdir())), len(children), len(threads)
 
 
 class Soak:
-    """Random jobs on one way."""
+    """Random jobs on one engine or executor."""
 
     def __init__(self, chance, where, *, can_be_killed):
         self.chance = chance
@@ -59,7 +59,7 @@ class Soak:
         self.histories = {}
 
     def draw(self, folder, number):
-        """Draw work, and whether it may crash."""
+        """Draw the work of a job. Some of it crashes its process, if that is allowed."""
         sign = str(Path(folder) / str(number))
         works = [
             partial(farwork.add, number, 1),
@@ -79,7 +79,7 @@ class Soak:
         return self.chance.choice(works)
 
     async def run(self, jobs):
-        """Run them, and check what became of each."""
+        """Run the jobs, and check how each of them ended."""
         app = Node("soak", exit_on_error=False)
         with tempfile.TemporaryDirectory() as folder:
             async with app.subscribe(Worker.StateChanged, tree=True) as events:
@@ -97,7 +97,7 @@ class Soak:
                 await self.act(group)
             if len(group) == AT_ONCE:
                 await anyio.sleep(0.1)
-            if len(group) == AT_ONCE:  # all may wait for their cancellation
+            if len(group) == AT_ONCE:  # all of them may be waiting to be cancelled
                 self.chance.choice(list(group)).cancel("to make room")
         group.cancel("the end")
 
@@ -109,7 +109,7 @@ class Soak:
             self.chance.choice(list(group)).cancel("drawn")
 
     def check(self):
-        """Make sure that each history is legal; count the ends."""
+        """Check that each history is legal, and count the ends."""
         ends = Counter()
         for worker, states in self.histories.items():
             names = [state.name for state in states]
@@ -125,7 +125,7 @@ class Soak:
 
 
 def soak(options):
-    """Run all on one backend, in this process."""
+    """Run the jobs on one backend in this process, on each engine and executor."""
     name, backend_options = BACKENDS[options.backend]
     logging.getLogger("creche").disabled = True
     logging.getLogger("farwork").disabled = True
@@ -141,7 +141,7 @@ def soak(options):
         one = Soak(chance, make(), can_be_killed=can_be_killed)
         first = Soak(random.Random(0), make(), can_be_killed=can_be_killed)
         run = partial(anyio.run, backend=name, backend_options=backend_options)
-        run(first.run, 20)  # what is made once
+        run(first.run, 20)  # for what is made only once
         before = left()
         ends = run(one.run, options.jobs // len(ways))
         after = left()
@@ -161,7 +161,7 @@ def main():
         return
     for backend in BACKENDS:
         arguments = ["--backend", backend, "--jobs", str(options.jobs), "--seed", str(options.seed)]
-        subprocess.run(  # a warning, of a socket that nobody closed for instance, is an error
+        subprocess.run(  # a warning, for example of an unclosed socket, is an error
             [sys.executable, "-X", "dev", "-W", "error", __file__, *arguments], check=True
         )
 

@@ -1,4 +1,4 @@
-"""The table of what actors do: how often each, where, and by what name it is switched off."""
+"""The table of what actors do: how often, where, and the name that switches it off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Act:
 
 
 def act(weight=1.0, feature=None, places=None):
-    """Put a function into the table: how often, what switches it off, and where it may be done."""
+    """Add a function to the table, with its weight, the feature it belongs to, and its places."""
 
     def add(function):
         is_async = inspect.iscoroutinefunction(function)
