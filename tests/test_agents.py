@@ -33,7 +33,7 @@ class Kinds:
     async def slow(self, value: int = 0) -> int:
         """Wait for the gate.
 
-        This is not reported.
+        The model does not see this line.
         """
         worker = get_current_worker()
         worker.description = "waiting"
@@ -246,7 +246,7 @@ def test_docstrings_are_for_a_model():
     ]
     assert "- slow(value: 'int' = 0) -> 'int': Wait for the gate.\n" in start.__doc__
     assert "- count(words: 'str') -> 'int': Count words, in a thread.\n" in start.__doc__
-    assert "Nobody" not in start.__doc__
+    assert "does not see" not in start.__doc__
     assert all(each.__doc__ for each in others)
 
 
