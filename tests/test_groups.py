@@ -1,4 +1,4 @@
-"""Groups: slots, queues, the rules of overflow, back-pressure."""
+"""Groups: slots, queues, overflow rules and back-pressure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RULES = ["enqueue", "restart", "drop", "keep_latest"]
 
 
 async def test_group_is_a_name_within_a_node():
-    """Asked for again, by name or with the same settings, it is the same; with others, an error."""
+    """group() returns the existing group of that name, and raises if other settings are given."""
     async with Node("app") as app, Node("page", parent=app) as page:
         group = app.group("downloads", limit=4, overflow="drop")
         assert app.group("downloads") is group
@@ -53,7 +53,7 @@ async def test_group_is_a_name_within_a_node():
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "4"])
 async def test_bad_limit(bad):
-    """A limit is a number above 0, or None."""
+    """A limit that is neither a positive integer nor None raises WorkerError."""
     async with Node() as app:
         with pytest.raises(WorkerError, match="limit must be 1 or more, or None for no limit, not"):
             app.group("g", limit=bad)
@@ -64,7 +64,7 @@ async def test_bad_limit(bad):
 
 
 async def test_bad_overflow():
-    """An unknown rule is an error that names those there are."""
+    """An unknown overflow rule raises WorkerError, which lists the valid ones."""
     async with Node() as app:
         with pytest.raises(
             WorkerError, match="overflow must be one of enqueue, restart, drop, keep"
@@ -111,7 +111,7 @@ async def test_progress_is_summed():
 
 
 async def test_wait_raises_for_nobody():
-    """wait() waits for what was started, however it ends."""
+    """WorkerGroup.wait() waits for the started workers and never raises their errors."""
     async with Node() as app:
         group = app.group("g")
         failed = group.run_worker(fail(ValueError), exit_on_error=False)
@@ -123,7 +123,7 @@ async def test_wait_raises_for_nobody():
 
 
 async def test_first_in_first_out():
-    """Queued workers start in the order in which they came, never more than the limit at once."""
+    """Queued workers start in the order of arrival, and no more than the limit run at once."""
     order, running, most = [], 0, 0
 
     async def work(n):
@@ -131,7 +131,7 @@ async def test_first_in_first_out():
         running += 1
         most = max(most, running)
         order.append(n)
-        await settle(5)  # those of one turn may begin in several, where tasks are not shared
+        await settle(5)  # without shared tasks, one tick's workers begin in several
         running -= 1
 
     async with Node() as app:
@@ -140,12 +140,12 @@ async def test_first_in_first_out():
             group.run_worker(work(n))
     assert most == 3
     if sys.modules.get("trio") is None or sorted(order) != order:
-        # Trio begins tasks of one tick in any order, so within the first few only.
+        # Trio starts the tasks of one tick in any order, so places may differ by less than 3.
         assert all(abs(n - place) < 3 for place, n in enumerate(order))
 
 
 async def test_limit_at_run_time():
-    """Raised, queued workers start at once; lowered, running ones go on; None lifts it."""
+    """Raising the limit starts queued workers at once. Lowering it stops no running worker."""
     async with Node() as app:
         group = app.group("g", limit=1)
         workers = [group.run_worker(anyio.sleep_forever) for _ in range(6)]
@@ -171,7 +171,7 @@ async def test_limit_at_run_time():
 
 @pytest.mark.parametrize("way", ["group", "all", "of the node", "by name"])
 async def test_cancelling_many_launches_nobody(monkeypatch, way):
-    """Queued workers are cancelled before those with a slot, which would pass it on."""
+    """Queued workers are cancelled before those that have a slot, so that no slot is passed on."""
     launched, launch = [], Runners.launch
 
     def note(runners, job):
@@ -195,7 +195,7 @@ async def test_cancelling_many_launches_nobody(monkeypatch, way):
 
 
 async def test_limit_from_a_thread():
-    """The limit may be set in any thread."""
+    """The limit can be set, and the group cancelled, from any thread."""
     async with Node() as app:
         group = app.group("g", limit=1)
         for _ in range(3):
@@ -213,7 +213,7 @@ async def test_limit_from_a_thread():
 
 
 async def test_implicit_group_becomes_limited():
-    """A group that workers made by naming it can still be given a limit, once."""
+    """A group that was created implicitly, by naming it in run_worker(), can be given a limit."""
     async with Node() as app:
         workers = [app.run_worker(anyio.sleep_forever, group="g") for _ in range(3)]
         group = app.group("g", limit=1)
@@ -228,7 +228,7 @@ async def test_implicit_group_becomes_limited():
 
 
 def gated(kind, meeting):
-    """Make work that stays until it is let go or cancelled, of one way of running."""
+    """Make work of the given kind that runs until it is released or cancelled."""
 
     async def wait():
         meeting.arrived.set()
@@ -241,7 +241,7 @@ def gated(kind, meeting):
 @pytest.mark.parametrize("kind", ["task", "thread", "own loop"])
 @pytest.mark.parametrize("rule", RULES)
 async def test_rules(rule, kind):
-    """Each rule of the table, for each way of running."""
+    """Each overflow rule does what its documentation says, for each way of running."""
     meetings = [Meeting() for _ in range(3)]
     async with Listener() as app:
         group = app.group("g", limit=1, overflow=rule)
@@ -284,7 +284,7 @@ ENDS = ["leave", "fail", "cancel", "outer"]
 @pytest.mark.parametrize("kind", ["task", "thread", "own loop"])
 @pytest.mark.parametrize("rule", RULES)
 async def test_rules_when_the_node_ends(rule, kind, end):
-    """Left normally the queue is worked off; in every other case nothing queued is ever entered."""
+    """A block that is left normally runs its queue; otherwise queued work never starts."""
     meetings = [Meeting() for _ in range(3)]
     with anyio.CancelScope() as scope:
         try:
@@ -321,7 +321,7 @@ async def test_rules_when_the_node_ends(rule, kind, end):
 @pytest.mark.parametrize("kind", ["task", "thread", "own loop"])
 @pytest.mark.parametrize("rule", RULES)
 async def test_cancelled_at_any_moment(rule, kind):
-    """Whichever of three is cancelled, whenever, the others go their way and no slot is lost."""
+    """If one of three workers is cancelled at any time, the others end and no slot is lost."""
     for victim, turns in itertools.product(range(3), range(0, 12, 3)):
         async with Node() as app:
             group = app.group("g", limit=1, overflow=rule)
@@ -341,7 +341,7 @@ async def test_cancelled_at_any_moment(rule, kind):
 
 
 async def test_restart_lets_the_newest_run():
-    """If another comes before the slot is free, the one that waited for it gives way."""
+    """With "restart", a newer worker replaces the one that still waits for the slot."""
     gate = anyio.Event()
 
     async with Node() as app:
@@ -358,7 +358,7 @@ async def test_restart_lets_the_newest_run():
 
 
 async def test_restart_cancels_the_oldest():
-    """As many of the newest as the limit go on."""
+    """With "restart", the oldest worker is cancelled, and the newest keep running."""
     async with Node() as app:
         group = app.group("g", limit=2, overflow="restart")
         workers = [group.run_worker(anyio.sleep_forever) for _ in range(2)]
@@ -372,7 +372,7 @@ async def test_restart_cancels_the_oldest():
 
 
 async def test_restart_while_all_are_on_their_way_out():
-    """If all that run are cancelled already, a new worker cancels nobody and waits for a slot."""
+    """If all running workers are cancelled already, a new worker just waits for a slot."""
     gate = anyio.Event()
 
     async with Node() as app:
@@ -390,7 +390,7 @@ async def test_restart_while_all_are_on_their_way_out():
 
 
 async def test_a_cancelled_node_makes_no_tasks_for_what_is_queued():
-    """Though the workers before it end at once, as they have not begun."""
+    """Cancelling a node creates no tasks for queued workers, though slots become free at once."""
     async with Node() as app:
         group = app.group("g", limit=1)
         workers = [group.run_worker(anyio.sleep_forever) for _ in range(20)]
@@ -420,7 +420,7 @@ async def test_exclusive():
 
 
 async def test_exclusive_acts_at_the_start():
-    """It acts when the new worker starts, not when it is created."""
+    """An exclusive worker cancels the others when it starts, not when it is created."""
     async with Node() as app:
         old = app.run_worker(anyio.sleep_forever, group="g")
         await settle()
@@ -434,7 +434,7 @@ async def test_exclusive_acts_at_the_start():
 
 
 async def test_exclusive_supersedes_what_was_not_started():
-    """What came before the new worker is cancelled, also if nobody has started it yet."""
+    """An exclusive worker also cancels earlier workers that were never started."""
     async with Node() as app:
         waiting = app.run_worker(anyio.sleep_forever, group="g", start=False)
         new = app.run_worker(anyio.lowlevel.checkpoint, group="g", exclusive=True)
@@ -444,7 +444,7 @@ async def test_exclusive_supersedes_what_was_not_started():
 
 
 async def test_exclusive_does_not_cancel_twice():
-    """What is on its way out already keeps its reason."""
+    """An exclusive worker does not change the reason of a worker that is cancelled already."""
     gate = anyio.Event()
 
     async with Node() as app:
@@ -462,7 +462,7 @@ async def test_exclusive_does_not_cancel_twice():
 
 @pytest.mark.parametrize("rule", RULES)
 async def test_exclusive_in_a_limited_group(rule):
-    """The limit wins: the exclusive worker starts when there is a slot."""
+    """The limit takes precedence, so an exclusive worker starts only when a slot is free."""
     gate = anyio.Event()
 
     async with Node() as app:
@@ -496,7 +496,7 @@ async def test_start_worker():
 
 
 async def test_start_worker_that_is_dropped():
-    """A dropped worker is returned as it is."""
+    """start_worker() returns a dropped worker, which is CANCELLED."""
     async with Node() as app:
         group = app.group("g", limit=1, overflow="drop")
         first = await group.start_worker(anyio.sleep_forever)
@@ -506,7 +506,7 @@ async def test_start_worker_that_is_dropped():
 
 
 async def test_start_worker_cancelled():
-    """Cancelled while it waits, it withdraws the worker."""
+    """start_worker() removes its worker from the queue if it is cancelled while it waits."""
     async with Node() as app:
         group = app.group("g", limit=1)
         first = await group.start_worker(anyio.sleep_forever)
@@ -526,7 +526,7 @@ async def test_start_worker_cancelled():
 
 
 async def test_producer_holds_a_bounded_number():
-    """A producer that reads an endless source through it holds no more than the limit."""
+    """A producer that calls start_worker() never has more workers than the limit."""
     most = 0
     async with Node() as app:
         group = app.group("g", limit=4)
@@ -537,7 +537,7 @@ async def test_producer_holds_a_bounded_number():
 
 
 async def test_cancelled_in_the_queue_do_not_pile_up():
-    """Workers that are cancelled in the queue go, though the one that holds the slot never ends."""
+    """Workers cancelled in the queue are removed even if the slot never becomes free."""
     async with Node() as app:
         group = app.group("g", limit=1)
         holder = group.run_worker(anyio.sleep_forever)
@@ -550,7 +550,7 @@ async def test_cancelled_in_the_queue_do_not_pile_up():
 
 
 async def test_cancelled_in_the_queue_are_passed_over():
-    """When its turn comes, one that was cancelled in the queue is passed over."""
+    """A free slot goes to the next queued worker that is not cancelled."""
     gate = anyio.Event()
     async with Node() as app:
         group = app.group("g", limit=1)
@@ -566,7 +566,7 @@ async def test_cancelled_in_the_queue_are_passed_over():
 
 
 async def test_failure_in_a_group():
-    """A failed worker frees its slot; a stored error lets the next one run."""
+    """A failed worker frees its slot, and the next one runs if the error was only stored."""
     async with Node() as app:
         group = app.group("g", limit=1)
         failed = group.run_worker(fail(ValueError), exit_on_error=False)
@@ -583,7 +583,7 @@ async def test_failure_in_a_group():
 
 
 class Model:
-    """What the table of overflow says, in its own words; workers are numbers."""
+    """A simple model of the overflow rules, in which workers are numbers."""
 
     def __init__(self, rule, limit):
         self.rule, self.limit = rule, limit
@@ -608,7 +608,7 @@ class Model:
                 for other in list(self.waiting):
                     self.cancel(other)
             if self.rule == "restart":
-                # As many of the newest as the limit may go on.
+                # The newest keep running, as many as the limit allows.
                 staying = [n for n in self.running if n not in self.leaving] + self.waiting
                 if len(staying) >= self.limit:
                     self.cancel(staying[0])
@@ -647,7 +647,7 @@ class Model:
 
 
 class Driver:
-    """The same with real workers, each on a gate of its own."""
+    """The counterpart of the model with real workers, each with a gate of its own."""
 
     def __init__(self, group):
         self.group = group
@@ -702,7 +702,7 @@ actions = st.one_of(
     seed=st.random_module(),
 )
 def test_random_programs(backend, caplog, rule, limit, program, close, seed):
-    """Every state, count and order is what the table says, after each step of a random program."""
+    """After each step of a random program, all states, counts and orders match the model."""
     caplog.set_level("CRITICAL", logger="creche")
     anyio.run(run_program, rule, limit, program, close, **backend)
 
@@ -779,7 +779,7 @@ def compare(model, driver):
 
 
 async def test_a_node_tells_its_groups():
-    """They are those that were declared, for good, and those that hold workers, while they do."""
+    """Node.groups holds the declared groups, and others for as long as they have workers."""
     async with Node("app") as app:
         declared = app.group("declared", limit=2)
         worker = app.run_worker(anyio.sleep_forever, group="other")
@@ -793,7 +793,7 @@ async def test_a_node_tells_its_groups():
 
 
 async def test_a_group_that_was_forgotten_leaves_nothing_of_its_limit():
-    """Later work creates a group of the same name again, as if it had never been declared."""
+    """A group that was forgotten leaves no limit behind for a later group of the same name."""
     async with Node("app") as app:
         worker = app.run_worker(settle, group="some")
         (group,) = app.groups

@@ -1,4 +1,4 @@
-"""What planted faults once got past: each test was written for a kind that no other noticed."""
+"""Regression tests, each written for a kind of planted fault that no other test noticed."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ async def test_work_that_a_thread_starts_has_the_context_of_the_thread():
     assert told == ["thread"]
 
 
-# Cancellation from outside, of which only the worker that it reached can tell.
+# Cancellation from outside, which only the worker that it reached can notice.
 
 
 async def test_outer_cancellation_within_the_last_step():
@@ -279,7 +279,7 @@ async def test_outer_cancellation_before_an_error():
     assert worker.cancel_reason == "cancelled from outside"
 
 
-# Steps in which a thread may not come between: it would have to wait for the lock.
+# Steps that no other thread can interleave with, because it would have to wait for the lock.
 
 
 def is_locked():
@@ -409,7 +409,7 @@ async def test_cancel_while_a_thread_begins_its_loop():
     assert seen == [True]
 
 
-# Signal handlers, which come between any two lines: here where an event is made to be waited for.
+# Signal handlers, which run between any two lines: here when a wait creates its event.
 
 
 class Note(Message):
@@ -531,7 +531,7 @@ async def test_refused_work_leaves_no_group():
 
 
 async def test_work_is_started_in_the_order_in_which_it_was_added(monkeypatch):
-    """start_all() goes from worker to worker, not from group to group."""
+    """start_all() starts workers one by one in order of creation, not group by group."""
     launch, made = Runners.launch, []
 
     def noted(self, job):
@@ -561,7 +561,7 @@ async def test_work_that_is_started_later_and_whose_task_cannot_be_made(limit):
             await other
 
 
-# Steps of the library, into which a signal handler must not break, and a loop that sleeps.
+# Steps of the library that a signal handler must not interrupt, and a loop that sleeps.
 
 
 @pytest.mark.parametrize("at", [PENDING, RUNNING, SUCCESS, CANCELLED])
@@ -722,7 +722,7 @@ async def test_message_that_comes_as_the_handlers_end():
     assert handled == every
 
 
-# Blocks: who waits for whom, and what is left of one that another task has left, or nobody.
+# Blocks: which waits for which, and what remains of one left by another task or by none.
 
 
 async def test_shutdown_waits_from_below():
@@ -763,7 +763,7 @@ async def test_shutdown_by_a_handler():
 
 
 async def in_task_of_its_own(group, go, *nodes):
-    """Enter blocks in a task of a group that continues until told to end, and leaves none."""
+    """Enter blocks in a task that runs until it is released, and that leaves none of them."""
     entered, ended = anyio.Event(), anyio.Event()
 
     async def host():
@@ -828,7 +828,7 @@ async def test_block_left_in_another_task_is_no_more_open_in_its_own(inner):
             await node.__aexit__(None, None, None)
         except (WorkerError, ExceptionGroup) as error:
             told += leaves(error)
-    # AnyIO and Trio do tell: they still have the scope of the block.
+    # AnyIO and Trio do report it, because they still have the cancel scope of the block.
     assert not [error for error in told if isinstance(error, WorkerError)]
     assert all(node.is_finished for node in nodes)
 
@@ -924,7 +924,7 @@ async def test_mounted_while_the_parent_shuts_down():
     assert len(refused) == 1
 
 
-# Objects that say they are equal, as dataclasses do, and are not the same.
+# Objects that compare equal, as dataclasses do, but are not identical.
 
 
 class Same(Node):
@@ -1042,7 +1042,7 @@ async def test_subscription_outlasts_an_equal_node():
         assert read == [note]
 
 
-# Threads: what they ask for is done on the loop, and not once their worker was cancelled.
+# Threads: their requests run on the loop, and are refused once their worker is cancelled.
 
 
 async def test_snapshot_is_taken_on_the_loop(monkeypatch):
@@ -1124,7 +1124,7 @@ async def test_thread_that_is_cancelled_while_it_asks(wish, monkeypatch):
 
         monkeypatch.setattr(bridge_module, "run_soon", noted)
         go.set()
-        assert posted.wait(RENDEZVOUS)  # the loop is kept busy: what was sent has not arrived
+        assert posted.wait(RENDEZVOUS)  # the loop is kept busy, so the call has not arrived
         worker.cancel()
     assert worker.state is CANCELLED
     assert app.done == 0
@@ -1243,7 +1243,7 @@ def in_a_child(call):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
         child = os.fork()
-    if not child:  # pragma: no cover (it leaves before it could tell)
+    if not child:  # pragma: no cover (it exits before coverage is saved)
         try:
             told = repr(call())
         except BaseException as error:
@@ -1440,7 +1440,7 @@ def test_ctrl_c_stops_what_the_user_wrote(kind):
     assert came_within == [True]
 
 
-# Errors: told once, where they happened, and such that they can travel.
+# Errors: reported once, where they happened, and able to cross process boundaries.
 
 
 async def test_scope_that_work_leaves_open(anyio_backend):

@@ -61,7 +61,7 @@ KINDS = {
 @pytest.mark.parametrize("thread", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_kinds_of_work(kind, thread):
-    """Each kind of async work runs, on the loop and on one of its own in a thread."""
+    """Each kind of async work runs on the event loop, and in a thread on a loop of its own."""
     async with Listener() as app:
         worker = app.run_worker(KINDS[kind](), thread=thread)
         assert (worker.state, worker.result) == (PENDING, None)
@@ -84,7 +84,7 @@ async def test_kinds_of_work_called_off(kind):
 
 @pytest.mark.parametrize("bad", [5, "text", None, ValueError()])
 async def test_bad_work(bad):
-    """What cannot be run is refused at the call."""
+    """run_worker() raises WorkerError for an object that cannot be run."""
     async with Node() as app:
         with pytest.raises(WorkerError, match="cannot make a worker of"):
             app.run_worker(bad)
@@ -98,7 +98,7 @@ async def test_bad_node():
 
 
 class Counter(Worker[int]):
-    """A worker with a run of its own."""
+    """A worker that overrides run()."""
 
     async def run(self):
         self.update(total_steps=2)
@@ -137,7 +137,7 @@ async def test_subclass_round_super(thread):
 
 
 async def test_attributes_are_as_given():
-    """A worker tells what it was given, and names itself in its repr."""
+    """A worker has the attributes that it was given, and its repr shows them."""
     async with Node("app") as app:
         worker = app.run_worker(
             five, "name", "group", "description", exit_on_error=False, start=False
@@ -165,7 +165,7 @@ async def test_flags_follow_the_state():
 
 
 async def test_times():
-    """The times are those of the loop's clock, in order; elapsed is what lies between."""
+    """Times are read from the loop's clock, and elapsed is the time between start and finish."""
     gate = anyio.Event()
     app = Node()
     early = app.run_worker(five, start=False)
@@ -183,7 +183,7 @@ async def test_times():
 
 
 async def test_update_sets():
-    """update() sets, advance() adds; progress is a percentage, clamped."""
+    """update() sets the steps, advance() adds to them, and progress is clamped to 0 to 100."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever)
         assert (worker.completed_steps, worker.total_steps, worker.progress) == (0, None, 0.0)
@@ -210,7 +210,7 @@ async def test_update_sets():
 
 
 async def test_cancelled_event():
-    """The event is set by cancellation, whether it was asked for before or after."""
+    """cancel() sets cancelled_event, whether it was first accessed before or after."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever)
         assert not worker.cancelled_event.is_set()
@@ -222,7 +222,7 @@ async def test_cancelled_event():
 
 
 async def test_current_worker():
-    """Work knows its worker, so do the tasks that it spawned; other code has none."""
+    """Work and the tasks that it spawns get the current worker; other code gets an error."""
     seen = []
 
     async def look():
@@ -259,7 +259,7 @@ async def test_check_cancelled_in_async_work():
 
 
 async def test_context_of_the_creator():
-    """However late it starts, a worker has the context variables that its creator had then."""
+    """A worker runs in the context of its creation, however late it starts."""
 
     async def read():
         return variable.get()
@@ -284,7 +284,7 @@ async def test_context_of_the_creator():
 
 
 async def test_wait_for_a_worker_that_was_never_started():
-    """It would take forever, so there is an error that names the cure."""
+    """Waiting for a worker that was never started raises an error that says how to start it."""
     async with Node() as app:
         worker = app.run_worker(five, start=False, name="lazy")
         with pytest.raises(
@@ -294,7 +294,7 @@ async def test_wait_for_a_worker_that_was_never_started():
 
 
 async def test_wait_is_a_checkpoint():
-    """wait() lets others run, also when the worker has ended."""
+    """wait() is a checkpoint, even if the worker has ended."""
     async with Node() as app:
         worker = app.run_worker(five)
         await worker
@@ -388,7 +388,7 @@ async def test_decorator():
 
 
 async def test_decorator_exclusive():
-    """An exclusive function replaces its own earlier call and nobody else's."""
+    """A new call of an exclusive function cancels the earlier call of that function only."""
     async with App() as app:
         saving = app.save()
         first = app.search("a")
@@ -402,7 +402,7 @@ async def test_decorator_exclusive():
 
 
 async def test_decorator_limit():
-    """limit and overflow make the function's group."""
+    """limit= and overflow= of @work configure the group of the function."""
     async with App() as app:
         first, second = app.download(), app.download()
         await settle()
@@ -439,7 +439,7 @@ def test_declaration_errors():
 
 
 async def test_decorated_function_without_a_signature():
-    """The call itself says whether the arguments fit: it is that of a worker."""
+    """Without a signature, arguments that do not fit fail the worker, not the call."""
 
     def plain(node):
         return node.name
@@ -455,7 +455,7 @@ async def test_decorated_function_without_a_signature():
 
 
 async def test_decorated_function_needs_a_node():
-    """The first argument has to be a node."""
+    """Calling a decorated function raises WorkerError if the first argument is not a node."""
     with pytest.raises(WorkerError, match="its first argument must be a Node, not 5"):
         on_a_function(5, 6)
     with pytest.raises(WorkerError, match="must be a Node, not None"):
