@@ -88,8 +88,8 @@ def followed(way, loop, size, do, amount=None):
     """Return the seconds a worker takes, on both clocks, with or without a follower.
 
     Args:
-        way: ``Creche`` subscribes to each worker. In others, each worker puts an item into a queue
-            of its own once a turn: the minimum, without states, an end, or coalesced progress.
+        way: ``Creche`` subscribes to each worker. With AnyIO's stream or ``asyncio.Queue``, each
+            worker sends an item once a turn: the minimum, without states or coalesced progress.
         loop: The event loop.
         size: How many workers.
         do: What each does before it reports: ``"count"`` or ``"hash"``.

@@ -1,4 +1,4 @@
-"""A node's block in a task of its own, and an end by a signal."""
+"""Hosts, which run a node's block in a task of its own, and shutdown on a signal."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Refusing(Node):
 
 
 async def test_start_and_stop(where):
-    """The node is open after start(), and all has ended after stop(), even if called twice."""
+    """start() opens the node. stop() ends everything, and may be called twice."""
     async with assert_nothing_left():
         host = Host(Node("app"), **where)
         assert repr(host) == "<Host of node 'app', new>"
@@ -125,7 +125,7 @@ async def test_stop_with_grace(where):
 
 
 async def test_stop_after_grace(where):
-    """Work that has not ended in time is cancelled."""
+    """Work that has not ended when the grace period is over is cancelled."""
     host = Host(Node("app"), **where)
     await host.start()
     worker = await host.node.start_worker(anyio.sleep_forever)
@@ -161,7 +161,7 @@ async def test_failure_is_told_once(where, caplog):
 
 @pytest.mark.parametrize("when", ["before it is opened", "open"])
 async def test_cancelled_node(where, when):
-    """node.cancel() ends the host, without an error; before the node is opened, at once."""
+    """node.cancel() ends the host without an error, whether the node is open yet or not."""
     host = Host(Node("app"), **where)
     if when == "open":
         await host.start()
@@ -197,7 +197,7 @@ async def test_mistakes(where):
 
 
 async def test_trio_needs_a_place(anyio_backend):
-    """Under Trio a host without a task group is an error, and may not be started."""
+    """Under Trio, starting a host without a task group is an error that names the argument."""
     host = Host(Node("app"))
     if not is_trio(anyio_backend):
         async with host:
@@ -299,7 +299,7 @@ async def test_stop_while_starting(where):
 
 
 async def test_stop_while_opening_fails(where):
-    """start() raises the error of opening, whichever task learns of it first."""
+    """start() raises the error of opening the node, even if stop() waits for it as well."""
     host, caught = Host(Slow(), **where), []
     host.node.error = ValueError("of the opening")
 
@@ -349,7 +349,7 @@ def tasks_of(host):
 async def test_task_that_is_killed_before_its_first_step(in_group, with_starter, anyio_backend):
     """start() raises an error, and nothing waits for the dead task.
 
-    Its starter may be cancelled natively in the same moment, as the end of a program does.
+    The starter may be cancelled natively at the same time, as at the end of a program.
     """
     if is_trio(anyio_backend):
         pytest.skip("Trio has no native Task.cancel()")
@@ -393,7 +393,7 @@ async def test_task_that_is_killed(where, anyio_backend):
 
 
 async def test_stop_by_a_worker(where):
-    """A stop() by a worker returns at once, and the worker has the grace period of all others."""
+    """A stop() by a worker returns at once, and the worker gets the same grace period as others."""
     host, gate = Host(Node("app"), **where), anyio.Event()
 
     async def work():
@@ -492,7 +492,7 @@ async def test_stop_by_many(where):
 
 
 async def test_cancelled_stop(where):
-    """The grace period is over then, and nothing waits for slow work, but the node still ends."""
+    """Cancelling stop() ends the grace period and the wait for slow work. The node still ends."""
     host, gate = Host(Node("app"), **where), anyio.Event()
     await host.start()
     worker = await host.node.start_worker(slow_to_leave(gate))
@@ -574,7 +574,7 @@ async def test_error_of_the_body(where):
 
 
 async def test_error_of_the_node(where):
-    """An error of the node leaves the host's block when the body has ended."""
+    """An error of the node is raised by the host's block when the body has ended."""
     with pytest.raises(ExceptionGroup):
         async with Host(Node("app"), **where) as app:
             app.run_worker(fail(OSError("of the worker")))
@@ -629,7 +629,7 @@ async def set_shielded(gate):
 
 
 async def test_cancelled_block_of_a_failed_node(where):
-    """The failure takes precedence over the cancellation."""
+    """A failure of the node takes precedence over the cancellation of the block."""
     with pytest.raises(ExceptionGroup), anyio.CancelScope() as scope:
         async with Host(Node("app"), **where) as app:
             app.run_worker(fail(OSError("of the worker")))
@@ -774,7 +774,7 @@ def test_program_without_a_stop(work, main, status, said):
     """A program ends with the right status, and reports the error of a worker once."""
     done = run_python(PROGRAM.format(work=work, main=main))
     assert done.returncode == status, done
-    # From Python 3.13 on the line itself is there as well.
+    # From Python 3.13 on, the traceback contains the source line, too.
     assert done.stderr.replace(f"    {FAILS}\n", "") == said
     assert done.stdout == ("" if status else "the end\n")
 
@@ -873,7 +873,7 @@ async def test_signal(outer, number, handlers):
 
 
 async def test_grace_that_is_over(outer):
-    """Work that has not ended in time is cancelled."""
+    """Work that has not ended when the grace period is over is cancelled."""
     with pytest.raises(SignalReceived):
         async with Nest(outer, 0.01) as app:
             worker = await app.start_worker(anyio.sleep_forever)
@@ -914,7 +914,7 @@ async def test_third_signal(outer, handlers):
 
 
 async def test_no_signal(outer):
-    """Without a signal nothing is changed."""
+    """Without a signal, stop_on_signals() changes nothing."""
     async with Nest(outer, 0) as app:
         worker = app.run_worker(lowlevel.checkpoint)
     assert worker.state is SUCCESS
@@ -1014,7 +1014,7 @@ async def test_signal_before_the_node_is_open():
 
 
 async def test_signal_and_a_host(where):
-    """The node may be a host's."""
+    """stop_on_signals() works with the node of a host."""
     host = Host(Node("app"), **where)
     await host.start()
     worker = await host.node.start_worker(anyio.sleep_forever)
@@ -1047,7 +1047,7 @@ async def test_mistakes_with_signals(backend):
 
 
 async def test_handler_that_is_not_of_python(handlers, monkeypatch):
-    """A handler that Python cannot restore becomes the system's default."""
+    """A handler that Python cannot restore is replaced by the system's default."""
     ours = {number: signal.getsignal(number) for number in SIGNALS}
     with monkeypatch.context() as patch:
         patch.setattr(signal, "getsignal", lambda number: None)

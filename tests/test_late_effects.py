@@ -59,7 +59,7 @@ ACTS = {
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("kind", ["plain", "own loop", "abandoned"])
 async def test_nothing_that_a_cancelled_thread_does_takes_effect(act, kind):
-    """Each call on its node raises WorkerCancelled, and is checked and made in one step."""
+    """A call of a cancelled thread on its node is refused; the check and the call are one step."""
     meeting, got = Meeting(), []
 
     def job():
@@ -113,7 +113,7 @@ async def test_a_message_that_was_on_its_way_as_its_thread_was_cancelled():
 
 
 async def test_a_message_of_a_thread_that_has_ended_is_delivered():
-    """Cancelling a worker that has ended changes nothing, and messages it posted are delivered."""
+    """Cancelling a worker after its end changes nothing, and the message it posted is delivered."""
     async with Shown("app") as app:
         worker = app.run_worker(lambda: app.post_message(Found()), thread=True)
         assert await worker
@@ -296,7 +296,7 @@ async def test_a_call_that_raises_a_timeout():
 
 
 async def test_a_message_that_arrives_after_its_abandoned_worker_has_ended(monkeypatch):
-    """The message passed the check in the thread, but is dropped by the one in the loop."""
+    """A message that passed the check in its thread is dropped by the second check, in the loop."""
     checked, go, done, post = threading.Event(), threading.Event(), [], Bridge.post
 
     def slow(bridge, call, **options):

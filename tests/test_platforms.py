@@ -1,4 +1,4 @@
-"""Creche works without what other systems lack, which is removed before it is imported.
+"""Creche works on a system without some functions, which are removed before it is imported.
 
 This shows that each use is guarded. It proves nothing for Windows, whose event loop differs.
 """

@@ -195,7 +195,7 @@ async def test_events_are_frozen(name):
 
 
 async def test_origin_keeps_nothing_alive():
-    """Only the event holds a reference to the origin of a worker; the worker does not."""
+    """A running worker holds no reference to the worker that it comes from."""
     async with (app := Node("app")).subscribe(Worker.StateChanged) as events, app:
 
         async def outer():
@@ -589,7 +589,7 @@ async def test_no_progress_after_the_end():
 
 
 async def test_progress_that_lands_after_the_end():
-    """A step counted in a thread is not reported if it reaches the loop after the worker's end."""
+    """A step that reaches the loop after the worker's end is reported at most once."""
     async with (app := Node("app")).subscribe(Worker.ProgressChanged) as events:
         async with app:
             worker = await app.start_worker(anyio.sleep_forever)
@@ -715,7 +715,7 @@ async def test_track_async():
 
 
 async def test_cancelled_at():
-    """A worker knows when its cancellation was first requested, and from any thread."""
+    """cancelled_at is the time of the first request, from any thread, and None without one."""
     async with Node() as app:
         worker = await app.start_worker(anyio.sleep_forever)
         done = app.run_worker(work)

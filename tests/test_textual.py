@@ -404,7 +404,7 @@ async def test_an_error_in_clean_up_after_the_end_is_raised():
 
 
 async def test_the_group_of_a_home_bounds_textuals_own_work():
-    """``@work(group=...)`` starts workers in the group of the widget's node."""
+    """The limit of a group of the widget's node also bounds ``@work(group=...)``."""
     running, most = 0, 0
 
     class Downloads(Label):
@@ -432,7 +432,7 @@ async def test_the_group_of_a_home_bounds_textuals_own_work():
 
 
 async def test_the_work_of_a_removed_widget_has_ended():
-    """Textual does not wait for a removed widget's work, but ``leave()`` does."""
+    """Textual does not wait for a removed widget's work, ``leave()`` does. Then its node is new."""
     app = Panels()
     async with app.run_test():
         panel, gate = app.one, asyncio.Event()

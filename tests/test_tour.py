@@ -558,7 +558,7 @@ def test_in_processes(take, tmp_path):
 
 @pytest.mark.parametrize("engine", ["processes", "dask"])
 def test_main_module_elsewhere(engine, tmp_path):
-    """Processes of the engine can import the main module of the program."""
+    """The main module of the program can be imported by the processes of either engine."""
     if engine == "processes" and sys.platform == "win32":
         pytest.skip("Processes() is not for Windows")
     if engine == "dask":
