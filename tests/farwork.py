@@ -1,4 +1,4 @@
-"""Work that runs elsewhere: a module that another process can import."""
+"""Functions for tests to run elsewhere, in a module that another process can import."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fail(text):
 
 
 class TwoArguments(Exception):
-    """One that can be pickled and not be read again."""
+    """An error that can be pickled but not unpickled."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
@@ -55,7 +55,7 @@ def fail_untold():
 
 
 class Unreadable:
-    """Can be pickled, and not be read."""
+    """An object that can be pickled but not unpickled."""
 
     def __reduce__(self):
         return fail, ("unreadable",)
@@ -89,7 +89,7 @@ def count(steps):
 
 
 def until_cancelled(path=None):
-    """Run until cancelled, and say by a file that it does."""
+    """Create a file to say that it runs, and then run until cancelled."""
     worker = get_current_worker()
     tell(path)
     assert worker.cancelled_event.wait(RENDEZVOUS), "nobody cancelled it"
@@ -115,13 +115,13 @@ async def sleep_until_cancelled(path):
 
 
 def ignore(path):
-    """Take no notice of anything, for ten seconds."""
+    """Ignore any cancellation until the time limit of the tests."""
     tell(path)
     time.sleep(RENDEZVOUS)
 
 
 def hold(path, gate):
-    """Run until a file is there."""
+    """Run until the file ``gate`` exists."""
     tell(path)
     end = time.monotonic() + RENDEZVOUS
     while not Path(gate).exists():
@@ -168,7 +168,7 @@ async def add_later_there():
 
 
 class App(Node):
-    """Has a method that runs elsewhere."""
+    """A node with a method that runs elsewhere."""
 
     @work(where=lambda job: job)
     @staticmethod
@@ -177,7 +177,7 @@ class App(Node):
 
 
 def make_span():
-    """Make a span with the SDK; give its trace, its parent, and the baggage that has come."""
+    """Make a span, and return its trace, its parent, and the baggage that arrived."""
     from opentelemetry import baggage  # noqa: PLC0415 (an extra)
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 (as above)
 
@@ -205,12 +205,12 @@ def kill_itself(number=signal.SIGKILL):
 
 
 def hang_up():
-    """Close all that is open, the line home too."""
+    """Close all file descriptors, including the line home."""
     os.closerange(3, 256)
 
 
 def hang_up_and_stay():
-    """Say nothing more on any line."""
+    """Shut down sending on all sockets, and keep running."""
     for number in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number.name))) as line:
             line.shutdown(socket.SHUT_WR)
@@ -218,7 +218,7 @@ def hang_up_and_stay():
 
 
 meet = None
-"""Where work that runs in a thread of this process meets the test."""
+"""A function that lets work in a thread of this process meet the test. Tests set it."""
 
 
 def meet_and_fail(error):

@@ -1,8 +1,8 @@
-"""The programs of the state machine on nodes that a bridge serves, seen through its public face.
+"""Random programs of the state machine, observed through the public API of each bridge.
 
-The machine's workers are jobs here, which an agent's tools or an MCP client ask for, or they run
-below a Textual app. What is told there has to agree with each worker after each step: no final
-status changes, and no job is lost. A planted fault in each bridge shows that it would be noticed.
+The workers of the machine are jobs that an agent's tools or an MCP client ask about, or they run
+below a Textual app. After each step, what the bridge reports has to match each worker: no final
+status changes, and no job is lost. A planted fault in each bridge proves that the tests find one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ try:
 
     from creche import mcp as creche_mcp
 except ImportError:
-    mcp = None  # or one that has no extensions yet
+    mcp = None  # not installed, or a version without extensions
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -45,7 +45,7 @@ PENDING, RUNNING, SUCCESS, ERROR, CANCELLED = (
 )
 FEW = settings(
     max_examples=max(5, settings.default.max_examples // 10),
-    phases=[Phase.reuse, Phase.generate],  # to shrink what is found takes minutes
+    phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes
     suppress_health_check=[*HealthCheck],
 )
 FAULTY = settings(
@@ -58,12 +58,12 @@ FAULTY = settings(
 
 
 def state_of(worker):
-    """The state, whatever a subclass calls it."""
+    """Return the state of a worker, even if its class overrides ``state``."""
     return Worker.state.fget(worker)
 
 
 class Desk(Node):
-    """A node at which jobs are submitted; their workers are the machine's, on nodes of its own."""
+    """A node on which jobs are submitted, whose workers run on the nodes of the machine."""
 
     add = None
 
@@ -72,14 +72,14 @@ class Desk(Node):
 
 
 class Served(WorkerMachine):
-    """Each worker is a job, and ``status_of()`` tells how the bridge names its status."""
+    """Each worker is a job, and ``states`` maps its state to the status that the bridge reports."""
 
     states: ClassVar = {}
 
     def begin(self, seed=0, log=""):
         self.desk = Desk("desk")
         self.jobs = Jobs(self.desk, keep=10_000)
-        self.ids = {}  # by the numbers of the workers, which nothing may keep
+        self.ids = {}  # by the numbers of the workers, to which nothing may keep a reference
         self.final = {}
         super().begin(seed, log)
 
@@ -92,13 +92,13 @@ class Served(WorkerMachine):
         try:
             self.ids[worker.number] = self.submit(worker)
         finally:
-            self.desk.add = None  # which has the worker
+            self.desk.add = None  # the function refers to the worker
 
     async def look(self):
         for record in self.records():
             job_id = self.ids.get(record.worker.number)
             if job_id is None:
-                continue  # it was not added by the machine, but by the work of another
+                continue  # added by the work of another worker, not by the machine
             told = await self.tell(job_id)
             expected = self.states[state_of(record.worker)]
             assert told["status"] == expected, f"{record} is told as {told['status']}"
@@ -111,7 +111,7 @@ class Served(WorkerMachine):
 
 
 class ToolsMachine(Served):
-    """The tools of an agent start the jobs, report on them, and cancel them."""
+    """An agent's tools start the jobs, report on them and cancel them."""
 
     states: ClassVar = {
         PENDING: "queued",
@@ -145,7 +145,7 @@ class ToolsMachine(Served):
 
     @rule(record=Bundle("started"))
     def cancel_by_the_agent(self, record):
-        """Cancel a job by the tool that is for it."""
+        """Cancel a job with the agent's tool."""
         record.ask("the agent has cancelled it")
         self.do(partial(self.cancel, self.ids[record.worker.number]))
 
@@ -155,7 +155,7 @@ def work():
 
 
 def at_once(coro):
-    """Run what never waits."""
+    """Run a coroutine that never waits, and return its result."""
     try:
         coro.send(None)
     except StopIteration as stop:
@@ -171,7 +171,7 @@ def run_on(machine, backend, how):
 
 
 def test_the_tools_of_an_agent(backend):
-    """Whatever programs do, an agent gets the true status of each job, and only one end of each."""
+    """In any program, an agent gets the true status of each job, and no final status changes."""
 
     class Machine(ToolsMachine):
         pass
@@ -180,7 +180,7 @@ def test_the_tools_of_an_agent(backend):
 
 
 def test_a_tool_that_is_wrong_is_noticed():
-    """A tool that says of a job that has failed that it runs is found."""
+    """The machine finds a tool that reports a failed job as running."""
 
     def functions(tools):
         start, status, wait, cancel, list_ = JobTools.functions(tools)
@@ -203,7 +203,7 @@ def test_a_tool_that_is_wrong_is_noticed():
 
 
 class TasksMachine(Served):
-    """The jobs are tasks of an MCP server, of which a client asks for each."""
+    """The jobs are tasks of an MCP server, and a client asks for the status of each."""
 
     states: ClassVar = {
         PENDING: "working",
@@ -213,11 +213,11 @@ class TasksMachine(Served):
         CANCELLED: "cancelled",
     }
     extension: ClassVar = None
-    cancel_task = None  # it finds a task by the name of its worker, which is that of the tool here
+    cancel_task = None  # it finds a task by the worker's name, which is the tool's name here
 
     @asynccontextmanager
     async def around(self):
-        """Serve each worker as a call of the tool that has its name."""
+        """Serve each worker as a call of the tool of the same name."""
         tasks = self.extension(self.jobs)
         tasks.tool()(work)
         server = mcp.server.MCPServer("jobs", extensions=[tasks], log_level="CRITICAL")
@@ -244,13 +244,13 @@ class TasksMachine(Served):
 
     @rule(record=Bundle("started"))
     def cancel_by_the_client(self, record):
-        """Cancel a task by the request that is for it."""
+        """Cancel a task with the client's request."""
         record.ask("the client has cancelled it")
         self.do(self.task(record).cancel)
 
     @rule(record=st.one_of(Bundle("unstarted"), Bundle("started")))
     def assign_state(self, record):
-        """Do not assign states: what runs elsewhere has no result of a tool."""
+        """Assign no states, because work whose state is assigned has no tool result."""
 
 
 needs_mcp = pytest.mark.skipif(mcp is None, reason="mcp is an extra")
@@ -258,7 +258,7 @@ needs_mcp = pytest.mark.skipif(mcp is None, reason="mcp is an extra")
 
 @needs_mcp
 def test_tasks_of_mcp(backend):
-    """Whatever programs do, a client is told how each task stands, and of none another end."""
+    """In any program, a client gets the true status of each task, and no final status changes."""
 
     class Machine(TasksMachine):
         extension = creche_mcp.Tasks
@@ -268,7 +268,7 @@ def test_tasks_of_mcp(backend):
 
 @needs_mcp
 def test_tasks_that_are_lost_are_noticed():
-    """A server that forgets a task that was cancelled is found."""
+    """The machine finds a server that forgets a cancelled task."""
 
     class Forgetful(creche_mcp.Tasks):
         async def _get(self, ctx, params):
@@ -291,7 +291,7 @@ needs_textual = pytest.mark.skipif(textual is None, reason="Textual is an extra"
 
 
 def make_adapted(app, node, work, **options):
-    """Make a worker of the adapter with all options of Creche, on a node of the machine's."""
+    """Make a worker of the Textual adapter with all options of Creche, on a node of the machine."""
 
     class Adapted(textual.Worker):
         def __init__(self):
@@ -299,16 +299,16 @@ def make_adapted(app, node, work, **options):
             Worker.__init__(self, node, work, **options)
 
         def wait(self):
-            return Worker.wait(self)  # which raises what the machine expects
+            return Worker.wait(self)  # this one raises what the machine expects
 
     return Adapted()
 
 
 class AppMachine(WorkerMachine):
-    """The nodes are below that of a Textual app, whose manager has the workers."""
+    """The nodes are below the node of a Textual app, whose manager holds all workers."""
 
     manager: ClassVar = None
-    start_all = cancel_through_the_manager = None  # they take each root for a tree of its own
+    start_all = cancel_through_the_manager = None  # these rules treat each root as a separate tree
 
     def begin(self, seed=0, log=""):
         self.final = {}
@@ -348,7 +348,7 @@ class AppMachine(WorkerMachine):
                 assert told is worker.state, f"{record} was {told}, is {worker.state}"
 
     def the_manager_has_what_is_unfinished(self):
-        """See ``look()``: one manager has those of all roots."""
+        """Check nothing here: one manager holds the workers of all roots, see ``look()``."""
 
     @rule()
     def cancel_by_the_app(self):
@@ -360,7 +360,7 @@ class AppMachine(WorkerMachine):
 
 @needs_textual
 def test_workers_of_textual():
-    """Whatever programs do, the app has what is unfinished, and no final state changes."""
+    """In any program, the app holds the unfinished workers, and no final state changes."""
 
     class Machine(AppMachine):
         pass
@@ -370,7 +370,7 @@ def test_workers_of_textual():
 
 @needs_textual
 def test_a_manager_that_loses_workers_is_noticed():
-    """A manager that forgets a worker as soon as it is cancelled is found."""
+    """The machine finds a manager that forgets a worker as soon as it is cancelled."""
 
     class Forgetful(textual.WorkerManager):
         def __iter__(self):

@@ -1,6 +1,6 @@
-"""Work on a Dask cluster: what is its own; what holds for all ways is in test_ways.py.
+"""Work on a Dask cluster: what is specific to Dask. What holds for all ways is in test_ways.py.
 
-The cluster is made of threads. What happens as a machine is lost is in test_dask_machines.py.
+The cluster consists of threads. The loss of a machine is tested in test_dask_machines.py.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from creche.services import RestartsExhausted  # noqa: E402 (as above)
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    """Keep the threads of the cluster out of the account of a single test."""
+    """Start the cluster first, so that its threads are not taken for leaks of a single test."""
     client()
 
 
 @pytest.fixture
 def on_dask():
-    """The way, with the cluster that the tests share."""
+    """An OnDask for the cluster that the tests share."""
     return OnDask(client())
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What home has said to the cluster."""
+    """The calls of Client.run(), by which the home process notifies the cluster."""
     calls, run = [], distributed.Client.run
 
     def noting(self, function, *args, **options):
@@ -58,7 +58,7 @@ def calls(monkeypatch):
 
 
 async def begun(app, call, sign, **options):
-    """Run work that says by a file that it runs, and wait until home knows it too."""
+    """Run work that creates a file when it begins, and wait until its worker is RUNNING."""
     worker = app.run_worker(call, **options)
     await until(lambda: sign.exists() and worker.state is RUNNING)
     return worker
@@ -74,7 +74,7 @@ async def fill(app, way, folder):
 
 
 def test_groups_of_errors_are_pickled():
-    """What Dask does to the pickling of errors does not take an exception group apart."""
+    """Exception groups survive pickling, although Dask changes how errors are pickled."""
     for group in (ExceptionGroup("g", [ValueError(1)]), RestartsExhausted("s", [ValueError(1)])):
         again = pickle.loads(pickle.dumps(group))  # noqa: S301 (our own)
         assert repr(again) == repr(group)
@@ -90,7 +90,7 @@ def left_on_scheduler(dask_scheduler):
 
 
 async def test_cancelled_in_the_queue(on_dask, tmp_path, calls):
-    """Work that waits on the cluster is never called once cancelled; many take one message."""
+    """Work cancelled in the cluster's queue never runs, and one message cancels all of it."""
     async with Listener() as app:
         gate, busy = await fill(app, on_dask, tmp_path)
         signs = [tmp_path / f"sign{number}" for number in range(20)]
@@ -113,7 +113,7 @@ async def test_cancelled_in_the_queue(on_dask, tmp_path, calls):
 
 
 async def test_called_off_before_it_comes(on_dask, tmp_path, monkeypatch):
-    """A job that was called off does not begin, should the scheduler be late to forget it."""
+    """A cancelled job does not begin, even if the scheduler is late to forget it."""
 
     async def be_late(line, future):
         pass
@@ -137,7 +137,7 @@ async def test_called_off_before_it_comes(on_dask, tmp_path, monkeypatch):
 
 
 async def test_nothing_is_left(on_dask, tmp_path, monkeypatch):
-    """Nothing is left on the scheduler, nor in the processes, when the root has closed."""
+    """When the root has closed, nothing remains on the scheduler or in the processes."""
     monkeypatch.setattr(_there, "_MEMORY", 0)
     async with Node("app") as app:
         gate, _ = await fill(app, on_dask, tmp_path)
@@ -148,7 +148,7 @@ async def test_nothing_is_left(on_dask, tmp_path, monkeypatch):
         gate.touch()
         assert await app.run_worker(partial(farwork.count, 3), where=on_dask) == 100.0
     await until(lambda: not _there._running and not queued._handle)
-    # What is released travels in a batch, 10 ms later.
+    # Dask sends releases in a batch, 10 ms later.
     await until(lambda: client().run_on_scheduler(left_on_scheduler) == ([], []))
 
 
@@ -157,7 +157,7 @@ async def test_nothing_is_left(on_dask, tmp_path, monkeypatch):
 
 async def test_scattered_data(on_dask):
     """Futures among the arguments arrive as their values; others stay as they are."""
-    # With a name of their own: that of a hash may be forgotten just now, by the test before.
+    # With unique keys, because the scheduler may just now forget the hashed key of a test before.
     first, second = client().scatter([40, 2], hash=False)
     async with Node("app") as app:
         assert await app.run_worker(partial(farwork.add, first, second=second), where=on_dask) == 42
@@ -170,7 +170,7 @@ async def test_scattered_data(on_dask):
 
 
 async def test_isolated_work_is_killed(tmp_path):
-    """Isolated work that takes no notice is killed, in a process of its own."""
+    """Isolated work runs in a process of its own and is killed if it ignores cancellation."""
     sign = tmp_path / "runs"
     async with Listener() as app:
         way = OnDask(client(), isolate=True)
@@ -185,7 +185,7 @@ async def test_isolated_work_is_killed(tmp_path):
 
 
 async def test_grace_of_isolated_work(tmp_path):
-    """What isolated work returns within its grace is the result; its steps come home."""
+    """Isolated work reports its steps, and what it returns within its grace period is kept."""
     sign = tmp_path / "runs"
     way = OnDask(client(), isolate=True, grace=farwork.RENDEZVOUS)
     async with Node("app") as app:
@@ -200,7 +200,7 @@ async def test_grace_of_isolated_work(tmp_path):
     ("work", "exitcode"), [(farwork.leave_at_once, 3), (farwork.kill_itself, -signal.SIGKILL)]
 )
 async def test_isolated_work_that_crashes(work, exitcode):
-    """A crash of isolated work is one WorkerCrashed, and harms nothing else."""
+    """A crash of isolated work fails its worker with WorkerCrashed and affects no other work."""
     way = OnDask(client(), isolate=True)
     async with Node("app", exit_on_error=False) as app:
         worker = await app.run_worker(work, where=way).join()
@@ -210,7 +210,7 @@ async def test_isolated_work_that_crashes(work, exitcode):
 
 
 async def test_error_of_isolated_work():
-    """An error of isolated work is the original."""
+    """An error of isolated work arrives as the original exception."""
     async with Node("app", exit_on_error=False) as app:
         way = OnDask(client(), isolate=True)
         worker = await app.run_worker(partial(farwork.fail, "burnt"), where=way).join()
@@ -243,7 +243,7 @@ async def test_abandoned_work(on_dask, tmp_path, caplog):
 
 
 async def test_asynchronous_client(anyio_backend, tmp_path):
-    """A client of the node's own event loop does as well, on asyncio."""
+    """On asyncio, an asynchronous client of the node's event loop works too."""
     if anyio_backend[0] == "trio":
         pytest.skip("an asynchronous client is asyncio's")
     address = client().scheduler_info()["address"]
@@ -262,7 +262,7 @@ async def test_asynchronous_client(anyio_backend, tmp_path):
 
 
 async def test_closed_client():
-    """A client that is closed is an error of the worker that says so."""
+    """With a closed client, the worker fails, and its error says that handing over failed."""
     closed = distributed.Client(client().scheduler_info()["address"])
     closed.close()
     async with Node("app", exit_on_error=False) as app:
@@ -272,7 +272,7 @@ async def test_closed_client():
 
 
 async def test_options_of_submit():
-    """What Client.submit() takes as well is handed on."""
+    """OnDask passes further options on to Client.submit()."""
     first, second = client().scheduler_info()["workers"]
     async with Node("app") as app:
         for address in (first, second, first):
@@ -296,7 +296,7 @@ def test_arguments(arguments, told):
 
 
 def test_shows_its_client(on_dask):
-    """Its repr says which cluster it is for."""
+    """The repr of OnDask shows its client."""
     assert repr(on_dask).startswith("OnDask(<Client")
 
 
@@ -317,13 +317,13 @@ async def test_work_that_is_not_installed_there(on_dask, monkeypatch):
 
 
 def line_of(app):
-    """What a tree has for the cluster."""
+    """Return the Line that a tree keeps for the cluster."""
     (kept,) = app._creche_resources.values()
     return kept.resource
 
 
 async def test_isolated_work_begins_once(tmp_path):
-    """Isolated work that is about to begin again, as its machine was lost, has crashed."""
+    """Isolated work that is begun a second time, after its machine was lost, counts as crashed."""
     sign, gate = tmp_path / "runs", tmp_path / "gate"
     async with Node("app", exit_on_error=False) as app:
         way = OnDask(client(), isolate=True)
@@ -341,7 +341,7 @@ async def test_isolated_work_begins_once(tmp_path):
 
 
 async def test_isolated_work_on_a_lost_machine_alone(tmp_path, monkeypatch):
-    """Isolated work whose machine was lost has crashed, even if it begins on no other one."""
+    """Isolated work on a lost machine counts as crashed, even if no other machine begins it."""
     monkeypatch.setattr(_line, "_LOOK", 0)
     looks = []
 
@@ -368,7 +368,7 @@ async def test_isolated_work_on_a_lost_machine_alone(tmp_path, monkeypatch):
 
 
 async def test_nobody_expects_it_any_more(on_dask, monkeypatch):
-    """Work that asks to begin, and that nobody expects any more, gets no for an answer."""
+    """Work that asks whether to begin is refused if its worker no longer exists."""
     said = []
 
     async def say(_, batch):
@@ -415,7 +415,7 @@ async def test_cluster_that_cannot_be_told(on_dask, tmp_path, monkeypatch):
     ],
 )
 async def test_what_dask_says_of_a_loss(on_dask, monkeypatch, error, told):
-    """Work that Dask gives up, and a cluster that is gone, are a WorkerCrashed each."""
+    """Work that Dask gives up, or whose cluster is gone, fails with WorkerCrashed."""
 
     async def give_up(*_, **__):
         raise error
@@ -428,16 +428,16 @@ async def test_what_dask_says_of_a_loss(on_dask, monkeypatch, error, told):
 
 
 def test_event_after_the_end():
-    """A message that comes when the tree is gone is passed over."""
+    """A message that arrives after the tree is gone is ignored."""
 
     class Gone:
-        """What was there."""
+        """A stand-in for a line that was collected."""
 
     _line._hand_over(weakref.ref(Gone()), (0.0, ("key", "", b"")))
 
 
 def test_the_extra_is_named():
-    """Without the library the import says what to install."""
+    """Without distributed installed, importing creche.dask says what to install."""
     program = "import sys; sys.modules['distributed'] = None; import creche.dask"
     done = run_python(program)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The far side of work that runs elsewhere, in this process."""
+"""The far side of work that runs elsewhere, tested within this process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def opened(outcome):
 
 @contextlib.contextmanager
 def own_process(monkeypatch):
-    """Be a process in which nobody has set up logging."""
+    """Make this process look as if logging had not been set up."""
     root, level = logging.getLogger(), logging.getLogger().level
     with monkeypatch.context() as patch:
         patch.setattr(root, "handlers", [])
@@ -44,7 +44,7 @@ def own_process(monkeypatch):
 
 
 def test_far_tells_what_it_is():
-    """What stands for a worker names it."""
+    """The repr of a Far shows the path of its worker."""
     assert repr(make(int)) == "<Far 'app/group/far'>"
 
 
@@ -63,7 +63,7 @@ def test_steps_are_set_and_checked():
 
 
 def test_steps_are_not_told_after_the_end():
-    """A message about steps that would come after the outcome is not sent."""
+    """Steps made after the outcome was sent are not sent home."""
     sent = []
     one = make(int, sent.append, begun=True)
     assert opened(one.run()) == 0
@@ -73,7 +73,7 @@ def test_steps_are_not_told_after_the_end():
 
 
 def test_home_that_is_gone():
-    """Work that cannot report its steps home is asked to stop."""
+    """Work that cannot report its steps home is cancelled."""
 
     def send(message):
         raise OSError("gone")
@@ -84,7 +84,7 @@ def test_home_that_is_gone():
 
 
 def test_home_that_cannot_be_asked():
-    """Work that cannot ask whether to begin does not."""
+    """Work that cannot ask home whether to begin does not begin."""
 
     def send(message):
         raise OSError("gone")
@@ -94,7 +94,7 @@ def test_home_that_cannot_be_asked():
 
 
 def test_stop_before_and_after():
-    """What is to be called on a cancellation is called at once after it; one reason counts."""
+    """A callback added after a cancellation is called at once, and the first reason counts."""
     called, one = [], make(int)
     one.check_cancelled()
     one.stop("first")
@@ -107,7 +107,7 @@ def test_stop_before_and_after():
 
 
 def test_run_never_raises(monkeypatch):
-    """A fault of ours is an outcome like any other."""
+    """run() returns a fault of the library as an outcome too."""
     one = make(int)
     monkeypatch.setattr(one, "_run", partial(farwork.fail, "ours"))
     with pytest.raises(ValueError, match="ours"):
@@ -123,7 +123,7 @@ def test_coroutine_that_is_not_awaited(monkeypatch):
 
 
 def test_records(monkeypatch):
-    """Records go home from where logging was not set up, at the level of home."""
+    """Log records are sent home from a process where logging was not set up, at home's level."""
     sent = []
     with own_process(monkeypatch):
         opened(make(partial(farwork.write_log, "news"), sent.append, begun=True).run())
@@ -134,7 +134,7 @@ def test_records(monkeypatch):
 
 
 def test_records_of_unknown_work(monkeypatch):
-    """A record of a thread that may belong to several is left to the process."""
+    """A log record of a thread that may belong to several workers is not sent home."""
     sent = []
     one, other = (make(int, sent.append) for _ in range(2))
     with own_process(monkeypatch):
@@ -156,7 +156,7 @@ def test_record_that_cannot_be_put_in_words(monkeypatch):
 
 
 def test_records_at_home():
-    """Where far and home are one interpreter, records are there already."""
+    """If the work runs in the interpreter of home, no log records are sent."""
     sent = []
     opened(make(farwork.log_in_thread, sent.append, home=wire.whoami(), begun=True).run())
     assert sent == []
@@ -170,19 +170,19 @@ def test_error_that_is_another_here():
 
 
 def test_lost_line():
-    """A job that comes as its line is lost cannot ask."""
+    """A job that arrives when its line is lost cannot ask home and fails."""
     here, there = socket.socketpair()
     with here, there:
         one = object.__new__(line.Line)
         vars(one).update(_fars={}, _lock=threading.Lock(), _socket=here, is_lost=True)
-        one._take(1, line.GO)  # of no job
+        one._take(1, line.GO)  # for an unknown job
         payload = wire.pack_job(int, wire.Head(*"abcdef", 0, AWAY, {}), "worker 'far'")
         with pytest.raises(WorkerError, match="cannot be reached from where it was to run"):
             opened(one.run(1, payload))
 
 
 def test_child_that_is_told_to_stop_too_late():
-    """A process that has nothing to do takes no notice of a cancellation."""
+    """A process without work ignores a cancellation."""
     here, there = socket.socketpair()
     with here, there:
         one = child.Child(here)
@@ -192,7 +192,7 @@ def test_child_that_is_told_to_stop_too_late():
 
 
 def test_package_that_stands_in(monkeypatch):
-    """What stands in for the package becomes it as soon as somebody asks for something."""
+    """The stand-in for the package imports the real one at the first access to an attribute."""
     path = child.Path(child.__file__).parent.parent / "__init__.py"
     monkeypatch.setitem(sys.modules, "creche", sys.modules["creche"])
     child.stand_in_for_package(path)
@@ -225,7 +225,7 @@ class Kept:
 
 
 async def test_resource_goes_with_its_root():
-    """A resource is one for a tree and a key; it has ended before its root has."""
+    """A tree has one resource for each key, which ends before the root closes."""
     kept, jobs = Kept(), []
 
     async def way(job):
@@ -250,7 +250,7 @@ async def test_resource_goes_with_its_root():
 
 
 async def test_resource_that_fails():
-    """A resource that fails takes its root with it."""
+    """A resource that fails also fails its root."""
     kept = Kept(ValueError("broken"))
     kept.gate.set()
 
@@ -265,7 +265,7 @@ async def test_resource_that_fails():
 
 
 async def test_resource_that_is_cancelled_natively(anyio_backend_name):
-    """A native cancellation ends a resource, and fails nothing."""
+    """A native cancellation ends a resource and causes no failure."""
     if anyio_backend_name == "trio":
         pytest.skip("Trio has no native cancellation of a task")
     import asyncio  # noqa: PLC0415 (of this backend)
@@ -285,7 +285,7 @@ async def test_resource_that_is_cancelled_natively(anyio_backend_name):
 
 
 async def test_resource_that_is_cancelled_natively_before_it_runs(anyio_backend_name):
-    """A native cancellation that kills the task of a resource is an error, and nothing waits."""
+    """A native cancellation before a resource has begun fails its node, which does not hang."""
     if anyio_backend_name == "trio":
         pytest.skip("Trio has no native cancellation of a task")
     import asyncio  # noqa: PLC0415 (of this backend)
@@ -335,13 +335,13 @@ print(set(ends))
 
 
 def test_resource_of_a_node_that_fails_at_once(anyio_backend_name):
-    """A resource whose node fails before the resource has begun is ended, and the node with it."""
+    """If a node fails before its resource has begun, both end."""
     ran = run_python(FAILS_AT_ONCE, anyio_backend_name)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "{'ExceptionGroup'}\n", "")
 
 
 class Odd(Exception):
-    """Is another error once it has travelled."""
+    """An error that unpickles as another class."""
 
     def __reduce__(self):
         return ValueError, ("odd",)
@@ -355,7 +355,7 @@ def test_error_that_becomes_another():
 
 
 def test_function_of_the_main_module(monkeypatch):
-    """A decorated function of the main module is found in that, once it is there."""
+    """A decorated function of the main module is found there after that module was prepared."""
     prepared = []
     monkeypatch.setattr(wire, "prepare_main", partial(prepared.append, 1))
     monkeypatch.setattr(sys.modules["__main__"], "decorated", farwork.App.twice, raising=False)

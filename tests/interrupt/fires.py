@@ -1,7 +1,6 @@
-"""What programs are put under: Ctrl+C, and calls in signal handlers, at places of one's choice.
+"""The disturbances of programs: Ctrl+C and calls in signal handlers, at chosen places.
 
-Each returns what JSON can tell: how many places there were, which ones it struck, and what was
-wrong in the end.
+Each function returns JSON-compatible data: the places that it hit, and the faults at the end.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ BACKENDS = {
 STRUCK = "struck: "
 FAILS = "worker 'fails' failed"
 seconds = 15.0
-"""After which a program hangs; a while before, it is asked where it stands."""
+"""A program that runs longer counts as hung. At 70 % of that, its tasks are printed."""
 GRACE = 5.0
-"""Seconds that threads have to end once the program has: a failure, never a delay."""
+"""Seconds within which all threads must have ended after the program, or that is a fault."""
 
 
 class Run:
-    """A program on a backend, and what is found out about it."""
+    """One run of a program on a backend, with the faults that it found."""
 
     def __init__(self, backend, program, *, looks=True):
         self._options = BACKENDS[backend]
@@ -49,13 +48,13 @@ class Run:
         self.outcome = "nothing"
 
     def go(self, places):
-        """Run the program; what happened is in ``outcome``."""
+        """Run the program, and store how it ended in ``outcome``."""
         self.places = places
         warnings.simplefilter("always")
         logging.getLogger("creche").addFilter(lambda record: record.getMessage() != FAILS)
         logging.getLogger("asyncio").addFilter(self._hear)
         if "trio" in sys.modules:
-            sys.modules["trio"]._core._run._r.seed(0)  # what Trio shuffles with
+            sys.modules["trio"]._core._run._r.seed(0)  # Trio shuffles tasks with it
         if self._looks:
             signal.signal(signal.SIGALRM, self._look)
             signal.setitimer(signal.ITIMER_REAL, 0.7 * seconds)
@@ -69,7 +68,7 @@ class Run:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _look(self, *_):
-        """Tell where all stands: it does not end, or is very slow."""
+        """Print where each task is, because the program does not end or is very slow."""
         self.faults.append("does not end by itself")
         sys.stderr.write(STRUCK + " then ".join(self.places.hit) + "\n")
         with contextlib.suppress(Exception):
@@ -78,7 +77,7 @@ class Run:
                 sys.stderr.write(f"{each!r}\n")
 
     def _hear(self, record):
-        # asyncio's own words, and only about what two Ctrl+C do to any program.
+        # asyncio logs this for any program that gets two Ctrl+C.
         return "unhandled exception during asyncio.run() shutdown" not in record.getMessage()
 
     def expect(self, *outcomes):
@@ -88,11 +87,11 @@ class Run:
                 traceback.print_exception(type(self.error), self.error, self.error.__traceback__)
 
     def look_at_what_is_left(self, untold=0):
-        """Find what was left, and states that no worker comes into.
+        """Check that nothing is left behind, and that each worker went through valid states.
 
         Args:
-            untold: How many changes the handlers may have missed: under Trio a Ctrl+C may come as
-                one is called, and then it is not.
+            untold: How many changes the handlers may have missed. Under Trio, a Ctrl+C just as a
+                handler is called prevents the call.
         """
         stage, told = self.stage, {}
         self._untold = untold
@@ -134,7 +133,7 @@ class Run:
             passed.insert(1, WorkerState.RUNNING)
         self._untold -= len(passed) - len(told)
         if worker.name == "early" and {*told} == {*passed}:
-            return  # before its node is open nothing puts off what a handler does, however early
+            return  # before its node is open, a handler's call takes effect at once, however early
         if [each for each in passed if each in told] != told or self._untold < 0:
             names = ", ".join(each.name for each in told)
             self.faults.append(f"told in the wrong order: {names}, of {worker!r}")
@@ -144,13 +143,13 @@ class Run:
 
 
 def _threads():
-    """Tell what the threads are at, but for this one."""
+    """Return what each busy thread does, except this one."""
     here = threading.current_thread()
     return [told for thread, told in busy_threads().items() if thread is not here]
 
 
 def warm_up(backend):
-    """Import what the first run on a backend imports, for the children to come."""
+    """Do the imports of a first run on a backend, so that forked children need not repeat them."""
 
     async def main():
         async with Stage().node() as app:
@@ -167,7 +166,7 @@ def _named(error):
 
 
 def tell_tasks():
-    """Tell on stderr where each task stands."""
+    """Print the stack of each task to stderr."""
     try:
         for task in asyncio.all_tasks():
             task.print_stack(file=sys.stderr)
@@ -199,7 +198,7 @@ def interrupt():
 
 
 def undisturbed(backend, program, **options):
-    """Nothing at all; tells all places of the program, in order."""
+    """Run a program undisturbed, and return all its places in order."""
     run = Run(backend, program)
     trail = []
     run.go(Places({}, trail=trail, **options))
@@ -209,7 +208,7 @@ def undisturbed(backend, program, **options):
 
 
 def ctrl_c(backend, program, moments, *, unwinding=False, **options):
-    """Ctrl+C at places; and once more while a worker unwinds, if that is asked for."""
+    """Press Ctrl+C at places, and with ``unwinding`` once more while a worker unwinds."""
     run = Run(backend, program)
     places = Places(dict.fromkeys(moments, interrupt), **options)
 
@@ -224,10 +223,10 @@ def ctrl_c(backend, program, moments, *, unwinding=False, **options):
     run.go(places)
     expected = ["KeyboardInterrupt"] if places.hit else ["nothing"]
     if sys.version_info < (3, 11) and backend != "trio" and places.hit:
-        expected.append("CancelledError")  # so ends plain AnyIO
+        expected.append("CancelledError")  # as in plain AnyIO
     run.expect(*expected)
     if len(places.hit) > 1 and not unwinding and backend != "trio":
-        # asyncio raises the second one in whatever code there is: it has to get through, no more.
+        # asyncio raises the second one in any code that runs. The program only has to end.
         return {**run.result(), "is_rough": True}
     run.look_at_what_is_left(untold=len(places.hit) if backend == "trio" else 0)
     return run.result()
@@ -237,7 +236,7 @@ def ctrl_c(backend, program, moments, *, unwinding=False, **options):
 
 
 def newest(stage):
-    """The last of the workers that a program knows of, also before it was added."""
+    """Return the newest unfinished worker that a program knows of, even if it is not added yet."""
     return next((each for each in reversed(stage.workers) if not each.is_finished), None)
 
 
@@ -305,7 +304,7 @@ DEEDS = {
 
 
 class Handler:
-    """A signal handler that does something to what a program has made."""
+    """A signal handler that makes a call on the nodes or workers of a program."""
 
     def __init__(self, run, deed):
         self._run = run
@@ -333,7 +332,7 @@ class Handler:
 
 
 def in_handler(backend, program, moments, deed, **options):
-    """Something is done in a signal handler, at a place."""
+    """Make a call in a signal handler at each of the given places."""
     run = Run(backend, program)
     handler = Handler(run, deed)
     signal.signal(signal.SIGUSR1, handler)
@@ -346,7 +345,7 @@ def in_handler(backend, program, moments, deed, **options):
 
 
 def while_asleep(backend, program, deed):
-    """Something is done in a signal handler while the loop waits for something to happen."""
+    """Make a call in a signal handler while the event loop sleeps."""
     run = Run(backend, program, looks=False)
     handler = Handler(run, deed)
 
@@ -355,8 +354,8 @@ def while_asleep(backend, program, deed):
         handler(*args)
 
     signal.signal(signal.SIGALRM, act)
-    # By then it sleeps; if not, nothing is proved. Again, as Python does not run the handler of a
-    # signal that comes just before the sleep.
+    # By then the loop sleeps; if not, the run proves nothing. The timer repeats, because Python
+    # does not run the handler of a signal that comes just before the sleep.
     run.stage.falls_asleep = functools.partial(signal.setitimer, signal.ITIMER_REAL, 0.05, 0.05)
     run.go(Places({}))
     run.expect("nothing")
