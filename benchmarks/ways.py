@@ -1,18 +1,18 @@
 """The ways of running background work that are compared.
 
-A way runs jobs in the idiom of its library; its block ends when all of them have. What a library
-has no idiom for, its way does not have, and is left out of the scenarios that ask for it::
+A way runs jobs in the idiom of its library, and its block ends when all jobs have ended. If a
+library has no idiom for a method, its way lacks the method and skips the scenarios that need it::
 
-    start(job, count)           start jobs; gives what stands for each
-    start_each(job, count)      the same, so that each can be cancelled by itself
-    start_handled(job, count)   the same, and have a function called at each end
-    start_watched(job, count)   the same, and somebody watches
+    start(job, count)           start jobs, and return a handle for each
+    start_each(job, count)      the same, so that each can be cancelled individually
+    start_handled(job, count)   the same, and call a function at each end
+    start_watched(job, count)   the same, while something watches
     start_limited(job, count)   at most ``limit`` run at once, the others wait
-    run_waves(job, count)       ten are started and all waited for, time after time
-    run_in_turn(job, count)     one is started and waited for, time after time
+    run_waves(job, count)       start ten and wait for all, repeatedly
+    run_in_turn(job, count)     start one and wait for it, repeatedly
     cancel_all(), cancel_group(), cancel_each(handles)
     start_others(job, count)    each in a group of its own
-    replace(job)                start exclusively, which cancels the one before
+    replace(job)                start exclusively, which cancels the previous one
     run_thread(call), run_threads(call, count)
     start_threads_limited(call, count)  at most ``limit`` threads at once, the others wait
     advance(count)              progress updates of one job
@@ -44,11 +44,11 @@ UVLOOP = ("uvloop",) if importlib.util.find_spec("uvloop") else ()
 ASYNCIO = ("asyncio", *UVLOOP)
 ALL = (*ASYNCIO, "trio")
 WAVE = 10
-"""How many are started before any of them is waited for."""
+"""The number of jobs that are started together and then waited for."""
 
 
 class Way:
-    """One way of running jobs; entered once, as a block."""
+    """One way of running jobs, an async context manager that is entered once."""
 
     name = ""
     loops: tuple[str, ...] = ("asyncio",)
@@ -59,7 +59,7 @@ class Way:
     @classmethod
     @asynccontextmanager
     async def host(cls):
-        """Set up what a program has once, and what is not measured."""
+        """Set up what a program has only once, which is not measured."""
         yield
 
     async def __aenter__(self):
@@ -71,7 +71,7 @@ class Way:
         return await self._block.__aexit__(*raised)
 
     def open(self):
-        """Give the block of the library that this one is."""
+        """Return the library's own context manager, which the way enters."""
         return AsyncExitStack()
 
     async def start_each(self, job, count):
@@ -83,7 +83,7 @@ class Way:
 
 
 class Awaited(Way):
-    """A way whose ``start()`` gives what can be awaited."""
+    """A way whose ``start()`` returns awaitables."""
 
     async def run_in_turn(self, job, count):
         for _ in range(count):
@@ -205,7 +205,7 @@ class RawTrio(Way):
 
 
 def held(job, limiter):
-    """Make a job that waits for its turn."""
+    """Make a job that runs while it holds the limiter."""
 
     async def run():
         async with limiter:
@@ -263,7 +263,7 @@ class AnyIO(Awaited):
 
 
 class ThreadInTask(Way):
-    """What a thread costs that somebody owns: a task waits for it, and is waited for."""
+    """The cost of a thread that has an owner: a task waits for it, and the caller for the task."""
 
     name = "AnyIO, in a task"
     loops = ALL
@@ -340,7 +340,7 @@ class Creche(Awaited):
 
 
 class Unwatched(Way):
-    """Workers of a node that nobody watches; those below are watched, in some way each."""
+    """Workers of a node that nothing watches. Each subclass watches them in some way."""
 
     name = "Creche, unwatched"
     loops = ALL
@@ -357,7 +357,7 @@ class Unwatched(Way):
             return await self._node.__aexit__(*raised)
 
     async def watch(self, around):
-        """Begin, and have the stack end it."""
+        """Start to watch, and let the stack stop it."""
 
     async def start_watched(self, job, count):
         for _ in range(count):
@@ -442,7 +442,7 @@ class Textual(InApp):
     app = PlainApp
 
     async def __aexit__(self, *raised):
-        # Its own wait_for_complete() makes a task for each worker.
+        # Textual's wait_for_complete() creates a task for each worker.
         while len(self._app.workers):  # noqa: ASYNC110 (it sets no event)
             await asyncio.sleep(0)
 
@@ -480,12 +480,12 @@ class Textual(InApp):
 
 
 class Aiojobs(Way):
-    """aiojobs: a scheduler, which has a limit of its own."""
+    """aiojobs: a scheduler, with its own limit."""
 
     name = "aiojobs"
 
     async def __aenter__(self):
-        # Without a timeout: it would give up on a tenth of a second, and not wait for the rest.
+        # Without timeouts: by default it gives up after 0.1 s and does not wait for the rest.
         self._scheduler = Scheduler(
             close_timeout=None, limit=self.limit, pending_limit=0, wait_timeout=None
         )

@@ -1,4 +1,4 @@
-"""The backends that every test runs on, and what must not be left when it ends."""
+"""The backends that every test runs on, and the check that a test leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PLAIN = settings(
     deadline=None, stateful_step_count=25, suppress_health_check=list(HealthCheck), print_blob=True
 )
 settings.register_profile("dev", PLAIN, max_examples=50)
-# The default: it draws the same programs each time. Without a database, or it would not.
+# The default draws the same programs each time, for which it must have no database.
 settings.register_profile("ci", PLAIN, max_examples=200, derandomize=True, database=None)
 settings.register_profile("deep", PLAIN, max_examples=20_000)
-settings.register_profile(  # for planted faults: shrinking them is no use
+settings.register_profile(  # for planted faults, which need no shrinking
     "mutants", PLAIN, max_examples=100, derandomize=True, database=None, phases=[Phase.generate]
 )
 settings.load_profile(os.environ.get("CRECHE_PROFILE", "ci"))
 
-# What a shell runs in the background ignores Ctrl+C, and so would the programs that are tested.
+# A process that a shell runs in the background ignores Ctrl+C, as would the tested programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,7 +38,7 @@ if importlib.util.find_spec("trio"):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Have what a test has logged in characters that a process can send to another: UTF-8."""
+    """Escape what cannot be encoded in UTF-8 in captured output, so that xdist can send it."""
     report = yield
     report.sections = [
         (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
@@ -61,7 +61,7 @@ def backend(anyio_backend):
 
 @pytest.fixture
 def quiet():
-    """Keep from the log the errors that workers keep to themselves; scripts make many."""
+    """Disable the log for random programs, whose many stored errors would fill it."""
     logging.getLogger("creche").disabled = True
     yield
     logging.getLogger("creche").disabled = False
@@ -69,12 +69,12 @@ def quiet():
 
 @pytest.fixture(autouse=True, scope="module")
 def kept():
-    """Take what is there before the tests of a file out of the collections, one for each test.
+    """Freeze existing objects before the tests of a file, so that gc.collect() is fast after each.
 
-    The imports made most of it, and Hypothesis keeps what it has drawn.
+    Most of these objects come from imports, and from Hypothesis, which keeps what it has drawn.
     """
-    # Hypothesis makes its source of randomness in its first test, and warns if it finds nothing
-    # that refers to it. From Python 3.14 on it finds nothing in what is frozen here.
+    # Hypothesis creates its source of randomness in its first test, and warns if it finds no
+    # reference to it. From Python 3.14 on, it finds none among the frozen objects.
     given(st.none())(lambda _: None)()
     gc.collect()
     gc.freeze()
@@ -84,14 +84,14 @@ def kept():
 
 @pytest.fixture(autouse=True)
 def nothing_left(kept):
-    """No test leaves a worker thread behind, nor a coroutine that was never awaited."""
+    """Check that a test leaves no thread and no coroutine that was never awaited."""
     before = set(threading.enumerate())
     yield
-    gc.collect()  # so that warnings of un-awaited coroutines come up here, as errors
+    gc.collect()  # so that warnings about coroutines never awaited are raised here, as errors
     left = [
         thread
         for thread in threading.enumerate()
-        # One that has not begun is still being started, by a thread that goes on.
+        # A thread that is not alive yet is still being started by another one.
         if thread not in before
         and thread.is_alive()
         and not thread.name.startswith(("AnyIO worker", "Trio thread"))

@@ -1,4 +1,4 @@
-"""What the wheel and the source archive hold: ``python tests/packed.py dist``, in a clone."""
+"""Check the contents of the wheel and the sdist: ``python tests/packed.py dist``, in a clone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOT_IN_SDIST = re.compile(r"\.(?!gitignore)")  # what serves the repository alone
+NOT_IN_SDIST = re.compile(r"\.(?!gitignore)")  # files that only the repository needs
 
 
 def kept():
-    """The files that are in git."""
+    """Return the files that are in git."""
     run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)  # noqa: S607
     return set(run.stdout.decode().rstrip("\0").split("\0"))
 

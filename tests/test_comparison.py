@@ -1,4 +1,4 @@
-"""What docs/comparison.md says of others, run: a cell that changes there fails here."""
+"""Checks of what docs/comparison.md says about other libraries, so that no cell gets outdated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def quick():
 
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request):
-    """The others run on asyncio alone; what is said of Creche has its tests elsewhere."""
+    """Run on asyncio only, as the other libraries do. Creche itself is tested elsewhere."""
     return request.param
 
 
@@ -56,7 +56,7 @@ async def test_task_groups_cancel_the_others():
 
 
 async def test_aiojobs_hands_the_error_to_a_handler():
-    """A failure in a scheduler of aiojobs goes to its handler, and the other jobs go on."""
+    """An aiojobs scheduler passes a failure to its handler, and the other jobs keep running."""
     told = []
     scheduler = aiojobs.Scheduler(exception_handler=lambda _, context: told.append(context))
     async with scheduler:
@@ -67,7 +67,7 @@ async def test_aiojobs_hands_the_error_to_a_handler():
 
 
 async def test_background_tasks_stop_at_the_first_error():
-    """Background tasks of Starlette run one after another, and none after one that fails."""
+    """Starlette's background tasks run one after another, and stop at the first that fails."""
     ran = []
 
     async def note(name):
@@ -84,7 +84,7 @@ async def test_background_tasks_stop_at_the_first_error():
 
 
 async def test_a_node_does_either():
-    """A failure in a node cancels the other workers, or is kept while they go on."""
+    """A failure in a node cancels the other workers, or is only stored while they keep running."""
     async with Node("app") as app:
         failed = app.run_worker(fail, exit_on_error=False)
         worker = app.run_worker(quick)
@@ -110,7 +110,7 @@ async def swallow(begun):
 
 @pytest.mark.skipif(not hasattr(asyncio, "TaskGroup"), reason="from Python 3.11 on")
 async def test_a_cancelled_task_may_look_like_success():
-    """A task of asyncio that swallows its cancellation is not cancelled; a worker is."""
+    """An asyncio task that swallows its cancellation is not cancelled, but a worker is."""
     async with asyncio.TaskGroup() as tasks:
         begun = asyncio.Event()
         task = tasks.create_task(swallow(begun))
@@ -126,7 +126,7 @@ async def test_a_cancelled_task_may_look_like_success():
 
 
 async def test_one_task_of_anyio_can_be_cancelled():
-    """The handle that ``create_task()`` of AnyIO gives cancels that task and no other."""
+    """The handle that AnyIO's ``create_task()`` returns cancels that task and no other."""
     async with anyio.create_task_group() as tasks:
         one = tasks.create_task(forever())
         other = tasks.create_task(quick())
@@ -135,7 +135,7 @@ async def test_one_task_of_anyio_can_be_cancelled():
 
 
 async def test_a_job_of_aiojobs_can_be_closed():
-    """``close()`` of a job of aiojobs cancels it and waits for its end."""
+    """``Job.close()`` of aiojobs cancels the job and waits for its end."""
     async with aiojobs.Scheduler() as scheduler:
         job = await scheduler.spawn(forever())
         await job.close()
@@ -146,7 +146,7 @@ async def test_a_job_of_aiojobs_can_be_closed():
 
 
 async def test_a_scheduler_of_aiojobs_has_one_limit():
-    """aiojobs runs as many jobs as its limit says, and ``spawn()`` waits when the queue is full."""
+    """aiojobs runs no more jobs than its limit, and ``spawn()`` waits if the queue is full."""
     async with aiojobs.Scheduler(limit=2, pending_limit=1) as scheduler:
         jobs = [await scheduler.spawn(forever()) for _ in range(3)]
         assert (scheduler.active_count, scheduler.pending_count) == (2, 1)
@@ -161,7 +161,7 @@ async def test_a_scheduler_of_aiojobs_has_one_limit():
 
 
 async def test_a_scheduler_of_aiojobs_gives_up_after_a_while():
-    """Leaving a scheduler of aiojobs waits for its jobs for ``wait_timeout``, then cancels them."""
+    """Leaving an aiojobs scheduler waits ``wait_timeout`` for its jobs and then cancels them."""
     async with aiojobs.Scheduler(wait_timeout=0) as scheduler:
         job = await scheduler.spawn(forever())
     assert job.closed
@@ -172,7 +172,7 @@ async def test_a_scheduler_of_aiojobs_gives_up_after_a_while():
 
 
 async def test_a_thread_of_asyncio_goes_on_after_its_task():
-    """``asyncio.to_thread()`` ends when it is cancelled, and its function runs on; ours waits."""
+    """A cancelled ``asyncio.to_thread()`` leaves its function running; a worker waits for it."""
     begun, go_on = threading.Event(), threading.Event()
 
     def work():
@@ -184,7 +184,7 @@ async def test_a_thread_of_asyncio_goes_on_after_its_task():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    go_on.set()  # it was waiting still
+    go_on.set()  # the function was still waiting
 
     begun.clear()
     go_on.clear()
@@ -198,7 +198,7 @@ async def test_a_thread_of_asyncio_goes_on_after_its_task():
 
 
 async def test_a_thread_of_anyio_is_waited_for():
-    """``anyio.to_thread.run_sync()`` that is cancelled waits until its function has returned."""
+    """A cancelled ``anyio.to_thread.run_sync()`` waits until its function has returned."""
     begun, go_on = threading.Event(), threading.Event()
     ended = []
 

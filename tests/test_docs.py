@@ -1,4 +1,4 @@
-"""The code in README and docs runs as it stands, on every backend."""
+"""The code in the README and the docs runs unchanged on every backend, and the links are valid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import creche
 from helpers import run_python
 from pages import PAGES, PROSE, ROOT, blocks
 
-EXTRAS = {  # what needs which
+EXTRAS = {  # imported module: package that it needs
     "opentelemetry": "opentelemetry",
     "PIL": "PIL",
     "distributed": "distributed",
@@ -62,7 +62,7 @@ def run_as_program(folder, code, backend):
 
 @pytest.mark.parametrize("code", CODE)
 def test_code_runs(monkeypatch, tmp_path, backend, code):
-    """Each block of Python in the pages is a program that ends without an error."""
+    """Each Python block in the pages is a program that ends without an error."""
     for module, package in EXTRAS.items():
         if re.search(rf"^(from|import) {module}\b", code, re.MULTILINE):
             pytest.importorskip(package)
@@ -80,7 +80,7 @@ def test_code_runs(monkeypatch, tmp_path, backend, code):
 
 
 def headings(page):
-    """What links to the headings of a page are called on GitHub and on the site."""
+    """Return the anchors that GitHub and the site give to the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
     return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
@@ -88,17 +88,17 @@ def headings(page):
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    """Each link to a file of the repository leads to one, and to a heading that it has."""
+    """Each relative link leads to an existing file, and each anchor to a heading in it."""
     for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
         target = page.parent / file if file else page
         if not (ROOT / "src").exists() and file.startswith(("src/", "../src/")):
-            continue  # the wheel is tested without it
+            continue  # the wheel is tested without src
         assert target.exists(), file
         assert not anchor or anchor in headings(target), f"{file}#{anchor}"
 
 
 def test_names_of_the_internals_are_in_the_code():
-    """Each function and file that the page on the internals names is there."""
+    """Each function and file that docs/internals.md names exists."""
     page = (ROOT / "docs" / "internals.md").read_text()
     package = Path(creche.__file__).parent
     code = "\n".join(path.read_text() for path in package.glob("_*/*.py"))
@@ -110,7 +110,7 @@ def test_names_of_the_internals_are_in_the_code():
 
 
 def public_names(path):
-    """The names in ``__all__``, read from the source, as what a module needs may not be there."""
+    """Return ``__all__``, read from the source because the module's extra may not be installed."""
     for node in ast.parse((PACKAGE / path).read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
@@ -119,7 +119,7 @@ def public_names(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_the_reference_has_every_public_name(path):
-    """Each name in ``__all__`` stands in a page of docs/reference, for Sphinx to document."""
+    """Each name in ``__all__`` is documented in a page of docs/reference."""
     entry = re.compile(r"^\.\. (currentmodule|automodule|auto\w+):: (\S+)$", re.MULTILINE)
     documented = set()
     for page in REFERENCE.glob("*.rst"):
@@ -134,7 +134,7 @@ def test_the_reference_has_every_public_name(path):
 
 
 def test_the_site_has_every_page():
-    """Each page stands in a table of contents, and what stands there is a page."""
+    """The tables of contents list exactly the pages that exist."""
     for index in (ROOT / "docs" / "index.md", REFERENCE / "index.md"):
         trees = re.findall(r"^```{toctree}\n(.*?)^```", index.read_text(), re.MULTILINE | re.DOTALL)
         listed = [line for line in "".join(trees).splitlines() if line and line[0] != ":"]

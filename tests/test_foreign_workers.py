@@ -1,4 +1,4 @@
-"""A subclass of Worker with another meaning of ``node`` and ``state``: nobody asks it for them."""
+"""Workers that override ``node`` and ``state`` work, because the library reads neither."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from helpers import CANCELLED, ERROR, RENDEZVOUS, SUCCESS, ExceptionGroup, fail,
 
 
 class Foreign(Worker):
-    """Has a widget for a node, and states of another library, which nothing here may ask for."""
+    """A worker whose ``node`` and ``state`` are another library's, so Creche must not read them."""
 
     @property
     def node(self):
@@ -55,7 +55,7 @@ def state_of(worker):
 
 
 async def test_it_lives_as_any_worker_does(caplog):
-    """All that a node, a group and a manager do is done to it, the log included."""
+    """Nodes, groups, managers and the log treat such a worker like any other."""
     caplog.set_level(logging.DEBUG, "creche")
     heard = []
 
@@ -89,7 +89,7 @@ async def test_it_lives_as_any_worker_does(caplog):
 
 
 async def test_it_is_seen_as_any_worker_is(tmp_path):
-    """By whoever watches: pictures, text, the board, a timeline, spans, a recorder."""
+    """Snapshots, trees, the board, timelines, spans and recorders show such a worker."""
     async with AsyncExitStack() as stack:
         app = Node("app")
         if importlib.util.find_spec("rich"):
@@ -126,7 +126,7 @@ async def test_it_is_seen_as_any_worker_is(tmp_path):
 
 
 async def test_it_may_be_the_one_that_ends_its_host():
-    """``stop()`` in its work is not waited for by itself."""
+    """Such a worker can call ``Host.stop()``, which does not wait for that worker."""
     async with anyio.create_task_group() as tasks:
         host = Host(Node("app"), task_group=tasks)
         await host.start()
@@ -137,7 +137,7 @@ async def test_it_may_be_the_one_that_ends_its_host():
 
 
 async def test_it_is_named_where_the_loop_stands_still(caplog):
-    """The watchdog reports it, with the path of its node."""
+    """The watchdog reports such a worker if it blocks the loop, with the path of its node."""
     told = threading.Event()
 
     class Told(logging.Handler):
@@ -161,7 +161,7 @@ async def test_it_is_named_where_the_loop_stands_still(caplog):
 
 
 async def test_it_is_named_where_it_does_not_end():
-    """A failure that fails the node is raised once, with its note."""
+    """The failure of such a worker fails its node, and is raised once, with a note."""
     with pytest.raises(ExceptionGroup) as caught:
         async with Node("app") as app:
             run(app, fail(ValueError("no")), name="failed")
@@ -171,7 +171,7 @@ async def test_it_is_named_where_it_does_not_end():
 
 @pytest.mark.usefixtures("quiet")
 def test_it_is_a_worker_for_the_machine(anyio_backend):
-    """The random programs run with it."""
+    """The random programs of WorkerMachine pass with such workers."""
 
     class Machine(WorkerMachine):
         backend = anyio_backend[0]

@@ -1,4 +1,4 @@
-"""The example of a web service, run and driven as its users do."""
+"""The example of a web service, run by uvicorn and used over HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PEOPLE = "id,who\n1,Ada\n2,Grace\n3,Barbara\n"
 
 
 class Service:
-    """The service, in a process of its own."""
+    """The service in a process of its own, with a client."""
 
     def __init__(self, process, port):
         self.process = process
@@ -44,7 +44,7 @@ class Service:
         return answer.headers["location"]
 
     def follow(self, path):
-        """Give how a job stands, as it changes."""
+        """Yield the status of a job whenever it changes."""
         with self.client.stream("GET", f"{path}/events") as response:
             for line in response.iter_lines():
                 if line.startswith("data: ") and len(line) > 10:
@@ -90,7 +90,7 @@ def serve(folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_imports(tmp_path):
-    """A table is imported, asked about, called off; the history is there for the next program."""
+    """Imports ask a question, succeed, fail or are cancelled, and the history survives restarts."""
     with serve(tmp_path) as service:
         done = service.start()
         (question,) = service.until_asked(done)
@@ -125,7 +125,7 @@ def test_imports(tmp_path):
         assert "/imports" in service.client.get("/openapi.json").json()["paths"]
         before = time.monotonic()
         assert service.end() == -signal.SIGTERM
-        assert time.monotonic() - before < 30  # the grace of 3 s, and a busy machine
+        assert time.monotonic() - before < 30  # 3 s of grace, and a margin for a busy machine
         assert service.said.count("Traceback") == 1, service.said  # of the import that failed
 
     with serve(tmp_path) as service:
@@ -141,12 +141,12 @@ def test_imports(tmp_path):
 
 
 def lines(code):
-    """Give the lines of code that are no imports."""
+    """Return the lines of code that are not imports."""
     return [line for line in code.split("\n") if line.strip() and "import " not in line]
 
 
 def test_ten_lines():
-    """From an install to a job that can be cancelled and tells its progress, live: ten lines."""
+    """The first program of docs/web.md has ten lines besides imports, as the page says."""
     page = ROOT / "docs" / "web.md"
     assert "in ten lines" in page.read_text()
     code = blocks(page)[0]
@@ -155,7 +155,7 @@ def test_ten_lines():
 
 
 def test_lines_of_the_readme():
-    """The README shows the example in ten lines; what is set up is the same."""
+    """The README shows the example in ten lines, with the same setup as the example itself."""
     (code,) = (code for code in blocks(ROOT / "README.md") if "creche.web" in code)
     assert len(lines(code)) == 10
     example = EXAMPLE.read_text()

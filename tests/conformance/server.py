@@ -1,4 +1,4 @@
-"""The server that the conformance suite of MCP asks for, on ``creche.mcp``."""
+"""The server that the MCP conformance suite expects, built on ``creche.mcp``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def declare(tasks: Tasks) -> None:
 
     @tasks.tool()
     async def protocol_error_job() -> str:
-        await anyio.sleep(0.1)  # what ends at once is no task
+        await anyio.sleep(0.1)  # a call that ends at once does not become a task
         raise MCPError(INTERNAL_ERROR, "it breaks, as it should")
 
     @tasks.tool()
@@ -71,7 +71,7 @@ def declare(tasks: Tasks) -> None:
 
 
 async def main(port: int) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is killed."""
     async with Node("conformance") as node:
         tasks = Tasks(Jobs(node), poll_interval=0.1)
         declare(tasks)

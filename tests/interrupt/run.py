@@ -1,17 +1,17 @@
 """Interrupt programs at every executed line of the library, and check what happens.
 
-``python tests/interrupt/run.py [FIRE ...]``, each of them one of
+``python tests/interrupt/run.py [FIRE ...]``, where FIRE is one of
 
 - ``ctrl-c``: Ctrl+C at each place;
-- ``twice``: and another some places later;
-- ``unwinding``: or another while a worker takes its time to end;
+- ``twice``: a second Ctrl+C some places later;
+- ``unwinding``: a second Ctrl+C while a worker takes its time to end;
 - ``handler``: cancel and post in a signal handler at each place;
 - ``asleep``: the same while the event loop sleeps;
 - ``random``: Ctrl+C to a busy program at random moments.
 
-Each place is met in a process of its own. What went wrong is listed by place; with ``--program P
---at N --tell`` all is told of it. A place is a line each time it is executed; with ``--times 1``
-each line of a program once, with ``--once`` each line of the library, in one of the programs.
+Each place is struck in a process of its own. Failures are listed by place; ``--program P --at N
+--tell`` prints all output of one. Each execution of a line is a place. With ``--times 1`` each
+line of a program is a place once, with ``--once`` each line of the library in one of the programs.
 """
 
 # ruff: noqa: T201 (it prints what it found)
@@ -34,7 +34,7 @@ from children import in_children
 
 FIRES = ("ctrl-c", "twice", "unwinding", "handler", "asleep", "random")
 GAPS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
-"""How many places lie between two Ctrl+C: one of these in turn."""
+"""How many places lie between two Ctrl+C. The runs cycle through these numbers."""
 
 
 def arguments():
@@ -71,7 +71,7 @@ def options(asked):
 
 
 def find_trails(asked, backend):
-    """Run each program undisturbed, and give the places it meets."""
+    """Run each program undisturbed, and return the places that it passes."""
     names = asked.program or list(programs.ALL)
     calls = [
         (name, functools.partial(fires.undisturbed, backend, name, **options(asked)))
@@ -86,10 +86,10 @@ def find_trails(asked, backend):
 
 
 def choose(asked, trails):
-    """Give the places that were asked for: programs, and the numbers of their lines."""
+    """Return the places that were asked for, each as a program and the number of a place in it."""
     if asked.at:
         return [(program, asked.at) for program in trails]
-    numbers = {}  # of each line
+    numbers = {}  # for each line
     for program, trail in trails.items():
         for number, line in enumerate(trail, 1):
             if asked.within and not line.endswith(f" {asked.within}"):
@@ -104,7 +104,7 @@ def choose(asked, trails):
             chosen.append(found[index * 7919 % len(found)])
         elif asked.times is None or len(found) <= asked.times:
             chosen += found
-        else:  # the first and the last, and between them
+        else:  # the first, the last, and some between them
             last = max(asked.times - 1, 1)
             chosen += [found[(len(found) - 1) * each // last] for each in range(asked.times)]
     first, of = map(int, asked.share.split("/"))
@@ -112,7 +112,7 @@ def choose(asked, trails):
 
 
 def find_calls(asked, backend):
-    """Give the calls, with keys that tell what they are."""
+    """Yield the calls, each with a key that identifies it."""
     if asked.fire == "asleep":
         for program, deed in itertools.product(programs.ASLEEP, asked.deed or fires.DEEDS):
             call = functools.partial(fires.while_asleep, backend, program, deed)
@@ -122,7 +122,7 @@ def find_calls(asked, backend):
     gaps = itertools.cycle([asked.gap] if asked.gap else GAPS)
     for program, at in choose(asked, find_trails(asked, backend)):
         if asked.fire == "handler":
-            # In the thinned rounds each place meets one of the deeds, else all of them.
+            # With --once, each place gets one of the deeds, otherwise all of them.
             for _ in range(1 if asked.once else len(asked.deed or fires.DEEDS)):
                 deed = next(deeds)
                 call = functools.partial(fires.in_handler, backend, program, [at], deed)
@@ -138,7 +138,7 @@ def find_calls(asked, backend):
 
 
 def symptoms(report):
-    """Tell what went wrong, in words that are the same wherever it is the same."""
+    """Return what went wrong, in the same words for the same kind of failure."""
     if report.value is None:
         return ["hangs"] if report.is_hang else [f"broke off, status {report.status}"]
     found = [each.partition(": ")[0] for each in report.value["faults"]]
@@ -157,7 +157,7 @@ def place_of(report):
 
 
 def strike(asked, backend):
-    """Make all calls on a backend; tell how many failed."""
+    """Make all calls on a backend, and return how many failed."""
     fires.warm_up(backend)
     total, struck, failures = 0, 0, collections.defaultdict(list)
     for report in in_children(find_calls(asked, backend), asked.seconds, asked.jobs):
@@ -184,7 +184,7 @@ def strike(asked, backend):
 
 
 def main():
-    # What a shell runs in the background ignores Ctrl+C, and so would the programs.
+    # A process that a shell runs in the background ignores Ctrl+C, and so would the programs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = arguments()
     fires.seconds = asked.seconds

@@ -1,7 +1,7 @@
-"""A plugin of pytest: Textual's own tests run with Creche under every worker.
+"""A pytest plugin that runs Textual's own tests with Creche under every worker.
 
-They create workers and apps by names that are rebound here, before any test is imported. The
-one private method of a worker that they call is ``_start()``.
+The tests create workers and apps by names that are rebound here before any test is imported. The
+only private method of a worker that they call is ``_start()``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Worker(adapter.Worker[T]):
-    """A worker that tests may start by the private name."""
+    """A worker with the private method by which Textual's tests start it."""
 
     def _start(self, app, done_callback=None):
         if self not in app.workers and not self.is_finished:
@@ -27,7 +27,7 @@ class Worker(adapter.Worker[T]):
 
 
 class App(adapter.Creche, textual.app.App[T]):
-    """An app with the one changed line."""
+    """An app with the one line changed that the adapter needs."""
 
 
 Worker.__module__ = "textual.worker"
@@ -42,7 +42,7 @@ DIFFERENT = {
         "update() sets the number of completed steps, as its documentation says; Textual's adds"
     ),
 }
-"""The tests that have to fail, and the documented difference."""
+"""The tests that must fail, each with the documented difference."""
 
 
 def pytest_collection_modifyitems(items):
