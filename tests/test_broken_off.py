@@ -431,7 +431,7 @@ async def test_call_of_a_thread_that_has_its_answer():
 
 
 async def test_answer_that_comes_too_late():
-    """Only the first answer to a thread counts."""
+    """A thread gets the first answer to its call, and a later one is ignored."""
     future = Future()
     bridge_module.fail(future, ValueError("first"))
     bridge_module.fail(future, ValueError("second"))
@@ -480,7 +480,7 @@ async def test_landing_of_a_call():
 
 
 async def test_thread_at_its_first_lines():
-    """The work is not called, and the worker fails with the fault."""
+    """If a thread is interrupted at its start, its work is not called, and the worker fails."""
     called = []
     with (
         broken_off(ThreadCall, "_run_in_thread") as faults,
@@ -493,7 +493,7 @@ async def test_thread_at_its_first_lines():
 
 
 async def test_abandoned_thread_as_it_leaves(caplog):
-    """Nobody waits for the thread any more, but its token is returned."""
+    """A fault as an abandoned thread ends is logged, and the thread's token is returned."""
     meeting, limiter = Meeting(), anyio.CapacityLimiter(1)
     async with Node("app") as app:
         worker = app.run_worker(meeting, thread=True, abandon_on_cancel=True, limiter=limiter)

@@ -806,7 +806,7 @@ async def test_error_in_a_block_left_in_another_task():
 
 @pytest.mark.parametrize("inner", [False, True])
 async def test_block_left_in_another_task_is_no_more_open_in_its_own(inner):
-    """Blocks around it and inside it do not report a wrong order."""
+    """If a block is left in another task, the blocks around and inside it report no wrong order."""
     nodes = [Node(name) for name in "abc"[: 3 if inner else 2]]
     for node in nodes:
         await node.__aenter__()
@@ -851,7 +851,7 @@ async def test_what_an_inner_block_raised_is_told_with_the_wrong_order():
 
 
 async def test_deserted_node_is_told_of(anyio_backend, caplog):
-    """A block that was never left is a fault of the program, and the log says so."""
+    """A block that is never left is logged as a mistake of the program."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio itself fails the task that leaves a nursery open")
 
@@ -928,7 +928,7 @@ async def test_mounted_while_the_parent_shuts_down():
 
 
 class Same(Node):
-    """A node that equals any other."""
+    """A node that compares equal to any other."""
 
     def __eq__(self, other):
         return isinstance(other, Same)
@@ -938,7 +938,7 @@ class Same(Node):
 
 
 class Alike(Worker):
-    """A worker that equals any other."""
+    """A worker that compares equal to any other."""
 
     def __eq__(self, other):
         return isinstance(other, Alike)
