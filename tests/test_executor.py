@@ -34,12 +34,12 @@ from helpers import (
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    """Keep the threads of what is shared out of the account of a single test."""
+    """Start the threads of shared executors, so that they do not count as left by one test."""
     pool("spawn")
 
 
 class ByHand(Executor):
-    """An executor that does what the test says, in threads. Its futures tell what they like."""
+    """An executor that a test controls, in threads. Its futures may report any state."""
 
     def __init__(self):
         self.calls = []
@@ -73,7 +73,7 @@ class ByHand(Executor):
 
 @pytest.fixture
 def by_hand():
-    """An executor that does what the test says; its far side is in threads of this process."""
+    """An executor that the test controls; its far side runs in threads of this process."""
     executor = ByHand()
     yield executor
     executor.join()
@@ -87,7 +87,7 @@ async def submitted(executor, number=1):
 
 
 async def test_running_is_true(by_hand):
-    """A worker is PENDING and queued until its work begins, whatever its future says."""
+    """A worker is PENDING and queued until its work begins, whatever its future reports."""
     async with Listener() as app:
         worker = app.run_worker(partial(farwork.add, 1, 2), where=by_hand)
         await submitted(by_hand)
@@ -119,7 +119,7 @@ async def test_cancelled_in_the_queue(by_hand, lies):
 
 
 async def test_work_that_is_left_until_the_node_is_gone(by_hand):
-    """Work whose home is gone when it asks to begin does not begin."""
+    """Work does not begin if its home is gone when it asks."""
     async with Node("app") as app:
         worker = app.run_worker(partial(farwork.fail, "called"), where=by_hand)
         await submitted(by_hand)
@@ -129,7 +129,7 @@ async def test_work_that_is_left_until_the_node_is_gone(by_hand):
 
 
 async def test_cancel_against_begin(by_hand):
-    """Of a cancellation and the begin of the work, whichever home learns of first holds."""
+    """If work begins and is cancelled at once, whichever reaches home first counts."""
     async with Listener() as app:
         worker = app.run_worker(farwork.until_cancelled, where=by_hand)
         await submitted(by_hand)
@@ -166,7 +166,7 @@ async def test_abandon(by_hand, caplog):
 
 
 async def test_abandoned_work_in_an_executor_that_breaks(by_hand):
-    """Abandoned work whose executor breaks has ended too."""
+    """Abandoned work has ended when its executor breaks."""
     farwork.meet = meeting = Meeting()
     async with Node("app") as app:
         options = {"where": by_hand, "abandon_on_cancel": True}
@@ -182,7 +182,7 @@ async def test_abandoned_work_in_an_executor_that_breaks(by_hand):
 
 
 async def test_executor_that_is_shut(by_hand):
-    """Work that an executor does not take, or cancels by itself, is an ERROR that says so."""
+    """Work that an executor refuses or cancels by itself is an ERROR that says so."""
     async with Listener(exit_on_error=False) as app:
         dropped = app.run_worker(farwork.pid, where=by_hand)
         await submitted(by_hand)
@@ -196,7 +196,7 @@ async def test_executor_that_is_shut(by_hand):
 
 
 async def test_broken_pool():
-    """A pool that breaks is a crash of each of its jobs, and of those that come later."""
+    """If a pool breaks, each of its jobs crashes, and so do later ones."""
     async with Node("app", exit_on_error=False) as app:
         with ProcessPoolExecutor(1, mp_context=pool("spawn")._mp_context) as broken:
             first = app.run_worker(farwork.leave_at_once, where=broken)
@@ -210,7 +210,7 @@ async def test_broken_pool():
 
 
 async def test_outcome_that_says_stay_by_itself(by_hand):
-    """Work that was not begun though nobody cancelled it is an error."""
+    """Work that never begins although nobody cancelled it is an error."""
     async with Node("app", exit_on_error=False) as app:
         worker = app.run_worker(farwork.pid, where=by_hand)
         await submitted(by_hand)
@@ -233,7 +233,7 @@ async def test_home_that_cannot_be_reached(by_hand):
 
 
 async def test_wrong_key(by_hand):
-    """Who does not know the key is hung up on, before anything that it says is read."""
+    """A connection without the key is closed before anything else is read from it."""
     async with Node("app", exit_on_error=False) as app:
         worker = app.run_worker(farwork.pid, where=by_hand)
         await submitted(by_hand)
@@ -244,7 +244,7 @@ async def test_wrong_key(by_hand):
 
 
 async def test_home_that_does_not_know_the_key():
-    """The far side does not trust who answers at the address of home."""
+    """The far side does not trust a server at home's address that does not know the key."""
     with socket.create_server(("127.0.0.1", 0)) as impostor:
 
         def answer():
@@ -275,7 +275,7 @@ async def test_silent_caller(monkeypatch):
 
 
 async def test_frame_that_is_too_long(monkeypatch, by_hand):
-    """A frame longer than any is not read; one that would be is not sent."""
+    """A frame that is too long is neither read nor sent."""
     meeting = farwork.meet = Meeting()
     async with Node("app", exit_on_error=False) as app:
         worker = app.run_worker(partial(farwork.meet_and_fail, None), where=by_hand)
@@ -295,7 +295,7 @@ async def test_frame_that_is_too_long(monkeypatch, by_hand):
 
 
 async def test_message_of_no_interest(by_hand):
-    """What abandoned work says of its steps is dropped; so is what home says to no job."""
+    """Progress of abandoned work is dropped, and so are messages from home to no job."""
     meeting = farwork.meet = Meeting()
     async with Node("app", exit_on_error=False) as app:
         options = {"where": by_hand, "abandon_on_cancel": True}
@@ -313,14 +313,14 @@ async def test_message_of_no_interest(by_hand):
 
 
 class Own(Worker):
-    """Is RUNNING from its own first step on."""
+    """A worker whose run() does something before the work."""
 
     async def run(self):
         return await super().run()
 
 
 async def test_run_of_ones_own(by_hand):
-    """A worker with a run() of its own runs before its work does, and ends as that does."""
+    """A worker with a custom run() is RUNNING before its work begins, and ends as the work does."""
     async with Node("app") as app:
         first, second = (Own(app, farwork.until_cancelled, where=by_hand) for _ in range(2))
         for number, worker in enumerate((first, second)):
@@ -338,7 +338,7 @@ async def test_run_of_ones_own(by_hand):
 
 
 async def test_outcome_does_not_overtake(by_hand):
-    """An outcome waits until home has taken all that the work has said before it."""
+    """An outcome waits until home has handled everything that the work sent before."""
     meeting = farwork.meet = Meeting()
     async with Node("app") as app:
         worker = app.run_worker(farwork.meet_and_advance, where=by_hand)
@@ -353,7 +353,7 @@ async def test_outcome_does_not_overtake(by_hand):
 
 
 async def test_line_of_a_home_that_is_gone(by_hand):
-    """Work is told to stop when its home hangs up; the next home gets a line of its own."""
+    """Work is asked to stop when its home hangs up. The next home gets its own connection."""
     meeting = farwork.meet = Meeting()
     async with Node("app") as app:
         options = {"where": by_hand, "abandon_on_cancel": True}
@@ -368,7 +368,7 @@ async def test_line_of_a_home_that_is_gone(by_hand):
 
 
 async def test_line_that_is_lost(by_hand):
-    """Work whose line is lost is told to stop there, and its cancellation here does no harm."""
+    """Work that loses its connection is asked to stop, and can still be cancelled at home."""
     meeting = farwork.meet = Meeting()
     async with Node("app") as app:
         worker = app.run_worker(farwork.meet_and_wait, where=by_hand)
@@ -386,7 +386,7 @@ async def test_line_that_is_lost(by_hand):
 
 
 async def test_fork_server(anyio_backend_name):
-    """The start method ``forkserver`` will do."""
+    """The start method ``forkserver`` works."""
     if anyio_backend_name != "trio":
         pytest.skip("once is enough")
     context = __import__("multiprocessing").get_context("forkserver")
@@ -396,12 +396,12 @@ async def test_fork_server(anyio_backend_name):
 
 
 def test_executor_tells_what_it_is():
-    """A way tells in its repr what it stands for."""
+    """The repr of a way names its executor."""
     assert repr(OnExecutor(ByHand())) == "OnExecutor(ByHand)"
 
 
 async def test_loky():
-    """Loky's executor will do."""
+    """Loky's executor works."""
     loky = pytest.importorskip("loky")
     with contextlib.ExitStack() as stack:
         executor = loky.ProcessPoolExecutor(1)

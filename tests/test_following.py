@@ -48,7 +48,7 @@ async def read(stream):
     ("job", "state"), [(one, SUCCESS), (fail, ERROR), (anyio.sleep_forever, CANCELLED)]
 )
 async def test_join_raises_for_no_outcome(job, state):
-    """It gives the worker, however that has ended, and again once it has ended."""
+    """join() returns the worker however it ends, and again after that."""
     async with Node("app") as app:
         worker = app.run_worker(job, exit_on_error=False)
         if state is CANCELLED:
@@ -59,7 +59,7 @@ async def test_join_raises_for_no_outcome(job, state):
 
 
 async def test_join_of_oneself():
-    """A wait that cannot end raises here as well, and so does one outside the loop."""
+    """join() raises for a wait that cannot end, and outside the loop."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="never started"):
             await app.run_worker(one, start=False).join()
@@ -69,7 +69,7 @@ async def test_join_of_oneself():
 
 
 async def test_result_or():
-    """The default stands for whatever is no result: not yet, failed, cancelled."""
+    """result_or() returns the default for an unfinished, failed or cancelled worker."""
     async with Node("app", exit_on_error=False) as app:
         workers = [app.run_worker(job) for job in (one, fail, anyio.sleep_forever)]
         assert [worker.result_or(5) for worker in workers] == [5, 5, 5]
@@ -81,7 +81,7 @@ async def test_result_or():
 
 
 async def test_numbers_grow():
-    """A worker's number is its own, and a later one's is higher."""
+    """Each worker has its own number, and later workers have higher ones."""
     async with Node("app") as app, Node("page", parent=app) as page:
         numbers = [node.run_worker(one).number for node in (app, page, app)]
         assert numbers == list(range(numbers[0], numbers[0] + 3))
@@ -92,7 +92,7 @@ async def test_numbers_grow():
 
 
 async def test_a_stream_begins_with_how_things_stand():
-    """And goes on with each change to the final one, after which it ends."""
+    """A stream begins with the current state, and ends after the final change."""
     go = anyio.Event()
 
     async def job():
@@ -119,7 +119,7 @@ async def test_a_stream_begins_with_how_things_stand():
 
 
 async def test_a_stream_that_is_opened_before_the_worker_is_added():
-    """Nothing has happened by then, so the first event is the first announcement."""
+    """A stream that is opened early begins with the first announcement."""
     async with Node("app") as app:
         worker = Worker(app, one)
         async with worker.subscribe(Worker.StateChanged) as stream:
@@ -131,7 +131,7 @@ async def test_a_stream_that_is_opened_before_the_worker_is_added():
 
 @pytest.mark.parametrize("way", ["cancelled", "refused", "with the node", "dropped", "unstarted"])
 async def test_a_stream_ends_however_the_worker_does(way):
-    """Also where its work has never run."""
+    """A stream ends however its worker ends, even if the work never ran."""
     async with Node("app") as app:
         if way == "refused":
             app.cancel()
@@ -148,7 +148,7 @@ async def test_a_stream_ends_however_the_worker_does(way):
 
 
 async def test_a_stream_costs_others_nothing():
-    """No event is made for a worker that nobody follows."""
+    """No event is created for a worker that nobody follows."""
     gate = anyio.Event()
     async with Node("app") as app:
         followed = app.run_worker(gate.wait)
@@ -172,7 +172,7 @@ async def test_a_stream_costs_others_nothing():
 
 @pytest.mark.parametrize("followers", [1, 20])
 async def test_progress_that_waits_is_not_told_again(followers):
-    """However often a worker advances, whoever has not read yet learns of it once."""
+    """However often a worker advances, each follower that has not read yet gets one event."""
     steps = [0, 1_000, 1]
 
     async def job():
@@ -198,7 +198,7 @@ async def test_progress_that_waits_is_not_told_again(followers):
 
 
 async def test_progress_is_news_again_once_it_was_read():
-    """To each of those who follow, also to one who came later, and after one has left."""
+    """Progress is reported again after a read, to each follower, also a late one."""
     gates = [anyio.Event() for _ in range(4)]
 
     async def job():
@@ -232,7 +232,7 @@ async def test_progress_is_news_again_once_it_was_read():
 
 
 async def test_a_stream_that_is_left_hears_no_more():
-    """And who follows keeps nothing alive."""
+    """A closed stream gets no more events, and keeps nothing alive."""
     gate = anyio.Event()
     async with Node("app") as app:
         worker = app.run_worker(gate.wait)
@@ -244,7 +244,7 @@ async def test_a_stream_that_is_left_hears_no_more():
 
 
 async def test_who_followed_keeps_no_worker_alive():
-    """The worker, its stream and who made it know each other only while there is something."""
+    """A stream keeps its worker alive only while there is something to report."""
     with no_collection():
         async with Node("app") as app:
             worker = app.run_worker(one)
@@ -257,14 +257,14 @@ async def test_who_followed_keeps_no_worker_alive():
 
 
 async def test_a_stream_names_its_worker():
-    """In its text, and in errors."""
+    """A stream names its worker in its repr and in errors."""
     async with Node("app") as app:
         stream = app.run_worker(one).subscribe(Worker.StateChanged)
         assert repr(stream) == "<Subscription to Worker.StateChanged of worker 'one'>"
 
 
 async def test_what_is_no_message():
-    """As for a node."""
+    """subscribe() of a worker refuses what is not a message, like that of a node."""
     async with Node("app") as app:
         with pytest.raises(WorkerError, match="takes classes of messages"):
             app.run_worker(one).subscribe(int)
@@ -274,7 +274,7 @@ async def test_what_is_no_message():
 
 
 async def test_the_last_progress_of_a_thread_is_told_before_the_end():
-    """Whoever reads events sees all steps done before the final change."""
+    """A reader gets the last progress before the final change."""
     meeting = Meeting()
 
     def job():
@@ -294,7 +294,7 @@ async def test_the_last_progress_of_a_thread_is_told_before_the_end():
 
 
 async def test_the_last_progress_that_is_still_on_its_way(anyio_backend):
-    """A report from a bare callback comes a turn late: it is told before the final change."""
+    """Progress from a bare callback, one turn late, is reported before the final change."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has nothing like it")
 
@@ -347,7 +347,7 @@ async def test_whose_word_counts_on_errors(root, page, call):
 
 
 async def test_a_mounted_node_takes_the_word_of_the_one_above():
-    """It has no parent as it is made."""
+    """A mounted node, which has no parent when it is created, uses the setting of the one above."""
     async with Node("app", exit_on_error=False) as app:
         panel = await app.mount(Node("panel"))
         assert panel.run_worker(fail).exit_on_error is False
@@ -391,7 +391,7 @@ async def test_a_failure_names_the_call(way, caplog):
 
 
 async def test_a_failure_of_what_is_called_names_no_more_than_it_can():
-    """A partial of something without a name."""
+    """A failed partial of an object without a name can be described."""
 
     class Nameless:
         async def __call__(self, number):
@@ -426,7 +426,7 @@ async def test_done_callbacks(job, state):
 
 
 async def test_done_callback_that_fails(caplog):
-    """It is logged, and neither the worker nor the next callback notices."""
+    """An error of a done callback is logged, and affects neither the worker nor other callbacks."""
     told = []
 
     def bad(worker):
@@ -445,7 +445,7 @@ async def test_done_callback_that_fails(caplog):
 
 
 async def test_done_callback_from_a_thread():
-    """It is called on the loop; in the thread itself, once the node has closed."""
+    """A callback added in a thread runs on the loop, or in the thread if the node has closed."""
     told = []
     threads = []
 

@@ -49,7 +49,7 @@ async def test_plain_callable():
 
 
 async def test_current_worker_and_context_variables():
-    """The thread has the creator's context variables, and knows its worker."""
+    """The thread has its creator's context variables and its current worker."""
     variable.set("set")
 
     def work():
@@ -90,7 +90,7 @@ async def test_system_exit_in_a_thread():
 
 
 async def test_waiting_for_a_token_is_pending():
-    """A worker is PENDING and queued until its thread has a token, and can be called off."""
+    """A worker is PENDING and queued until its thread has a token, and can be cancelled."""
     meeting = Meeting()
     called = []
     limiter = anyio.CapacityLimiter(1)
@@ -112,7 +112,7 @@ async def test_waiting_for_a_token_is_pending():
 
 
 async def test_called_off_before_its_first_step_it_wants_no_thread():
-    """Its task ends at once, though there is no thread to be had, whoever else has the tasks."""
+    """A worker that is cancelled before its first step ends at once, even if no thread is free."""
     limiter = anyio.to_thread.current_default_thread_limiter()
     tokens, limiter.total_tokens = limiter.total_tokens, 1
     try:
@@ -131,7 +131,7 @@ async def test_called_off_before_its_first_step_it_wants_no_thread():
 
 
 async def test_cancelled_in_the_moment_it_gets_a_token():
-    """The thread is not begun, and the token goes back."""
+    """The thread does not start, and the token is returned."""
     called = []
     limiter = anyio.CapacityLimiter(1)
     async with Node() as app:
@@ -146,7 +146,7 @@ async def test_cancelled_in_the_moment_it_gets_a_token():
 
 
 async def test_outer_cancellation_while_waiting_for_a_token():
-    """The same when the cancellation comes from outside."""
+    """A cancellation from outside while a worker waits for a token ends it."""
     meeting = Meeting()
     limiter = anyio.CapacityLimiter(1)
     with anyio.CancelScope() as scope:
@@ -242,7 +242,7 @@ async def test_truth_in_the_thread(ask, way):
 @pytest.mark.parametrize("abandon", [False, True])
 @pytest.mark.parametrize("raising", ["worker", "from_thread"])
 async def test_cancellation_let_out_of_the_thread(raising, abandon):
-    """What says that the worker is cancelled may be let out of the function: it ends CANCELLED."""
+    """A function that lets the error of its cancellation propagate ends CANCELLED."""
     meeting = Meeting()
 
     def work():
@@ -328,7 +328,7 @@ async def test_abandoning_waits_until_the_thread_has_begun():
 
 
 async def test_abandoned_async_work():
-    """Async work that is abandoned in its thread is left alone by the node, and ends by itself."""
+    """Async work that is abandoned in its thread does not hold the node, and ends by itself."""
     meeting = Meeting()
     ended = []
 
@@ -354,7 +354,7 @@ async def test_abandoned_async_work():
 
 
 async def test_native_cancel_of_a_thread_worker(anyio_backend):
-    """A native cancellation goes through AnyIO's shield; the worker waits for its thread."""
+    """A native cancellation ignores AnyIO's shield, but the worker waits for its thread."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     meeting = Meeting()
@@ -410,7 +410,7 @@ async def test_native_cancel_as_the_thread_ends(anyio_backend):
 
 
 async def test_native_cancel_before_the_thread_begins(anyio_backend):
-    """A native cancellation between token and thread ends the worker; no token is lost."""
+    """A native cancellation between token and thread ends the worker and loses no token."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
     limiter = anyio.CapacityLimiter(1)
@@ -434,7 +434,7 @@ def settle_not():
 
 
 async def test_async_work_in_a_thread():
-    """Async work with thread=True runs on an event loop of its own, of the same backend."""
+    """Async work with thread=True runs on its own event loop, with the same backend."""
 
     async def work():
         await anyio.lowlevel.checkpoint()
@@ -468,7 +468,7 @@ async def test_cancellation_reaches_the_loop_in_the_thread():
 
 
 async def test_cancel_before_the_loop_in_the_thread_runs():
-    """A cancellation that comes before that loop runs is not lost."""
+    """A cancellation before the loop in the thread runs is not lost."""
     async with Listener() as app:
         worker = app.run_worker(anyio.sleep_forever, thread=True)
         await until(lambda: worker.state is RUNNING)
@@ -477,7 +477,7 @@ async def test_cancel_before_the_loop_in_the_thread_runs():
 
 
 async def test_error_in_the_loop_in_the_thread():
-    """Errors cross intact, groups as well."""
+    """Errors and exception groups pass from the loop in the thread unchanged."""
 
     async def work():
         async with anyio.create_task_group() as group:
@@ -493,7 +493,7 @@ async def test_error_in_the_loop_in_the_thread():
 
 
 async def test_leaked_cancellation(anyio_backend):
-    """A cancellation of the inner loop's own that leaks is an error, and does not cross over."""
+    """A cancellation that leaks from the inner loop is an error, and cancels nothing outside."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("on Trio nobody can make a Cancelled")
 
@@ -517,7 +517,7 @@ async def test_leaked_cancellation(anyio_backend):
 
 
 async def test_value_of_a_callable_that_returns_a_worker():
-    """A worker that the function returns is not awaited: it is the result."""
+    """A worker that the function returns is the result, and is not awaited."""
     async with Node() as app:
         inner = app.run_worker(anyio.sleep_forever)
         assert await app.run_worker(lambda: inner, thread=True) is inner
@@ -584,7 +584,7 @@ async def test_call_from_a_foreign_thread():
 
 
 async def test_call_from_the_loop():
-    """On the loop itself the call would never end: an error."""
+    """On the loop itself the call would never end, so it is an error."""
     async with Node() as app:
         with pytest.raises(WorkerError, match="is for other threads than that of the node's"):
             app.call_from_thread(add, 1, 2)
@@ -594,7 +594,7 @@ async def test_call_from_the_loop():
 
 @pytest.mark.parametrize("way", CANCEL)
 async def test_no_late_effect(way):
-    """Once the worker is cancelled, what it calls is not run, and its thread is told."""
+    """Once the worker is cancelled, its calls are refused with an error in the thread."""
     meeting = Meeting()
     effects = []
 
@@ -615,7 +615,7 @@ async def test_no_late_effect(way):
 
 
 async def test_call_under_way_is_cancelled_with_its_worker():
-    """An async function that a thread has under way is cancelled with the worker."""
+    """An async function that a thread has called is cancelled with the worker."""
     unwound = []
     inside = anyio.Event()
 
@@ -641,7 +641,7 @@ async def test_call_under_way_is_cancelled_with_its_worker():
 
 
 async def test_call_under_way_is_cancelled_natively(anyio_backend):
-    """The thread is told that its call was, though neither its worker nor the node was."""
+    """The thread learns that its call was cancelled, although neither worker nor node was."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("Trio has no native cancellation of a task")
 
@@ -662,7 +662,7 @@ async def test_call_under_way_is_cancelled_natively(anyio_backend):
 
 
 async def test_awaitable_that_is_no_coroutine_is_not_entered_either():
-    """The same for awaitables of another kind than coroutines."""
+    """An awaitable that is not a coroutine is not awaited after the cancellation, either."""
     entered = []
     meeting = Meeting()
 
@@ -688,7 +688,7 @@ async def test_awaitable_that_is_no_coroutine_is_not_entered_either():
 
 
 async def test_thread_that_ended_as_its_wait_was_cut_short():
-    """What a thread returned counts, if it had ended when the wait for it was cancelled."""
+    """The value of a thread counts if the thread had ended when the wait was cancelled."""
 
     class Job:
         def work(self):
@@ -709,7 +709,7 @@ async def test_thread_that_ended_as_its_wait_was_cut_short():
 
 
 async def test_call_that_was_called_off_is_not_made():
-    """A thread that gets to a call after it was called off does not make it."""
+    """A thread that reaches a call after its cancellation does not make it."""
     called = []
 
     class Job:
@@ -724,7 +724,7 @@ async def test_call_that_was_called_off_is_not_made():
 
 
 async def test_call_of_a_foreign_thread_on_a_cancelled_node():
-    """A node that was cancelled refuses calls of threads, those under way too."""
+    """A cancelled node refuses calls from threads, including those in flight."""
     got = []
     inside = anyio.Event()
 
@@ -813,7 +813,7 @@ async def test_run_worker_from_threads():
 
 
 async def test_run_worker_from_a_foreign_thread_later():
-    """The same for work that starts late and without a task around it (a plain asyncio.run)."""
+    """A foreign thread may start work late, without a task around it (a plain asyncio.run)."""
     started = concurrent.futures.Future()
 
     async def read():
@@ -840,7 +840,7 @@ async def test_run_worker_from_a_foreign_thread_later():
 
 
 def test_under_plain_asyncio_run():
-    """A program that never heard of AnyIO may use all this: threads start work there too."""
+    """Threads can start work in a plain asyncio program, too."""
 
     async def read():
         await anyio.lowlevel.checkpoint()
@@ -897,7 +897,7 @@ async def test_progress_of_threads_is_not_lost():
 
 
 async def test_elapsed_may_be_read_in_a_thread():
-    """The age of a worker can be asked for in any thread."""
+    """The age of a worker can be read in any thread."""
     async with Node() as app:
         worker = app.run_worker(anyio.sleep_forever)
         await settle()
@@ -908,7 +908,7 @@ async def test_elapsed_may_be_read_in_a_thread():
 
 
 async def test_wait_in_a_foreign_loop():
-    """wait() on another event loop is an error that names the way."""
+    """wait() on another event loop is an error that names the right way."""
 
     async def work():
         await other.wait()
@@ -934,7 +934,7 @@ async def test_options_for_threads_only():
 
 @pytest.mark.parametrize("kind", ["refused", "raised", "raised in a task"])
 async def test_failed_call_makes_no_cycle(kind):
-    """The error of a call from a thread goes with it, without the collector."""
+    """The error of a call from a thread is freed without the garbage collector."""
     kept = []
 
     class Traceable(Exception):
@@ -967,7 +967,7 @@ async def test_failed_call_makes_no_cycle(kind):
 
 
 async def until_back(before):
-    """Wait until threads have gone back to their pool, with nothing in their hands."""
+    """Wait until the threads are back in their pool and hold nothing."""
     await settle()  # the loop itself holds for a turn what it was to do next
     with anyio.fail_after(RENDEZVOUS):
         while busy_threads().keys() - before:
@@ -976,7 +976,7 @@ async def until_back(before):
 
 
 async def test_async_work_in_a_thread_without_sniffio(monkeypatch):
-    """Nobody needs it on asyncio, and AnyIO does without it."""
+    """Async work in a thread does not need sniffio on asyncio."""
     monkeypatch.setitem(sys.modules, "sniffio", None)
     async with Node() as app:
         await app.run_worker(settle, thread=True)
@@ -984,7 +984,7 @@ async def test_async_work_in_a_thread_without_sniffio(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_backend, kind):
-    """Of the frames that the error went through, those of the call would hold the worker."""
+    """The frames of the call, which would hold the worker, are removed from the error."""
     if anyio_backend[0] == "trio":
         pytest.skip("frames of AnyIO and Trio keep a thread that raises, until the collector runs")
     if (
@@ -1016,7 +1016,7 @@ async def test_worker_that_fails_with_the_error_of_its_call_is_no_cycle(anyio_ba
 
 @pytest.mark.parametrize("kind", ["on the loop", "closed", "cancelled"])
 async def test_worker_that_fails_with_a_refused_call_is_no_cycle(anyio_backend, kind):
-    """An error that says so was raised by frames that knew the worker."""
+    """The error of a refused call keeps no frame that refers to the worker."""
     if anyio_backend[0] == "trio" and kind != "on the loop":
         pytest.skip("frames of AnyIO and Trio keep a thread that raises, until the collector runs")
     unwound = anyio.Event()
@@ -1054,7 +1054,7 @@ async def test_worker_that_fails_with_a_refused_call_is_no_cycle(anyio_backend, 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 async def test_async_work_in_a_thread_that_fails_is_no_cycle(anyio_backend, kind):
-    """From Python 3.12 on the error holds the frames of the thread's loop, and their contexts."""
+    """The error does not keep the frames of the thread's loop, which Python 3.12 adds to it."""
     if anyio_backend[0] == "trio":
         pytest.skip("Trio's own loop in a thread is a cycle")
 
