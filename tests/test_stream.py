@@ -21,7 +21,7 @@ LONGEST = 1 << 24
 
 @pytest.fixture
 async def pair():
-    """Give a stream, and the socket at its other end."""
+    """Yield a stream, and the socket at its other end."""
     line, other = socket.socketpair()
     for each in (line, other):
         each.settimeout(0)
@@ -32,7 +32,7 @@ async def pair():
 
 
 async def say(other, data):
-    """Send from the other end, as far as the reader keeps up."""
+    """Send from the other end as fast as the reader reads."""
     left = memoryview(data)
     while left:
         try:
@@ -69,7 +69,7 @@ async def test_what_comes_while_nobody_waits(pair):
 
 
 async def test_cancelled_in_the_midst_of_a_frame(pair):
-    """Whoever is cancelled while a frame arrives, the next one gets all of it."""
+    """If a reader is cancelled while a frame arrives, the next reader gets the whole frame."""
     stream, other = pair
     told = frame(7, b"something")
     async with anyio.create_task_group() as group:
@@ -83,7 +83,7 @@ async def test_cancelled_in_the_midst_of_a_frame(pair):
 
 
 async def test_long_frames_both_ways(pair):
-    """A frame that fits no buffer arrives whole, and so does what two tasks say at once."""
+    """A frame larger than all buffers arrives whole, and so do those of two tasks at once."""
     stream, other = pair
     long = bytes(range(256)) * 20_000
     async with anyio.create_task_group() as group:
@@ -99,7 +99,7 @@ async def test_long_frames_both_ways(pair):
 
 
 async def test_send_on_a_line_that_is_full(pair):
-    """Who sends while the line is full waits until there is room."""
+    """A sender waits while the line is full."""
     stream, other = pair
     full = b""
     with contextlib.suppress(BlockingIOError):
@@ -123,7 +123,7 @@ async def test_frame_longer_than_any(pair):
 
 
 async def test_other_end_that_is_gone(pair):
-    """The end of the other side is an error, once what it has said was received; and stays one."""
+    """A closed line is an error once everything was received, and stays one."""
     stream, other = pair
     other.send(frame(1, b"last") + b"half")
     other.close()
@@ -134,7 +134,7 @@ async def test_other_end_that_is_gone(pair):
 
 
 async def test_other_end_that_is_gone_with_something_unread(pair, anyio_backend_options):
-    """A line that was reset by its other end is one that has hung up."""
+    """A line that was reset by its other end counts as closed."""
     if "use_uvloop" in anyio_backend_options:
         pytest.skip("uvloop does not tell, see the next test")
     stream, other = pair
@@ -191,7 +191,7 @@ class Reluctant(socket.socket):
 
 
 async def test_call_that_cannot_be_taken_yet(monkeypatch):
-    """A call for which there is no descriptor is taken later, and does no harm to the others."""
+    """A connection for which there is no descriptor is accepted later, without harm to others."""
     monkeypatch.setattr(hub, "_PAUSE", 0)
     here = hub.Hub()
     listener = here._socket = Reluctant(fileno=here._socket.detach())
@@ -206,7 +206,7 @@ async def test_call_that_cannot_be_taken_yet(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the line is TCP")
 def test_a_home_that_is_gone_is_no_leak():
-    """A call that nobody takes is an error, and leaves no socket open."""
+    """A connection that nobody accepts is an error, and leaves no socket open."""
     with socket.socket(socket.AF_UNIX) as nobody:
         nobody.bind("")  # a name of its own
         address = nobody.getsockname()

@@ -42,7 +42,7 @@ NAMES = {"process_name", "process_sort_index", "thread_name", "thread_sort_index
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock that goes on by a second with each look at it, whatever the loop's own does."""
+    """Replace the loop's clock by one that advances by a second each time it is read."""
     clock = itertools.count(1000.0).__next__
     get_backend = creche._nursery.nursery.get_backend
 
@@ -140,7 +140,7 @@ class Saved:
             assert "running" in {each["cat"] for each in self.slices_at(start)}
 
     def slices_at(self, event):
-        """The slices that an event may point at: several, where the clock was too coarse."""
+        """The slices that an event may point at; several if the clock is too coarse."""
         return [
             each
             for each in self.slices
@@ -191,7 +191,7 @@ def page_data(path):
 
 
 async def test_lane_for_each_group(ticking):
-    """A group of a node is a lane, with as many rows as ran, and as waited, at once."""
+    """Each group is a lane, with as many rows as workers ran, and were queued, at once."""
     begun, two_at_once = [], anyio.Event()
 
     async def meet():
@@ -222,7 +222,7 @@ async def test_lane_for_each_group(ticking):
 
 
 async def test_times_are_those_of_the_worker(ticking):
-    """A worker waits in its slice from its start to its entry, and runs from there to its end."""
+    """A worker has a slice from its start to its entry, and one from there to its end."""
     async with record(app := Node("app")) as trace, app:
         worker = app.run_worker(work, name="w", description="some work")
     saved = Saved(trace)
@@ -321,7 +321,7 @@ async def test_the_newest_marks_are_kept():
 
 
 async def test_arrows_from_who_started_it(ticking):
-    """An arrow leads from the worker in which another was made to where that one begins."""
+    """An arrow leads from a worker to the beginning of each worker that it started."""
 
     async def outer():
         app.run_worker(work, name="inner")
@@ -357,7 +357,7 @@ async def test_arrows_from_who_started_it(ticking):
 
 
 async def test_counters(ticking):
-    """The counters of a lane tell how many ran and waited, after each change."""
+    """The counters of a lane show how many workers ran and were queued after each change."""
     async with record(app := Node("app")) as trace, app:
         app.group("g", limit=1)
         first = app.run_worker(anyio.sleep_forever, group="g")
@@ -386,7 +386,7 @@ async def test_workers_of_the_same_moment():
 
 
 async def test_unfinished_workers_are_shown_up_to_now(ticking):
-    """While it is recorded a trace can be saved: what has not ended, is shown up to then."""
+    """A trace can be saved while it is being recorded. Unfinished workers are shown up to then."""
     gate = anyio.Event()
     async with record(app := Node("app")) as trace, app:
         app.group("g", limit=1)
@@ -409,7 +409,7 @@ async def test_unfinished_workers_are_shown_up_to_now(ticking):
 
 
 async def test_saving_right_after_a_change():
-    """What has happened is in the file, though nobody had time to read it yet."""
+    """The file has everything that has happened, including events that are still unread."""
     async with record(app := Node("app")) as trace, app:
         worker = app.run_worker(work, name="w")
         assert Saved(trace).names("queued") == ["w"]
@@ -444,7 +444,7 @@ async def test_recording_a_part(ticking):
 
 
 async def test_workers_of_a_node_that_was_mounted_later():
-    """A worker that was added where nobody listened is there from its next change on."""
+    """A worker that was added before the recording listened is shown from its next change on."""
     child = Node("child")
     child.run_worker(work, name="w", start=False)
     async with record(app := Node("app")) as trace, app:
@@ -454,7 +454,7 @@ async def test_workers_of_a_node_that_was_mounted_later():
 
 
 async def test_workers_that_were_added_before_the_node_was_opened(ticking):
-    """A worker that waits for its node to be opened begins there, by the loop's clock."""
+    """A worker that waits for its node to open begins when it opens, by the loop's clock."""
     app = Node("app")
     before = app.run_worker(work, name="before", start=False)
     async with record(app) as trace:
@@ -469,7 +469,7 @@ async def test_workers_that_were_added_before_the_node_was_opened(ticking):
 
 
 async def test_nothing_was_recorded():
-    """A recording of nothing is a trace with nothing in it, and a page."""
+    """An empty recording makes an empty trace and a page."""
     async with record(app := Node("app")) as trace:
         Saved(trace)
         async with app:
@@ -481,7 +481,7 @@ async def test_nothing_was_recorded():
 
 
 async def test_older_workers_are_dropped(ticking):
-    """Of finished workers the newest are kept; the trace tells how many are missing, and where."""
+    """The newest finished workers are kept. The trace says how many are missing, and where."""
 
     async def outer():
         await app.run_worker(work, name="inner")
@@ -516,7 +516,7 @@ async def test_older_workers_are_dropped(ticking):
 
 
 async def test_no_worker_is_held(ticking):
-    """A worker that has ended is gone, though it is in the recording and started another one."""
+    """A recording does not keep finished workers alive, even if they have started others."""
     gone = []
 
     async def outer():
@@ -535,7 +535,7 @@ async def test_no_worker_is_held(ticking):
 
 
 async def test_recording_is_left_before_the_node():
-    """The recording keeps no node open, nor its events, and its block may be left first."""
+    """A recording holds neither the node nor its events, and its block may be left first."""
     async with Node("app") as app:
         async with record(app) as trace:
             worker = app.run_worker(anyio.sleep_forever, name="w")
@@ -565,7 +565,7 @@ async def test_error_of_the_body_passes_as_it_is():
 
 
 async def test_cancellation_from_outside():
-    """A recording that is cancelled has the end of all its workers, and loses no error."""
+    """A cancelled recording has the ends of all its workers, and loses no error."""
 
     async def fail_late():
         try:
@@ -593,7 +593,7 @@ async def test_cancellation_from_outside():
 
 
 async def test_recorder_reads_on_while_cancelled():
-    """While a cancelled node takes its time to end, its events do not pile up."""
+    """The events of a cancelled node that ends slowly do not pile up."""
     meeting = Meeting()
 
     async def stubborn():
@@ -651,7 +651,7 @@ async def test_bad_arguments():
 
 
 async def test_names_of_files(tmp_path):
-    """The end of the name tells the form, in large letters as well, and a path will do."""
+    """The suffix of the name chooses the format, in either case, and may be of a path."""
     async with record(Node("app")) as trace:
         trace.save(tmp_path / "a.JSON")
         trace.save(str(tmp_path / "b.b.Html"))
@@ -681,7 +681,7 @@ async def test_a_file_that_is_written_half_is_emptied():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")  # noqa: PTH110
 async def test_what_has_no_length_is_written_to_as_well():
-    """What cannot be emptied gives its own error."""
+    """A file that cannot be truncated raises its own error."""
     os.symlink("/dev/full", "run.json")  # noqa: PTH211 (as above)
     async with record(Node("app")) as trace:
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
@@ -689,7 +689,7 @@ async def test_what_has_no_length_is_written_to_as_well():
 
 
 async def test_saving_in_another_thread():
-    """While it is recorded only the loop's thread may save; afterwards any may."""
+    """Only the loop's thread may save during the recording; afterwards any thread may."""
     async with record(app := Node("app")) as trace, app:
         with pytest.raises(WorkerError, match="goes on in another thread; save it in that of"):
             await anyio.to_thread.run_sync(trace.save, "run.json")
@@ -697,7 +697,7 @@ async def test_saving_in_another_thread():
 
 
 async def test_saving_in_a_callback(monkeypatch):
-    """A callback of the loop, which runs in no task, may save: that is how signals come."""
+    """A callback of the loop, which runs in no task, may save, as for a signal."""
     later = 0
     monkeypatch.setattr("creche.trace._recorder.monotonic", lambda: monotonic() + later)
     saved = anyio.Event()
@@ -732,7 +732,7 @@ async def test_saving_in_a_callback(monkeypatch):
 
 
 async def test_nasty_texts_are_harmless():
-    """Whatever is in names, reasons and errors, both files are what they are, and tell it."""
+    """Both files stay valid and complete, whatever is in names, reasons and errors."""
 
     class Untold:
         def __str__(self):
@@ -768,7 +768,7 @@ async def test_nasty_texts_are_harmless():
 
 
 async def test_page_needs_nothing_else():
-    """The page fetches nothing, and has the data in one element that nothing in it can end."""
+    """The page fetches nothing, and has its data in one element that no text can close."""
     async with record(app := Node("app")) as trace, app:
         app.run_worker(work)
     trace.save("run.html")
@@ -797,7 +797,7 @@ def entry(number, created, started, finished):
 
 
 def test_row_of_who_has_just_ended():
-    """Who begins at the moment at which another ends, has its row."""
+    """A worker that begins at the moment another ends gets its row."""
     picture = lay_out([entry(1, 0, 1, 2), entry(2, 1, 2, 3), entry(3, 1, 2.5, 4)], 0, 4, None)
     assert [bar.row for bar in picture.bars] == [0, 0, 1]
     assert [bar.queue_row for bar in picture.bars] == [0, 0, 1]
@@ -805,14 +805,14 @@ def test_row_of_who_has_just_ended():
 
 
 def test_rows_are_given_in_order_of_entry():
-    """Who was added first but entered last has the row that is free then."""
+    """A worker that was added first but entered last gets the row that is free then."""
     picture = lay_out([entry(1, 0, 5, 6), entry(2, 1, 2, 3), entry(3, 1, 4, 7)], 0, 7, None)
     assert [bar.row for bar in picture.bars] == [1, 0, 0]
     assert picture.lanes[0].rows == 2
 
 
 def test_now_is_not_before_a_beginning():
-    """What has not ended ends no earlier than it began, if the clock seems to go back."""
+    """An unfinished worker is never shown to end before it began, even if the clock goes back."""
     picture = lay_out([entry(1, 5, 6, None), entry(2, 7, None, None)], 0, 5.5, None)
     assert [(bar.started, bar.end) for bar in picture.bars] == [(6_000_000,) * 2, (None, 7_000_000)]
     assert picture.length == 7_000_000
@@ -907,7 +907,7 @@ class Program:
 )
 @given(acts=st.lists(ACTS, max_size=25))
 def test_random_programs(backend, ticking, acts):
-    """Whatever runs, each worker is there once, with its own times, and the counters are right."""
+    """Whatever runs, each worker is shown once, with its own times, and the counters are right."""
     program = Program(ticking)
     saved = anyio.run(program.main, acts, **backend)
     facts = {worker.name: worker for worker in program.workers}

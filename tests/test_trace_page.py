@@ -31,7 +31,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Open the page of some workers; nothing may go wrong in it, nor be fetched."""
+    """Open the page of some workers, and check that it has no errors and fetches nothing."""
     contexts, wrong = [], []
 
     def opened(entries, *, scheme="light", dropped=0, whole_since=None, size=(1200, 700)):
@@ -66,7 +66,7 @@ def show(browser, tmp_path):
 
 
 def drawn(page):
-    """Wait until what was asked for is drawn."""
+    """Wait until the page is drawn."""
     page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
 
 
@@ -102,7 +102,7 @@ def place(page, index):
 
 
 def middle(page, index):
-    """Where a worker is in the window."""
+    """Return the position of a worker in the window."""
     box, at = page.locator("#lanes").bounding_box(), place(page, index)
     left = max(at["x"], page.evaluate("left"))
     right = min(at["x"] + at["width"], box["width"])
@@ -110,14 +110,14 @@ def middle(page, index):
 
 
 def click(page, index):
-    """Click on a worker, and wait for its details, which leave time for a second click."""
+    """Click on a worker, and wait for its details."""
     page.mouse.click(*middle(page, index))
     page.locator("#details").wait_for()
     drawn(page)
 
 
 def colour(page, index):
-    """The colour of the upper left corner of a worker, where no text is."""
+    """Return the colour of a worker's upper left corner, where there is no text."""
     at = place(page, index)
     return pixel(page, at["x"] + 4, at["y"] + 2)
 
@@ -161,7 +161,7 @@ def test_page_of_nothing(show):
 
 
 def test_wheel_zooms_round_the_pointer(show):
-    """The wheel zooms, and what is under the pointer stays there; all can be shown again."""
+    """The wheel zooms around the pointer, and everything can be shown again."""
     page = show(some())
     before = place(page, 1)
     x, y = middle(page, 1)
@@ -186,7 +186,7 @@ def test_wheel_zooms_round_the_pointer(show):
 
 
 def test_dragging_moves(show):
-    """Dragging moves along what is shown, and is no click; the overview takes a range."""
+    """Dragging moves the view and is not a click. The overview selects a range."""
     page = show(some())
     page.get_by_role("button", name="Zoom in").click()
     begin, end = range_shown(page)
@@ -211,7 +211,7 @@ def test_dragging_moves(show):
 
 
 def test_keys(show):
-    """The keyboard zooms, moves and comes to the search."""
+    """The keyboard zooms, moves and focuses the search."""
     page = show(some())
     page.keyboard.press("+")
     page.keyboard.press("w")
@@ -231,7 +231,7 @@ def test_keys(show):
 
 
 def test_search_by_name(show):
-    """Who is searched by name stands out, and Enter brings one after the other into sight."""
+    """Workers that match a search stand out, and Enter brings one after another into view."""
     page = show(some())
     unsearched = colour(page, 0)
     page.get_by_role("searchbox").fill("PAGE t")
@@ -299,7 +299,7 @@ def test_hover_and_click_tell(show):
 
 
 def test_marks_of_services(show):
-    """When a service was ready, began again and made no progress is seen on it, and told."""
+    """A service shows when it was ready, was restarted and stalled."""
     marks = (Mark(2, "ready"), Mark(5, "attempt 2", "OSError: lost"), Mark(8, "stalled", "for 2 s"))
     page = show([entry(1, "consumer", 0, 0, 10, attempt=2, marks=marks)])
     at = place(page, 0)
@@ -319,7 +319,7 @@ def test_marks_of_services(show):
 
 
 def test_light_and_dark(show):
-    """The page follows the light or dark of the system, also when that changes."""
+    """The page follows the system's light or dark mode, even when it changes."""
     page = show(some(), scheme="dark")
     empty = (page.evaluate("width") - 5, page.evaluate("height") - 5)
     assert pixel(page, *empty) == "#12151b"
@@ -337,7 +337,7 @@ def test_dropped_workers_are_told(show):
 
 
 def test_nasty_texts_are_text(show):
-    """Whatever others wrote is shown as it is, and nothing of it becomes part of the page."""
+    """Any text is shown as it is, and none of it becomes part of the page."""
     nasty = entry(1, NASTY, 0, 0, 1, ERROR, NASTY, path=NASTY, reason=NASTY, error=NASTY)
     page = show([nasty])
     assert page.locator("h1").text_content() == NASTY
@@ -350,7 +350,7 @@ def test_nasty_texts_are_text(show):
 
 
 def test_thousands_of_workers(show):
-    """Each of many thousands is found where it is drawn, and can be brought into sight."""
+    """Each of many thousands of workers can be found where it is drawn, and brought into view."""
     page = show(many())
     assert page.locator("#list li").count() == 40
     page.get_by_role("searchbox").fill("item 1999")
@@ -374,7 +374,7 @@ def test_thousands_of_workers(show):
 
 
 def test_narrow_window(show):
-    """On a narrow window all is there, the details below."""
+    """A narrow window shows everything, with the details below."""
     page = show(some(), size=(420, 700))
     click(page, 1)
     details, lanes = (page.locator(each).bounding_box() for each in ("#details", "#lanes"))

@@ -71,7 +71,7 @@ def path(job, rest=""):
 
 
 def problem(answer, status):
-    """Give what a problem says, which has to be one."""
+    """Check that an answer is a problem, and return its content."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     told = answer.json()
@@ -82,7 +82,7 @@ def problem(answer, status):
 
 
 def events_of(answer):
-    """Give the events of a stream that has ended."""
+    """Return the events of a stream that has ended."""
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
     found = []
@@ -96,7 +96,7 @@ def events_of(answer):
 
 
 async def test_accepted(framework):
-    """The answer is 202, with the job, where it is, and when to ask again."""
+    """The answer is 202, with the job, its URL, and when to ask again."""
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework, [anyio.sleep_forever]) as client:
         answer = await client.post("/start")
@@ -110,7 +110,7 @@ async def test_accepted(framework):
 
 
 async def test_accepted_with_a_wait(framework, monkeypatch):
-    """Who prefers to wait is answered at the end, or after as long as that."""
+    """``Prefer: wait`` is answered when the job ends, or after that time."""
     gate = anyio.Event()
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework, [one, partial(give_later, 1, gate)]) as client:
@@ -126,7 +126,7 @@ async def test_accepted_with_a_wait(framework, monkeypatch):
 
 
 async def test_accepted_that_has_ended():
-    """A job that has ended before it is answered, as it was dropped, is no reason to wait."""
+    """A job that was dropped before the answer is answered without a wait."""
     jobs = Jobs(Node("app"))
     async with serve(jobs) as client:
         job = await jobs.submit(one).join()
@@ -144,7 +144,7 @@ async def test_accepted_that_has_ended():
 
 @pytest.mark.parametrize("given", ["wait=x", "wait", "wait=-1", "handling=lenient", "wait=1e9"])
 async def test_preferences_that_are_none(given):
-    """A preference that is not understood is none, RFC 7240 says."""
+    """A preference that is not understood is ignored, as RFC 7240 says."""
     jobs = Jobs(Node("app"))
     async with serve(jobs, works=[anyio.sleep_forever]) as client:
         answer = await client.post("/start", headers={"prefer": given})
@@ -156,7 +156,7 @@ async def test_preferences_that_are_none(given):
 
 
 async def test_get(framework):
-    """The job, with a tag; nothing, if the client has it as it stands."""
+    """GET returns the job with an ETag, or 304 if the client has it already."""
     gate = anyio.Event()
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework) as client:
@@ -185,7 +185,7 @@ async def test_get(framework):
 
 
 async def test_long_poll(framework, monkeypatch):
-    """It is answered at the end; with a tag as it changes; or after as long as that."""
+    """A long poll is answered when the job ends, when it changes (with an ETag), or in time."""
     gate = anyio.Event()
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework) as client:
@@ -217,7 +217,7 @@ async def test_long_poll(framework, monkeypatch):
 
 @pytest.mark.parametrize("wait", ["x", "-1", "", "nan", "inf", "1e", "1_0", "1" * 60])
 async def test_waits_that_make_no_sense(wait):
-    """They are refused."""
+    """Invalid waits are refused."""
     jobs = Jobs(Node("app"))
     async with serve(jobs) as client:
         job = jobs.submit(one)
@@ -247,7 +247,7 @@ class Row:
 
 
 class Model:
-    """What Pydantic makes."""
+    """A stand-in for a Pydantic model."""
 
     def model_dump(self, mode):
         return {"mode": mode}
@@ -264,7 +264,7 @@ class Model:
     ],
 )
 async def test_result(value, told):
-    """It is the value, as JSON."""
+    """The result is the value, as JSON."""
 
     async def give():
         return value
@@ -284,7 +284,7 @@ ROUND.append(ROUND)
 
 @pytest.mark.parametrize("value", [{1, 2}, math.nan, ROUND, object(), JobStatus, {(1, 2): 3}])
 async def test_result_that_cannot_be_written(value):
-    """It says so, and is none the worse for it."""
+    """A result that cannot be written as JSON is an error, and the server goes on."""
 
     async def give():
         return value
@@ -330,7 +330,7 @@ async def test_no_result(framework):
 
 
 class Store:
-    """A store that knows more than the jobs do, as one that is shared."""
+    """A store that knows more jobs than this process does, such as a shared one."""
 
     def __init__(self):
         self.kept = {}
@@ -360,7 +360,7 @@ class Store:
 
 
 async def test_events_of_a_job(framework):
-    """Each tells how it stands; the last is the end, and closes."""
+    """Each event has the current status. The stream closes after the final one."""
     gate = anyio.Event()
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework) as client:
@@ -381,7 +381,7 @@ async def test_events_of_a_job(framework):
 
 
 async def test_events_of_a_job_that_has_ended():
-    """How it stands and the end; who has heard the end is told to ask no more."""
+    """The stream has the status and the end. A client that has both gets 204."""
     jobs = Jobs(Node("app"))
     async with serve(jobs) as client:
         job = await jobs.submit(one).join()
@@ -394,7 +394,7 @@ async def test_events_of_a_job_that_has_ended():
 
 
 async def test_events_are_coalesced():
-    """A job that hurries is told a few times a second, and its end at once."""
+    """Events of a fast job are sent a few times a second, and its end at once."""
     jobs = Jobs(Node("app"))
 
     async def hurry():
@@ -409,7 +409,7 @@ async def test_events_are_coalesced():
 
 
 async def test_stream_ends_with_the_server():
-    """As it is told to stop, it closes, and a client comes again to the next one."""
+    """When the server stops, the stream closes, and the client connects to the next one."""
     jobs = Jobs(Node("app"))
     async with serve(jobs) as client:
         job = jobs.submit(anyio.sleep_forever)
@@ -429,7 +429,7 @@ async def test_stream_ends_with_the_server():
 
 
 async def test_delete(framework):
-    """It cancels; once the job has ended, it forgets it."""
+    """DELETE cancels a job. If the job has ended, it is forgotten."""
     gate = anyio.Event()
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework) as client:
@@ -449,7 +449,7 @@ async def test_delete(framework):
 
 
 async def test_delete_of_a_job_that_waits():
-    """It has ended at once, and is there to be seen."""
+    """A queued job that is deleted has ended at once, and can still be read."""
     jobs = Jobs(Node("app"))
     jobs.node.group("few", limit=1)
     async with serve(jobs) as client:
@@ -461,7 +461,7 @@ async def test_delete_of_a_job_that_waits():
 
 
 async def test_delete_of_a_job_of_another_process():
-    """What only a shared store knows cannot be forgotten here."""
+    """A job that only a shared store knows cannot be deleted here."""
     jobs = Jobs(Node("app"), store=(store := Store()))
     async with serve(jobs) as client:
         problem(await client.delete(f"/jobs/{store.interrupted()}"), 404)
@@ -471,7 +471,7 @@ async def test_delete_of_a_job_of_another_process():
 
 
 async def test_answer(framework):
-    """The work goes on with it; what is not asked is not answered."""
+    """The work continues with the answer. An answer without a question is refused."""
 
     async def work():
         return await ask("name", "Which column?", schema={"type": "string"})
@@ -512,7 +512,7 @@ async def test_answer(framework):
     ],
 )
 async def test_answers_that_make_no_sense(body, kind, status):
-    """They are refused, and the job waits on."""
+    """Invalid answers are refused, and the job keeps waiting."""
 
     async def work():
         return await ask("name", "Which column?")
@@ -552,14 +552,14 @@ async def test_owners(framework):
 
 
 async def test_no_list_without_owners(framework):
-    """It would show everybody the jobs of others."""
+    """There is no list without owners, as it would show everybody the jobs of others."""
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework) as client:
         assert "the jobs of others" in problem(await client.get("/jobs"), 404)
 
 
 async def test_authorize(framework):
-    """The program says what is allowed, of which job; or raises what it would elsewhere."""
+    """``authorize`` decides what is allowed for which job, or raises an error of the framework."""
     asked = []
 
     async def authorize(request, action, status):
@@ -589,7 +589,7 @@ async def test_authorize(framework):
 
 
 async def test_status_of_its_own():
-    """A program may have an error of a number that HTTP does not know."""
+    """A program may raise an error with a status that HTTP does not know."""
 
     def authorize(request, action, status):
         raise HTTPException(499, "no")
@@ -600,7 +600,7 @@ async def test_status_of_its_own():
 
 
 async def test_store_that_cannot_be_read():
-    """It is told, and what is known without it is answered."""
+    """An unreadable store is reported, and jobs known without it are still served."""
     jobs = Jobs(Node("app"), store=(store := Store()))
     async with serve(jobs) as client:
         job = jobs.submit(one)
@@ -614,7 +614,7 @@ async def test_store_that_cannot_be_read():
 
 
 async def test_other_methods(framework):
-    """They are refused, with those that there are."""
+    """Other methods are refused, with a list of those allowed."""
     jobs = Jobs(Node("app"))
     async with serve(jobs, framework) as client:
         job = jobs.submit(one)
@@ -625,7 +625,7 @@ async def test_other_methods(framework):
 
 
 async def test_mounted():
-    """Below another path, jobs are found where they are."""
+    """Jobs that are mounted below another path have the right URLs."""
     jobs = Jobs(Node("app"))
 
     async def start(request):
@@ -644,7 +644,7 @@ async def test_mounted():
 
 
 def test_openapi():
-    """FastAPI shows what may be asked, with the models and the errors."""
+    """FastAPI documents the routes, with their models and errors."""
     app = FastAPI()
     app.include_router(router(Jobs(Node("app")), page=True), prefix="/v1")
     document = app.openapi()
@@ -680,7 +680,7 @@ def test_openapi():
 )
 @pytest.mark.parametrize("make", [routes, router])
 def test_routes_that_make_no_sense(make, options, message):
-    """It is said at once what is wrong."""
+    """Invalid arguments for the routes are refused at once."""
     options = {"jobs": Jobs(Node("app")), **options}
     with pytest.raises(WorkerError, match=message):
         make(options.pop("jobs"), **options)
