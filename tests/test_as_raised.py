@@ -25,7 +25,7 @@ from helpers import (
 
 
 class Rejected(ExceptionGroup):
-    """A group as most people write it: without derive()."""
+    """An exception group without derive(), as most people write it."""
 
     def __new__(cls, message, errors, status=0):
         self = super().__new__(cls, message, errors)
@@ -37,7 +37,7 @@ class Rejected(ExceptionGroup):
 
 
 class Unsplit(ExceptionGroup):
-    """A group that cannot be taken apart."""
+    """An exception group that cannot be split."""
 
     def split(self, condition):
         raise NotImplementedError
@@ -47,7 +47,7 @@ class Unsplit(ExceptionGroup):
 
 
 class UnsplitWithCancellation(BaseExceptionGroup):
-    """The same, with room for a cancellation."""
+    """An exception group that cannot be split and may contain a cancellation."""
 
     split = derive = Unsplit.split
 
@@ -59,7 +59,7 @@ def boom():
 @pytest.mark.parametrize("kind", [ExceptionGroup, Rejected, Unsplit])
 @pytest.mark.parametrize("where", ["worker", "stored", "body", "handler", "thread", "mounted"])
 async def test_a_group_is_the_very_object_that_was_raised(kind, where):
-    """A group from which nothing was taken out keeps its identity, and so its class."""
+    """A group from which nothing is removed keeps its identity and class."""
     error = kind("rejected", [ValueError(1), TypeError(2)])
 
     def failing():
@@ -94,7 +94,7 @@ async def test_a_group_is_the_very_object_that_was_raised(kind, where):
 
 
 def test_taking_out_of_a_group():
-    """What is left is a part as split() makes it, or a flat one where split() fails."""
+    """The rest of a group is made by split(), or is a flat group if split() fails."""
 
     def is_out(leaf):
         return isinstance(leaf, TypeError)
@@ -122,7 +122,7 @@ def test_taking_out_of_a_group():
 
 
 async def test_rest_of_an_unsplit_group_is_no_cycle():
-    """What a worker fails with holds no cancellation that was taken out of its group."""
+    """The error of a worker does not keep a cancellation that was removed from its group."""
 
     async def work():
         try:
@@ -147,7 +147,7 @@ async def test_rest_of_an_unsplit_group_is_no_cycle():
 
 
 def leaves_of(group):
-    """Give the single errors of a group that may be nested too deep for recursion."""
+    """Return the single errors of a group that may be nested too deep for recursion."""
     found, ahead = [], [group]
     while ahead:
         each = ahead.pop()
@@ -159,7 +159,7 @@ def leaves_of(group):
 
 
 async def test_a_failure_names_its_worker_once():
-    """However many handed it on, the text names the worker in which the work went wrong."""
+    """However many workers passed a failure on, its text names only the first one."""
     async with Node("app") as app:
 
         async def cook():
@@ -219,14 +219,14 @@ class Own(WorkerFailed):
 
 
 def test_an_own_class_of_failures_can_be_pickled():
-    """A subclass that takes other arguments crosses too."""
+    """A subclass that takes other arguments can be pickled, too."""
     again = pickle.loads(pickle.dumps(Own(1, ValueError("own"))))  # noqa: S301 (made here)
     assert type(again) is Own
     assert repr(again.error) == "ValueError('own')"
 
 
 async def test_a_shared_error_has_a_note_for_each_worker():
-    """One that several workers raise is noted once for each of them, however often it is told."""
+    """An error that several workers raise gets one note for each, however often it is reported."""
     shared = ValueError("shared")
     async with Node("app") as app:
         for name in ("one", "two", "two"):
@@ -241,7 +241,7 @@ async def test_a_shared_error_has_a_note_for_each_worker():
 
 
 async def test_whose_cancellation_it_was():
-    """WorkerCancelled names who was cancelled: who was waited for, the node or the caller."""
+    """WorkerCancelled names what was cancelled: the awaited worker, the node or the caller."""
     told = []
 
     async def wait(worker):
@@ -276,7 +276,7 @@ async def test_whose_cancellation_it_was():
 
 @pytest.mark.parametrize("what", ["scope", "group"])
 async def test_a_scope_that_work_left_open(what):
-    """It is told with the name of the worker, which does not count as a success."""
+    """A scope left open is reported with the name of its worker, which does not succeed."""
     kept = []
 
     async def connect():
@@ -315,7 +315,7 @@ async def test_the_log_of_a_stored_failure_names_the_call(caplog):
 
 
 async def test_a_wish_to_end_is_not_logged(caplog):
-    """SystemExit and KeyboardInterrupt are no failures: they come out of the block."""
+    """SystemExit and KeyboardInterrupt are not logged as failures; the block raises them."""
     with pytest.raises(SystemExit):
         async with Node("app") as app:
             app.run_worker(fail(SystemExit(3)))
@@ -323,7 +323,7 @@ async def test_a_wish_to_end_is_not_logged(caplog):
 
 
 async def test_an_error_that_is_relayed_into_another_tree():
-    """Each tree reports it once: the one where it happened, and the one that waited for it."""
+    """An error is reported once by its own tree, and once by the tree that waited for it."""
     told, over = [], anyio.Event()
 
     async def relay_late():

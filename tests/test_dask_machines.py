@@ -23,7 +23,7 @@ from creche.dask import OnDask  # noqa: E402 (where it is not installed)
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """Do not look for threads: Dask starts some for each process that it starts again."""
+    """Do not check for threads, as Dask starts some for each process that it restarts."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def cluster():
 
 @pytest.fixture
 def client(cluster):
-    """A client of theirs, once both are there."""
+    """A client of the cluster, once both machines are connected."""
     with distributed.Client(cluster) as client:
         client.wait_for_workers(2, timeout=3 * RENDEZVOUS)
         yield client
@@ -65,7 +65,7 @@ async def test_lost_machine(client, tmp_path):
 
 
 async def test_isolated_work_on_a_lost_machine(client, tmp_path):
-    """Isolated work on a machine that is lost has crashed: it is begun once."""
+    """Isolated work on a lost machine has crashed, as it is started only once."""
     async with Node("app", exit_on_error=False) as app:
         way = OnDask(client, isolate=True)
         worker = app.run_worker(partial(farwork.hold, None, tmp_path / "gate"), where=way)
@@ -76,7 +76,7 @@ async def test_isolated_work_on_a_lost_machine(client, tmp_path):
 
 
 async def test_isolated_work_when_the_only_machine_is_lost(tmp_path):
-    """Isolated work on the only machine has crashed when that is lost, and no other one comes."""
+    """Isolated work crashes if the only machine is lost and no other one comes."""
     going = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
     with going, distributed.Client(going) as client:
         async with Node("app", exit_on_error=False) as app:
@@ -92,7 +92,7 @@ async def test_isolated_work_when_the_only_machine_is_lost(tmp_path):
 
 
 async def test_work_that_kills_its_machines(client):
-    """Work that kills each machine that it is on is given up by Dask."""
+    """Dask gives up work that kills each of its machines."""
     async with Node("app", exit_on_error=False) as app:
         worker = await app.run_worker(farwork.leave_at_once, where=OnDask(client)).join()
     assert isinstance(worker.error, WorkerCrashed)
@@ -100,7 +100,7 @@ async def test_work_that_kills_its_machines(client):
 
 
 async def test_isolated_work_is_killed_there(client, tmp_path):
-    """Cancelled isolated work is killed on its machine, which goes on."""
+    """Cancelled isolated work is killed on its machine, which keeps running."""
     sign = tmp_path / "runs"
     async with Node("app") as app:
         way = OnDask(client, isolate=True)
@@ -114,7 +114,7 @@ async def test_isolated_work_is_killed_there(client, tmp_path):
 
 
 async def test_lost_cluster(tmp_path):
-    """When the whole cluster goes away, its work has crashed."""
+    """If the whole cluster goes away, its work has crashed."""
     going = distributed.LocalCluster(n_workers=1, dashboard_address=":0")
     with going, distributed.Client(going) as client:
         async with Node("app", exit_on_error=False) as app:

@@ -30,7 +30,7 @@ ACTS = st.one_of(
 
 @dataclass(eq=False)
 class Made:
-    """One job, and what the model knows of it."""
+    """One job, and what the model knows about it."""
 
     job: object
     kind: str
@@ -52,7 +52,7 @@ class Made:
 
 
 class Program:
-    """A program that is run, step by step, and checked after each."""
+    """A program that is run step by step, and checked after each step."""
 
     def __init__(self, app, tasks):
         self.time = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -155,7 +155,7 @@ class Program:
                 assert [each.done for each in each.told].count(True) == 1
 
     def check_kept(self, listed):
-        """The newest that have ended are there, as many as there may be, until they expire."""
+        """Check that the newest ended jobs are kept, as many as allowed, until they expire."""
         known = [each for each in self.kept if not each.is_removed]
         known = [each for each in known if each.ended + timedelta(seconds=TTL) > self.time]
         self.kept = [each for each in known if each.job.id in listed]
@@ -195,5 +195,5 @@ async def run(acts):
 @settings(max_examples=max(1, settings.default.max_examples // 4))  # each has a loop of its own
 @given(st.lists(ACTS, min_size=5, max_size=20))
 def test_random_programs(quiet, backend, acts):
-    """No job is lost, none that has ended changes, and each stream ends with the end."""
+    """No job is lost, no ended job changes, and each stream ends with the end of its job."""
     anyio.run(run, acts, **backend)

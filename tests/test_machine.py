@@ -65,7 +65,7 @@ def machine(anyio_backend):
 
 
 def test_machine(machine):
-    """Whatever programs do, every invariant holds, and every race and kind is really met."""
+    """Every invariant holds in all programs, and every race and kind really occurs."""
     run_state_machine_as_test(machine, settings=settings())
     feared = (RACES | KINDS) - (NATIVE if machine.backend == "trio" else set())
     shares = {race: machine.races[race] / machine.examples for race in feared}
@@ -74,7 +74,7 @@ def test_machine(machine):
 
 
 def test_a_program_repeats(machine):
-    """The same choices give the same lives, or nothing that is found could be replayed."""
+    """The same choices give the same histories, or no finding could be replayed."""
 
     class Machine(machine):
         lives: ClassVar[list[object]] = []

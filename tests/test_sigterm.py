@@ -14,7 +14,7 @@ RUN = Path(__file__).parent / "sigterm" / "run.py"
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no SIGTERM")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_service_under_load_is_ended(backend):
-    """In time, with the right exit status, and nobody misses the end of anything."""
+    """A service under load ends in time, with the right exit status, and every end is reported."""
     pytest.importorskip(backend)
     command = [sys.executable, str(RUN), "--times", "2", "--backend", backend, "--seed", "1"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)

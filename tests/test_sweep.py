@@ -147,7 +147,7 @@ class Run:
         self.over.set()
 
     def let_thread_report(self):
-        """Hold the loop until the thread is back in its pool: else the moments are its time."""
+        """Hold the loop until the thread is back in its pool, so that its speed does not matter."""
         end = time.monotonic() + RENDEZVOUS
         while busy_threads().keys() - self.threads:
             assert time.monotonic() < end, "the thread does not end"
@@ -159,7 +159,7 @@ class Run:
                 assert self.play.arrived.wait(RENDEZVOUS), "the thread did not come"
 
     def check(self):
-        """The invariants."""
+        """Check the invariants."""
         worker, log = self.worker, self.play.log
         self.recorder.assert_orderly()
         assert worker.is_finished
@@ -249,7 +249,7 @@ WIDE = {"manager", "node", "parent", "sibling", "shutdown", "scope", "deadline"}
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_sweep(kind, anyio_backend, quiet):
-    """The invariants hold whichever fault comes, and whenever."""
+    """The invariants hold for every fault at every moment."""
     backend = anyio_backend[0]
     seeds = (1, 2) if backend == "trio" else (None,)
     async with assert_nothing_left():

@@ -114,7 +114,7 @@ THREADS = [each for each in vars(ThreadCall).values() if callable(each)]
 
 
 def codes(functions):
-    """Give the code of functions, and of what is defined in them."""
+    """Return the code of functions, and of those defined in them."""
     ahead = [function.__code__ for function in functions]
     while ahead:
         code = ahead.pop()
@@ -142,7 +142,7 @@ class Boom(Exception):
 
 
 class Plant:
-    """Notes each line that is reached, and raises a fault at one of them."""
+    """Records each line that is reached, and raises a fault at one of them."""
 
     def __init__(self, site, fault):
         self.site, self.fault = site, fault
@@ -190,7 +190,7 @@ class Plant:
 
 
 class Told(logging.Handler):
-    """Keeps the errors that are told to the log."""
+    """Keeps the errors that are logged."""
 
     def __init__(self):
         super().__init__()
@@ -206,7 +206,7 @@ class Saved(Message, namespace="run"):
 
 
 class App(Node):
-    """A node whose handlers, sync and async, hear of everything."""
+    """A node whose handlers, sync and async, get all messages."""
 
     def on_worker_state_changed(self, event):
         pass
@@ -246,7 +246,7 @@ class Run:
         await settle(2)
 
     def let_go(self):
-        """Let go of what holds the node: its wait is shielded, and the test is to end."""
+        """Release what holds the node, so that the test ends although the wait is shielded."""
         nursery = self.app._creche_nursery
         nursery.cancel("it hangs")
         nursery.holds = nursery.blocks = nursery.bridge.in_flight = 0
@@ -263,7 +263,7 @@ class Run:
 
     @contextmanager
     def catching(self):
-        """Keep what a call raises."""
+        """Keep the errors that a call raises."""
         try:
             yield
         except Exception as error:
@@ -292,7 +292,7 @@ class Run:
             self.outcomes[worker] = "told"
 
     def check(self):
-        """The invariants."""
+        """Check the invariants."""
         nursery = self.app._creche_nursery
         assert self.app.is_finished
         assert all(worker.is_finished for worker in self.admitted), self.admitted
@@ -322,7 +322,7 @@ class Run:
             assert id(self.fault) in map(id, told), "it is lost"
 
     def all_raised(self):
-        """Give the single errors that the block has raised."""
+        """Return the single errors that the block raised."""
         raised = leaves(self.raised) if self.raised is not None else []
         behind = getattr(self.raised, "__cause__", None)
         return [*raised, *(leaves(behind) if hasattr(behind, "exceptions") else [])]
@@ -545,7 +545,7 @@ def anyio_backend(anyio_backend):
 
 @pytest.fixture
 def told():
-    """What is told to the log, and nothing of it elsewhere."""
+    """Keep what is logged, and show it nowhere else."""
     logger, handler = logging.getLogger("creche"), Told()
     logger.addHandler(handler)
     logger.propagate = False
@@ -556,7 +556,7 @@ def told():
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Watch what AnyIO's threads do as well, from the first line of the library's on."""
+    """Watch AnyIO's threads, too, from the first line of the library on."""
     original, runs = ThreadCall._in_thread, []
 
     def in_thread(self):

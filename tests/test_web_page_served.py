@@ -38,7 +38,7 @@ def browser():
 
 @contextmanager
 def served(node, port=0, **options):
-    """Serve the page of a node in a thread; gives its address."""
+    """Serve the page of a node in a thread, and yield its address."""
     app = Starlette(
         routes=routes(Jobs(node), page=True, **options), lifespan=lifespan(node, grace=0)
     )
@@ -64,7 +64,7 @@ def served(node, port=0, **options):
 
 @pytest.fixture
 def show(browser):
-    """Open the page at an address; nothing may go wrong in it."""
+    """Open the page at an address, and check that it has no errors."""
     contexts, wrong = [], []
 
     def show(url):
@@ -125,7 +125,7 @@ def test_what_runs_is_shown_and_can_be_cancelled(show):
 
 
 def test_who_may_only_watch(show):
-    """Without leave there are no buttons."""
+    """A client without permission to cancel gets no buttons."""
     node = Node("app")
     with served(node) as url:
         node.run_worker(copy)
@@ -135,7 +135,7 @@ def test_who_may_only_watch(show):
 
 
 def test_the_server_ends_and_another_begins(show):
-    """A page that is open does not keep the server from ending, and finds the next one."""
+    """An open page does not keep the server from ending, and connects to the next one."""
     with served(Node("first")) as url:
         page = show(url)
         assert page.locator("h1").inner_text() == "first"
@@ -149,7 +149,7 @@ def test_the_server_ends_and_another_begins(show):
 
 
 async def tick(workers):
-    """Advance all of them, again and again."""
+    """Advance all workers, again and again."""
     while True:
         for worker in workers:
             worker.advance()

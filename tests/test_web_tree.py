@@ -40,7 +40,7 @@ def yes(request, action, status):
 
 
 class Page:
-    """What a page makes of what it is told, by the rules of the protocol."""
+    """A page that applies what it receives, by the rules of the protocol."""
 
     def __init__(self):
         self.nodes, self.groups, self.workers = {}, {}, {}
@@ -103,7 +103,7 @@ def whole(tree):
 
 
 async def test_whole():
-    """All that there is, by number, with its times by the wall clock."""
+    """The first message has the whole tree, by number, with times of the wall clock."""
     gate = anyio.Event()
     async with Node("app") as app, Node("page", parent=app) as below:
         app.group("few", limit=1)
@@ -149,7 +149,7 @@ async def test_whole():
 
 
 async def test_changes(hurry):
-    """A page that applies them has what there is, at any time."""
+    """A page that applies the changes always has the current tree."""
     gate = anyio.Event()
     async with Node("app") as app:
         app.group("few", limit=1)
@@ -196,7 +196,7 @@ async def test_changes(hurry):
 
 
 async def test_two_of_a_name(hurry):
-    """Nodes and workers may be called alike; each has a number that nobody had before."""
+    """Nodes and workers may have equal names; each has a number that was never used before."""
     async with Node("app") as app, viewing(app) as page:
         for _ in range(2):
             async with Node("page", parent=app) as first, Node("page", parent=app) as second:
@@ -228,7 +228,7 @@ async def test_cancelled_and_stalled(hurry):
 
 
 async def test_rates_go_down(hurry, monkeypatch):
-    """A rate is of the last seconds; it goes down where nothing ends."""
+    """A rate covers the last seconds, and goes down when nothing ends."""
     monkeypatch.setattr(_tree, "_AGE", 0.001)
     async with Node("app") as app:
         app.group("few", limit=2)
@@ -244,7 +244,7 @@ async def test_rates_go_down(hurry, monkeypatch):
 
 
 async def test_whole_is_made_once_for_all(monkeypatch):
-    """Who comes before it is looked again gets the same, with the time of now and their leave."""
+    """Pages that come close together share one snapshot, with their own time and permissions."""
     made, real = [], State.whole
 
     def count(*args):
@@ -268,7 +268,7 @@ async def test_whole_is_made_once_for_all(monkeypatch):
 
 
 async def test_who_is_slow_is_told_the_whole(hurry):
-    """What waits for a page is bounded."""
+    """The changes that wait for a slow page are bounded; beyond that it gets the whole tree."""
     async with Node("app") as app:
         tree, viewer = Tree(app), Viewer()
         with tree.seen_by(viewer):
@@ -287,7 +287,7 @@ def told_steps(tree, worker):
 
 
 async def test_page_that_comes_again(hurry):
-    """It is told how it stands; while nobody looks, only ends are counted."""
+    """A page that connects again gets the current tree. Without pages, only ends are counted."""
     async with Node("app") as app:
         tree = Tree(app)
         page = Page()
@@ -304,7 +304,7 @@ async def test_page_that_comes_again(hurry):
 
 
 async def test_ends_are_counted_while_nobody_looks(hurry):
-    """From the first look on."""
+    """Ends are counted from the first page on, even while there is none."""
     async with Node("app") as app:
         tree = Tree(app)
         tree.begin()
@@ -321,7 +321,7 @@ async def test_ends_are_counted_while_nobody_looks(hurry):
 
 
 async def test_end(hurry):
-    """A page is told the end as the node takes no more work."""
+    """A page gets the end when the node takes no more work."""
     async with Node("app") as app, viewing(app) as page:
         await until(lambda: page.kinds == ["tree"])
         await app.shutdown()
@@ -329,7 +329,7 @@ async def test_end(hurry):
 
 
 async def test_hostile_texts(hurry):
-    """Texts are of a bounded length and whole characters, whatever was given."""
+    """Texts have a bounded length and valid characters, whatever was given."""
 
     class Mute(Exception):
         def __str__(self):
@@ -357,7 +357,7 @@ async def test_hostile_texts(hurry):
 
 
 def test_texts_that_cannot_be_read():
-    """There is a word in their place."""
+    """A text that cannot be read is replaced by a placeholder."""
 
     class Odd:
         @property
@@ -371,7 +371,7 @@ def test_texts_that_cannot_be_read():
 
 
 async def test_many_groups():
-    """Of very many groups the ends are counted of the newest."""
+    """Of very many groups, only those of the newest have their ends counted."""
     tally = _tally.Tally()
     async with Node("app") as app:
         app.run_worker(anyio.sleep_forever, group="first")
@@ -385,7 +385,7 @@ async def test_many_groups():
 
 
 async def test_worker_that_was_started_elsewhere():
-    """One that never entered its work ends as any other."""
+    """A worker that never entered its work ends like any other."""
     async with Node("app") as app, app.subscribe(*_tally.KINDS) as events:
         worker = app.run_worker(anyio.sleep_forever)
         worker.cancel()
@@ -398,7 +398,7 @@ async def test_worker_that_was_started_elsewhere():
 
 
 async def test_page():
-    """It is there, and may ask nobody but its server."""
+    """The page is served, and may connect to its own server only."""
     async with serve(Node("app")) as client:
         answer = await client.get("/jobs/page")
         assert answer.status_code == 200
@@ -409,7 +409,7 @@ async def test_page():
 
 
 async def test_tree_over_http():
-    """The whole, and whether one may cancel."""
+    """GET returns the whole tree, and whether the client may cancel."""
     async with serve(Node("app")) as client:
         answer = await client.get("/jobs/tree")
         assert answer.headers["cache-control"] == "no-store"
@@ -421,7 +421,7 @@ async def test_tree_over_http():
 
 @pytest.mark.parametrize("by_server", [True, False])
 async def test_stream_over_http(hurry, by_server):
-    """It begins with the whole and ends with the end, as the server or the node does."""
+    """The stream begins with the whole tree and ends when the server or the node does."""
     node = Node("app")
     answers = []
     async with anyio.create_task_group() as tasks, serve(node) as client:
@@ -442,7 +442,7 @@ async def test_stream_over_http(hurry, by_server):
 
 
 async def test_tree_of_a_node_that_is_closed():
-    """It is not there any more."""
+    """The tree of a closed node is gone."""
     node = Node("app")
     async with serve(node) as client:
         await node.shutdown()
@@ -453,7 +453,7 @@ async def test_tree_of_a_node_that_is_closed():
 
 
 async def test_cancel_over_http():
-    """A worker of the tree is cancelled, with a reason, where that is allowed."""
+    """A worker of the tree can be cancelled with a reason, if that is allowed."""
     async with Node("root") as root:
         app = Node("app", parent=root)
         async with serve_below(app) as client:
@@ -489,7 +489,7 @@ async def serve_below(node):
 
 
 async def test_attempts_are_told(hurry):
-    """A worker that begins again counts."""
+    """The attempts of a worker that is restarted are sent."""
     async with Node("app") as app, viewing(app) as page:
 
         async def work():
