@@ -1,4 +1,4 @@
-"""A web service that imports tables of people: watched live, asked back, called off, remembered.
+"""A web service that imports tables of people, as jobs that clients can watch and cancel.
 
 In the folder of this file:
 
@@ -10,7 +10,7 @@ In the folder of this file:
     curl --json '{"key": "name", "value": "who"}' localhost:8000/jobs/.../answers
     curl -X DELETE localhost:8000/jobs/...                       # cancel it
 
-All workers live: http://localhost:8000/jobs/page. What may be asked: http://localhost:8000/docs.
+http://localhost:8000/jobs/page shows all workers, and http://localhost:8000/docs the API.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from creche.web import accepted, lifespan, router
 LARGEST = 10_000_000  # bytes
 
 node = Node("app")
-node.group("imports", limit=2)  # at a time; the others wait their turn
+node.group("imports", limit=2)  # at a time; the others are queued
 jobs = Jobs(node, store=SQLiteStore("history.db"))
 app = FastAPI(lifespan=lifespan(node, grace=3))
 app.include_router(router(jobs, page=True))
@@ -42,7 +42,7 @@ def import_people(table: str) -> dict[str, object]:
     column = ask_from_thread("name", "Which column holds the name?", {"enum": header})
     if column not in header:
         raise ValueError(f"there is no column {column!r}; there are {', '.join(header)}")
-    with closing(sqlite3.connect("people.db")) as people, people:  # all of them, or none
+    with closing(sqlite3.connect("people.db")) as people, people:  # one transaction
         people.execute("CREATE TABLE IF NOT EXISTS people (name TEXT)")
         for row in worker.track(rows):
             worker.check_cancelled()
@@ -52,7 +52,7 @@ def import_people(table: str) -> dict[str, object]:
 
 @app.post("/imports", status_code=202)
 async def start(request: Request) -> Response:
-    """Import the table in the body, a CSV with a line of names above."""
+    """Import the table in the body, a CSV file with a header line."""
     body = b""
     async for chunk in request.stream():
         body += chunk

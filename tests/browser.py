@@ -1,4 +1,4 @@
-"""A headless browser, where there is one: an installed Chromium or Playwright's. And axe-core."""
+"""A headless browser, if there is one: an installed Chromium or Playwright's. And axe-core."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def find(playwright):
 
 @contextmanager
 def opened():
-    """Open a browser; gives ``None`` and the reason where there is none."""
+    """Open a browser; yield ``None`` and the reason if there is none."""
     try:
         from playwright.sync_api import sync_playwright  # noqa: PLC0415 (absent in most places)
     except ImportError:
@@ -52,13 +52,13 @@ def opened():
 
 
 def axe():
-    """Give the code of axe-core, or ``None`` where it is not installed."""
+    """Return the code of axe-core, or ``None`` if it is not installed."""
     path = ROOT / "node_modules" / "axe-core" / "axe.min.js"
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def install():
-    """Have npm fetch axe-core, and Playwright a browser, where there is none."""
+    """Install axe-core with npm and a browser with Playwright, if they are missing."""
     if axe() is None:
         command = ["npm", "install", "--no-save", "--ignore-scripts", "--prefix", str(ROOT), AXE]
         subprocess.run(command, check=True)

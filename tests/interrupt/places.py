@@ -1,11 +1,11 @@
-"""The places at which something can be made to happen: the executed lines of the library.
+"""Places at which something can be made to happen: the executed lines of the library.
 
-They are counted as the main thread executes them, by a trace function, and at some of them it acts.
-What it raises comes up in the line, as what a signal handler raises does.
+A trace function counts them as the main thread executes them, and acts at some of them. What it
+raises appears in that line, like an error from a signal handler.
 
-A line is executed in several steps, and CPython looks for signals between some of these: as a
-function begins, after a call, and as a loop turns. Such a moment can be a place as well. There are
-no others, so a fault that needs one is none that Ctrl+C meets; but lines are what people read.
+A line is executed in several steps. CPython checks for signals between some of these: when a
+function begins, after a call, and when a loop repeats. Such a moment can be a place, too. There are
+no others, so Ctrl+C cannot strike elsewhere. Lines are what people read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def is_core(path):
 
 
 def is_around(path):
-    """Whether a file is of the library, of AnyIO, through which it runs, or of the programs."""
+    """Whether a file belongs to the library, to AnyIO or to the programs."""
     return path.startswith(AROUND)
 
 
@@ -53,7 +53,7 @@ REACHES = {"core": is_core, "around": is_around}
 
 
 def spoken(frame):
-    """Name the place where a frame stands."""
+    """Name the place of a frame."""
     code = frame.f_code
     folder, _, file = code.co_filename.rpartition(os.sep)
     return f"{os.path.basename(folder)}/{file}:{frame.f_lineno} {code.co_name}"  # noqa: PTH119 (often)
@@ -63,10 +63,10 @@ class Places:
     """Counts places, and acts at some.
 
     Args:
-        acts: What to call at which place; the first is number 1.
+        acts: What to call, by the number of the place; the first is 1.
         reach: Whose lines count, see ``REACHES``.
         grain: What counts, ``"line"`` or ``"moment"``.
-        trail: Kept up to date with all places that were met, if given.
+        trail: If given, it collects all places that are met.
     """
 
     def __init__(self, acts, reach="core", grain="line", trail=None):

@@ -1,4 +1,4 @@
-"""What actors do with work and threads; ``run.py --list`` tells what can be switched off."""
+"""What actors do with work and threads; ``run.py --list`` shows what can be switched off."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def wait_for_itself(actor, node):
 
 @act(0.5, "deadlock", ("worker",))
 async def wait_in_a_ring(actor, node):
-    """Wait for a worker that waits for this one: one of the two is told."""
+    """Wait for a worker that waits for this one; one of the two gets a DeadlockError."""
     me = actor.me
 
     async def other():
@@ -209,7 +209,7 @@ def send_signal(actor, node):
 
 @act(2, "calls", THREADS)
 def call(actor, node):
-    """Call something on the loop from a thread."""
+    """Make a call on the loop from a thread."""
     books, me = actor.world.books, actor.me
     was_cancelled = me is not None and me.is_cancelled
 
