@@ -382,7 +382,11 @@ def test_told_to_stop(tmp_path):
                 ThreadPoolExecutor(streams + 1) as pool,
             ):
                 path = client.post("/start").headers["location"]
-                begun = threading.Semaphore(0)
+                begun, sent = threading.Semaphore(0), threading.Event()
+
+                def trace(step, _):
+                    if step == "http11.send_request_body.complete":
+                        sent.set()
 
                 def listen(number):
                     where = "/jobs/tree/events" if number % 10 == 0 else f"{path}/events"
@@ -392,8 +396,10 @@ def test_told_to_stop(tmp_path):
                         begun.release()
                         return [line for line in stream if line.startswith("event:")]
 
+                # The poll is sent first, so it has arrived when the streams have begun.
+                poll = pool.submit(client.get, f"{path}?wait=60", extensions={"trace": trace})
+                assert sent.wait(RENDEZVOUS)
                 listening = [pool.submit(listen, number) for number in range(streams)]
-                poll = pool.submit(client.get, f"{path}?wait=60")
                 for _ in range(streams):
                     assert begun.acquire(timeout=RENDEZVOUS)
                 before = time.monotonic()
