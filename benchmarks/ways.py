@@ -340,7 +340,7 @@ class Creche(Awaited):
 
 
 class Unwatched(Way):
-    """Workers of a node that nothing watches. Each subclass watches them in some way."""
+    """Workers of a node that nothing watches. The subclasses watch it, each in another way."""
 
     name = "Creche, unwatched"
     loops = ALL

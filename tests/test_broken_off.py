@@ -135,7 +135,7 @@ async def test_failure_of_the_body():
         async with Node("app") as app:
             worker = app.run_worker(anyio.sleep_forever)
             with broken_off(Life, "on_cancel") as faults:
-                # Left by hand: the step has to work again for what follows.
+                # Left by hand, because on_cancel() must work again when the block itself ends.
                 await app.__aexit__(ValueError, failure, None)
     assert raised_by(caught) == [failure, *faults]
     assert worker.state is CANCELLED
@@ -158,7 +158,7 @@ async def test_leaving_of_the_tree():
 
 
 def test_wait_for_the_end_that_fails_again_and_again(backend):
-    """The wait survives some faults and then gives up, so it never loops forever."""
+    """The wait for the end of a block survives some faults and then gives up."""
 
     raised = []
 
@@ -179,7 +179,7 @@ def test_wait_for_the_end_that_fails_again_and_again(backend):
 
 
 async def test_last_step_may_be_taken_again():
-    """A nursery that is interrupted after it has closed stays closed."""
+    """shut() is safe to call again on a closed nursery, and returns True."""
     async with Node("app") as app:
         pass
     assert app._creche_nursery.shut() is True
@@ -187,7 +187,7 @@ async def test_last_step_may_be_taken_again():
 
 
 async def test_error_that_comes_too_late_for_its_node(caplog):
-    """The error is logged, because there is no block left to raise it."""
+    """An error after its node has closed is logged, because no block is left to raise it."""
     async with Listener("app") as app:
         worker = Worker(app, anyio.sleep_forever)
     with broken_off(Audience, "announce") as faults:
@@ -201,7 +201,7 @@ async def test_error_that_comes_too_late_for_its_node(caplog):
 
 
 async def test_worker_that_is_broken_off_on_its_way_into_the_queue():
-    """The worker is CANCELLED, and its group does not count it as queued."""
+    """A worker whose queueing is interrupted is removed, and its group does not count it."""
 
     class Queue(dict):
         def __setitem__(self, order, worker):
@@ -228,7 +228,7 @@ async def test_task_factory_that_runs_work(anyio_backend):
     more = []
 
     def factory(loop, coro, **options):
-        loop.set_task_factory(None)  # once
+        loop.set_task_factory(None)  # only for the first task
         more.append(group.run_worker(settle))
         return asyncio.Task(coro, loop=loop, **options)
 
@@ -262,7 +262,7 @@ async def test_worker_that_is_cancelled_as_it_is_added(monkeypatch):
 
 
 async def test_exclusive_worker_as_it_supersedes():
-    """The caller never gets the worker, so it is CANCELLED, and its work never runs."""
+    """If an exclusive worker fails to cancel the others, its work never runs."""
     entered = []
 
     async def work():
@@ -278,7 +278,7 @@ async def test_exclusive_worker_as_it_supersedes():
 
 
 async def test_long_queue_of_which_no_task_can_be_made():
-    """Each worker fails, one after another and without recursion, and then the next one starts."""
+    """A long queue of workers for which no task can be made fails without recursion."""
     launch, many = Runners.launch, sys.getrecursionlimit()
 
     def refuse(self, job):
@@ -303,7 +303,7 @@ async def test_long_queue_of_which_no_task_can_be_made():
 
 
 async def test_failure_whose_end_is_broken_off_is_told_once(caplog):
-    """The end is repeated, and the failure is logged only once."""
+    """If the end of a failed worker is interrupted and repeated, the failure is logged once."""
 
     async def work():
         raise ValueError
@@ -318,7 +318,7 @@ async def test_failure_whose_end_is_broken_off_is_told_once(caplog):
 
 
 async def test_failure_of_which_not_all_can_be_told(caplog):
-    """The worker fails anyway, and the log says that its report is incomplete."""
+    """If logging a failure fails, the worker is ERROR anyway, and that fault is logged."""
     async with Node("app") as app:
 
         async def burn():
@@ -348,7 +348,7 @@ async def test_handlers_as_they_let_go_of_the_node():
 
 
 async def test_handlers():
-    """The message after the one that was interrupted is still handled."""
+    """If reporting a handler's error is interrupted, the next message is still handled."""
     told = []
 
     class App(Node):
@@ -554,7 +554,7 @@ async def test_wait_for_a_thread_that_has_ended(monkeypatch):
 
 
 async def test_async_work_in_a_thread_that_never_begins():
-    """The coroutine is closed, so Python does not warn that it was never awaited."""
+    """Async work whose thread fails before its loop begins is closed, with no warning."""
     with (
         broken_off(thread_module, "on_own_loop") as faults,
         pytest.raises(ExceptionGroup) as caught,

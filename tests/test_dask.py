@@ -100,7 +100,7 @@ async def test_cancelled_in_the_queue(on_dask, tmp_path, calls):
         assert queued[0].is_queued
         for worker in queued:
             worker.cancel()
-        assert queued[0].state is PENDING  # it may begin, as far as is known
+        assert queued[0].state is PENDING  # it may have begun by now
         for worker in queued:
             await worker.join()
         assert [name for name, *_ in calls] == ["hear"]
@@ -359,7 +359,7 @@ async def test_isolated_work_on_a_lost_machine_alone(tmp_path, monkeypatch):
         worker = app.run_worker(partial(farwork.hold, sign, gate), where=way)
         await worker.join()
         gate.touch()
-        again = app.run_worker(partial(farwork.add, 1, 2), where=way)  # it is watched again
+        again = app.run_worker(partial(farwork.add, 1, 2), where=way)  # watched again
         await again.join()
         await until(lambda: not _there._running)
     assert str(worker.error) == "what ran worker 'hold' is gone: its machine was lost"

@@ -66,7 +66,7 @@ TOLD = ContextVar("told", default="nothing")
 
 @contextmanager
 def at_each_change(look):
-    """Make a call in the very step in which a change of state is announced, through the log."""
+    """Make a call within the step that announces a change of state, from a log handler."""
 
     class Handler(logging.Handler):
         def emit(self, record):
@@ -110,7 +110,7 @@ async def test_outcome_can_be_read_as_the_end_is_told():
 
 
 async def test_no_task_is_made_for_who_waits_behind_a_failure(monkeypatch):
-    """The node has failed before the slot of the failed worker is free."""
+    """A failed worker fails its node before its slot is free, so queued work gets no task."""
     made = []
     launch = Runners.launch
 
@@ -178,7 +178,7 @@ async def test_end_is_taken_again_after_a_fault_in_its_midst(times, monkeypatch)
                 await settle()
             holds = app._creche_nursery.holds
             if holds:
-                worker._break_off()  # the test is to end
+                worker._break_off()  # so that the test ends
     assert holds == 0
     assert worker.state is SUCCESS
     assert not app.workers
@@ -204,7 +204,7 @@ async def test_task_that_does_not_let_go_is_found(monkeypatch):
                 await until(lambda: not faults)
                 await settle()
             nursery = app._creche_nursery
-            holds, nursery.holds = nursery.holds, 0  # the test is to end
+            holds, nursery.holds = nursery.holds, 0  # so that the test ends
             nursery.held.clear()
     assert holds == 0
     assert "twice" in [str(error) for error in leaves(caught.value)]
@@ -283,7 +283,7 @@ async def test_outer_cancellation_before_an_error():
 
 
 def is_locked():
-    """Whether another thread would have to wait for the lock of the core."""
+    """Return whether another thread would have to wait for the lock of the core."""
     free = []
 
     def look():
@@ -409,7 +409,7 @@ async def test_cancel_while_a_thread_begins_its_loop():
     assert seen == [True]
 
 
-# Signal handlers, which run between any two lines: here when a wait creates its event.
+# Signal handlers may run between any two lines. Here they run as a wait creates its event.
 
 
 class Note(Message):
@@ -548,7 +548,7 @@ async def test_work_is_started_in_the_order_in_which_it_was_added(monkeypatch):
 
 @pytest.mark.parametrize("limit", [None, 1])
 async def test_work_that_is_started_later_and_whose_task_cannot_be_made(limit):
-    """The caller of start gets the error, the worker has ended, and its group has dropped it."""
+    """If start_all() cannot create a task, it raises, and the worker is CANCELLED and removed."""
     async with Node("app") as app:
         group = app.group("any", limit)
         worker = group.run_worker(anyio.lowlevel.checkpoint, "worker", start=False)
@@ -657,7 +657,7 @@ async def test_cancel_while_the_loop_sleeps_wakes_it(anyio_backend):
 
 
 async def test_arrival_that_raises(anyio_backend):
-    """A block that waits for calls in flight is woken, and later calls do not count."""
+    """A posted call that raises has landed, and code outside tasks cannot act after it."""
     landed, acts, over = [], [], anyio.Event()
     token = anyio.lowlevel.current_token()
     bridge = Bridge(lambda: landed.append(bridge.in_flight))
@@ -722,7 +722,7 @@ async def test_message_that_comes_as_the_handlers_end():
     assert handled == every
 
 
-# Blocks: which waits for which, and what remains of one left by another task or by none.
+# Blocks: which one waits for which, and blocks that are left in another task or never.
 
 
 async def test_shutdown_waits_from_below():
@@ -788,7 +788,7 @@ def complaint_of_the_backend():
 
 
 async def test_error_in_a_block_left_in_another_task():
-    """The task that entered the block is in another block by now, and continues there."""
+    """A block left in another task raises its error there, and the first task is not cancelled."""
     app, go, error = Node("app"), anyio.Event(), ValueError("of the body")
     with complaint_of_the_backend():
         async with anyio.create_task_group() as group:
@@ -1046,7 +1046,7 @@ async def test_subscription_outlasts_an_equal_node():
 
 
 async def test_snapshot_is_taken_on_the_loop(monkeypatch):
-    """A thread that takes a snapshot gets a moment between two steps of the loop."""
+    """A snapshot that a thread asks for is taken on the event loop, between two of its steps."""
     threads = []
     take = snapshot._take_tree
 
@@ -1615,7 +1615,7 @@ async def test_task_that_begins_eagerly(anyio_backend):
     async with Node("app") as app:
 
         async def make():
-            # Not by a factory: that of Python 3.13.0 does not take what uvloop gives it.
+            # Not by a task factory: the one of Python 3.13.0 does not take the arguments of uvloop.
             task = asyncio.Task(wait(), loop=loop, eager_start=True)
             await settle()
             task.cancel()
@@ -1623,7 +1623,7 @@ async def test_task_that_begins_eagerly(anyio_backend):
                 await task
 
         async def wait():
-            await worker  # its maker cancels it
+            await worker  # make() cancels this task
 
         worker = app.run_worker(make)
     assert worker.state is SUCCESS

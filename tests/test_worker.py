@@ -305,7 +305,7 @@ async def test_wait_is_a_checkpoint():
 
 
 async def test_finished_worker_lets_go():
-    """A finished worker holds neither its work nor its task."""
+    """A finished worker does not keep its work alive."""
 
     class Work:
         async def __call__(self):
@@ -427,7 +427,7 @@ async def test_description_of_arguments_without_repr():
 
 
 def test_declaration_errors():
-    """A plain function without thread=True is an error when it is decorated."""
+    """@work refuses a plain function without thread=True, and anything but a function."""
     with pytest.raises(WorkerDeclarationError, match="'plain' is not async; add thread=True"):
 
         @work
