@@ -123,6 +123,37 @@ async def queued(size, steps):
             await settle()
 
 
+async def _nothing():
+    pass
+
+
+async def in_turn(size, steps):
+    """Workers that return, and get the ten slots of a group one after another."""
+    async with Node("app") as app:
+        group = app.group("ten", limit=10)
+        for _ in range(size):
+            group.run_worker(_nothing)
+        with steps("run"):
+            while group.queued:
+                await lowlevel.checkpoint()
+
+
+async def heard(size, steps):
+    """A worker with callbacks and subscriptions of its own, all of which learn of its end."""
+    async with Node("app") as app, AsyncExitStack() as stack:
+        worker = app.run_worker(steps.sleep)
+        await settle()
+        with steps("add callbacks"):
+            for _ in range(size):
+                worker.add_done_callback(id)
+        with steps("subscribe"):
+            for _ in range(size):
+                await stack.enter_async_context(worker.subscribe())
+        with steps("end"):
+            worker.cancel()
+            await settle()
+
+
 async def _sleep_in(node, ready, gate):
     async with node:
         ready.append(node)
@@ -375,6 +406,8 @@ SIZES = {
     interleaved: 100_000,
     workers: 50_000,
     queued: 1_000_000,
+    in_turn: 1_000_000,
+    heard: 50_000,
     siblings: 10_000,
     siblings_in_turn: 5_000,
     blocks: 10_000,

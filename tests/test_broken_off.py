@@ -109,7 +109,7 @@ async def test_cancel_of_a_node_at_one_of_its_workers():
         async with Node("app") as app:
             group = app.group("one", limit=1)
             workers = [group.run_worker(anyio.sleep_forever) for _ in range(3)]
-            with broken_off(group_module, "cancel_with_nursery") as faults:
+            with broken_off(group_module, "deliver") as faults:
                 app.cancel("all")
             assert [worker.cancel_reason for worker in workers] == ["all"] * 3
             assert [worker.state for worker in workers] == [CANCELLED] * 3
@@ -250,11 +250,10 @@ async def test_task_factory_that_runs_work(anyio_backend):
 
 async def test_worker_that_is_cancelled_as_it_is_added(monkeypatch):
     """A worker that a signal handler cancels before it has a place is refused, without an event."""
-    async with Node("app") as app:
-        worker = Worker(app, settle)
-        place = admission._place
+    async with Node("app") as app, Node("child", parent=app) as child:
+        worker = Worker(child, settle)
         with monkeypatch.context() as patch:
-            patch.setattr(admission, "_place", lambda *args: (worker.cancel(), place(*args)))
+            patch.setattr(admission, "join", lambda _: worker.cancel())
             with pytest.raises(WorkerError, match="has ended"):
                 app.workers.add_worker(worker)
         assert worker.state is CANCELLED

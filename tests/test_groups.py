@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from functools import partial
 
 import anyio
 import pytest
@@ -547,6 +548,44 @@ async def test_cancelled_in_the_queue_do_not_pile_up():
         assert len(group._queue) == 1
         assert list(group) == [holder, waiting]
         group.cancel()
+
+
+async def test_cancelled_in_the_middle_of_the_queue_are_passed_over():
+    """A worker that leaves the queue while it moves up does not hold up those behind it."""
+    begun = []
+
+    async def work(name, gate):
+        begun.append(name)
+        await gate.wait()
+
+    async with Node() as app:
+        group, gates = app.group("g", limit=1), {name: anyio.Event() for name in "abcdefg"}
+        workers = {name: group.run_worker(partial(work, name, gates[name])) for name in "abcde"}
+        gates["a"].set()
+        await until(lambda: "b" in begun)
+        workers |= {name: group.run_worker(partial(work, name, gates[name])) for name in "fg"}
+        for name in "cdf":
+            workers[name].cancel()
+        assert [group.running, group.queued] == [1, 2]
+        for gate in gates.values():
+            gate.set()
+    assert begun == ["a", "b", "e", "g"]
+
+
+async def test_nothing_is_kept_of_a_queue_that_is_empty():
+    """A group forgets the turns of its queued workers once none is left."""
+    async with Node() as app:
+        group = app.group("g", limit=1)
+        running = group.run_worker(anyio.sleep_forever)
+        queued = [group.run_worker(anyio.sleep_forever) for _ in range(3)]
+        running.cancel()
+        await until(lambda: queued[0].is_running)
+        assert len(group._turns) == 2
+        for worker in queued:
+            worker.cancel()
+        await group.wait()
+        assert not group._turns
+        assert not group
 
 
 async def test_cancelled_in_the_queue_are_passed_over():

@@ -240,6 +240,24 @@ async def test_add_worker_to_a_node_that_was_left():
         assert worker.state is CANCELLED
 
 
+async def test_waits_that_are_given_up_leave_nothing_behind():
+    """A worker that runs for long does not collect the waits for it that were cancelled."""
+    async with Node("app") as app:
+        worker = await app.start_worker(anyio.sleep_forever)
+        for wait in (worker.wait, worker.join, partial(app.workers.wait_for_complete, [worker])):
+            with anyio.move_on_after(0):
+                await wait()
+        assert app._creche_sleepers == {}
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.join)
+            await settle()
+            with anyio.move_on_after(0):
+                await worker.join()
+            assert [len(sleepers) for sleepers in app._creche_sleepers.values()] == [1]
+            worker.cancel()
+        assert app._creche_sleepers == {}
+
+
 async def test_wait_for_complete():
     """wait_for_complete() waits for all started workers, however they end."""
     gate = anyio.Event()

@@ -1434,14 +1434,19 @@ async def test_a_runner_that_is_woken_as_it_goes_to_sleep(monkeypatch):
 
     async with Node("app") as app:
         kind = type(backend.get_backend(lowlevel.current_token()))
-        rename = kind.rename
+        renamer = kind.renamer
 
-        def launch_in_between(self, task, name):
-            if name == IDLE and not launched:
-                launched.append(app.run_worker(settle))
-            rename(self, task, name)
+        def launches_in_between(self, task):
+            rename = renamer(self, task)
 
-        monkeypatch.setattr(kind, "rename", launch_in_between)
+            def launch_in_between(name):
+                if name == IDLE and not launched:
+                    launched.append(app.run_worker(settle))
+                rename(name)
+
+            return launch_in_between
+
+        monkeypatch.setattr(kind, "renamer", launches_in_between)
         app.run_worker(settle)
         with anyio.fail_after(RENDEZVOUS):
             await until(lambda: launched)

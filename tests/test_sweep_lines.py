@@ -74,7 +74,7 @@ And of those at which a lock is released, where Python reports the line once mor
 THE_END = [
     *(ending.end, ending._take_end, ending._tell, moving.move, moving.announce, tell_failure),
     *(run._end_by_error, run._end_by_return, run.main, run.notice_cancellation),
-    *(cancelling.cancel, cancelling.cancel_here, cancelling.cancel_with_nursery),
+    *(cancelling.cancel, cancelling.cancel_here, cancelling.cancel_surely),
     *(cancelling.request, cancelling.deliver, cancelling.break_off, cancelling.reap),
     *(Worker._let_go, WorkerGroup._left, WorkerGroup._settle, ending.close_work),
     WorkerGroup._cancel_with_nursery,
@@ -93,7 +93,7 @@ THE_END = [
     *(HeldTask.run, HeldTask.hold, HeldTask.hold_no_more, HeldTask.let_go, HeldTask.reap),
 ]
 THE_WAY_IN = [
-    *(admission.admit, admission._admit_here, admission._place),
+    *(admission.admit, admission._admit_here, admission._take_back),
     *(WorkerGroup.admit, WorkerGroup._start, forget),
     *(
         WorkerGroup._supersede,

@@ -319,7 +319,7 @@ def test_state_is_changed_in_one_go():
 async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
     """Without a GIL, no thread can cancel between the check of a change and the change itself."""
     seen = []
-    monkeypatch.setattr(moving, "CAN_GO_IN_ONE", False)
+    monkeypatch.setattr(moving, "change", moving._change_guarded)
 
     class Table(Mapping):
         def __getitem__(self, state):
@@ -332,8 +332,8 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
         def __len__(self):
             return len(life_table)
 
-    life_table = moving.TRANSITIONS
-    monkeypatch.setattr(moving, "TRANSITIONS", Table())
+    life_table = moving._followers
+    monkeypatch.setattr(moving, "_followers", Table())
     async with Node("app") as app:
         await app.run_worker(anyio.lowlevel.checkpoint)
     assert seen == [True, True]
@@ -409,7 +409,7 @@ async def test_cancel_while_a_thread_begins_its_loop():
     assert seen == [True]
 
 
-# Signal handlers may run between any two lines. Here they run as a wait creates its event.
+# Signal handlers may run between any two lines. Here they run as a wait creates what it waits for.
 
 
 class Note(Message):
@@ -418,22 +418,27 @@ class Note(Message):
 
 @contextmanager
 def broken_in_upon(function, call, node=None):
-    """Make a call when the named function creates its event, as a signal handler would."""
+    """Make a call when the named function creates what it waits for, as a signal handler would."""
     calls = [call]
 
-    def make():
-        event = anyio_event()
-        if calls and sys._getframe(1).f_code.co_name == function:
-            calls.pop()()
-        return event
+    def then(make):
+        def make_and_call():
+            made = make()
+            if calls and sys._getframe(1).f_code.co_name == function:
+                calls.pop()()
+            return made
+
+        return make_and_call
 
     with pytest.MonkeyPatch.context() as patch:
-        anyio_event = anyio.Event
-        patch.setattr(anyio, "Event", make)
+        event = then(anyio.Event)
+        patch.setattr(anyio, "Event", event)
         if node is not None:
-            patch.setattr(node._creche_nursery, "new_event", make)
+            nursery = node._creche_nursery
+            patch.setattr(nursery, "new_event", event)
+            patch.setattr(nursery.backend, "new_sleep", then(nursery.backend.new_sleep))
         yield
-    assert not calls, f"{function} made no event"
+    assert not calls, f"{function} created nothing to wait for"
 
 
 async def test_wake_up_for_idle_is_not_lost():

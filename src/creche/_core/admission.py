@@ -15,7 +15,7 @@ from creche._ground.report import logger, shown
 from creche._ground.states import FINAL, NEW, OPEN
 
 from .calls import ask
-from .cancelling import cancel_with_nursery, refuse, refuse_ended
+from .cancelling import cancel_surely, refuse, refuse_ended
 from .giving_way import code_of
 from .group import forget, get_group
 from .readiness import with_status
@@ -27,18 +27,23 @@ if TYPE_CHECKING:
 
     from creche._ground.options import ReadyOptions
 
+    from .group import WorkerGroup
     from .node import Node
     from .worker import Worker, WorkType
 
 
-def admit(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> None:
-    """Admit a worker to a node, or refuse it: then it is CANCELLED, without an event.
+def admit(
+    node: Node, worker: Worker[Any], supersedes: object, start: bool, is_checked: bool = False
+) -> None:
+    """Admit a worker to a group of a node, or refuse it: then it is CANCELLED, without an event.
 
     Args:
         node: The node.
         worker: The worker.
         supersedes: See ``WorkerGroup.admit()``.
         start: Whether to start it.
+        is_checked: Whether the node admits work, and this is called on its loop or before it has
+            one. Otherwise that is checked here, and the loop is asked if necessary.
 
     Raises:
         WorkerError: It is refused.
@@ -47,19 +52,44 @@ def admit(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> N
     """
     try:
         nursery = node._creche_nursery
-        if (
-            nursery.bridge.thread == get_ident()
-            and nursery.state is OPEN
-            and nursery.get_task() is not None
+        if not is_checked and (
+            nursery.bridge.thread != get_ident()
+            or nursery.state is not OPEN
+            or nursery.get_task() is None
         ):
-            _place(node, worker, supersedes, start)
-        else:
             worker._keep_context()
             ask(node, partial(_admit_here, node, worker, supersedes, start))
+            return
+        if node._creche_parent is not None:
+            join(node)
+        if logger.level != node._creche_audience.log_level:
+            node._creche_audience.heed_logger()
+        group, steps = node._creche_groups.get(worker.group), nursery.bridge.steps
+        steps.busy += 1
+        try:
+            # In the same step, because a signal handler may have cancelled it before.
+            if worker._state in FINAL:
+                refuse_ended(worker)
+            if group is None:
+                group = get_group(node, worker.group)
+            group.admit(worker, supersedes, start)
+        except BaseException:
+            _take_back(worker, group)
+            raise
+        finally:
+            steps.busy -= 1
     except BaseException:
         if worker._place is None and worker._state not in FINAL:
             refuse(worker)
         raise
+
+
+def _take_back(worker: Worker[Any], group: WorkerGroup | None) -> None:
+    """Undo what was done to admit a worker, which the caller does not know."""
+    if worker._place is not None:
+        cancel_surely(worker, "it could not be started")
+    if group is not None and not len(group):
+        forget(group)
 
 
 def _admit_here(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> None:
@@ -72,34 +102,7 @@ def _admit_here(node: Node, worker: Worker[Any], supersedes: object, start: bool
             f"cannot add work to {node._creche_label()}, whose parent is closed; "
             "use a node that is open"
         )
-    _place(node, worker, supersedes, start)
-
-
-def _place(node: Node, worker: Worker[Any], supersedes: object, start: bool) -> None:
-    """Put a worker into a group of the node."""
-    if node._creche_parent is not None:
-        join(node)
-    if logger.level != node._creche_audience.log_level:
-        node._creche_audience.heed_logger()
-    group = node._creche_groups.get(worker.group)
-    steps = node._creche_nursery.bridge.steps
-    steps.busy += 1
-    try:
-        # In the same step, because a signal handler may have cancelled it before.
-        if worker._state in FINAL:
-            refuse_ended(worker)
-        if group is None:
-            group = get_group(node, worker.group)
-        group.admit(worker, supersedes, start)
-    except BaseException:
-        if worker._place is not None:
-            # The caller does not know it. It may be marked already, so it is not requested.
-            cancel_with_nursery(worker, "it could not be started", by_scope=False)
-        if group is not None and not len(group):
-            forget(group)
-        raise
-    finally:
-        steps.busy -= 1
+    admit(node, worker, supersedes, start, is_checked=True)
 
 
 async def start(

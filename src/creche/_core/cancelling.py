@@ -20,7 +20,7 @@ from .ending import close_work, end
 from .parts import lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .worker import Worker
 
@@ -49,12 +49,10 @@ def cancel_here(worker: Worker[Any], reason: object) -> None:
     cancel(worker, reason, _at_once)
 
 
-def cancel_with_nursery(worker: Worker[Any], reason: object, *, by_scope: bool) -> None:
-    """Cancel a worker with its nursery, which may cancel the scope of all its tasks at once."""
+def cancel_surely(worker: Worker[Any], reason: object) -> None:
+    """Cancel a worker within a step on the loop, even if an earlier request was interrupted."""
     request(worker, reason)
-    is_plain = worker._state is RUNNING and worker._rare is None and worker._thread is None
-    if not (by_scope and is_plain):  # else nothing follows but what the nursery does itself
-        deliver(worker, by_nursery=by_scope)
+    deliver(worker)
 
 
 def _at_once(call: Callable[[], object]) -> None:
@@ -72,6 +70,19 @@ def request(worker: Worker[Any], reason: object) -> bool:
     if rare is not None and rare.cancelled is not None:
         rare.cancelled.set()
     return True
+
+
+def request_each(workers: Iterable[Worker[Any]], asked: tuple[float, object]) -> None:
+    """Note the time and the reason for many workers, on the loop; ``deliver()`` does the rest."""
+    with lock:
+        for worker in workers:
+            if worker._cancellation is None and worker._state not in FINAL:
+                worker._cancellation = asked
+
+
+def is_delivered_by_scope(worker: Worker[Any]) -> bool:
+    """Whether a worker whose task was cancelled by the nursery's scope needs no ``deliver()``."""
+    return worker._state is RUNNING and worker._rare is None and worker._thread is None
 
 
 def deliver(worker: Worker[Any], *, by_nursery: bool = False) -> None:

@@ -44,16 +44,20 @@ def end(worker: Worker[Any], state: WorkerState, error: BaseException | None = N
         steps.busy -= 1
 
 
-def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | None) -> None:
+def _take_end(  # noqa: C901 (calls are expensive)
+    worker: Worker[Any], state: WorkerState, error: BaseException | None
+) -> None:
     """End, in the order that threads which read without a lock rely on."""
     fatal = error is not None and _tell(worker, error, state)
     if worker._state not in FINAL:
         if error is not None:
             worker._outcome = error
         move(worker, state)
+    # Before the node is cancelled, so that those who wait get the reason.
+    if worker._node._creche_sleepers:
+        _wake_sleepers(worker)
     rare = worker._rare
     if rare is not None:
-        # Before the node is cancelled, so that those who wait get the reason.
         _wake_all(worker, rare)
     if fatal and error is not None:
         worker._nursery.fail(error)
@@ -68,7 +72,11 @@ def _take_end(worker: Worker[Any], state: WorkerState, error: BaseException | No
         worker._description = worker._description.condensed()
     if worker._thread is not None:
         worker._thread.limiter, worker._thread.stops = None, ()
-    worker._let_go()
+    nursery = worker._node._creche_nursery
+    if worker._holds:  # as Worker._let_go() does
+        worker._holds, nursery.holds = False, nursery.holds - 1
+    if nursery.holds <= nursery.blocks:
+        nursery.check_idle()
 
 
 def _tell(worker: Worker[Any], error: BaseException, state: WorkerState) -> bool:
@@ -89,11 +97,20 @@ def _is_fatal(worker: Worker[Any], error: BaseException) -> bool:
     return True
 
 
+def _wake_sleepers(worker: Worker[Any]) -> None:
+    """Wake those that wait for the end of a worker."""
+    node = worker._node
+    sleepers = node._creche_sleepers.get(worker._order)
+    if sleepers is not None:
+        wake = node._creche_nursery.backend.wake
+        for sleep in list(sleepers.values()):
+            wake(sleep)
+        node._creche_sleepers.pop(worker._order, None)
+
+
 def _wake_all(worker: Worker[Any], rare: RareParts) -> None:
     if rare.begun is not None:
         rare.begun.set()
-    if rare.done is not None:
-        rare.done.set()
     if rare.service is not None:
         rare.service.wake()
     if rare.followers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from creche._ground.report import shown, tell
@@ -91,17 +92,18 @@ def followers_of(worker: Worker[Any]) -> tuple[Listener, ...]:
 
 def leave(worker: Worker[Any]) -> None:
     """Notify the listeners of a worker that it has ended; safe to call again."""
-    followers = worker._rare_parts().followers
-    while followers:
-        listener, source = next(iter(followers.items()))
-        listener._has_left(source)
-        followers.pop(listener, None)
+    followers = worker._rare_parts().followers or {}
+    for listener, source in list(followers.items()):
+        if listener in followers:  # otherwise another has just closed it
+            listener._has_left(source)
+            followers.pop(listener, None)
 
 
 def add_callback(worker: Worker[Any], callback: Callable[[Any], object]) -> None:
     """Call a function when a worker ends, see ``Worker.add_done_callback()``; on the loop."""
     rare = worker._rare_parts()
-    rare.callbacks = (*rare.callbacks, callback)
+    rare.callbacks = deque() if rare.callbacks is None else rare.callbacks
+    rare.callbacks.append(callback)
     if worker._state in FINAL:
         call_back(worker)
 
@@ -110,7 +112,7 @@ def call_back(worker: Worker[Any]) -> None:
     """Call the callbacks of a worker that ends, each once; safe to call again."""
     rare = worker._rare_parts()
     while rare.callbacks:
-        callback, rare.callbacks = rare.callbacks[0], rare.callbacks[1:]
+        callback = rare.callbacks.popleft()
         try:
             callback(worker)
         except Exception as error:  # noqa: BLE001 (the end continues)

@@ -9,6 +9,7 @@ exclusive, or by a rule of overflow.
 
 from __future__ import annotations
 
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from operator import attrgetter
@@ -21,7 +22,7 @@ from creche._ground.states import ERROR, FINAL, PENDING
 from creche._ground.steps import percent
 
 from .calls import ask
-from .cancelling import cancel_here, cancel_with_nursery
+from .cancelling import cancel_here, cancel_surely, deliver, is_delivered_by_scope, request_each
 from .ending import end
 from .giving_way import OVERFLOW, code_of
 from .moving import announce
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
         from typing_extensions import Unpack
 
 in_order = attrgetter("_order")
-_MOST_GAPS = 64  # in addition to the number of queued workers
 
 
 def cancel_each(workers: Iterable[Worker[Any]], reason: object) -> list[Worker[Any]]:
@@ -109,7 +109,7 @@ class WorkerGroup:
     """
 
     __slots__ = (
-        *("_gaps", "_left_one", "_limit", "_node", "_path", "_queue", "_running", "_unstarted"),
+        *("_left_one", "_limit", "_node", "_path", "_queue", "_running", "_turns", "_unstarted"),
         *("name", "overflow"),
     )
 
@@ -126,7 +126,9 @@ class WorkerGroup:
         # By the number of the worker: a subclass may define ``==``.
         self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
         self._queue: dict[int, Worker[Any]] = {}
-        self._gaps = 0  # how many were removed from the queue since it was created
+        # The numbers that were in the queue when this was last empty, some of which have left it.
+        # The first item of a dict takes the longer to find the more were removed before it.
+        self._turns: deque[int] = deque()
         self._running: dict[int, Worker[Any]] = {}
         self._left_one: Event | None = None  # created when someone waits for room
 
@@ -284,34 +286,33 @@ class WorkerGroup:
         Raises:
             BaseException: Its task cannot be created; the worker was not added.
         """
-        node, order, limit = self._node, worker._order, self._limit
+        node, order = self._node, worker._order
         nursery = node._creche_nursery
-        is_plain = start and not nursery.is_cancelled and worker._state is PENDING  # as most are
-        has_slot = limit is None or (not self._queue and len(self._running) < limit)
-        launches = is_plain and has_slot
-        queues = is_plain and not has_slot and supersedes is None and self.overflow == "enqueue"
         worker._created_at = nursery.clock()
         if worker._context is None:
             worker._context = copy_context()
+        is_started = False
         # The place and that it has one are set in one line: nothing can interrupt that.
-        if launches:
-            node._creche_runners.launch(worker)
-            worker._place, self._running[order] = self, worker
-            worker._be_started()
-        elif queues:
-            worker._place, self._queue[order] = self, worker
-            worker._be_started()
+        if start and worker._state is PENDING and not nursery.is_cancelled:  # as most are
+            limit = self._limit
+            if limit is None or (not self._queue and len(self._running) < limit):
+                node._creche_runners.launch(worker)
+                worker._place, self._running[order] = self, worker
+                is_started = True
+            elif supersedes is None and self.overflow == "enqueue":
+                worker._place, self._queue[order] = self, worker
+                is_started = True
+        if is_started:  # as Worker._be_started() does
+            holds = not worker.daemon
+            worker._holds, nursery.holds = holds, nursery.holds + holds
         else:
             worker._place, self._unstarted[order] = self, (worker, supersedes)
         if node._creche_audience.tells_changes or worker._rare is not None:
             announce(worker, PENDING)
-        if not start:
-            return
-        if launches:
-            if supersedes is not None:
-                self._supersede(worker, supersedes)
-        elif not queues:
+        if start and not is_started:
             self._start(worker)
+        elif is_started and supersedes is not None:
+            self._supersede(worker, supersedes)
 
     def _start(self, worker: Worker[Any]) -> None:
         """Start a worker that is not started, once there is a slot.
@@ -334,7 +335,7 @@ class WorkerGroup:
                 self._take_slot(worker)
         except BaseException:
             # It may be marked already, so a request is not enough.
-            cancel_with_nursery(worker, "it could not be started", by_scope=False)
+            cancel_surely(worker, "it could not be started")
             raise
 
     def _take_slot(self, worker: Worker[Any]) -> None:
@@ -377,31 +378,26 @@ class WorkerGroup:
 
     def _settle(self) -> None:
         """Start queued workers while there are slots; one that cannot be started fails."""
-        node = self._node
-        while self._queue and (self._limit is None or len(self._running) < self._limit):
+        node, limit = self._node, self._limit
+        while self._queue and (limit is None or len(self._running) < limit):
             if node._creche_nursery.is_cancelled:
                 return
-            order = next(iter(self._queue))
-            worker = self._queue[order]
+            if not self._turns:
+                self._turns = deque(self._queue)
+            order = self._turns.popleft()
+            worker = self._queue.get(order)
+            if worker is None:
+                continue  # it has left the queue
             try:
                 self._running[order] = worker
-                self._take_out(order)  # before a task factory, the user's code, can call back
+                del self._queue[order]  # before a task factory, the user's code, can call back
                 node._creche_runners.launch(worker)
             except BaseException as error:  # noqa: BLE001 (it fails the worker, and so its node)
                 # Remove it first: an end that calls back here would recurse.
                 self._running.pop(order, None)
-                self._take_out(order)
+                self._queue.pop(order, None)
                 worker._place = None
                 end(worker, ERROR, error)
-
-    def _take_out(self, order: int) -> None:
-        """Remove a worker from the queue, if it is there."""
-        if self._queue.pop(order, None) is not None:
-            self._gaps += 1
-        # The first item of a dict is slower to find the more were removed before it; an OrderedDict
-        # would take 50 bytes more for each.
-        if self._gaps > len(self._queue) + _MOST_GAPS:
-            self._queue, self._gaps = dict(self._queue), 0
 
     # the way out
 
@@ -410,11 +406,13 @@ class WorkerGroup:
         # If it was interrupted while moving, it is in two places.
         order = worker._order
         if self._running.pop(order, None) is None and self._queue:
-            self._take_out(order)
+            self._queue.pop(order, None)
         if self._unstarted:
             self._unstarted.pop(order, None)
         if self._queue:
             self._settle()
+        elif self._turns:
+            self._turns.clear()
         if self._left_one is not None:
             self._tell_of_room()
         worker._place = None
@@ -440,14 +438,18 @@ class WorkerGroup:
         return self._running.values()
 
     def _cancel_with_nursery(self, reason: object, *, by_scope: bool) -> None:
-        for worker in self:
+        nursery, workers = self._node._creche_nursery, list(self)
+        request_each(workers, (nursery.now(), reason))
+        for worker in workers:
+            if by_scope and is_delivered_by_scope(worker):
+                continue
             try:
-                cancel_with_nursery(worker, reason, by_scope=by_scope)
+                deliver(worker, by_nursery=by_scope)
             except BaseException as fault:  # noqa: BLE001 (raised by the block; the others are still started)
                 try:
-                    cancel_with_nursery(worker, reason, by_scope=by_scope)
+                    deliver(worker, by_nursery=by_scope)
                 finally:
-                    self._node._creche_nursery.fail(fault)
+                    nursery.fail(fault)
 
     def cancel(self, reason: object = None) -> None:
         """Cancel all unfinished workers of the group.

@@ -25,23 +25,19 @@ def move(worker: Worker[Any], state: WorkerState) -> bool:
         WorkerError: The table of states does not allow it.
     """
     node = worker._node
-    now = node._creche_nursery.clock()
-    if CAN_GO_IN_ONE:
-        is_made = _change(worker, state, now)
-    else:
-        with lock:
-            is_made = _change(worker, state, now)
-    if is_made is None:
-        raise WorkerError(
-            f"{worker._creche_label()} is {worker._state.name} and cannot become {state.name}"
-        )
+    is_made = change(worker, state, node._creche_nursery.clock())
     if is_made:
         rare = worker._rare
         if node._creche_audience.is_heard or (rare is not None and rare.followers):
             announce(worker, worker._state)
         if rare is not None and rare.begun is not None:
             rare.begun.set()
-    return is_made
+        return True
+    if is_made is None:
+        raise WorkerError(
+            f"{worker._creche_label()} is {worker._state.name} and cannot become {state.name}"
+        )
+    return False
 
 
 def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
@@ -49,12 +45,13 @@ def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
 
     It makes no call, so no thread can cancel between the check and the change.
     """
-    if state is RUNNING and worker._cancellation is not None:
-        return False
-    if state not in TRANSITIONS[worker._state]:
+    if worker._cancellation is not None:
+        if state is RUNNING:
+            return False
+        if state is SUCCESS:
+            state = CANCELLED  # cancel is final
+    if state not in _followers[worker._state]:
         return None
-    if state is SUCCESS and worker._cancellation is not None:
-        state = CANCELLED  # cancel is final
     worker._state = state
     if state is RUNNING:
         worker._started_at = now
@@ -63,9 +60,21 @@ def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
     return True
 
 
+def _change_guarded(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
+    """Change the state where a thread or a signal handler may come between any two lines."""
+    with worker._node._creche_nursery.bridge.steps, lock:
+        return _change(worker, state, now)
+
+
+change = _change if CAN_GO_IN_ONE else _change_guarded
+_followers = dict(TRANSITIONS)  # to look into a read-only view of it takes three times as long
+
+
 def announce(worker: Worker[Any], state: WorkerState) -> None:
     """Announce a change to all listeners; the node's block raises their errors."""
+    node = worker._node
     try:
-        worker._node._creche_audience.announce(worker, state)
+        with node._creche_nursery.bridge.steps:  # listeners run in it
+            node._creche_audience.announce(worker, state)
     except BaseException as fault:  # noqa: BLE001 (the change continues)
         worker._nursery.fail(fault)

@@ -6,6 +6,7 @@ if it has no block of its own, a mount.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from creche._ground.errors import WorkerError
@@ -87,17 +88,16 @@ class Node:
         # By id(): nodes may be dataclasses, equal to others or without a hash.
         self._creche_children: dict[int, Node] = {}
         self._creche_life = Life(self)
-        self._creche_nursery = Nursery(self._creche_life)
-        self._creche_runners = Runners(self._creche_nursery)
+        nursery = self._creche_nursery = Nursery(self._creche_life)
+        self._creche_runners = Runners(nursery)
         audience = self._creche_audience = Audience(self)
-        self._creche_mailbox = Mailbox(
-            self, self._creche_nursery, audience.pass_on, audience.is_started
-        )
+        self._creche_mailbox = Mailbox(self, nursery, audience.pass_on, audience.is_started)
         self._creche_groups: dict[str, WorkerGroup] = {}
         self._creche_spare: WorkerGroup | None = None  # one that was forgotten
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
         self._creche_manager = WorkerManager(self)
         self._creche_waiting: dict[int, Waitable] = {}  # workers of the node, by id() as well
+        self._creche_sleepers: dict[int, dict[int, Awaitable[None]]] = {}  # see wait_for()
         self._creche_mount: Mount | None = None  # where it has no block of its own
         self._creche_resources: dict[int, Kept] = {}  # of a root, see Job.resource()
 
@@ -229,7 +229,7 @@ class Node:
         Threads:
             Any thread.
         """
-        called = name_of_work(work)
+        called = work.__name__ if type(work) is FunctionType else name_of_work(work)
         supersedes: object = None
         if exclusive:
             group, supersedes = group_of_exclusive(work, called, group)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Coroutine, Sequence
 
     from anyio import CancelScope, CapacityLimiter
@@ -101,13 +102,12 @@ class RareParts:
     """
 
     __slots__ = (
-        *("awaited", "begun", "callbacks", "cancelled", "done", "followers", "is_hungry"),
+        *("awaited", "begun", "callbacks", "cancelled", "followers", "is_hungry"),
         *("loop_calls", "opened", "reported_in", "service", "total", "waits"),
     )
 
     def __init__(self) -> None:
-        self.begun: Event | None = None  # these three are created on demand
-        self.done: Event | None = None
+        self.begun: Event | None = None  # these two are created on demand
         self.cancelled: threading.Event | None = None
         self.reported_in: WeakSet[Any] | None = None
         """The trees of nurseries that have reported its error, once there is one."""
@@ -115,12 +115,12 @@ class RareParts:
         """The parties that it waits for."""
         self.awaited = 0
         """How many workers wait for it; waits of other code cannot close a cycle."""
-        # These two are created on demand: most workers that are waited for have none.
+        # These three are created on demand: most workers that have rare parts have none.
         self.opened: dict[int, Waitable] | None = None
         """The lives of the nodes whose blocks it has open, by id(): there may be thousands."""
         self.followers: dict[Listener, Any] | None = None
         """Those who listen to it only, each with its source."""
-        self.callbacks: tuple[Callable[[Any], object], ...] = ()
+        self.callbacks: deque[Callable[[Any], object]] | None = None
         """What to call when it ends."""
         self.is_hungry = False
         """Whether there are followers, and one has read the last progress event."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError as ThreadCancelledError
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from creche._ground.context import current
 from creche._ground.errors import NoActiveWorker, WorkerCancelled, WorkerError, uncancelled
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @interruptible
-async def main(worker: Worker[Any], runner: Runner | None) -> None:
+async def main(worker: Worker[Any], runner: Runner | None = None) -> None:
     """Run the task of a worker. If it is interrupted between two lines, the worker still ends."""
     failure: BaseException | None = None
     task: Runner | TaskHandle[None] | None = None
@@ -86,13 +86,7 @@ def begin(worker: Worker[Any]) -> None:
     Raises:
         WorkerCancelled: The worker has been called off.
     """
-    steps = worker._node._creche_nursery.bridge.steps
-    steps.busy += 1
-    try:
-        is_entered = move(worker, RUNNING)
-    finally:
-        steps.busy -= 1
-    if not is_entered:
+    if not move(worker, RUNNING):
         deliver(worker)
         raise WorkerCancelled(f"{worker._creche_label()} was cancelled")
     if worker._rare is not None and worker._rare.service is not None:
@@ -102,8 +96,9 @@ def begin(worker: Worker[Any]) -> None:
 def _end_by_return(worker: Worker[Any], runner: Runner | None) -> None:
     """End because the work returned."""
     nursery = worker._node._creche_nursery
-    task = cast("TaskHandle[None] | None", worker._handle) if runner is None else runner.handle
-    if worker._cancellation is None and nursery.has_heard() and nursery.is_scope_cancelled():
+    task: Any = worker._handle if runner is None else runner.handle
+    probe = nursery.watcher.probe
+    if worker._cancellation is None and probe.has_heard() and nursery.is_scope_cancelled():
         nursery.cancel_from_outside()  # this cancels the worker too
     if nursery.has_open_scope(task):
         end(

@@ -84,16 +84,23 @@ async def _wait_for(
 ) -> None:
     if not waited:
         await lowlevel.checkpoint()
-    # The events are created before the check whether to wait: a signal handler may run in between.
     for worker in waited:
         if until is not None:
             await until(worker)
         elif worker._state not in FINAL:
-            ties = worker._rare_parts()
-            if ties.done is None:
-                ties.done = worker._node._creche_nursery.new_event()
-            if worker._state not in FINAL:
-                await ties.done.wait()
+            # A sleep of its own for each that waits: it costs less than an event for all of them,
+            # and much less than the rare parts to keep that in.
+            node, order = worker._node, worker._order
+            sleep = node._creche_nursery.backend.new_sleep()
+            sleepers = node._creche_sleepers.setdefault(order, {})
+            try:
+                sleepers[id(sleep)] = sleep
+                if worker._state not in FINAL:  # a signal handler may have run in between
+                    await sleep
+            finally:
+                sleepers.pop(id(sleep), None)
+                if not sleepers:
+                    node._creche_sleepers.pop(order, None)
 
 
 def raise_outcome(worker: Worker[Any]) -> None:

@@ -700,11 +700,8 @@ class Worker(Generic[ResultType]):
             return label(self)  # it was set since
         return (place._path or place._make_path()) + (name or type(self).__name__)
 
-    def _main(self, runner: Runner | None = None) -> Coroutine[Any, Any, None]:
-        return main(self, runner)
-
-    def _lose_task(self, fault: BaseException) -> None:
-        lose_task(self, fault)
+    _main = main
+    _lose_task = lose_task
 
     def _is_to_await(self, value: object) -> bool:
         return is_awaitable(value) and not is_a(value, cast("type[object]", Worker))

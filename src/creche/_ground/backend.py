@@ -43,6 +43,14 @@ _has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
 getrefcount = getattr(sys, "getrefcount", _cannot_count) if _has_gil else _cannot_count
 
 
+def _maybe() -> bool:
+    return True
+
+
+def _not_yet() -> bool:
+    return False
+
+
 class CancelProbe(ABC):
     """Notices at once that a cancel scope around its task was cancelled, before the task does.
 
@@ -57,9 +65,8 @@ class CancelProbe(ABC):
     async def until_listening(self) -> None:
         """Let the task that was just spawned call ``listen()`` before any later task begins."""
 
-    @abstractmethod
-    def has_heard(self) -> bool:
-        """Whether there may have been a cancellation; if ``False``, there was none."""
+    has_heard: Callable[[], bool]
+    """Tells whether there may have been a cancellation; if not, there was none."""
 
 
 class Host(ABC):
@@ -130,8 +137,8 @@ class Backend(ABC):
         """Let the loop run for one turn."""
 
     @abstractmethod
-    def rename(self, task: Any, name: str) -> None:
-        """Give a task another name."""
+    def renamer(self, task: Any) -> Callable[[str], object]:
+        """Return what gives a task another name."""
 
     enter_context: Callable[[Any, Context], Context] | None
     """Make a task run in another context from its next step on, and give the one it had.
@@ -163,17 +170,15 @@ _fewest: dict[tuple[object, bool], tuple[int, ...]] = {}
 class _AsyncioProbe(CancelProbe):
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiter: Future[None] | None = None
+        self.has_heard = _maybe
 
     async def listen(self) -> None:
-        self._waiter = self._loop.create_future()
-        await self._waiter
+        waiter = self._loop.create_future()
+        self.has_heard = waiter.done
+        await waiter
 
     async def until_listening(self) -> None:
         """Do nothing: tasks start in order."""
-
-    def has_heard(self) -> bool:
-        return self._waiter is None or self._waiter.done()
 
 
 class _AsyncioHost(Host):
@@ -221,8 +226,8 @@ class _Asyncio(Backend):
     async def pause(self) -> None:
         await self.checkpoint()
 
-    def rename(self, task: Task[Any], name: str) -> None:
-        task.set_name(name)
+    def renamer(self, task: Task[Any]) -> Callable[[str], object]:
+        return task.set_name
 
     def traces(self, task: Any) -> object:
         # The collector sees attributes and callbacks that were added to it. A pending cancellation
@@ -296,25 +301,22 @@ class _TrioSleep:
 
 class _TrioProbe(CancelProbe):
     def __init__(self) -> None:
-        self._heard = True
+        self.has_heard = _maybe
 
     async def listen(self) -> None:
         from trio import lowlevel  # noqa: PLC0415 (an extra; it is running)
 
         def abort(_: RaiseCancelT) -> Abort:
-            self._heard = True
+            self.has_heard = _maybe
             return lowlevel.Abort.SUCCEEDED
 
-        self._heard = False
+        self.has_heard = _not_yet
         await lowlevel.wait_task_rescheduled(abort)
 
     async def until_listening(self) -> None:
         from trio import lowlevel  # noqa: PLC0415 (as above)
 
         await lowlevel.cancel_shielded_checkpoint()  # tasks start in any order
-
-    def has_heard(self) -> bool:
-        return self._heard
 
 
 class _TrioHost(Host):
@@ -369,8 +371,8 @@ class _Trio(Backend):
 
         await lowlevel.cancel_shielded_checkpoint()
 
-    def rename(self, task: TrioTask, name: str) -> None:
-        task.name = name
+    def renamer(self, task: TrioTask) -> Callable[[str], object]:
+        return partial(setattr, task, "name")
 
     def shares_tasks(self) -> bool:
         return True

@@ -123,7 +123,6 @@ class Nursery:
         "end",
         "failures",
         "get_task",
-        "has_heard",
         "has_open_scope",
         "held",
         "holds",
@@ -183,8 +182,6 @@ class Nursery:
         """Return the current task if it belongs to the nursery's loop."""
         self.new_event: Callable[[], Event]
         """Make an event of the nursery's loop."""
-        self.has_heard: Callable[[], bool]
-        """Return whether there may have been a cancellation of the scope; see ``CancelProbe``."""
         self.has_open_scope: Callable[[anyio.TaskHandle[Any] | None], bool]
         """Return whether the current task, which is about to end, has left a cancel scope open."""
 
@@ -210,7 +207,6 @@ class Nursery:
         If this raises, call ``end.abandon()``.
         """
         self.watcher = Watcher(self, self.backend)
-        self.has_heard = self.watcher.probe.has_heard
         group = anyio.create_task_group()
         await group.__aenter__()
         self.task_group = group

@@ -264,26 +264,26 @@ class Runner:
             self._pool.leave(self)
 
     @coroutine
-    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:  # noqa: C901 (calls are expensive)
+    def _serve(self, backend: Backend) -> Generator[Any, Any, None]:
         pool, task = self._pool, backend.get_task()
+        rename = backend.renamer(task)  # it holds the task too
         traces = backend.traces(task)
         self._is_spent = traces is None or backend.is_kept(traces)
         ready, enter_context = pool._ready, backend.enter_context
         turn = len(ready)
         while True:
-            if self.job is None and turn:
-                if pool._awake is self and ready:
-                    self.job = ready[0]  # before it is taken out: it is always somewhere
-                    ready.popleft()
-                turn -= 1
             if self.job is None:
-                if not (yield from self._wait(backend, task)):
-                    return
-                turn = len(ready)
-                continue
+                if not (turn and ready and pool._awake is self):
+                    if not (yield from self._wait(backend, rename)):
+                        return
+                    turn = len(ready)
+                    continue
+                self.job = ready[0]  # before it is taken out: it is always somewhere
+                ready.popleft()
+                turn -= 1
             context, coro = self.job._context, None
             if context is not None:
-                backend.rename(task, self.job._task_name())
+                rename(self.job._task_name())
                 own = None if enter_context is None else enter_context(task, context)
                 try:
                     coro = self.coro = self.job._main(self)
@@ -335,7 +335,7 @@ class Runner:
             # The context also leads to the worker.
             del coro, step, context, send, throw, value, error  # see errors: frames
 
-    def _wait(self, backend: Backend, task: object) -> Generator[Any, Any, bool]:
+    def _wait(self, backend: Backend, rename: Callable[[str], object]) -> Generator[Any, Any, bool]:
         """Wait for the next turn or for a job; return whether to continue."""
         try:
             if self._pool.is_due(self):
@@ -344,7 +344,7 @@ class Runner:
             sleep = self._sleep = backend.new_sleep()  # it may be woken from the next line on
             if not self._pool.rest(self):
                 return False
-            backend.rename(task, IDLE)
+            rename(IDLE)
             yield from sleep.__await__()
         except GeneratorExit:
             return False  # the loop has ended

@@ -128,7 +128,9 @@ class ThreadCall:
             else:
                 self._keep(error)
         self._give_back()
-        return await self._outcome()
+        if self._error is None:
+            return self._value
+        return await self._raise_error(self._error)
 
     async def _outlive_cancellation(self) -> bool:
         """Handle a wait that was cut short; return whether there is an outcome anyway."""
@@ -159,20 +161,15 @@ class ThreadCall:
                 continue
         return True
 
-    async def _outcome(self) -> object:
-        if self._error is None:
-            return self._value
-        if is_a(self._error, anyio.get_cancelled_exc_class()):
-            self._error = None
-            await lowlevel.checkpoint_if_cancelled()
-            raise leaked(self._job.label())
-        raise self._take_error()
-
-    def _take_error(self) -> BaseException:
-        """Return the error to raise and let go of it: see errors: frames."""
-        error, self._error = self._error, None
-        assert error is not None
-        return error
+    async def _raise_error(self, error: BaseException) -> object:
+        self._error = None  # see errors: frames
+        try:
+            if is_a(error, anyio.get_cancelled_exc_class()):
+                await lowlevel.checkpoint_if_cancelled()
+                raise leaked(self._job.label())
+            raise error
+        finally:
+            del error
 
     # the thread
 
