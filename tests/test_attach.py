@@ -149,6 +149,7 @@ async def test_removing_at_once(waits):
                 group.start_soon(panel.remove)
                 await lowlevel.checkpoint()
                 states.append(panel.is_finished)
+    assert states == ([] if waits else [False])
     assert worker.state is CANCELLED
     assert panel.told_of(worker) == [PENDING, CANCELLED]
     assert app._creche_nursery.holds == 0

@@ -646,7 +646,7 @@ async def test_a_task_that_the_program_cancels():
         async with here.client(extensions=[]) as client, anyio.create_task_group() as tasks:
 
             async def call_without():
-                with pytest.raises(MCPError, match="the tool was cancelled"):
+                with pytest.raises(MCPError, match="the state of its job is 'cancelled'"):
                     await client.call_tool("forever")
 
             tasks.start_soon(call_without)
@@ -669,7 +669,7 @@ async def test_a_call_to_a_server_that_ends():
             async with here.client() as client:
                 await start_task(client, "deaf")
                 here.node.cancel("the server ends")
-                with pytest.raises(MCPError, match="the tool was cancelled"):
+                with pytest.raises(MCPError, match="the state of its job is 'cancelled'"):
                     await client.call_tool("deaf")
             gate.set()
 
@@ -697,7 +697,9 @@ async def test_history(tmp_path, quiet):
             async with here.client() as client:
                 status = await RemoteTask(client.session, done.id).status()
                 assert (status.status, status.result) == ("failed", None)
-                assert status.error.message == "the tool was succeeded"
+                assert status.error.message == (
+                    "the tool gave no result; the state of its job is 'succeeded'"
+                )
                 status = await RemoteTask(client.session, waits.id).status()
                 assert status.status == "cancelled"
     finally:

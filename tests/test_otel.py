@@ -215,8 +215,9 @@ def test_services(exported, backend):
         anyio.run(main, backend=name, backend_options=options)
     span = exported["limp"]
     assert span.attributes["creche.attempt"] == 2
-    _, ready, restarted, stalled = span.events
-    assert [each.name for each in span.events] == ["running", "ready", "restarted", "stalled"]
+    events = {each.name: each for each in span.events}
+    assert list(events) == ["running", "ready", "restarted", "stalled"]
+    ready, restarted, stalled = (events[name] for name in ("ready", "restarted", "stalled"))
     assert restarted.attributes == {
         "creche.attempt": 2,
         "creche.delay": 1,
@@ -360,7 +361,7 @@ async def test_a_tracer_that_fails_disturbs_nobody(caplog):
     assert worker.state is WorkerState.SUCCESS
     (record,) = (each for each in caplog.records if each.levelno == logging.ERROR)
     assert record.getMessage() == (
-        "the tracer of node 'app' missed an event; it goes on, and logs this error only"
+        "the tracer of node 'app' missed an event; it continues, and logs no further errors"
     )
     assert str(record.exc_info[1]) == "no network"
 

@@ -205,7 +205,7 @@ async def test_errors_of_the_meter_disturb_nobody(recorded, caplog):
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert told.name == "creche"
     assert told.getMessage() == (
-        "the meter of node 'app' missed an event; it goes on, and logs this error only"
+        "the meter of node 'app' missed an event; it continues, and logs no further errors"
     )
 
 

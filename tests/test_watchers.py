@@ -27,7 +27,7 @@ from creche.testing import EventRecorder
 from creche.trace import record
 from helpers import ERROR, PENDING, RUNNING, SUCCESS, ExceptionGroup, leaves, settle, until
 
-MISSED = "missed an event; it goes on, and logs this error only"
+MISSED = "missed an event; it continues, and logs no further errors"
 HAS_RICH = importlib.util.find_spec("rich") is not None
 HAS_OTEL = all(map(importlib.util.find_spec, ("opentelemetry", "opentelemetry.sdk")))
 

@@ -149,7 +149,7 @@ class JobTools:
     def _find(self, job_id: str) -> Job[Any] | str:
         job = self.jobs.get(job_id)
         if job is None or job.status.owner != self.owner:
-            return f"there is no job {job_id!r:.100}; list tells of those that there are"
+            return f"there is no job {job_id!r:.100}; list shows all jobs"
         return job
 
     def _start(self, kind: str, arguments: dict[str, Any]) -> Job[Any] | str:

@@ -56,7 +56,7 @@ class Faults:
             return False
         if not self._is_told:
             self._is_told = True
-            report(f"{self._watcher} missed an event; it goes on, and logs this error only")
+            report(f"{self._watcher} missed an event; it continues, and logs no further errors")
         return True
 
 

@@ -259,7 +259,8 @@ class Tasks(Extension):
         try:
             result: mcp_types.CallToolResult = await job.result()
         except JobError as error:
-            code, text = mcp_types.INTERNAL_ERROR, f"the tool was {error.status.status}"
+            code = mcp_types.INTERNAL_ERROR
+            text = f"the tool gave no result; the state of its job is {error.status.status!r}"
             data = self._errors.get(job, mcp_types.ErrorData(code=code, message=text))
             raise MCPError.from_error_data(data) from None
         return result
