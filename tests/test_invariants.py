@@ -102,6 +102,22 @@ def test_end_that_is_no_end(machine, place):
     violated(machine, "final_states_are_final")
 
 
+def test_node_that_has_fallen_before_its_parent(machine, place):
+    """It is no violation if unstarted work of a fallen node misses the fall of its parent."""
+    (panel,) = machine.attach(parent=place, depth=1, then="", turns=0).values
+    record = machine.run_thread(
+        place=panel, kind="thread", ending=Ending.RETURN, on_cancel=OnCancel.OBEY
+    )
+    machine.cancel_node(place=panel)
+    late = machine.create(place=panel, script=RETURN, group="free", kind="function")
+    machine.cancel_node(place=place)
+    assert not late.worker.is_cancelled
+    machine.all_holds()
+    machine.open_gate(record=record)
+    machine.until(lambda: late.worker.is_finished)
+    machine.all_holds()
+
+
 def test_entered_and_never_running(machine, place, monkeypatch):
     """Work is entered although its worker was cancelled before it could run."""
     record = machine.create(place=place, script=RETURN, group="free", kind="function")

@@ -358,9 +358,9 @@ def fall(place: Place, cancel: Callable[[], object], *, promptly: bool = True) -
     """
     if not place.is_over:
         # Once more it changes nothing: not for what was added since, and not started.
-        is_certain = promptly and not place.has_fallen
+        standing = [each for each in place.below() if promptly and not each.has_fallen]
         place.is_cancelled = True
-        for each in place.below() if is_certain else ():
+        for each in standing:
             ask(each.unfinished(), f"{place.name} was cancelled")
         cancel()
 
