@@ -103,7 +103,7 @@ def _wake_sleepers(worker: Worker[Any]) -> None:
     sleepers = node._creche_sleepers.get(worker._order)
     if sleepers is not None:
         wake = node._creche_nursery.backend.wake
-        for sleep in list(sleepers.values()):
+        for sleep in list(sleepers):
             wake(sleep)
         node._creche_sleepers.pop(worker._order, None)
 

@@ -97,7 +97,7 @@ class Node:
         self._creche_declared: dict[str, tuple[int | None, Overflow]] = {}
         self._creche_manager = WorkerManager(self)
         self._creche_waiting: dict[int, Waitable] = {}  # workers of the node, by id() as well
-        self._creche_sleepers: dict[int, dict[int, Awaitable[None]]] = {}  # see wait_for()
+        self._creche_sleepers: dict[int, dict[Awaitable[None], None]] = {}  # see wait_for()
         self._creche_mount: Mount | None = None  # where it has no block of its own
         self._creche_resources: dict[int, Kept] = {}  # of a root, see Job.resource()
 

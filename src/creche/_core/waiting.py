@@ -94,11 +94,11 @@ async def _wait_for(
             sleep = node._creche_nursery.backend.new_sleep()
             sleepers = node._creche_sleepers.setdefault(order, {})
             try:
-                sleepers[id(sleep)] = sleep
+                sleepers[sleep] = None
                 if worker._state not in FINAL:  # a signal handler may have run in between
                     await sleep
             finally:
-                sleepers.pop(id(sleep), None)
+                sleepers.pop(sleep, None)
                 if not sleepers:
                     node._creche_sleepers.pop(order, None)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Task
     from collections.abc import Awaitable, Callable, Generator
     from contextvars import Context
+    from types import ModuleType
 
     import anyio
     import trio
@@ -269,30 +270,34 @@ class _Asyncio(Backend):
 
 
 class _TrioSleep:
-    __slots__ = ("_backend", "_is_woken", "_task")
+    __slots__ = ("_is_woken", "_lowlevel", "_task")
 
-    def __init__(self, backend: _Trio) -> None:
-        self._backend = backend
+    def __init__(self, lowlevel: ModuleType) -> None:
+        self._lowlevel = lowlevel
         self._task: TrioTask | None = None
         self._is_woken = False
 
     def __await__(self) -> Generator[Any, Any, None]:
         if not self._is_woken:
-            lowlevel = self._backend.lowlevel
+            lowlevel = self._lowlevel
             self._task = lowlevel.current_task()
             yield from lowlevel.wait_task_rescheduled(self._abort).__await__()
 
     def _abort(self, _: RaiseCancelT) -> Abort:
         self._task = None
-        return cast("Abort", self._backend.lowlevel.Abort.SUCCEEDED)
+        return cast("Abort", self._lowlevel.Abort.SUCCEEDED)
 
     def wake(self) -> None:
         self._is_woken = True
         task, self._task = self._task, None
         if task is None:
             return
-        lowlevel = self._backend.lowlevel
-        if task is self._backend.get_task():  # a signal handler, just before the task sleeps
+        lowlevel = self._lowlevel
+        try:
+            is_awake = task is lowlevel.current_task()
+        except RuntimeError:
+            is_awake = False
+        if is_awake:  # this is a signal handler, just before the task sleeps
             self._task = task
             lowlevel.current_trio_token().run_sync_soon(self.wake)
         else:
@@ -352,9 +357,8 @@ class _Trio(Backend):
 
         self.new_event: Callable[[], Event] = Event
         self.enter_context = _enter_context
-        self.lowlevel = lowlevel
         self.checkpoint: Callable[[], Awaitable[None]] = lowlevel.checkpoint
-        self.new_sleep: Callable[[], Awaitable[None]] = partial(_TrioSleep, self)
+        self.new_sleep: Callable[[], Awaitable[None]] = partial(_TrioSleep, lowlevel)
         self.clock = lowlevel.current_clock().current_time
         self._current_task = lowlevel.current_task
         self.get_task = partial(_current_or_none, lowlevel.current_task)

@@ -58,6 +58,14 @@ class ThreadCall:
     stops waiting; this one is released when the thread has really ended.
     """
 
+    _called_off = False
+    _begun = False
+    _ended = False
+    _left: Callable[[], object] | None = None
+    _has_token = False
+    _value: object = None
+    _error: BaseException | None = None
+
     def __init__(
         self, job: Job, limiter: CapacityLimiter, token: lowlevel.EventLoopToken, *, abandon: bool
     ) -> None:
@@ -66,14 +74,7 @@ class ThreadCall:
         self._token = token
         self._abandon = abandon
         self._guard = anyio.CancelScope() if abandon else None
-        self._lock = threading.Lock()  # protects the next four, which the thread and its host share
-        self._called_off = False
-        self._begun = False
-        self._ended = False
-        self._left: Callable[[], object] | None = None
-        self._has_token = False
-        self._value: object = None
-        self._error: BaseException | None = None
+        self._lock = threading.Lock()  # protects the first four below, for the thread and its host
 
     # the limiter
 
