@@ -378,8 +378,8 @@ class WorkerGroup:
 
     def _settle(self) -> None:
         """Start queued workers while there are slots; one that cannot be started fails."""
-        node, limit = self._node, self._limit
-        while self._queue and (limit is None or len(self._running) < limit):
+        node = self._node
+        while self._queue and (self._limit is None or len(self._running) < self._limit):
             if node._creche_nursery.is_cancelled:
                 return
             if not self._turns:
