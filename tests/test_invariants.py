@@ -16,7 +16,7 @@ from creche._core.group import WorkerGroup
 from creche._messages.mailbox import Mailbox
 from creche._nursery.nursery import Nursery
 from creche.testing import Ending, OnCancel, Script, WorkerMachine
-from creche.testing._machine.acts import Posted
+from creche.testing._machine.acts import Posted, run_worker
 from creche.testing._machine.machine import IMPATIENCE, NAMED
 from creche.testing._machine.model import QUEUE
 from creche.testing._machine.world import turn
@@ -116,6 +116,27 @@ def test_node_that_has_fallen_before_its_parent(machine, place):
     machine.open_gate(record=record)
     machine.until(lambda: late.worker.is_finished)
     machine.all_holds()
+
+
+def test_node_falls_when_its_loop_hears_of_an_error(machine, place):
+    """Work that starts after a thread has raised, but before the loop knows, is not cancelled."""
+    started, script = [], Script(ending=Ending.RAISE)
+    machine.do(
+        lambda: started.append(run_worker(machine, place, script, kind="thread", fatal=True))
+    )
+    thread = started.pop().play
+    machine.await_thread(thread.arrived, "the thread does not begin")
+
+    def start_in_between():
+        thread.open_gate()
+        machine.await_thread(thread.left, "the thread does not end")
+        started.append(run_worker(machine, place, RETURN))
+
+    machine.do(start_in_between)
+    assert [each.asked for each in started] == [None]
+    machine.until(lambda: started[0].worker.is_finished)
+    machine.all_holds()
+    assert place.has_fallen
 
 
 def test_entered_and_never_running(machine, place, monkeypatch):

@@ -163,7 +163,7 @@ class Run:
             outcome.append(error)
 
     async def go(self, program, *args):
-        end = time.monotonic() + RENDEZVOUS / 5
+        end = time.monotonic() + RENDEZVOUS
         async with anyio.create_task_group() as self.tasks:
             self.tasks.start_soon(self._live, program, args)
             while not self.is_over and time.monotonic() < end:

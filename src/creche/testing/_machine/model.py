@@ -193,10 +193,12 @@ class Record:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the work raised an error that fails the node."""
+        """Whether the work raised an error that fails the node, and the loop has heard of it."""
         if not self.play.log or self.kind == "abandoned":
             error = getattr(self.worker, "error", None)
             return error is not None and (self.fatal or not isinstance(error, Exception))
+        if self.in_thread and not self.worker.is_finished:
+            return False
         last = self.play.log[-1]
         return last == "raised base" or (last == "raised" and self.fatal)
 
