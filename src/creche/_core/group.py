@@ -380,8 +380,6 @@ class WorkerGroup:
         """Start queued workers while there are slots; one that cannot be started fails."""
         node = self._node
         while self._queue and (self._limit is None or len(self._running) < self._limit):
-            if node._creche_nursery.is_cancelled:
-                return
             if not self._turns:
                 self._turns = deque(self._queue)
             order = self._turns.popleft()
