@@ -33,7 +33,11 @@ def is_alive(pid):
 
 
 def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
+    """Return the pipes of this process; a cluster of other tests may open and close sockets."""
+    links = [
+        str(each.readlink()) for each in list(Path("/proc/self/fd").iterdir()) if each.exists()
+    ]
+    return {link for link in links if link.startswith("pipe:")}
 
 
 def has_died(pid):
@@ -200,7 +204,7 @@ async def test_process_that_cannot_be_set_up(monkeypatch, fault):
     async with Node("app", exit_on_error=False) as app:
         worker = await app.run_worker(farwork.pid, where=Processes(1)).join()
     assert "no process can be started: " in str(worker.error)
-    assert descriptors() == before
+    assert descriptors() <= before
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 

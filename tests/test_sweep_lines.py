@@ -76,7 +76,7 @@ THE_END = [
     *(run._end_by_error, run._end_by_return, run.main, run.notice_cancellation),
     *(cancelling.cancel, cancelling.cancel_here, cancelling.cancel_surely),
     *(cancelling.request, cancelling.deliver, cancelling.break_off, cancelling.reap),
-    *(Worker._let_go, WorkerGroup._left, WorkerGroup._settle, ending.close_work),
+    *(WorkerGroup._left, WorkerGroup._settle, ending.close_work),
     WorkerGroup._cancel_with_nursery,
     *(
         Nursery.fail,

@@ -73,8 +73,8 @@ def _take_end(  # noqa: C901 (calls are expensive)
     if worker._thread is not None:
         worker._thread.limiter, worker._thread.stops = None, ()
     nursery = worker._node._creche_nursery
-    if worker._holds:  # as Worker._let_go() does
-        worker._holds, nursery.holds = False, nursery.holds - 1
+    if worker._holds:
+        worker._holds, nursery.holds = False, nursery.holds - 1  # in one line, see Nursery.holds
     if nursery.holds <= nursery.blocks:
         nursery.check_idle()
 

@@ -94,9 +94,8 @@ def leave(worker: Worker[Any]) -> None:
     """Notify the listeners of a worker that it has ended; safe to call again."""
     followers = worker._rare_parts().followers or {}
     for listener, source in list(followers.items()):
-        if listener in followers:  # otherwise another has just closed it
-            listener._has_left(source)
-            followers.pop(listener, None)
+        listener._has_left(source)
+        followers.pop(listener, None)
 
 
 def add_callback(worker: Worker[Any], callback: Callable[[Any], object]) -> None:

@@ -124,7 +124,9 @@ class _Caller:
             self._nursery.blocks -= 1
         worker, self.worker = self.worker, None  # see errors: frames
         if worker is not None and worker._cancellation is None:
-            worker._let_go()
+            nursery = worker._nursery
+            worker._holds, nursery.holds = False, nursery.holds - 1  # in one line, see its holds
+            nursery.check_idle()
 
 
 async def _settle(top: Node) -> None:

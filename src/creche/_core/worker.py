@@ -687,13 +687,6 @@ class Worker(Generic[ResultType]):
         nursery = self._node._creche_nursery
         self._holds, nursery.holds = True, nursery.holds + 1  # as above
 
-    def _let_go(self) -> None:
-        nursery = self._node._creche_nursery
-        if self._holds:
-            self._holds, nursery.holds = False, nursery.holds - 1
-        if nursery.holds <= nursery.blocks:
-            nursery.check_idle()
-
     def _task_name(self) -> str:
         name, place = self.name, self._place
         if place is None or type(name) is not str:

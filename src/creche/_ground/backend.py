@@ -293,11 +293,7 @@ class _TrioSleep:
         if task is None:
             return
         lowlevel = self._lowlevel
-        try:
-            is_awake = task is lowlevel.current_task()
-        except RuntimeError:
-            is_awake = False
-        if is_awake:  # this is a signal handler, just before the task sleeps
+        if task is lowlevel.current_task():  # a signal handler, just before the task sleeps
             self._task = task
             lowlevel.current_trio_token().run_sync_soon(self.wake)
         else:

@@ -163,14 +163,14 @@ class ThreadCall:
         return True
 
     async def _raise_error(self, error: BaseException) -> object:
-        self._error = None  # see errors: frames
+        self._error = None
         try:
             if is_a(error, anyio.get_cancelled_exc_class()):
                 await lowlevel.checkpoint_if_cancelled()
                 raise leaked(self._job.label())
             raise error
         finally:
-            del error
+            del error  # see errors: frames
 
     # the thread
 
