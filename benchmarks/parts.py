@@ -70,7 +70,7 @@ def _pieces(node):
         "the loop's clock": clock,
         "anyio.current_time()": anyio.current_time,
         "anyio.current_effective_deadline()": anyio.current_effective_deadline,
-        "the cancel probe": node._creche_nursery.watcher.probe.has_heard,
+        "the cancel probe": lambda: node._creche_nursery.watcher.probe.has_heard(),
         "a lock, taken and left": locked,
         "a state found in a dict": lambda: alike[Alike.RED],
         "an Enum found in a dict": lambda: plain[Colour.RED],
