@@ -73,8 +73,11 @@ _followers = dict(TRANSITIONS)  # to look into a read-only view of it takes thre
 def announce(worker: Worker[Any], state: WorkerState) -> None:
     """Announce a change to all listeners; the node's block raises their errors."""
     node = worker._node
+    steps = node._creche_nursery.bridge.steps
+    steps.busy += 1
     try:
-        with node._creche_nursery.bridge.steps:  # listeners run in it
-            node._creche_audience.announce(worker, state)
+        node._creche_audience.announce(worker, state)
     except BaseException as fault:  # noqa: BLE001 (the change continues)
         worker._nursery.fail(fault)
+    finally:
+        steps.busy -= 1
