@@ -59,6 +59,9 @@ def _pieces(node):
     message = Worker.StateChanged(made, WorkerState.PENDING)
     plain, alike = {Colour.RED: 1}, {Alike.RED: 1}
 
+    def heard():
+        return node._creche_nursery.watcher.probe.has_heard()
+
     def locked():
         with lock:
             pass
@@ -70,7 +73,7 @@ def _pieces(node):
         "the loop's clock": clock,
         "anyio.current_time()": anyio.current_time,
         "anyio.current_effective_deadline()": anyio.current_effective_deadline,
-        "the cancel probe": lambda: node._creche_nursery.watcher.probe.has_heard(),
+        "the cancel probe": heard,
         "a lock, taken and left": locked,
         "a state found in a dict": lambda: alike[Alike.RED],
         "an Enum found in a dict": lambda: plain[Colour.RED],
