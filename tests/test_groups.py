@@ -572,6 +572,23 @@ async def test_cancelled_in_the_middle_of_the_queue_are_passed_over():
     assert begun == ["a", "b", "e", "g"]
 
 
+async def test_a_cancelled_node_launches_no_queued_worker(monkeypatch):
+    """If a node is cancelled before its workers begin, those in the queue get no task."""
+    launched, launch = [], Runners.launch
+
+    def noted(self, job):
+        launched.append(job)
+        launch(self, job)
+
+    monkeypatch.setattr(Runners, "launch", noted)
+    async with Node() as app:
+        group = app.group("g", limit=2)
+        workers = [group.run_worker(anyio.sleep_forever) for _ in range(20)]
+        app.cancel()
+    assert launched == workers[:2]
+    assert {worker.state for worker in workers} == {CANCELLED}
+
+
 async def test_nothing_is_kept_of_a_queue_that_is_empty():
     """A group forgets the turns of its queued workers once none is left."""
     async with Node() as app:

@@ -332,8 +332,8 @@ async def test_no_thread_cancels_while_the_state_changes(monkeypatch):
         def __len__(self):
             return len(life_table)
 
-    life_table = moving._followers
-    monkeypatch.setattr(moving, "_followers", Table())
+    life_table = moving._following
+    monkeypatch.setattr(moving, "_following", Table())
     async with Node("app") as app:
         await app.run_worker(anyio.lowlevel.checkpoint)
     assert seen == [True, True]

@@ -127,7 +127,7 @@ class WorkerGroup:
         self._unstarted: dict[int, tuple[Worker[Any], object]] = {}  # and what they supersede
         self._queue: dict[int, Worker[Any]] = {}
         # The numbers that were in the queue when this was last empty, some of which have left it.
-        # The first item of a dict takes the longer to find the more were removed before it.
+        # Finding the first item of a dict takes longer the more items were removed before it.
         self._turns: deque[int] = deque()
         self._running: dict[int, Worker[Any]] = {}
         self._left_one: Event | None = None  # created when someone waits for room
@@ -380,6 +380,8 @@ class WorkerGroup:
         """Start queued workers while there are slots; one that cannot be started fails."""
         node = self._node
         while self._queue and (self._limit is None or len(self._running) < self._limit):
+            if node._creche_nursery.is_cancelled:
+                return  # else each that ends would launch the next, only for that to end as well
             if not self._turns:
                 self._turns = deque(self._queue)
             order = self._turns.popleft()

@@ -50,7 +50,7 @@ def _change(worker: Worker[Any], state: WorkerState, now: float) -> bool | None:
             return False
         if state is SUCCESS:
             state = CANCELLED  # cancel is final
-    if state not in _followers[worker._state]:
+    if state not in _following[worker._state]:
         return None
     worker._state = state
     if state is RUNNING:
@@ -67,7 +67,7 @@ def _change_guarded(worker: Worker[Any], state: WorkerState, now: float) -> bool
 
 
 change = _change if CAN_GO_IN_ONE else _change_guarded
-_followers = dict(TRANSITIONS)  # to look into a read-only view of it takes three times as long
+_following = dict(TRANSITIONS)  # a lookup through the read-only view is slower
 
 
 def announce(worker: Worker[Any], state: WorkerState) -> None:
