@@ -5,6 +5,7 @@ The cluster consists of threads. The loss of a machine is tested in test_dask_ma
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 import signal
@@ -429,11 +430,21 @@ async def test_what_dask_says_of_a_loss(on_dask, monkeypatch, error, told):
 
 def test_event_after_the_end():
     """A message that arrives after the tree is gone is ignored."""
+    taken = []
 
-    class Gone:
-        """A stand-in for a line that was collected."""
+    class Taker:
+        """A stand-in for a line."""
 
-    _line._hand_over(weakref.ref(Gone()), (0.0, ("key", "", b"")))
+        def take(self, *message):
+            taken.append(message)
+
+    one = Taker()
+    hand_over = partial(_line._hand_over, weakref.ref(one))
+    hand_over((0.0, ("key", "steps", b"1")))
+    del one
+    gc.collect()
+    hand_over((0.0, ("key", "steps", b"2")))
+    assert taken == [("key", "steps", b"1")]
 
 
 def test_the_extra_is_named():

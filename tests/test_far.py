@@ -23,8 +23,9 @@ from helpers import run_python, until
 AWAY = (0, b"another interpreter")
 
 
-def make(work, send=lambda _: None, *, home=AWAY, **options):
-    head = wire.Head("far", "group", "", "app/group/far", "worker 'far'", "asyncio", 0, home, {})
+def make(work, send=lambda _: None, *, level=0, home=AWAY, **options):
+    told = ("far", "group", "", "app/group/far", "worker 'far'", "asyncio")
+    head = wire.Head(*told, level, home, {})
     return Far(wire.pack_job(work, head, "worker 'far'"), send, **options)
 
 
@@ -122,15 +123,18 @@ def test_coroutine_that_is_not_awaited(monkeypatch):
         opened(make(partial(farwork.add_later, 1, 2), begun=True).run())
 
 
-def test_records(monkeypatch):
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+def test_records(monkeypatch, level):
     """Log records are sent home from a process where logging was not set up, at home's level."""
     sent = []
+    work = partial(farwork.write_log, "news")
     with own_process(monkeypatch):
-        opened(make(partial(farwork.write_log, "news"), sent.append, begun=True).run())
-    kinds = [wire.read_message(message) for message in sent]
-    assert [kind for kind, _ in kinds] == ["log", "log"]
-    assert kinds[0][1]["msg"] == "here is news"
-    assert "ValueError: news" in kinds[1][1]["exc_text"]
+        opened(make(work, sent.append, level=level, begun=True).run())
+    messages = [wire.read_message(message) for message in sent]
+    assert {kind for kind, _ in messages} == {"log"}
+    *informed, failed = [record for _, record in messages]
+    assert [each["msg"] for each in informed] == ["here is news"] * (level == logging.INFO)
+    assert "ValueError: news" in failed["exc_text"]
 
 
 def test_records_of_unknown_work(monkeypatch):

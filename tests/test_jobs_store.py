@@ -229,7 +229,9 @@ def test_full(path, caplog):
         let_write(store)
         assert "database or disk is full" in told(caplog)[0].getMessage()
         assert store.get(make(2).id) is not None
-        store.delete(make(2).id)
+        written = store._connection.execute("SELECT id FROM jobs").fetchall()
+        assert written == [(make(1).id,)]
+        store.delete(make(2).id)  # close() would try to write it once more
     with SQLiteStore(path) as store:
         assert [each.kind for each in store.list()] == ["kind 1"]
 
@@ -267,10 +269,12 @@ def test_cannot_be_opened(path, tmp_path):
     """A file that cannot be opened raises StoreError at once and is not changed."""
     with pytest.raises(StoreError, match=r"cannot be opened: unable to open database file$"):
         SQLiteStore(tmp_path / "absent" / "jobs.db")
+    assert list(tmp_path.iterdir()) == []
     path.write_text("Dear diary, " * 1_000)
     with pytest.raises(StoreError, match=r"cannot be opened: file is not a database$"):
         SQLiteStore(path)
-    assert path.read_text().startswith("Dear diary")
+    assert path.read_text() == "Dear diary, " * 1_000
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("row", ["{}", "no JSON", '{"id": 5}'])

@@ -416,13 +416,30 @@ def test_loop_in_a_thread_is_real(virtual):
     """Async work in a thread has an event loop with a real clock, and can use threads itself."""
 
     async def work():
-        await settle()
-        return await anyio.to_thread.run_sync(threading.get_ident)
+        done = anyio.Event()
+        token = anyio.lowlevel.current_token()
+
+        def tell():
+            go.wait(10)
+            anyio.from_thread.run_sync(done.set, token=token)
+
+        # A virtual clock would jump over the day, as the loop does not know of this thread.
+        thread = threading.Thread(target=tell)
+        thread.start()
+        with anyio.move_on_after(86_400) as day:
+            waiting.append(True)
+            await done.wait()
+        await anyio.to_thread.run_sync(thread.join)
+        return day.cancelled_caught
 
     async def main():
         async with Node() as app:
-            assert await app.run_worker(work, thread=True) != threading.get_ident()
+            worker = app.run_worker(work, thread=True)
+            await until(lambda: waiting)
+            go.set()
+            assert not await worker
 
+    waiting, go = [], threading.Event()
     anyio.run(main, **virtual)
 
 

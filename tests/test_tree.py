@@ -197,11 +197,14 @@ async def test_a_snapshot_from_a_thread():
     """snapshot() in a worker's thread returns the snapshot that the event loop takes."""
     async with Node("app") as app:
         app.run_worker(anyio.sleep_forever, name="forever")
-        worker = app.run_worker(lambda: (threading.get_ident(), app.snapshot()), thread=True)
+        worker = app.run_worker(lambda: (threading.get_ident(), app.snapshot()), "w", thread=True)
         ident, taken = await worker
         app.cancel()
     assert ident != threading.get_ident()
-    assert set(pictures(taken)) == {"forever", "<lambda>"}
+    assert {name: each.state for name, each in pictures(taken).items()} == {
+        "forever": "RUNNING",
+        "w": "RUNNING",
+    }
 
 
 async def test_a_snapshot_holds_nothing_alive():
