@@ -139,6 +139,23 @@ def test_node_falls_when_its_loop_hears_of_an_error(machine, place):
     assert place.has_fallen
 
 
+def test_node_that_has_closed_refuses_work(machine, place):
+    """A node that has failed closes before its block has been left, and refuses work from then."""
+    has_ended = []
+
+    async def start_once_closed():
+        run_worker(machine, place, Script(gated=False, ending=Ending.RAISE), fatal=True)
+        while not place.node.is_finished:
+            await turn()
+        has_ended.append(place.has_ended)
+        run_worker(machine, place, RETURN)
+
+    machine.do(start_once_closed)
+    assert has_ended == [False]
+    assert len(place.records) == 1
+    machine.all_holds()
+
+
 def test_entered_and_never_running(machine, place, monkeypatch):
     """Work is entered although its worker was cancelled before it could run."""
     record = machine.create(place=place, script=RETURN, group="free", kind="function")

@@ -162,7 +162,9 @@ def run_worker(
     try:
         machine.add_worker(place.node, record.worker, start=start, exclusive=exclusive)
     except WorkerError:
-        machine.check(refused or place.is_closing, f"{place} refused a worker")
+        # A node that has fallen closes some turns of the loop before its block has been left.
+        has_closed = place.has_fallen and place.node.is_finished
+        machine.check(refused or place.is_closing or has_closed, f"{place} refused a worker")
         place.records.remove(record)
         play._noted = None
         machine.check(record.worker.is_finished, f"{record} was refused and is unfinished")
