@@ -1,4 +1,4 @@
-"""The reports of the benchmarks: ratios, what has moved, which targets are met."""
+"""The benchmarks run, and their reports: ratios, what has moved, which targets are met."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def report(monkeypatch):
 def targets(monkeypatch):
     """Return the module of the targets."""
     return load(monkeypatch, "targets")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Return the program."""
+    for needed in ("aiojobs", "rich", "textual", "trio"):
+        pytest.importorskip(needed)
+    return load(monkeypatch, "bench")
 
 
 def spread(median, off=0.0):
@@ -210,3 +218,21 @@ def test_the_baseline_has_all_that_is_bounded(targets):
     counted = {target for target in targets.TARGETS if target.counted}
     for beside in measured.get("beside", {}).values():
         assert counted <= {target for target, _, _ in targets.check(beside)}
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_what_is_counted_runs(bench, loop):
+    """Each case that is counted in instructions runs, and so does each piece of a worker."""
+    options = SimpleNamespace(
+        instructions=True, counted=False, full=False, loop=[loop], only=[], targets=False
+    )
+    # Those left out start processes.
+    left_out = {"import", "processes", "executor"}
+    ran = [
+        (case.way, case.run(10))
+        for scenario in bench.find(options)
+        if scenario.name not in left_out
+        for case in scenario.cases
+    ]
+    assert len(ran) > 40
+    assert {"AnyIO", "Creche", "the cancel probe"} <= {way for way, _ in ran}
