@@ -11,7 +11,15 @@ from functools import partial
 import anyio
 import pytest
 
-from creche import Message, Node, ShutdownTimeout, Worker, WorkerCancelled, WorkerError
+from creche import (
+    Message,
+    Node,
+    ShutdownTimeout,
+    Worker,
+    WorkerCancelled,
+    WorkerError,
+    get_current_worker,
+)
 from helpers import (
     CANCELLED,
     ERROR,
@@ -649,6 +657,26 @@ async def test_shutdown_by_a_worker():
         assert (worker.state, caller.state) == (RUNNING, RUNNING)
         gate.set()
     assert (worker.state, caller.state) == (SUCCESS, CANCELLED)
+
+
+@pytest.mark.parametrize("grace", [0, math.inf])
+async def test_a_worker_that_has_called_shutdown_goes_on_to_its_end(grace):
+    """It stays RUNNING until its work has ended, and what that raises then is its error."""
+    states = []
+
+    async def stop():
+        try:
+            await app.shutdown(grace)
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            states.append(get_current_worker().state)
+            raise ValueError("cleanup failed") from None
+
+    async with Node("app") as app:
+        app.run_worker(settle)
+        caller = app.run_worker(stop, exit_on_error=False)
+    assert states == [RUNNING]
+    assert (caller.state, str(caller.error)) == (ERROR, "cleanup failed")
 
 
 class Stop(Message, bubble=False):

@@ -70,7 +70,7 @@ def test_planted_bug_is_found_and_shrunk():
     with pytest.raises(AssertionError) as caught:
         run_state_machine_as_test(machine("TidyMachine"), settings=BRIEF)
     told = str(caught.value)
-    # Which worker, and whether the error is that of the work or of its cleanup, is up to Hypothesis.
+    # Which worker, and whether its work or its cleanup raises, is up to Hypothesis.
     expected = r"is (SUCCESS|CANCELLED), expected ERROR: <Play '\1': .*raised>"
     assert re.search(rf"^the_end_fits_the_log: <(w\d) in .*{expected}", told)
     notes = "\n".join(caught.value.__notes__) if hasattr(caught.value, "__notes__") else ""

@@ -200,8 +200,9 @@ class Life:
         return bool(daemons)
 
     def _disown_unstarted(self) -> bool:
-        # The remaining nodes below were never opened.
-        rest = [worker for node in walk_down(self._node) for worker in _workers_of(node)]
+        # The remaining nodes below were never opened. A started worker called shutdown().
+        workers = [worker for node in walk_down(self._node) for worker in _workers_of(node)]
+        rest = [worker for worker in workers if not worker._started]
         for worker in rest:
             disown(worker)
         return bool(rest)

@@ -123,7 +123,7 @@ class _Caller:
         if self._nursery is not None:
             self._nursery.blocks -= 1
         worker, self.worker = self.worker, None  # see errors: frames
-        if worker is not None and worker._cancellation is None:
+        if worker is not None and worker._holds and worker._cancellation is None:
             nursery = worker._nursery
             worker._holds, nursery.holds = False, nursery.holds - 1  # in one line, see its holds
             nursery.check_idle()
