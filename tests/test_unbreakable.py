@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -659,6 +660,19 @@ async def test_cancel_while_the_loop_sleeps_wakes_it(anyio_backend):
             await app.workers.wait_for_complete([worker])
     assert worker.state is CANCELLED
     assert worker.finished_at - worker.cancelled_at < RENDEZVOUS / 2  # when all would wake
+
+
+async def test_post_while_the_loop_sleeps_wakes_a_reader(anyio_backend):
+    """A signal handler that posts to a node that is not open wakes those who listen to it."""
+    node, told = Node("not open"), []
+    async with node.subscribe(Message) as events:
+        with anyio.fail_after(RENDEZVOUS):
+            as_the_loop_sleeps(anyio_backend, lambda: told.append(node.post_message(Message())))
+            began = time.monotonic()
+            async for _ in events:
+                break
+    assert told == [True]
+    assert time.monotonic() - began < RENDEZVOUS / 2  # when all would wake
 
 
 async def test_arrival_that_raises(anyio_backend):

@@ -293,7 +293,7 @@ class _TrioSleep:
         if task is None:
             return
         lowlevel = self._lowlevel
-        if task is lowlevel.current_task():  # a signal handler, just before the task sleeps
+        if task is _current_or_none(lowlevel.current_task):  # a signal handler, before it sleeps
             self._task = task
             lowlevel.current_trio_token().run_sync_soon(self.wake)
         else:

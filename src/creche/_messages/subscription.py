@@ -179,7 +179,10 @@ class Subscription(Generic[MessageT]):
         news, self._news = self._news, None
         if news is None:
             return
-        if self._token is not None and self._thread != threading.get_ident():
+        # A node that was not open then acts at once in any thread, and in a signal handler.
+        if self._token is not None and (
+            self._thread != threading.get_ident() or self._backend.get_task() is None
+        ):
             run_soon(self._token, partial(self._backend.wake, news))
         else:
             self._backend.wake(news)
