@@ -47,7 +47,8 @@ async def test_self(how):
             await worker.wait()
         assert isinstance(caught.value.error, DeadlockError)
         assert str(caught.value.error) == (
-            "waiting would never end: worker 'me' waits for worker 'me'; let one of them go first"
+            "waiting would never end: worker 'me' waits for itself; leave that out, or wait in "
+            "another worker"
         )
 
 

@@ -477,7 +477,7 @@ async def test_plain_function_without_thread():
     (error,) = leaves(caught.value)
     assert isinstance(error, WorkerError)
     assert str(error) == (
-        "the work of worker 'plain' is a plain function that returned no awaitable but 5; "
+        "the work of worker 'plain' is a plain function that returned 5, which is not awaitable; "
         "run it with thread=True, or make it an async function"
     )
 

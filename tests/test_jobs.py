@@ -716,6 +716,8 @@ async def test_submit_in_vain():
             jobs.submit(one(), owner=5)
         with pytest.raises(WorkerError, match=r"^owner must be a text"):
             jobs.submit(one, owner=b"x")
+        with pytest.raises(WorkerError, match=r"^a job is started at once; leave start= out$"):
+            jobs.submit(one(), start=False)
         with pytest.raises(WorkerError):
             jobs.submit(5)
         assert jobs.list() == ()
@@ -731,6 +733,7 @@ async def test_submit_in_vain():
         ({"keep": -1}, "^keep must be a number of jobs, 0 or more, not -1$"),
         ({"keep": True}, "^keep must be"),
         ({"keep": 1.5}, "^keep must be"),
+        ({"store": "jobs.db"}, r"^store must be a Store, as SQLiteStore.path., not 'jobs.db'$"),
         ({"ttl": 0}, "^ttl must be seconds, more than 0 and at most 100 years, not 0$"),
         ({"ttl": float("inf")}, "^ttl must be"),
         ({"ttl": "x"}, "^ttl must be"),

@@ -688,7 +688,7 @@ async def test_async_function_that_returns_no_awaitable():
     async with Node("app") as app:
         worker = await run(app, service(work))
     assert str(worker.error).endswith(
-        "was to be an async function, and returned no awaitable but 3"
+        "must be an async function, and returned 3, which is not awaitable"
     )
 
 

@@ -74,6 +74,10 @@ def _check_texts(worker: Worker[Any]) -> str:
     """Make the name and the group plain strings; return what is wrong if they are not text."""
     name, group = worker.name, worker.group
     if not is_a(name, str) or not is_a(group, str):
-        return f"name {shown(name)} and group {shown(group)} must both be a text"
+        what, text = ("group", group) if is_a(name, str) else ("name", name)
+        return (
+            f"the {what} must be a str, not {shown(text)}; arguments are passed to the work with "
+            "functools.partial(work, ...)"
+        )
     worker.name, worker.group = str.__str__(name), str.__str__(group)
     return ""

@@ -65,6 +65,11 @@ async def _wait_as(
     counted = 0
     try:
         ring = _judge(me, waited)
+        if ring is not None and any(me is worker for worker in waited):
+            raise DeadlockError(
+                f"waiting would never end: {me._creche_label()} waits for itself; leave that out, "
+                "or wait in another worker"
+            )
         if ring is not None:
             raise DeadlockError(f"waiting would never end: {ring}; let one of them go first")
         for worker in waited:

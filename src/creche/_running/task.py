@@ -37,8 +37,9 @@ def in_task(job: TaskJob) -> Coroutine[Any, Any, Any]:
             return _give(value)  # a worker: it is not awaited here
         check_no_generator(value, job._creche_label)
         raise WorkerError(
-            f"the work of {job._creche_label()} is a plain function that returned no awaitable "
-            f"but {shown(value, 100)}; run it with thread=True, or make it an async function"
+            f"the work of {job._creche_label()} is a plain function that returned "
+            f"{shown(value, 100)}, which is not awaitable; run it with thread=True, or make it an "
+            "async function"
         )
     except BaseException:
         close_unawaited(value)

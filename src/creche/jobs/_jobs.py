@@ -92,6 +92,8 @@ class Jobs:
     ) -> None:
         if not isinstance(node, Node):
             raise WorkerError(f"Jobs() takes a Node, not {node!r:.100}")
+        if store is not None and not hasattr(store, "put"):
+            raise WorkerError(f"store must be a Store, as SQLiteStore(path), not {store!r:.100}")
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 0:
             raise WorkerError(f"keep must be a number of jobs, 0 or more, not {keep!r:.100}")
         if not isinstance(ttl, int | float) or not 0 < ttl <= _LONGEST_TTL:
@@ -164,10 +166,15 @@ class Jobs:
         Threads:
             Any thread.
         """
+        wrong = ""
         if owner is not None and not isinstance(owner, str):
+            wrong = f"owner must be a text, or None, not {owner!r:.100}"
+        elif "start" in options:
+            wrong = "a job is started at once; leave start= out"
+        if wrong:
             if inspect.iscoroutine(work):
                 work.close()  # nobody awaits it
-            raise WorkerError(f"owner must be a text, or None, not {owner!r:.100}")
+            raise WorkerError(wrong)
         options.setdefault("exit_on_error", False)
         job = Job[Any](_new_status(owner))
         before = current_job.set(job)

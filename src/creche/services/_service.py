@@ -246,8 +246,8 @@ class _Service:
         if inspect.isawaitable(value):
             return value
         raise WorkerError(
-            f"{self._name}() was to be an async function, and returned no awaitable but "
-            f"{value!r:.100}"
+            f"{self._name}() must be an async function, and returned {value!r:.100}, which is not "
+            "awaitable"
         )
 
     def _plain(self, value: object) -> object:
