@@ -675,6 +675,29 @@ async def test_post_while_the_loop_sleeps_wakes_a_reader(anyio_backend):
     assert time.monotonic() - began < RENDEZVOUS / 2  # when all would wake
 
 
+@pytest.mark.parametrize("where", ["node", "tree", "worker"])
+async def test_a_thread_wakes_a_reader_through_its_loop(where):
+    """A thread that acts on a node which is not open wakes those who listen to it, or above it."""
+    async with Node("app") as app:
+        child = Node("not open", parent=app)
+        worker = child.run_worker(anyio.sleep_forever, start=False)
+        kind = Worker.ProgressChanged
+        events = {
+            "node": lambda: child.subscribe(kind),
+            "tree": lambda: app.subscribe(kind, tree=True),
+            "worker": lambda: worker.subscribe(kind),
+        }[where]()
+        async with events:
+            thread = threading.Thread(target=worker.advance)
+            with anyio.fail_after(RENDEZVOUS):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(events.__anext__)
+                    await settle()  # the reader sleeps
+                    thread.start()
+        thread.join()
+    assert worker.completed_steps == 1
+
+
 async def test_arrival_that_raises(anyio_backend):
     """A posted call that raises has landed, and code outside tasks cannot act after it."""
     landed, acts, over = [], [], anyio.Event()

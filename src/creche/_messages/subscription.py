@@ -144,9 +144,8 @@ class Subscription(Generic[MessageT]):
         self._backend: Backend
         self._is_read = False
         self._is_over = False
-        # The reader's loop, if the node is not open yet and so has none.
-        self._token: lowlevel.EventLoopToken | None = None
-        self._thread = 0
+        self._token: lowlevel.EventLoopToken  # of the reader's loop, as is the next
+        self._thread: int
 
     def __repr__(self) -> str:
         names = ", ".join(each.__qualname__ for each in self._types)
@@ -179,13 +178,12 @@ class Subscription(Generic[MessageT]):
         news, self._news = self._news, None
         if news is None:
             return
-        # A node that was not open then acts at once in any thread, and in a signal handler.
-        if self._token is not None and (
-            self._thread != threading.get_ident() or self._backend.get_task() is None
-        ):
-            run_soon(self._token, partial(self._backend.wake, news))
-        else:
+        # Nodes that are not open yet, be it this one or one below, act at once in any thread, and
+        # in a signal handler.
+        if self._thread == threading.get_ident() and self._backend.get_task() is not None:
             self._backend.wake(news)
+        else:
+            run_soon(self._token, partial(self._backend.wake, news))
 
     # for its user
 
@@ -208,8 +206,8 @@ class Subscription(Generic[MessageT]):
         self._source.check()
         self._check_thread()
         nursery = self._source._nursery
+        self._token, self._thread = lowlevel.current_token(), threading.get_ident()
         if nursery.state is NEW or nursery.state is CLOSED:
-            self._token, self._thread = lowlevel.current_token(), threading.get_ident()
             self._backend = get_backend(self._token)
         else:
             self._backend = nursery.backend
