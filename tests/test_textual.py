@@ -43,7 +43,7 @@ from textual.worker_manager import WorkerManager as StockManager
 import creche
 from creche import format_tree
 from creche.textual import Creche, Worker, _app, _manager, _worker
-from helpers import RENDEZVOUS, settle, until
+from helpers import RENDEZVOUS, ExceptionGroup, leaves, settle, until
 
 PENDING, RUNNING, CANCELLED, ERROR, SUCCESS = WorkerState
 FINAL = {CANCELLED, ERROR, SUCCESS}
@@ -338,6 +338,50 @@ async def test_an_error_is_raised_bare():
             app.one.run_worker(fail)
             await pilot.pause()
     assert isinstance(caught.value.error, ValueError)
+    assert app.return_code == 1
+
+
+class Hearing(Panels):
+    """Records which workers it gets events of."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def on_worker_state_changed(self, event):
+        self.told.append(event.worker.name)
+
+
+async def test_a_worker_of_creches_own_on_a_node_of_the_app():
+    """A plain worker whose error is kept fails alone; Textual gets none of its events."""
+    app = Hearing()
+
+    async def fail():
+        raise ValueError("no")
+
+    async with app.run_test() as pilot:
+        group = app.workers.home(app).group("plain", limit=1)
+        worker = group.run_worker(fail, exit_on_error=False)
+        await worker.join()
+        app.run_worker(asyncio.sleep(0), name="Textual's")
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+    assert isinstance(worker.error, ValueError)
+    assert set(app.told) == {"Textual's"}
+
+
+async def test_an_error_of_creches_own_worker_ends_the_app():
+    """A plain worker that fails its node ends the app, whose block raises the error."""
+    app = Panels()
+
+    async def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with app.run_test() as pilot:
+            app.workers.home(app.one).run_worker(fail)
+            await pilot.pause()
+    assert [str(each) for each in leaves(caught.value)] == ["no"]
     assert app.return_code == 1
 
 

@@ -86,7 +86,7 @@ class Worker(Generic[ResultType]):
 
     Usually made by ``Node.run_worker()`` or ``@work``. If you make one yourself, pass it to
     ``Node.workers.add_worker()``. A subclass may implement ``run()`` and then needs no ``work``.
-    It may give ``node`` and ``state`` another meaning: the library reads what it keeps itself.
+    It may override ``node`` and ``state``: Creche itself uses values of its own.
 
     Args:
         node: The node that owns the worker.

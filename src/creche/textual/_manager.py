@@ -31,9 +31,13 @@ class Home(creche.Node):
         self._manager = manager
 
     def on_worker_state_changed(self, event: creche.Worker.StateChanged) -> None:
-        """Tell the widget about the change, and the app about an error."""
+        """Tell the widget about the change, and the app about an error.
+
+        A worker that was started on the node itself is a plain one, which Textual does not know.
+        """
         worker: Any = event.worker
-        self._owner.post_message(stock.Worker.StateChanged(worker, STATES[event.state]))
+        if isinstance(worker, Worker):
+            self._owner.post_message(stock.Worker.StateChanged(worker, STATES[event.state]))
         self._manager._tell(worker)
 
     async def __aexit__(self, *error: object) -> bool:
@@ -71,7 +75,7 @@ class WorkerManager(worker_manager.WorkerManager):
             The node. It closes when Textual unmounts the widget.
 
         Raises:
-            WorkerError: Textual's: the app is not running.
+            WorkerError: Textual's: the app is not running, and so has no node for a widget.
 
         Threads:
             The app's event loop only.
@@ -120,7 +124,7 @@ class WorkerManager(worker_manager.WorkerManager):
         """Log a change in the developer console, and tell the app about an error that ends it."""
         error = worker.error
         self._owner.log.worker(worker, *([] if error is None else ["failed", repr(error)]))
-        if error is not None and worker.exits_app:
+        if error is not None and getattr(worker, "exits_app", worker.exit_on_error):
             self._untold.append(error)
             self._owner.call_later(self._fail, error)
 
