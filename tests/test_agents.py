@@ -254,8 +254,8 @@ def test_misuse():
     """Invalid arguments are refused at once."""
     jobs = Jobs(Node("app"))
     for options, text in (
-        ({"owner": ""}, "owner must be a text, not empty, not ''"),
-        ({"owner": None}, "owner must be a text, not empty, not None"),
+        ({"owner": ""}, "owner must be a str that is not empty, not ''"),
+        ({"owner": None}, "owner must be a str that is not empty, not None"),
         ({"most": 0}, "most must be a number of jobs, 1 or more, not 0"),
         ({"most": 1.5}, "most must be a number of jobs, 1 or more, not 1.5"),
         ({"limit": 0}, "limit"),

@@ -251,7 +251,7 @@ async def test_call_from_thread_is_a_method_of_every_node():
         assert await page.run_worker(thread, thread=True) == threading.get_ident()
         with pytest.raises(
             WorkerError,
-            match=r"call_from_thread\(\) is for other threads .* on the loop, call",
+            match=r"was called in the thread of the event loop of .*; call the function directly$",
         ):
             page.call_from_thread(threading.get_ident)
 

@@ -787,11 +787,11 @@ async def test_shutdown_while_a_handler_hangs():
 async def test_shutdown_misused():
     """shutdown() needs an open node, a valid grace period, and the event loop of the node."""
     app = Node("app")
-    with pytest.raises(WorkerError, match="is for an open node"):
+    with pytest.raises(WorkerError, match="which is not open yet$"):
         await app.shutdown()
 
     async def elsewhere():
-        with pytest.raises(WorkerError, match="and its own event loop"):
+        with pytest.raises(WorkerError, match="outside its event loop; from a thread use"):
             await app.shutdown()
 
     async with app:

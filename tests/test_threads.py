@@ -577,7 +577,7 @@ async def test_call_from_a_foreign_thread():
     assert got.result(0) == 3  # on its way as the block was left, so the node waited
 
     def too_late():
-        with pytest.raises(WorkerError, match="node 'app' is closed; nothing can be called"):
+        with pytest.raises(WorkerError, match="through node 'app', which is closed$"):
             app.call_from_thread(add, 1, 2)
 
     await anyio.to_thread.run_sync(too_late)
@@ -586,7 +586,7 @@ async def test_call_from_a_foreign_thread():
 async def test_call_from_the_loop():
     """On the loop itself the call would never end, so it is an error."""
     async with Node() as app:
-        with pytest.raises(WorkerError, match="is for other threads than that of the node's"):
+        with pytest.raises(WorkerError, match="thread of the event loop of node 'Node'; call the"):
             app.call_from_thread(add, 1, 2)
     with pytest.raises(WorkerError, match="not open yet"):
         Node().call_from_thread(add, 1, 2)

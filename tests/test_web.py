@@ -486,13 +486,13 @@ async def test_answer(framework):
             {"key": "name", "question": "Which column?", "schema": {"type": "string"}}
         ]
         answer = await client.post(path(job, "/answers"), json={"key": "x", "value": 1})
-        assert "asks nothing of the key 'x'" in problem(answer, 409)
+        assert "has no open question with the key 'x'" in problem(answer, 409)
         answer = await client.post(path(job, "/answers"), json={"key": "name", "value": [1]})
         assert (answer.status_code, answer.json()["questions"]) == (200, [])
         await job.join()
         assert (await client.get(path(job, "/result"))).json() == [1]
         answer = await client.post(path(job, "/answers"), json={"key": "name", "value": 1})
-        assert "it asks nothing" in problem(answer, 409)
+        assert "its open questions: none" in problem(answer, 409)
 
 
 @pytest.mark.parametrize(

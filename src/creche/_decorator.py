@@ -128,7 +128,8 @@ def work(
         group: The group; by default ``"default"``, or the function's name with ``exclusive`` or
             ``limit``.
         exit_on_error: As for ``Node.run_worker()``.
-        exclusive: Whether each call cancels the earlier calls of the same node and group.
+        exclusive: Whether each call cancels earlier ones on the same node: with ``group`` all work
+            in it that is unfinished, otherwise only earlier calls of this function.
         description: A longer text for people; by default the call as it was made.
         thread: Whether to run the function in a thread.
         daemon: Whether the node may close without waiting for the worker.

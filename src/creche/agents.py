@@ -56,7 +56,7 @@ class JobTools:
         if not isinstance(jobs, Jobs):
             raise WorkerError(f"JobTools() takes Jobs, not {jobs!r:.100}")
         if not isinstance(owner, str) or not owner:
-            raise WorkerError(f"owner must be a text, not empty, not {owner!r:.100}")
+            raise WorkerError(f"owner must be a str that is not empty, not {owner!r:.100}")
         if not isinstance(most, int) or most < 1:
             raise WorkerError(f"most must be a number of jobs, 1 or more, not {most!r:.100}")
         jobs.node.group(group, limit=limit)

@@ -344,7 +344,7 @@ class SignalReceived(SystemExit):
 
 @asynccontextmanager
 async def stop_on_signals(node: Node, grace: float = 30) -> AsyncGenerator[None]:
-    """End a node, its block and the program by a signal.
+    """Shut a node down and end the program when a signal arrives.
 
     ``async with stop_on_signals(app), app: ...``: the first SIGINT or SIGTERM shuts
     the node down, and then cancels what is left of the block. A second one cancels the node

@@ -86,17 +86,22 @@ class Caller:
 def make_call(node: Node, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Call a function on the loop and wait for its value, see ``Node.call_from_thread()``."""
     bridge = node._creche_nursery.bridge
+    if bridge.thread is None:
+        raise WorkerError(
+            f"cannot make a call through {node._creche_label()}, which is not open yet; enter its "
+            "block first"
+        )
     if not bridge.is_foreign:
         raise WorkerError(
-            "call_from_thread() is for other threads than that of the node's event loop, "
-            f"and for open nodes ({node._creche_label()} is "
-            f"{node._creche_nursery.state.value}); on the loop, call the function"
+            f"call_from_thread() was called in the thread of the event loop of "
+            f"{node._creche_label()}; call the function directly"
         )
     caller, future = Caller(without_far(current.get(None))), Future[Any]()
     begin = partial(begin_call, node, caller, fn, args, future)
     if not bridge.post(begin, partial(fail, future)):
         raise WorkerError(
-            f"{node._creche_label()} is {node._creche_nursery.state.value}; nothing can be called"
+            f"cannot make a call through {node._creche_label()}, which is "
+            f"{node._creche_nursery.state.value}"
         )
     return await_answer(future, bridge.token)
 

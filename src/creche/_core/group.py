@@ -463,7 +463,9 @@ class WorkerGroup:
         cancel_each(self, reason)
 
     async def wait(self) -> None:
-        """Wait until all started workers that are in the group now have ended. Raises no errors.
+        """Wait until all started workers of the group have ended. Raises no errors of theirs.
+
+        Those that are started later are not waited for.
 
         Cancelling this call ends the wait; the workers go on.
 

@@ -207,7 +207,8 @@ class Node:
             exit_on_error: Whether an error of the work fails the node. If not, it is stored and
                 logged. ``None`` means: as the node says.
             start: Whether to start the worker. If not, see ``WorkerManager.start_all()``.
-            exclusive: Whether to cancel the unfinished workers of the same group at the start.
+            exclusive: Whether to cancel earlier work at the start: with ``group`` all that is
+                unfinished in it, otherwise only earlier runs of the same function.
             thread: Whether to run the work in a thread; async work gets its own event loop there.
             daemon: Whether the node may close without waiting for the worker.
             abandon_on_cancel: Whether a cancelled thread, or other work that runs elsewhere and
@@ -339,7 +340,7 @@ class Node:
 
         Returns:
             Whether it will be delivered: ``False`` once the node is closed. A message from the
-            thread of a worker is dropped if the worker is cancelled before it is handled.
+            thread of a worker is dropped if that is cancelled before it reaches the event loop.
 
         Raises:
             WorkerError: It is not a ``Message``.
@@ -542,7 +543,7 @@ class Node:
 
         The node opens a turn or two of the event loop later. Until then it takes work, which stays
         PENDING, and nodes can be attached to it. It stays open until ``remove()``, or until this
-        node is left. Its errors are raised by this node's block, even that it could not be opened.
+        node is left. Its errors, including a failure to open, are raised by this node's block.
 
         Args:
             child: A node that was never opened and has no parent.

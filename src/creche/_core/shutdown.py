@@ -66,10 +66,12 @@ def _check(node: Node, grace: float) -> None:
     if not grace >= 0:
         raise WorkerError(f"grace must be 0 seconds or more, not {grace!r}")
     nursery = node._creche_nursery
-    if nursery.state is NEW or nursery.bridge.is_elsewhere:
+    if nursery.state is NEW:
+        raise WorkerError(f"cannot shut down {node._creche_label()}, which is not open yet")
+    if nursery.bridge.is_elsewhere:
         raise WorkerError(
-            f"shutdown() is for an open node and its own event loop; {node._creche_label()} "
-            f"is {nursery.state.value}"
+            f"cannot shut down {node._creche_label()} outside its event loop; from a thread use "
+            "node.call_from_thread(node.shutdown)"
         )
 
 

@@ -332,7 +332,7 @@ class Worker(Generic[ResultType]):
 
     @property
     def result(self) -> ResultType | None:
-        """What the work returned, even if it was cancelled by then; ``None`` before its end."""
+        """What the work returned, even if the worker was cancelled meanwhile; ``None`` before."""
         if self._state is SUCCESS or self._state is CANCELLED:
             return cast("ResultType | None", self._outcome)
         return None
@@ -561,8 +561,8 @@ class Worker(Generic[ResultType]):
         final change, even if the worker has already ended.
 
         Args:
-            types: What to listen to: ``Worker.StateChanged``, ``Worker.ProgressChanged``; by
-                default both.
+            types: What to listen to: the events of ``Worker``; by default ``StateChanged`` and
+                ``ProgressChanged``.
 
         Returns:
             The subscription, see ``Node.subscribe()``.
@@ -707,9 +707,10 @@ class Worker(Generic[ResultType]):
     def cancel(self, reason: object = None) -> None:
         """Request cancellation. Only the first request counts; a finished worker does not change.
 
-        A worker that has not started is CANCELLED at once, and its work is never called. In a
-        running one, the next checkpoint raises the backend's cancellation, and it never reports
-        SUCCESS, whatever it does. A thread has to ask, see ``check_cancelled()``.
+        If the work has not begun, it is never called, and the worker becomes CANCELLED: at once on
+        the event loop, soon after in another thread. In a running worker, the next checkpoint
+        raises the backend's cancellation. It never ends SUCCESS then, whatever it does. A thread
+        has to ask, see ``check_cancelled()``.
 
         Args:
             reason: Anything that says why; see ``cancel_reason``.

@@ -33,7 +33,7 @@ if sys.version_info < (3, 11):  # pragma: no cover (one of the two branches runs
 
 
 class WorkerError(Exception):
-    """The base of all errors of the library: a worker, or the way it was used, is wrong."""
+    """The base of the library's errors, except ``RestartsExhausted`` and ``SignalReceived``."""
 
     _is_refusal = False  # whether a node says that it takes no more work
 

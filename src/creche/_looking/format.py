@@ -41,8 +41,8 @@ def format_tree(node: Node, *, stacks: bool = False) -> str:
 
     Args:
         node: The node.
-        stacks: Whether to show where in the code each of these workers is, the innermost of at
-            most 20 places last. That takes about a millisecond for each of them.
+        stacks: Whether to show the stack of each running worker: at most 20 frames, the innermost
+            last. That takes about a millisecond for each.
 
     Returns:
         The text, without a line break at its end.

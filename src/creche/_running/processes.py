@@ -49,7 +49,8 @@ class Processes:
 
     Args:
         size: How many at once; by default one for each processor.
-        grace: Seconds that cancelled work has to end by itself, before its process is killed.
+        grace: Seconds that cancelled work has to end by itself, before its process is killed; none
+            with ``abandon_on_cancel``.
         idle: Seconds after which an idle process ends; ``None`` for never.
 
     Raises:

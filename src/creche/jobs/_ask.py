@@ -93,7 +93,9 @@ def find_job(call: str) -> Job[Any]:
     """
     job = current_job.get(None)
     if job is None:
-        raise WorkerError(f"{call} is for the work of a job; start it by Jobs.submit()")
+        raise WorkerError(
+            f"{call} was called outside the work of a job; start the work with Jobs.submit()"
+        )
     return job
 
 
@@ -105,7 +107,7 @@ def make_question(key: object, question: object, schema: Any) -> Question:
     """
     for what, text in (("key", key), ("question", question)):
         if not isinstance(text, str) or not text:
-            raise WorkerError(f"{what} must be a text, not empty, not {text!r:.100}")
+            raise WorkerError(f"{what} must be a str that is not empty, not {text!r:.100}")
     if schema is not None and not isinstance(schema, dict):
         raise WorkerError(f"schema must be a dict, a JSON schema, not {schema!r:.100}")
     try:

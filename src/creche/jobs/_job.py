@@ -283,9 +283,10 @@ class Job(Generic[T]):
         with lock:
             waiting = (self._waiting or {}).pop(key, None)
         if waiting is None:
-            asked = ", ".join(repr(each.key) for each in self.status.questions) or "nothing"
+            asked = ", ".join(repr(each.key) for each in self.status.questions) or "none"
             raise WorkerError(
-                f"{self._label()} asks nothing of the key {key!r:.100}; it asks {asked}"
+                f"{self._label()} has no open question with the key {key!r:.100}; "
+                f"its open questions: {asked}"
             )
         waiting.answer(value)
         self._tell_news()

@@ -204,7 +204,7 @@ class Jobs:
         """Return a job by its id.
 
         Args:
-            job_id: The id. Anything that is not an id is simply unknown.
+            job_id: The id. Any other string is simply unknown.
 
         Returns:
             The job; ``None`` if there is none with that id, or it is no longer kept.

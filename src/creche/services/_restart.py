@@ -43,7 +43,7 @@ class Backoff:
     Args:
         first: Seconds before the first restart.
         longest: The maximum, in seconds.
-        factor: By how much each wait is longer than the one before.
+        factor: Each wait is the one before times this, 1 or more.
         jitter: The part of each wait, from 0 to 1, that is random, so that services that
             failed together do not all come back at the same moment. It makes waits shorter.
 

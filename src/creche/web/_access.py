@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from creche.jobs import Job, Jobs, JobStatus
 
 Action: TypeAlias = Literal["read", "cancel", "answer", "list", "watch", "cancel_worker"]
-"""What is asked for: of a job, the list of one's jobs, or, on the page, of all workers."""
+"""What a request wants to do: with a job, the list of the caller's jobs, or workers on the page."""
 
 Authorize: TypeAlias = "Callable[[Request, Action, JobStatus | None], bool | Awaitable[bool]]"
 """Tells whether a request is allowed; may raise an ``HTTPException`` instead."""
