@@ -399,7 +399,7 @@ async def test_ask():
         assert status.status == "input_required"
         assert status.questions == (Question("name", "Which column?", {"type": "string"}),)
         with pytest.raises(
-            WorkerError, match=r"has no open question with the key 'nam'; .*: 'name'$"
+            WorkerError, match=r"no open question with the key 'nam'; .*: 'name'$"
         ):
             job.answer("nam", 1)
         job.answer("name", {"column": 2})

@@ -787,7 +787,7 @@ async def test_shutdown_while_a_handler_hangs():
 async def test_shutdown_misused():
     """shutdown() needs an open node, a valid grace period, and the event loop of the node."""
     app = Node("app")
-    with pytest.raises(WorkerError, match="which is not open yet$"):
+    with pytest.raises(WorkerError, match=r"which is not open yet$"):
         await app.shutdown()
 
     async def elsewhere():

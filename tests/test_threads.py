@@ -577,7 +577,7 @@ async def test_call_from_a_foreign_thread():
     assert got.result(0) == 3  # on its way as the block was left, so the node waited
 
     def too_late():
-        with pytest.raises(WorkerError, match="through node 'app', which is closed$"):
+        with pytest.raises(WorkerError, match=r"through node 'app', which is closed$"):
             app.call_from_thread(add, 1, 2)
 
     await anyio.to_thread.run_sync(too_late)
