@@ -36,7 +36,7 @@ class Home(creche.Node):
         A worker that was started on the node itself is a plain one, which Textual does not know.
         """
         worker: Any = event.worker
-        if isinstance(worker, Worker):
+        if issubclass(type(worker), Worker):
             self._owner.post_message(stock.Worker.StateChanged(worker, STATES[event.state]))
         self._manager._tell(worker)
 
