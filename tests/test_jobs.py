@@ -398,9 +398,7 @@ async def test_ask():
             status = await anext(stream)
         assert status.status == "input_required"
         assert status.questions == (Question("name", "Which column?", {"type": "string"}),)
-        with pytest.raises(
-            WorkerError, match=r"no open question with the key 'nam'; .*: 'name'$"
-        ):
+        with pytest.raises(WorkerError, match=r"no open question with the key 'nam'; .*: 'name'$"):
             job.answer("nam", 1)
         job.answer("name", {"column": 2})
         with pytest.raises(WorkerError, match=r"its open questions: none$"):
